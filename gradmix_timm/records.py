@@ -1,0 +1,92 @@
+"""The frozen records that pass between rooms: mixes, captured layers, attribution maps, embeddings.
+
+Letters in shapes: B batch, C channels, H x W image in pixels, h x w grid of a layer, K known classes, N images,
+D feature width, P projection width.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw']
+
+
+@dataclass(frozen=True, slots=True)
+class MixDraw:
+    """Everything random about one mixed batch, drawn once; ``mixer.apply`` needs nothing else.
+
+    Boxes are half-open pixels in timm's order (yl, yh, xl, xh), inside the image; an empty box leaves its row unmixed.
+
+    Attributes:
+        partner: Row whose pixels are pasted, int64 [B].
+        src: Box read from the partner, int64 [B, 4].
+        dst: Box written in the row's own image, int64 [B, 4].
+        lam: Share of own pixels kept, measured after clipping, float32 [B] in [0, 1].
+        weight: Label weights (own, partner), float32 [B, 2].
+        mask: Share of own pixel kept at each place, float32 [B, 1, H, W]; None where the boxes say it all.
+        noise_seed: Seed of the fill where it is noise, else None.
+        fallback: Rows placed at random because their attribution map was flat or not finite, bool [B].
+        name: The mixer that drew.
+    """
+
+    partner: Tensor
+    src: Tensor
+    dst: Tensor
+    lam: Tensor
+    weight: Tensor
+    mask: Tensor | None
+    noise_seed: int | None
+    fallback: Tensor
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """One layer's output and the gradient of the score there, folded to the grid and detached.
+
+    Attributes:
+        activation: [B, C, h, w], the model's dtype.
+        gradient: d(sum over images of the score) / d(activation), [B, C, h, w].
+        logits: float32 [B, K].
+        layer: Dotted module name, with ``[i]`` where the module returns a tuple.
+    """
+
+    activation: Tensor
+    gradient: Tensor
+    logits: Tensor
+    layer: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttributionMap:
+    """Where in each image the model finds its evidence.
+
+    Attributes:
+        map: float32 [B, h, w], >= 0; each row sums to 1, or is all zero where ``degenerate``.
+        degenerate: Rows whose map was flat zero or not finite, bool [B].
+        stride: Pixels per grid cell (H / h, W / w).
+    """
+
+    map: Tensor
+    degenerate: Tensor
+    stride: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """What one pass over a data set leaves behind; every score is computed from this alone.
+
+    Attributes:
+        logits: float32 [N, K].
+        features: Input of the classifier, float32 [N, D].
+        projection: Output of a projection head, float32 [N, P], or None.
+        label: Position in the list of known classes, int64 [N]; -1 for an unknown.
+        index: Position in the data set, int64 [N].
+    """
+
+    logits: Tensor
+    features: Tensor
+    projection: Tensor | None
+    label: Tensor
+    index: Tensor

@@ -1,0 +1,75 @@
+"""A registry: names to entries, each with one line of summary, and errors that name the nearest."""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+__all__ = ['Registry', 'nearest']
+
+T = TypeVar('T')
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words for an error message: the closest known names, then all of them.
+
+    Example:
+        >>> nearest('gradmx', ['cutmix', 'gradmix'])
+        "did you mean 'gradmix'? Known: cutmix, gradmix"
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    hint = f'did you mean {" or ".join(repr(n) for n in close)}? ' if close else ''
+    return f'{hint}Known: {", ".join(names)}'
+
+
+class Registry(Generic[T]):
+    """Names to entries of one kind, in order of registration.
+
+    Args:
+        kind: What an entry is, for messages ('mixer', 'score').
+
+    Example:
+        >>> colours = Registry('colour')
+        >>> @colours.register('red', 'long waves')
+        ... def red():
+        ...     return '#f00'
+        >>> colours['red']() , colours.describe()
+        ('#f00', {'red': 'long waves'})
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, tuple[T, str]] = {}
+
+    def register(self, name: str, summary: str) -> Callable[[T], T]:
+        """Decorator that enters a class or function under ``name``.
+
+        Raises:
+            ValueError: The name is taken, or is not a plain string without spaces or ``+``.
+        """
+        if not name or any(c in name for c in ' +\t\n'):
+            raise ValueError(f'a {self.kind} name is a word without spaces or "+", got {name!r}')
+
+        def enter(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f'{self.kind} {name!r} is registered already; choose another name')
+            self._entries[name] = (entry, summary)
+            return entry
+
+        return enter
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise ValueError(f'no {self.kind} named {name!r}: {nearest(name, self._entries)}')
+        return self._entries[name][0]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def describe(self) -> dict[str, str]:
+        """Names to their one line, in order of registration."""
+        return {name: summary for name, (_, summary) in self._entries.items()}
