@@ -1,0 +1,25 @@
+"""Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
+from .borrow import borrow, unwrap
+from .capture import capture, watch
+from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
+from .maps import CONTROLS, METHODS, SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
+
+__all__ = [
+    'CONTROLS',
+    'METHODS',
+    'SCORES',
+    'TargetLayer',
+    'attribute',
+    'borrow',
+    'capture',
+    'capture_for',
+    'default_layer',
+    'fuse',
+    'layer_maps',
+    'resolve_layers',
+    'score_function',
+    'to_pixels',
+    'unwrap',
+    'usable_layers',
+    'watch',
+]

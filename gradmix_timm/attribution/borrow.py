@@ -1,0 +1,85 @@
+"""Borrow a live model: its own module, in evaluation mode, everything put back at the end."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ['borrow', 'logits_of', 'unwrap']
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module itself, without DistributedDataParallel and ``torch.compile`` around it (weights are shared).
+
+    Raises:
+        ValueError: nn.DataParallel or a scripted module: neither lets a hook see what it should.
+        TypeError: Not an nn.Module.
+    """
+    while True:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f'expected an nn.Module to attribute, got {type(model).__name__}')
+        if isinstance(model, nn.DataParallel):
+            raise ValueError('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; '
+                             'use DistributedDataParallel (torchrun), or pass model.module')
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ValueError('a scripted model has no forward hooks; build it without --torchscript')
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, '_orig_mod', None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits [B, K] in whatever a classifier returns: a tensor, the first of a tuple, or a field ``logits``.
+
+    Raises:
+        ValueError: None of these, or not two-dimensional.
+    """
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    output = getattr(output, 'logits', output)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f'expected logits [B, K] from the model, got {shape}; a classifier is needed for attribution')
+    return output
+
+
+@contextmanager
+def _swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iterator[None]:
+    """``attribute`` set to ``value`` on each module, and put back whatever happens."""
+    before = [getattr(module, attribute) for module in modules]
+    try:
+        for module in modules:
+            setattr(module, attribute, value)
+        yield
+    finally:
+        for module, old in zip(modules, before, strict=True):
+            setattr(module, attribute, old)
+
+
+@contextmanager
+def borrow(model: nn.Module) -> Iterator[nn.Module]:
+    """The unwrapped model in evaluation mode, without checkpointing or compilation; all of it restored at the end.
+
+    Evaluation mode, so that BatchNorm statistics do not move, dropout draws nothing, and the map of an image does not
+    depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
+    ``train()`` of the user's own is not called. Random streams of the CPU and of the model's device are put back.
+    """
+    inner = unwrap(model)
+    modules = list(inner.modules())
+    devices = {p.device.index for p in inner.parameters() if p.device.type == 'cuda'}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
+        stack.enter_context(_swapped(modules, 'training', False))
+        # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
+        checkpointed = [m for m in modules if getattr(m, 'grad_checkpointing', False) is True]
+        stack.enter_context(_swapped(checkpointed, 'grad_checkpointing', False))
+        # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
+        compiled = [m for m in modules if getattr(m, '_compiled_call_impl', None) is not None]
+        stack.enter_context(_swapped(compiled, '_compiled_call_impl', None))
+        yield inner

@@ -1,0 +1,181 @@
+"""One forward and a partial backward: outputs and gradients of the score at the target layers."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.records import Captured
+
+from .borrow import borrow, logits_of, unwrap
+from .layers import TargetLayer, fold
+
+__all__ = ['Watch', 'capture', 'input_gradient', 'watch']
+
+ScoreFn = Callable[[Tensor, Tensor], Tensor]
+
+# float16 rounds gradients below 6e-8 to zero, and an untrained CaiT has none above it; maps do not depend on scale.
+_HALF_SCALE = 1024.0
+
+
+@contextmanager
+def _plain_modes(device_type: str) -> Iterator[None]:
+    """Leave inference mode, record nothing yet, and keep the caller's autocast without writing to its weight cache."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(device_type):
+            dtype = torch.get_autocast_dtype(device_type)
+            stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
+        yield
+
+
+def _element(output: object, index: int | None) -> Tensor:
+    return output if index is None else output[index]  # type: ignore[index,return-value]
+
+
+def _with_element(output: object, index: int | None, tensor: Tensor) -> object:
+    if index is None:
+        return tensor
+    items = list(output)  # type: ignore[call-overload]
+    items[index] = tensor
+    return type(output)(items) if isinstance(output, list) else tuple(items)
+
+
+class Watch:
+    """Outputs of the target layers of one forward pass, kept for a gradient.
+
+    The layer's consumers get a clone: an in-place operation behind the layer would otherwise overwrite what is kept.
+
+    Args:
+        targets: Layers to watch.
+        cut: Start the graph at the first target reached (separate pass); else keep the forward's own graph.
+    """
+
+    def __init__(self, targets: Sequence[TargetLayer], cut: bool) -> None:
+        self.targets = tuple(targets)
+        self.outputs: list[Tensor | None] = [None] * len(self.targets)
+        self.fired = [0] * len(self.targets)
+        self._cut = cut
+
+    def hook(self, position: int) -> Callable:
+        """The forward hook of one target."""
+        index = self.targets[position].index
+
+        def keep(module: nn.Module, args: object, output: object) -> object:
+            self.fired[position] += 1
+            tensor = _element(output, index)
+            if self._cut:
+                if not tensor.requires_grad:
+                    tensor = tensor.detach().requires_grad_()
+                torch.set_grad_enabled(True)
+            self.outputs[position] = tensor
+            return _with_element(output, index, tensor.clone())
+
+        return keep
+
+    def captured(self, logits: Tensor, score: Tensor, image_size: tuple[int, int], retain_graph: bool = False,
+                 ) -> list[Captured]:
+        """Gradient of the summed score at every target; no parameter's ``.grad`` is touched.
+
+        Args:
+            logits: [B, K], for the record.
+            score: float32 [B], or a scalar already summed over images.
+            image_size: (H, W) of the images, for tokens.
+            retain_graph: Keep the graph for a training backward.
+
+        Raises:
+            RuntimeError: A target did not run exactly once.
+            ValueError: A target has no path to the score.
+        """
+        for target, count in zip(self.targets, self.fired, strict=True):
+            if count != 1:
+                raise RuntimeError(f'layer {target} ran {count} times in one forward, expected once; '
+                                   'choose another with --gradmix-layers')
+        outputs = [output for output in self.outputs if output is not None]
+        half = any(output.dtype == torch.float16 for output in outputs)
+        scale = _HALF_SCALE if half else 1.0
+        grads = torch.autograd.grad(score.sum() * scale, outputs, retain_graph=retain_graph, allow_unused=True)
+        found = []
+        for target, output, grad in zip(self.targets, outputs, grads, strict=True):
+            if grad is None:
+                raise ValueError(f'layer {target} does not lead to the logits; choose another with --gradmix-layers')
+            found.append(Captured(
+                activation=fold(output.detach(), target, image_size),
+                gradient=fold(grad.float() / scale if half else grad, target, image_size),
+                logits=logits.detach(),
+                layer=str(target)))
+        return found
+
+
+@contextmanager
+def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -> Iterator[Watch]:
+    """Hooks on the targets for the duration of the block; with ``cut=False`` a training forward serves attribution too.
+
+    Example:
+        >>> from gradmix_timm.attribution import resolve_layers
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
+        >>> with watch(net, resolve_layers(net, (1, 8, 8), '1')) as seen:
+        ...     logits = net(torch.rand(3, 1, 8, 8))
+        >>> seen.captured(logits, logits[:, 0], (8, 8), retain_graph=True)[0].gradient.shape
+        torch.Size([3, 4, 8, 8])
+    """
+    kept = Watch(targets, cut)
+    inner = unwrap(model)
+    handles = []
+    try:
+        for position, target in enumerate(kept.targets):
+            handles.append(inner.get_submodule(target.name).register_forward_hook(kept.hook(position)))
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain(images: Tensor) -> Tensor:
+    """An inference tensor cannot be saved for backward: copy it."""
+    return images.clone() if images.is_inference() else images
+
+
+def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[TargetLayer], score: ScoreFn,
+            ) -> list[Captured]:
+    """One forward, and a backward that stops at the target nearest the input; before it no graph is kept.
+
+    Works in training and evaluation, under ``no_grad``, ``inference_mode`` and autocast, on frozen backbones, and on
+    the module inside DDP or ``torch.compile``.
+
+    Args:
+        model: Classifier; wrappers are taken off, state is borrowed (see :func:`borrow`).
+        images: [B, C, H, W] on the model's device.
+        labels: What ``score`` takes, int64 [B] or float [B, K].
+        targets: Layers from :func:`gradmix_timm.attribution.resolve_layers`.
+        score: ``(logits float32 [B, K], labels) -> [B]``.
+
+    Returns:
+        One record a target, in the order of ``targets``.
+    """
+    device_type = images.device.type
+    with borrow(model) as inner, _plain_modes(device_type), watch(inner, targets, cut=True) as kept:
+        logits = logits_of(inner(_plain(images)))
+        with torch.autocast(device_type, enabled=False):
+            logits = logits.float()
+            return kept.captured(logits, score(logits, _plain(labels)), tuple(images.shape[2:]))
+
+
+def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: ScoreFn) -> Captured:
+    """The same at the input: the whole graph, p = 1.
+
+    Returns:
+        A record with ``activation`` the images and ``gradient`` d score / d images, [B, C, H, W].
+    """
+    device_type = images.device.type
+    with borrow(model) as inner, _plain_modes(device_type), torch.enable_grad():
+        leaf = _plain(images).detach().clone().requires_grad_()
+        logits = logits_of(inner(leaf))
+        with torch.autocast(device_type, enabled=False):
+            scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+            logits = logits.float()
+            grad = torch.autograd.grad(score(logits, _plain(labels)).sum() * scale, leaf)[0].float() / scale
+    return Captured(activation=leaf.detach(), gradient=grad, logits=logits.detach(), layer='input')

@@ -1,0 +1,174 @@
+"""From captured layers to one attribution map an image: what is differentiated, how it is weighed, how it is fused."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmix_timm.records import AttributionMap, Captured
+from gradmix_timm.registry import Registry
+
+from .capture import capture, input_gradient
+from .layers import resolve_layers
+
+__all__ = [
+    'CONTROLS', 'METHODS', 'SCORES', 'attribute', 'capture_for', 'fuse', 'layer_maps', 'score_function',
+    'to_pixels',
+]
+
+#: Names that stand for a map without a model: a random place, the centre of the image.
+CONTROLS = ('random', 'center')
+
+#: What is differentiated: (logits float32 [B, K], labels) -> float32 [B].
+SCORES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('score')
+#: How activation and gradient make a map: (A, G) float32 [B, C, h, w] -> [B, h, w], before its ReLU.
+METHODS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('attribution')
+
+
+def _weigh(values: Tensor, labels: Tensor) -> Tensor:
+    """The entry of each row's label, or their sum weighted by soft labels."""
+    if labels.dim() == 1:
+        return values.gather(1, labels[:, None])[:, 0]
+    return (values * labels).sum(1)
+
+
+@SCORES.register('evidence', 'log-odds of the label, z_y - logsumexp of the others')
+def evidence(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-odds of the label: z_y - logsumexp_{k != y} z_k, float32 [B].
+
+    Its gradient is that of -CE divided by (1 - p_y): the same direction for every image, without fading as the model
+    grows sure. Soft labels [B, K] weight the log-odds of every class. With one logit it is that logit.
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if labels.dim() == 1:
+        own = F.one_hot(labels, logits.shape[1]).bool()
+        return _weigh(logits, labels) - logits.masked_fill(own, -torch.inf).logsumexp(1)
+    # log(1 - p) is exact from p below the top class (p <= 1/2); for the top class leave it out of the sum instead.
+    top = F.one_hot(logits.argmax(1), logits.shape[1]).bool()
+    total = logits.logsumexp(1, keepdim=True)
+    others = logits.masked_fill(top, -torch.inf).logsumexp(1, keepdim=True)
+    share = (logits - total).exp().masked_fill(top, 0.0)
+    return _weigh(logits - torch.where(top, others, total + torch.log1p(-share)), labels)
+
+
+@SCORES.register('logit', "the label's logit z_y")
+def logit(logits: Tensor, labels: Tensor) -> Tensor:
+    """z_y, or the logits weighted by soft labels, float32 [B]."""
+    return _weigh(logits, labels)
+
+
+@SCORES.register('loss', "+cross-entropy, the direction of the authors' code: what speaks against the label")
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, float32 [B]."""
+    return -_weigh(logits.log_softmax(1), labels)
+
+
+def score_function(score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A registered score by name, or the callable itself."""
+    return score if callable(score) else SCORES[score]
+
+
+@METHODS.register('layercam', 'sum over channels of relu(G) * A (LayerCAM, Jiang et al. 2021)')
+def layercam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """LayerCAM: sum_c relu(G) * A."""
+    return (gradient.relu() * activation).sum(1)
+
+
+@METHODS.register('hirescam', 'sum over channels of G * A (HiResCAM, arXiv:2011.08891); keeps signed activations')
+def hirescam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """HiResCAM: sum_c G * A."""
+    return (gradient * activation).sum(1)
+
+
+@METHODS.register('gradcam', 'sum over channels of mean(G) * A (Grad-CAM, arXiv:1610.02391)')
+def gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Grad-CAM: sum_c mean_hw(G) * A."""
+    return (gradient.mean((2, 3), keepdim=True) * activation).sum(1)
+
+
+@METHODS.register('input-gradient', 'norm over channels of the gradient at the input; a full backward')
+def _input_gradient(activation: Tensor, gradient: Tensor) -> Tensor:
+    """Euclidean norm over channels of d score / d image."""
+    return gradient.norm(dim=1)
+
+
+def layer_maps(captured: Sequence[Captured], method: str = 'layercam') -> list[Tensor]:
+    """One map a layer, float32 [B, h, w] >= 0, each row divided by its own maximum; a flat or broken row is all zero.
+
+    No absolute epsilon: maxima at initialisation run from 1e-12 to 1 over timm's families.
+    """
+    maps = []
+    for layer in captured:
+        raw = METHODS[method](layer.activation.float(), layer.gradient.float()).relu()
+        peak = raw.amax((1, 2), keepdim=True)
+        usable = peak.isfinite() & (peak > 0)
+        maps.append(torch.where(usable, raw / peak, torch.zeros_like(raw)))
+    return maps
+
+
+def fuse(maps: Sequence[Tensor], image_size: tuple[int, int]) -> AttributionMap:
+    """Maps of several layers resized bilinearly to the finest grid among them, summed, divided by the row's sum.
+
+    Args:
+        maps: float32 [B, h_l, w_l], from :func:`layer_maps`.
+        image_size: (H, W), for the stride.
+    """
+    grid = max((tuple(m.shape[1:]) for m in maps), key=lambda g: g[0] * g[1])
+    total = torch.stack([_resize(m, grid) for m in maps]).sum(0)
+    mass = total.sum((1, 2), keepdim=True)
+    degenerate = mass[:, 0, 0] <= 0
+    share = torch.where(mass > 0, total / mass, torch.zeros_like(total))
+    return AttributionMap(share, degenerate, (image_size[0] / grid[0], image_size[1] / grid[1]))
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[1:]) == tuple(size):
+        return maps
+    return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
+
+
+def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps on a grid, resized bilinearly (align_corners=False) to pixels: float32 [B, H, W]."""
+    return _resize(maps, size)
+
+
+def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',
+                score: str | Callable = 'evidence') -> list[Captured]:
+    """What ``method`` needs of one pass: the target layers, or the input for 'input-gradient'."""
+    function = score_function(score)
+    if method == 'input-gradient':
+        return [input_gradient(model, images, labels, function)]
+    targets = resolve_layers(model, tuple(images.shape[1:]), layers)
+    return capture(model, images, labels, targets, function)
+
+
+def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',
+              score: str | Callable = 'evidence') -> AttributionMap:
+    """Where in each image the model finds its evidence; the model is left bit for bit as it was.
+
+    G = d score / d A at the layer's output A. layercam: relu(sum_c relu(G) A); hirescam: relu(sum_c G A); gradcam:
+    relu(sum_c mean(G) A). Each layer's map is divided by its own per-image maximum in float32, resized to the finest
+    grid among the layers, summed, divided by its sum.
+
+    Args:
+        model: Any classifier, timm's or not, in any mode.
+        images: [B, C, H, W] float.
+        labels: int64 [B] or float [B, K].
+        layers: None for the default rule, stage numbers (-1 the deepest usable), module names, or several of them.
+        method: A name of ``METHODS``.
+        score: A name of ``SCORES`` or a callable ``(logits, labels) -> [B]``.
+
+    Returns:
+        Map float32 [B, h, w] on the finest grid; degenerate rows (flat or not finite) are all zero and flagged.
+
+    Raises:
+        ValueError: Unknown layer, method or score; a model without a spatial map.
+    """
+    if method in CONTROLS:
+        raise ValueError(f'{method!r} is a control without a map; maps are made by: {", ".join(METHODS)}')
+    METHODS[method]
+    captured = capture_for(model, images, labels, layers, method, score)
+    return fuse(layer_maps(captured, method), tuple(images.shape[2:]))

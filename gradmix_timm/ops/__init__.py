@@ -1,0 +1,21 @@
+"""Pure tensor functions: no randomness of their own, no model."""
+from .boxes import argmax_center, box_lam, box_mask, box_mass, boxes_at, boxes_inside, sample_center, window_boxes
+from .paste import blend, noise_fill, paste, paste_resized
+from .targets import mix_targets, soft_targets
+
+__all__ = [
+    'argmax_center',
+    'blend',
+    'box_lam',
+    'box_mask',
+    'box_mass',
+    'boxes_at',
+    'boxes_inside',
+    'mix_targets',
+    'noise_fill',
+    'paste',
+    'paste_resized',
+    'sample_center',
+    'soft_targets',
+    'window_boxes',
+]

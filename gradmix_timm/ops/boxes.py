@@ -1,0 +1,202 @@
+"""Boxes as tensors: their sides, where to put them, what they hide. No randomness, no model, no loop over images."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    'argmax_center',
+    'box_lam',
+    'box_mask',
+    'box_mass',
+    'boxes_at',
+    'boxes_inside',
+    'sample_center',
+    'window_boxes',
+]
+
+
+def _check_boxes(boxes: Tensor) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or boxes.dtype != torch.int64:
+        raise ValueError(f'expected boxes int64 [B, 4] (yl, yh, xl, xh), got {boxes.dtype} {list(boxes.shape)}')
+
+
+def box_lam(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Share of each image that survives a rectangular paste.
+
+    Measured from the clipped box, not from the Beta draw (timm: ``correct_lam``):
+    lam = 1 - (yh - yl)(xh - xl) / (H W).  CutMix, arXiv:1905.04899, eqs. 1-2.
+
+    Args:
+        boxes: Half-open pixels (yl, yh, xl, xh), int64 [B, 4], inside the image.
+        size: Image (H, W) in pixels.
+
+    Returns:
+        float32 [B] in [0, 1], same device; 1 means that nothing is pasted.
+
+    Raises:
+        ValueError: Wrong shape or dtype.
+
+    Example:
+        >>> box_lam(torch.tensor([[0, 16, 0, 16], [4, 4, 0, 9]]), (32, 32))
+        tensor([0.7500, 1.0000])
+    """
+    _check_boxes(boxes)
+    area = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    return 1 - area.float() / (size[0] * size[1])
+
+
+def boxes_at(center: Tensor, sides: Tensor, size: tuple[int, int], placement: str = 'clip') -> Tensor:
+    """Boxes around given centres, cut at the border (``clip``, as CutMix) or pushed inside (``shift``).
+
+    The box starts ``side // 2`` before the centre, so an odd side keeps its pixel.
+
+    Args:
+        center: Pixels (y, x), int64 [B, 2].
+        sides: Box (height, width) in pixels, int64 [B, 2].
+        size: Image (H, W).
+        placement: 'clip' or 'shift'.
+
+    Returns:
+        int64 [B, 4], half-open (yl, yh, xl, xh), inside the image.
+
+    Raises:
+        ValueError: Another placement.
+
+    Example:
+        >>> boxes_at(torch.tensor([[0, 5]]), torch.tensor([[4, 3]]), (8, 8))
+        tensor([[0, 2, 4, 7]])
+        >>> boxes_at(torch.tensor([[0, 5]]), torch.tensor([[4, 3]]), (8, 8), 'shift')
+        tensor([[0, 4, 4, 7]])
+    """
+    if placement not in ('clip', 'shift'):
+        raise ValueError(f"placement is 'clip' or 'shift', got {placement!r}")
+    limit = torch.stack([torch.full_like(sides[:, 0], n) for n in size], 1)
+    low = center - sides // 2
+    if placement == 'shift':
+        low = low.clamp(min=0).minimum((limit - sides).clamp(min=0))
+    high = (low + sides).minimum(limit)
+    low, high = low.clamp(min=0), high.clamp(min=0)
+    return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
+
+
+def boxes_inside(u: Tensor, sides: Tensor, size: tuple[int, int]) -> Tensor:
+    """Whole boxes at places given by uniform numbers: u = 0 is the top left, u -> 1 the bottom right.
+
+    Args:
+        u: float [B, 2] in [0, 1), for (y, x).
+        sides: Box (height, width), int64 [B, 2], not larger than the image.
+        size: Image (H, W).
+
+    Returns:
+        int64 [B, 4], half-open (yl, yh, xl, xh); every valid place is equally likely for uniform u.
+    """
+    room = torch.stack([n - sides[:, i] for i, n in enumerate(size)], 1)
+    low = ((room + 1) * u.double()).long().minimum(room)
+    high = low + sides
+    return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
+
+
+def _summed_area(maps: Tensor) -> Tensor:
+    """Summed-area table, float32 [B, H + 1, W + 1], with a leading row and column of zeros."""
+    return torch.nn.functional.pad(maps.float().cumsum(1).cumsum(2), (1, 0, 1, 0))
+
+
+def _pick(table: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """table[b, rows[b, i], cols[b, j]] for every b, i, j: [B, I, J]."""
+    picked = table.gather(1, rows[:, :, None].expand(-1, -1, table.shape[2]))
+    return picked.gather(2, cols[:, None, :].expand(-1, rows.shape[1], -1))
+
+
+def box_mass(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Share of each map's mass that lies inside its box.
+
+    Args:
+        maps: Non-negative, float [B, H, W], in the boxes' pixels.
+        boxes: Half-open (yl, yh, xl, xh), int64 [B, 4].
+
+    Returns:
+        float32 [B] in [0, 1]; 0 where the map is all zero.
+    """
+    _check_boxes(boxes)
+    table = _summed_area(maps)
+    corner = _pick(table, boxes[:, :2], boxes[:, 2:])
+    inside = corner[:, 1, 1] - corner[:, 0, 1] - corner[:, 1, 0] + corner[:, 0, 0]
+    total = table[:, -1, -1]
+    return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
+
+
+def window_boxes(maps: Tensor, sides: Tensor, sign: str = 'high') -> Tensor:
+    """The place, wholly inside the image, where a box of given sides covers the most (or least) of the map.
+
+    All places are compared by a summed-area table, whatever the sides, which may differ between images.
+
+    Args:
+        maps: float [B, H, W], finite.
+        sides: Box (height, width), int64 [B, 2], at most (H, W).
+        sign: 'high' for the largest sum, 'low' for the smallest.
+
+    Returns:
+        int64 [B, 4], half-open (yl, yh, xl, xh); the first such place in reading order.
+    """
+    height, width = maps.shape[1:]
+    table = _summed_area(maps)
+    y = torch.arange(height, device=maps.device)
+    x = torch.arange(width, device=maps.device)
+    high_y, high_x = y + sides[:, :1], x + sides[:, 1:]
+    outside = (high_y > height)[:, :, None] | (high_x > width)[:, None, :]
+    high_y, high_x = high_y.clamp(max=height), high_x.clamp(max=width)
+    bands = table.gather(1, high_y[:, :, None].expand(-1, -1, width + 1)) - table[:, :-1]
+    sums = bands.gather(2, high_x[:, None, :].expand(-1, height, -1)) - bands[:, :, :-1]
+    sums = (sums if sign == 'high' else -sums).masked_fill(outside, -torch.inf)
+    best = sums.flatten(1).argmax(1)
+    top, left = best // width, best % width
+    return torch.stack([top, top + sides[:, 0], left, left + sides[:, 1]], 1)
+
+
+def argmax_center(maps: Tensor, sign: str = 'high') -> Tensor:
+    """Pixel of the map's maximum (or minimum, ``sign='low'``): int64 [B, 2] as (y, x), the first in reading order."""
+    flat = maps.flatten(1)
+    best = flat.argmax(1) if sign == 'high' else flat.argmin(1)
+    return torch.stack([best // maps.shape[2], best % maps.shape[2]], 1)
+
+
+def sample_center(maps: Tensor, u: Tensor, sign: str = 'high', floor: float = 0.1) -> Tensor:
+    """A pixel drawn from each map as a distribution, by inverting its cumulative sum at ``u``.
+
+    Args:
+        maps: Non-negative, float [B, H, W].
+        u: float [B] in [0, 1).
+        sign: 'low' draws from (maximum - map) instead.
+        floor: Share of the mass that is spread evenly, so that a flat map works and no pixel is out of reach.
+
+    Returns:
+        int64 [B, 2] as (y, x).
+    """
+    flat = maps.flatten(1).double()
+    if sign == 'low':
+        flat = flat.amax(1, keepdim=True) - flat
+    total = flat.sum(1, keepdim=True)
+    even = torch.full_like(flat, 1 / flat.shape[1])
+    peaked = (1 - floor) * flat / total.clamp_min(torch.finfo(flat.dtype).tiny) + floor * even
+    density = torch.where(total > 0, peaked, even)
+    cumulative = density.cumsum(1)
+    index = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1])[:, None], right=True)
+    index = index[:, 0].clamp(max=flat.shape[1] - 1)
+    return torch.stack([index // maps.shape[2], index % maps.shape[2]], 1)
+
+
+def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """True inside each box: bool [B, 1, H, W] for half-open int64 boxes [B, 4].
+
+    Example:
+        >>> box_mask(torch.tensor([[0, 1, 1, 3]]), (2, 3)).int()
+        tensor([[[[0, 1, 1],
+                  [0, 0, 0]]]], dtype=torch.int32)
+    """
+    _check_boxes(boxes)
+    y = torch.arange(size[0], device=boxes.device)
+    x = torch.arange(size[1], device=boxes.device)
+    rows = (y >= boxes[:, 0:1]) & (y < boxes[:, 1:2])
+    cols = (x >= boxes[:, 2:3]) & (x < boxes[:, 3:4])
+    return (rows[:, :, None] & cols[:, None, :])[:, None]

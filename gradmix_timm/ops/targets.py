@@ -1,0 +1,47 @@
+"""Labels as float32 rows: one-hot, smoothed, mixed."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ['mix_targets', 'soft_targets']
+
+
+def soft_targets(
+        targets: Tensor,
+        num_classes: int,
+        smoothing: float = 0.0,
+        device: torch.device | None = None,
+) -> Tensor:
+    """Labels as smoothed rows: t (1 - s) + s / K, timm's convention (on = 1 - s + s / K, off = s / K).
+
+    Args:
+        targets: int [B] in 0..K-1, or float [B, K].
+        num_classes: K.
+        smoothing: s in [0, 1).
+        device: Where the rows go; default: where the labels are.
+
+    Returns:
+        float32 [B, K]; rows sum to 1 where the given ones do.
+
+    Example:
+        >>> soft_targets(torch.tensor([1]), 4, smoothing=0.2)
+        tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
+    """
+    targets = targets.to(device or targets.device, non_blocking=True)
+    off = smoothing / num_classes
+    if targets.dim() == 2:
+        return targets.float() * (1 - smoothing) + off
+    rows = torch.full((targets.shape[0], num_classes), off, device=targets.device)
+    return rows.scatter_(1, targets.long()[:, None], 1 - smoothing + off)
+
+
+def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+    """``weight[:, 0] * rows + weight[:, 1] * rows[partner]``, float32 [B, K].
+
+    Args:
+        rows: float32 [B, K].
+        partner: int64 [B].
+        weight: Label weights (own, partner), float32 [B, 2].
+    """
+    return rows * weight[:, :1] + rows[partner] * weight[:, 1:]
