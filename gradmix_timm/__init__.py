@@ -1,0 +1,27 @@
+"""GradMix and its peers as batch mixers for timm, and a harness that judges what they give in open set recognition."""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradmix_timm.attribution import attribute
+    from gradmix_timm.mixers import GradMix, create_mixer, list_mixers, register_mixer
+
+__version__ = '0.1.0'
+__all__ = ['GradMix', 'attribute', 'create_mixer', 'list_mixers', 'register_mixer']
+
+# Loaded on first use, so that `gradmix_timm.openset` does not import the mixers it judges.
+_HOMES = {
+    'GradMix': 'gradmix_timm.mixers',
+    'attribute': 'gradmix_timm.attribution',
+    'create_mixer': 'gradmix_timm.mixers',
+    'list_mixers': 'gradmix_timm.mixers',
+    'register_mixer': 'gradmix_timm.mixers',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,148 @@
+"""The registry of batch mixers: timm's own, their peers, GradMix and its controls, and yours."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from gradmix_timm.registry import Registry, nearest
+
+from .base import BatchMixer
+from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
+from .plain import CutMix, Mixup, NoMix
+from .switch import SwitchMixer
+from .timm_mix import TimmMixup
+
+__all__ = [
+    'OPTIONS',
+    'RECIPES',
+    'TIMM_MODES',
+    'BatchMixer',
+    'CutMix',
+    'GradMix',
+    'GradMixOptions',
+    'Mixup',
+    'NoMix',
+    'SwitchMixer',
+    'TimmMixup',
+    'create_mixer',
+    'list_mixers',
+    'register_mixer',
+]
+
+#: Names that build timm's own class.
+TIMM_MODES = ('batch', 'pair', 'elem', 'half')
+_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank')
+
+_MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
+
+
+def register_mixer(name: str, summary: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator that enters a mixer class or factory into the registry, and so into ``--mixup-mode``.
+
+    Args:
+        name: For :func:`create_mixer`; a word without ``+``.
+        summary: One line for :func:`list_mixers`.
+
+    Raises:
+        ValueError: The name is taken.
+
+    Example:
+        >>> @register_mixer('doctest-mixup', 'mixup with a mild alpha')
+        ... def mild(num_classes, **common):
+        ...     return Mixup(num_classes, alpha=0.2, **common)
+        >>> create_mixer('doctest-mixup', num_classes=3).alpha
+        0.2
+    """
+    return _MIXERS.register(name, summary)
+
+
+def list_mixers() -> dict[str, str]:
+    """Registered names to one line each."""
+    return _MIXERS.describe()
+
+
+def create_mixer(name: str, **options: Any) -> Any:
+    """A mixer by name.
+
+    Args:
+        name: A registered name, or two joined by ``+``, which alternate by ``switch_prob`` batch by batch.
+        **options: ``num_classes`` and what the mixer takes; every one of ours takes label_smoothing, prob, prob_elem,
+            seed and rank. For ``a+b``: these, ``switch_prob``, and ``parts={'a': {...}, 'b': {...}}``.
+
+    Returns:
+        A mixer: ``images, targets = mixer(images, labels, model)``.
+
+    Raises:
+        ValueError: An unknown name or option; the message names the nearest.
+
+    Example:
+        >>> create_mixer('cutmix', num_classes=10, alpha=0.5)
+        CutMix(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
+    """
+    if '+' in name:
+        return _create_switch(name, **options)
+    entry = _MIXERS[name]
+    if 'num_classes' not in options and name not in TIMM_MODES and _takes(entry, 'num_classes'):
+        raise ValueError(f'mixer {name!r} needs num_classes, the width of the classifier')
+    unknown = [option for option in options if not _takes(entry, option)]
+    if unknown:
+        known = _parameters(entry)
+        raise ValueError(f'mixer {name!r} has no option {unknown[0]!r}: {nearest(unknown[0], known)}')
+    return entry(**options)
+
+
+def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[str, Any]] | None = None,
+                   **shared: Any) -> SwitchMixer:
+    names = name.split('+')
+    if len(names) != 2 or names[0] == names[1]:
+        raise ValueError(f'expected two different mixers joined by "+", got {name!r}')
+    timms = [n for n in names if n in TIMM_MODES]
+    if timms:
+        raise ValueError(f"{timms[0]!r} is timm's own class and cannot alternate: use 'mixup' or 'cutmix' in {name!r}")
+    parts = parts or {}
+    stray = [part for part in parts if part not in names]
+    if stray:
+        raise ValueError(f'parts names {stray[0]!r}: {nearest(stray[0], names)}')
+    first, second = (create_mixer(n, **shared, **parts.get(n, {})) for n in names)
+    return SwitchMixer(first, second, switch_prob)
+
+
+def _parameters(entry: Callable[..., Any]) -> set[str]:
+    """Keywords that an entry takes, those of its base class and of GradMix's options included."""
+    names: set[str] = set()
+    target = entry.func if isinstance(entry, partial) else entry
+    for parameter in inspect.signature(entry).parameters.values():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            names.add(parameter.name)
+        elif isinstance(target, type) and issubclass(target, GradMix):
+            names.update(OPTIONS)
+        elif target is TimmMixup:
+            names.update(('cutmix_minmax', 'prob', 'switch_prob', 'correct_lam'))
+        elif isinstance(target, type) and issubclass(target, BatchMixer):
+            names.update(_SHARED, *(inspect.signature(c).parameters for c in target.__mro__[1:-1]))
+        else:
+            names.add('**')
+    return names - {'self', 'common', 'options', 'mode'}
+
+
+def _takes(entry: Callable[..., Any], option: str) -> bool:
+    known = _parameters(entry)
+    return option in known or '**' in known
+
+
+for _mode, _line in {
+    'batch': 'timm: mixup / CutMix, one draw a batch',
+    'pair': 'timm: one draw for each pair of images',
+    'elem': 'timm: one draw for each image',
+    'half': "timm's collate mode with the prefetcher (B images in, B / 2 out); in the step timm treats it as batch",
+}.items():
+    register_mixer(_mode, _line)(partial(TimmMixup, _mode))
+register_mixer('none', 'nothing mixed; soft one-hot targets')(NoMix)
+register_mixer('mixup', 'convex blend of two images and labels (arXiv:1710.09412)')(Mixup)
+register_mixer('cutmix', 'a random box from a partner, labels by area (arXiv:1905.04899)')(CutMix)
+register_mixer('random-box', 'control: GradMix with its box anywhere, no model')(partial(GradMix, attribution='random'))
+register_mixer('center-box', 'control: GradMix with its box in the middle, no model')(
+    partial(GradMix, attribution='center'))
+register_mixer('gradmix', "a box over the model's own evidence, filled from a partner (arXiv:2505.12803)")(GradMix)

@@ -1,0 +1,208 @@
+"""The contract of every mixer: draw once, apply deterministically, call as timm's Mixup with the live model behind."""
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.ops import mix_targets, soft_targets
+from gradmix_timm.records import MixDraw
+
+__all__ = ['BatchMixer', 'kept_draw', 'to_device']
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """A small host array on the device without waiting for it."""
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
+    """The draw that leaves a batch as it is."""
+    boxes = torch.zeros(batch, 4, dtype=torch.int64, device=device)
+    one = torch.ones(batch, device=device)
+    return MixDraw(
+        partner=torch.arange(batch, device=device), src=boxes, dst=boxes, lam=one,
+        weight=torch.stack([one, torch.zeros_like(one)], 1), mask=None, noise_seed=None,
+        fallback=torch.zeros(batch, dtype=torch.bool, device=device), name=name)
+
+
+class BatchMixer:
+    """A batch mixer: ``images, targets = mixer(images, labels, model)``.
+
+    A subclass draws (:meth:`_draw`) and pastes (:meth:`_paste`); checking, coins, seeding and labels are here.
+    Every draw is a function of (seed, rank, epoch, step) alone, from a generator of its own: no other random stream
+    moves and nothing has to be saved with a checkpoint.
+
+    Args:
+        num_classes: K, the columns of the returned targets.
+        label_smoothing: s in [0, 1): on = 1 - s + s / K, off = s / K, as in timm.
+        prob: Probability that a batch is mixed.
+        prob_elem: Probability that an image of a mixed batch is mixed.
+        seed: Of the draws.
+        rank: Of the process, so that ranks draw differently.
+    """
+
+    #: Name in the registry.
+    name: ClassVar[str] = ''
+    #: A model has to be given.
+    requires_model: ClassVar[bool] = False
+    #: The model is differentiated.
+    requires_grad: ClassVar[bool] = False
+    #: Labels may change.
+    changes_labels: ClassVar[bool] = True
+    #: Rows of the returned targets sum to one where the given ones do.
+    rows_sum_to_one: ClassVar[bool] = True
+    #: Multi-hot targets (rows that do not sum to one) are taken.
+    multi_label: ClassVar[bool] = False
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
+                 seed: int = 0, rank: int = 0) -> None:
+        for field, value in (('prob', prob), ('prob_elem', prob_elem)):
+            if not 0 <= value <= 1:
+                raise ValueError(f'{field} is a probability in [0, 1], got {value}')
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f'label_smoothing is in [0, 1), got {label_smoothing}')
+        if int(num_classes) < 1:
+            raise ValueError(f'num_classes is at least 1, got {num_classes}')
+        self.num_classes = int(num_classes)
+        self.label_smoothing = float(label_smoothing)
+        self.prob = float(prob)
+        self.prob_elem = float(prob_elem)
+        self.seed, self.rank = int(seed), int(rank)
+        self.mixup_enabled = True
+        self._epoch, self._step = 0, 0
+
+    # ---- what a caller uses
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option that shapes a draw, as plain values; ``create_mixer(name, **options)`` makes the same mixer."""
+        return {'num_classes': self.num_classes, 'label_smoothing': self.label_smoothing, 'prob': self.prob,
+                'prob_elem': self.prob_elem, 'seed': self.seed, 'rank': self.rank}
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
+
+    def set_step(self, epoch: int, step: int) -> None:
+        """The next draw is that of (epoch, step); later ones count on from there."""
+        self._epoch, self._step = int(epoch), int(step)
+
+    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        """Check once, before any data is loaded, that the mixer can serve the model at (C, H, W).
+
+        Raises:
+            ValueError: It cannot; the message names both and the remedy.
+        """
+
+    def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Mix one batch.
+
+        Args:
+            images: float [B, C, H, W], any size, channels, dtype and memory format.
+            targets: int64 [B] in 0..K-1, or float [B, K] with rows that sum to one.
+            model: The live model, for mixers that need one; it is left bit for bit as it was.
+
+        Returns:
+            New images like the given ones, and targets float32 [B, K]. With ``mixup_enabled = False`` the same
+            images and smoothed one-hots, without any pass over the model.
+        """
+        if not self.mixup_enabled:
+            self._check(images, targets)
+            return images, soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        return self.apply(images, targets, self.draw(images, targets, model))
+
+    def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
+             generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+        """Everything random about the mix of this batch, once; advances the step counter unless ``generator`` is given.
+
+        Args:
+            images: float [B, C, H, W].
+            targets: int64 [B] or float [B, K].
+            model: The live model, for mixers that need one.
+            generator: Draw from it instead of (seed, rank, epoch, step).
+        """
+        self._check(images, targets)
+        if self.requires_model and model is None:
+            raise ValueError(f'mixer {self.name!r} reads attribution maps from the live model and got none; '
+                             'call mixer(images, targets, model)')
+        rng = self._generator(generator)
+        batch = images.shape[0]
+        coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
+        partner = rng.permutation(batch)
+        if batch == 1 and self._needs_partner():
+            warnings.warn(f'mixer {self.name!r} got a batch of one image, which has no partner: left unmixed',
+                          stacklevel=3)
+            coins[:] = False
+        with torch.inference_mode(False), torch.no_grad():
+            if not coins.any():
+                return kept_draw(batch, images.device, self.name)
+            return self._draw(images, targets, model, rng, coins, partner)
+
+    def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """The mix that ``draw`` describes; deterministic, no randomness of its own, no model."""
+        with torch.no_grad():
+            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight)
+
+    # ---- what a subclass writes
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        """The draw; rows whose coin (bool [B], on the host) is False keep their image and label."""
+        raise NotImplementedError
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        """New images by the draw."""
+        raise NotImplementedError
+
+    def _needs_partner(self) -> bool:
+        return True
+
+    # ---- inside
+
+    def _generator(self, given: torch.Generator | np.random.Generator | None) -> np.random.Generator:
+        if isinstance(given, np.random.Generator):
+            return given
+        if isinstance(given, torch.Generator):
+            seed = torch.randint(2 ** 63 - 1, (), generator=given, device=given.device, dtype=torch.int64)
+            return np.random.default_rng(int(seed))
+        if given is not None:
+            raise TypeError(f'generator is a torch or NumPy generator, got {type(given).__name__}')
+        # SeedSequence takes non-negative words; a negative seed is folded rather than refused.
+        words = [w % 2 ** 64 for w in (self.seed, self.rank, self._epoch, self._step)]
+        self._step += 1
+        return np.random.default_rng(words)
+
+    def _check(self, images: Tensor, targets: Tensor) -> None:
+        """Shapes and dtypes always; label values on the CPU, on a GPU in the first steps only (reading them waits)."""
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            shape = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f'expected images [B, C, H, W], got {shape}')
+        if not images.is_floating_point():
+            raise ValueError(f'expected float images, got {images.dtype}: mixing follows normalisation '
+                             '(uint8 batches come from a loader without it)')
+        if len(targets) != images.shape[0]:
+            raise ValueError(f'{images.shape[0]} images but {len(targets)} targets')
+        if targets.dim() == 1:
+            if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+                raise ValueError(f'1-D targets are class indices (int64), got {targets.dtype}')
+        elif targets.dim() != 2 or targets.shape[1] != self.num_classes or not targets.is_floating_point():
+            raise ValueError(f'expected targets int64 [B] or float [B, {self.num_classes}], got '
+                             f'{targets.dtype} {list(targets.shape)}')
+        if targets.device.type == 'cpu' or (self._epoch == 0 and self._step < 2):
+            self._check_values(targets)
+
+    def _check_values(self, targets: Tensor) -> None:
+        if not targets.numel():
+            return
+        if targets.dim() == 1:
+            low, high = int(targets.min()), int(targets.max())
+            if low < 0 or high >= self.num_classes:
+                raise ValueError(f'labels run from {low} to {high}, expected 0..{self.num_classes - 1}: '
+                                 'set num_classes to the width of the classifier')
+        elif not self.multi_label and bool(((targets.float().sum(1) - 1).abs() > 1e-2).any()):
+            raise ValueError(f'mixer {self.name!r} takes soft targets whose rows sum to one; these do not '
+                             '(multi-hot?). Train multi-label tasks with --mixup-mode none')

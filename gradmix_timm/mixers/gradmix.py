@@ -1,0 +1,287 @@
+"""GradMix: cover the place where the model finds its evidence with another image's pixels (arXiv:2505.12803)."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmix_timm.attribution import CONTROLS, capture_for, fuse, layer_maps, resolve_layers, to_pixels
+from gradmix_timm.ops import (
+    argmax_center,
+    box_lam,
+    box_mass,
+    boxes_at,
+    boxes_inside,
+    noise_fill,
+    paste,
+    paste_resized,
+    sample_center,
+    window_boxes,
+)
+from gradmix_timm.records import AttributionMap, Captured, MixDraw
+from gradmix_timm.registry import nearest
+
+from .base import BatchMixer, to_device
+from .plain import area_weight, box_sides, draw_lam
+
+__all__ = ['OPTIONS', 'RECIPES', 'GradMix', 'GradMixOptions']
+
+
+def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={'help': text, 'choices': choices})
+
+
+@dataclass(frozen=True)
+class GradMixOptions:
+    """The options of GradMix: constructor keyword, ``--gradmix-NAME`` flag, YAML key and report column alike."""
+
+    recipe: str = _option('default', "'authors' sets every option to the authors' code; explicit options override",
+                          ('default', 'authors'))
+    attribution: str = _option('layercam', 'how the map is made; random and center are controls without a model',
+                               ('layercam', 'hirescam', 'gradcam', 'input-gradient', 'random', 'center'))
+    score: Any = _option('evidence', "differentiated: the label's log-odds, its logit, or +cross-entropy",
+                         ('evidence', 'logit', 'loss'))
+    sign: str = _option('high', "box at the map's maximum (high) or minimum (low)", ('high', 'low'))
+    layers: Any = _option(None, 'target layers: numbers (-1 the deepest usable) or module names; several are fused')
+    fill: str = _option('donor', 'what fills the box; noise and mean keep the label',
+                        ('donor', 'donor-resized', 'noise', 'mean'))
+    center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
+                          ('window', 'argmax', 'sample'))
+    placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
+    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept',
+                         ('area', 'mass', 'keep'))
+    lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
+    alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
+    lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
+    correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
+    attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
+    keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            choices, value = option.metadata['choices'], getattr(self, option.name)
+            if choices and value not in choices and not (option.name == 'score' and callable(value)):
+                raise ValueError(f'{option.name}={value!r}: {nearest(str(value), choices)}')
+        low, high = self.lam_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
+        if not self.alpha > 0:
+            raise ValueError(f'alpha of the Beta distribution is above 0, got {self.alpha}')
+        if not 0 < self.attr_scale <= 1:
+            raise ValueError(f'attr_scale is in (0, 1], got {self.attr_scale}')
+
+
+#: Option name to its dataclass field; ``metadata`` holds help and choices.
+OPTIONS = {option.name: option for option in fields(GradMixOptions)}
+
+#: What the authors' code does (their layers: the last two stages), where it differs from our defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    'default': {},
+    'authors': {'score': 'loss', 'layers': (-2, -1), 'fill': 'noise', 'center': 'argmax', 'label': 'keep',
+                'lam': 'batch', 'lam_range': (0.5, 0.9), 'correct_lam': False},
+}
+
+
+class GradMix(BatchMixer):
+    """A box over the evidence of each image, filled from a partner; labels by what is left to see.
+
+    One step: a borrowed forward and a backward down to the target layer give each image's map; the box goes where it
+    hides most of it; the ordinary step follows on the mixed batch. Cost: (4 + p) / 3 of an unmixed step, p the share
+    of the forward behind the target layer nearest the input.
+
+    Args:
+        num_classes: K.
+        label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed and rank.
+        prob: Batches that fall out cost no attribution.
+        prob_elem: Images that fall out cost no attribution.
+        seed: Of the draws.
+        rank: Of the process.
+        **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
+
+    Raises:
+        ValueError: An unknown option or value; the message names the nearest.
+
+    Example:
+        >>> GradMix(10, attribution='center').options['attribution']
+        'center'
+    """
+
+    name: ClassVar[str] = 'gradmix'
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
+                 seed: int = 0, rank: int = 0, **options: Any) -> None:
+        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank)
+        unknown = [name for name in options if name not in OPTIONS]
+        if unknown:
+            raise ValueError(f'mixer {self.name!r} has no option {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}')
+        recipe = options.get('recipe', 'default')
+        self.config = replace(GradMixOptions(recipe=recipe), **{**RECIPES[recipe], **_plain_options(options)})
+        control = self.config.attribution in CONTROLS
+        if control:
+            self.name = f'{self.config.attribution}-box'  # type: ignore[misc]
+        self.requires_model = self.requires_grad = not control  # type: ignore[misc]
+        self.changes_labels = not self._keeps_label()  # type: ignore[misc]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option as plain values."""
+        return {**asdict(self.config), **super().options}
+
+    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        """Resolve and check the target layers at the size of the attribution pass."""
+        if not self.requires_model or self.config.attribution == 'input-gradient':
+            return
+        channels, height, width = input_size
+        scaled = self._scaled_size((height, width))
+        try:
+            resolve_layers(model, (channels, *scaled), self.config.layers)
+        except ValueError as error:
+            if scaled == (height, width):
+                raise
+            raise ValueError(f'attribution at scale {self.config.attr_scale} runs the model on '
+                             f'{scaled[0]}x{scaled[1]} pixels: {error}. Leave --gradmix-attr-scale at 1, choose '
+                             'another scale, or let the model take any size '
+                             '(--model-kwargs dynamic_img_size=True)') from error
+
+    # ---- maps
+
+    def maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> AttributionMap:
+        """The fused map of every image as this mixer sees it, from one borrowed pass."""
+        return self.fused(self.captured(model, images, targets), tuple(images.shape[2:]))
+
+    def captured(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Captured]:
+        """The target layers of one borrowed pass, at ``attr_scale``."""
+        size = self._scaled_size(tuple(images.shape[2:]))
+        if size != tuple(images.shape[2:]):
+            images = F.interpolate(images.float(), size=size, mode='bilinear', antialias=True).to(images.dtype)
+        targets = targets.to(images.device)
+        return capture_for(model, images, targets, self.config.layers, self.config.attribution, self.config.score)
+
+    def fused(self, captured: Sequence[Captured], size: tuple[int, int]) -> AttributionMap:
+        """One map an image from the captured layers."""
+        return fuse(layer_maps(captured, self.config.attribution), size)
+
+    def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
+
+    def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray) -> AttributionMap:
+        """Maps of the rows that need one, the others all zero; only those rows pass through the model."""
+        if len(rows) == images.shape[0]:
+            return self.maps(model, images, targets)
+        index = to_device(rows, images.device)
+        found = self.maps(model, images[index], targets.to(images.device)[index])
+        batch = images.shape[0]
+        maps = found.map.new_zeros(batch, *found.map.shape[1:]).index_copy_(0, index, found.map)
+        flags = found.degenerate.new_zeros(batch).index_copy_(0, index, found.degenerate)
+        return AttributionMap(maps, flags, found.stride)
+
+    # ---- the draw
+
+    def draw_from(self, images: Tensor, captured: Sequence[Captured]) -> MixDraw:
+        """The next draw with maps from layers already captured, e.g. by the forward of the clean batch."""
+        rng = self._generator(None)
+        batch = images.shape[0]
+        coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
+        partner = rng.permutation(batch)
+        with torch.no_grad():
+            attribution = self.fused(captured, tuple(images.shape[2:]))
+            return self._place(images, rng, coins, partner, attribution)
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        attribution = None
+        if self.requires_model:
+            needed = coins.copy()
+            if self.config.label == 'mass' and not self._keeps_label():
+                needed[partner[coins]] = True
+            attribution = self._rows_maps(images, targets, model, np.flatnonzero(needed))
+        return self._place(images, rng, coins, partner, attribution)
+
+    def _place(self, images: Tensor, rng: np.random.Generator, coins: np.ndarray, partner: np.ndarray,
+               attribution: AttributionMap | None) -> MixDraw:
+        """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
+        config, batch, size, device = self.config, images.shape[0], tuple(images.shape[2:]), images.device
+        kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
+        u = to_device(rng.random((batch, 2)), device)
+        noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
+        sides = to_device(box_sides(kept, coins, size), device)
+        pixels = None if attribution is None else to_pixels(attribution.map, size)
+        dst = self._boxes(pixels, sides, u, size)
+        mixed = to_device(coins, device)
+        fallback = torch.zeros_like(mixed)
+        if attribution is not None:
+            fallback = attribution.degenerate & mixed
+            dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
+        donors = to_device(partner, device)
+        src = dst
+        if config.fill == 'donor-resized':
+            src = torch.zeros_like(dst) + torch.stack([torch.full_like(donors, n) for n in (0, size[0], 0, size[1])], 1)
+        lam = box_lam(dst, size)
+        if not config.correct_lam:
+            lam = 1 - (sides[:, 0] * sides[:, 1]).float() / (size[0] * size[1])
+        return MixDraw(partner=donors, src=src, dst=dst, lam=lam, weight=self._weight(pixels, donors, src, dst, lam),
+                       mask=None, noise_seed=noise_seed, fallback=fallback, name=self.name)
+
+    def _boxes(self, pixels: Tensor | None, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """Where the box goes, before degenerate rows fall back to a random place."""
+        config = self.config
+        if config.attribution == 'center':
+            middle = torch.stack([torch.full_like(sides[:, 0], n // 2) for n in size], 1)
+            return boxes_at(middle, sides, size, 'shift')
+        if pixels is None:
+            return self._random_boxes(sides, u, size)
+        if config.center == 'window':
+            return window_boxes(pixels, sides, config.sign)
+        if config.center == 'argmax':
+            return boxes_at(argmax_center(pixels, config.sign), sides, size, config.placement)
+        return boxes_at(sample_center(pixels, u[:, 0], config.sign), sides, size, config.placement)
+
+    def _random_boxes(self, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
+        """A random place for a box that covers as much as the guided one would: whole for window and shift."""
+        if self.config.center == 'window' or self.config.placement == 'shift':
+            return boxes_inside(u, sides, size)
+        center = torch.stack([(u[:, i] * n).long() for i, n in enumerate(size)], 1)
+        return boxes_at(center, sides, size, self.config.placement)
+
+    def _keeps_label(self) -> bool:
+        return self.config.label == 'keep' or self.config.fill in ('noise', 'mean')
+
+    def _weight(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
+        """Label weights (own, partner), float32 [B, 2]."""
+        if self._keeps_label():
+            return torch.stack([torch.ones_like(lam), torch.zeros_like(lam)], 1)
+        if self.config.label == 'area' or pixels is None:
+            return area_weight(lam)
+        own = 1 - box_mass(pixels, dst)
+        donor = box_mass(pixels[partner], src)
+        total = own + donor
+        flat = (pixels.flatten(1).sum(1) <= 0) | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
+        empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2])
+        share = torch.where(empty, torch.ones_like(own), own / total.clamp_min(1e-12))
+        return area_weight(torch.where(flat & ~empty, lam, share))
+
+    # ---- the paste
+
+    def _needs_partner(self) -> bool:
+        return self.config.fill in ('donor', 'donor-resized')
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        if self.config.fill == 'donor':
+            return paste(images, images[draw.partner], draw.dst)
+        if self.config.fill == 'donor-resized':
+            return paste_resized(images, images[draw.partner], draw.src, draw.dst)
+        if self.config.fill == 'mean':
+            return paste(images, images.float().mean((2, 3), keepdim=True), draw.dst)
+        if draw.noise_seed is None:
+            return images.clone()
+        return paste(images, noise_fill(images, draw.noise_seed), draw.dst)
+
+
+def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Lists (from YAML) as tuples, so that options compare and hash."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

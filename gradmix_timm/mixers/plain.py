@@ -1,0 +1,124 @@
+"""Mixers that need no model: none, mixup, cutmix; any batch size, soft labels, own random stream, out of place."""
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.ops import blend, box_lam, boxes_at, paste
+from gradmix_timm.records import MixDraw
+
+from .base import BatchMixer, kept_draw, to_device
+
+__all__ = ['CutMix', 'Mixup', 'NoMix', 'area_weight', 'box_sides', 'draw_lam']
+
+
+def draw_lam(rng: np.random.Generator, per: str, batch: int, alpha: float,
+             lam_range: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """Kept shares lo + (hi - lo) * Beta(alpha, alpha), float64 [B]; one draw for all where ``per`` is 'batch'."""
+    low, high = lam_range
+    beta = rng.beta(alpha, alpha, size=1 if per == 'batch' else batch)
+    return np.broadcast_to(low + (high - low) * beta, (batch,)).copy()
+
+
+def box_sides(lam: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Sides floor((H, W) * sqrt(1 - lam)) of boxes that keep ``lam``, int64 [B, 2]; empty where the coin fell false."""
+    sides = np.floor(np.sqrt(1 - lam)[:, None] * np.asarray(size)).astype(np.int64)
+    return sides * coins[:, None]
+
+
+def area_weight(lam: Tensor) -> Tensor:
+    """Label weights by area, (lam, 1 - lam): float32 [B, 2]."""
+    return torch.stack([lam, 1 - lam], 1)
+
+
+class NoMix(BatchMixer):
+    """Nothing is mixed: the same images, smoothed one-hots. The control that keeps the loss the same."""
+
+    name: ClassVar[str] = 'none'
+    changes_labels: ClassVar[bool] = False
+
+    def _needs_partner(self) -> bool:
+        return False
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        return kept_draw(images.shape[0], images.device, self.name)
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        return images
+
+
+class _AlphaMixer(BatchMixer):
+    """Shared by mixup and cutmix: a Beta draw for every image, or one for the batch."""
+
+    def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', **common: Any) -> None:
+        super().__init__(num_classes, **common)
+        if not alpha > 0:
+            raise ValueError(f'alpha of the Beta distribution is above 0, got {alpha}')
+        if lam not in ('image', 'batch'):
+            raise ValueError(f"lam is drawn per 'image' or 'batch', got {lam!r}")
+        self.alpha, self.lam = float(alpha), lam
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option as plain values."""
+        return {'alpha': self.alpha, 'lam': self.lam, **super().options}
+
+
+class Mixup(_AlphaMixer):
+    """x~ = lam x_i + (1 - lam) x_partner, labels alike (mixup, arXiv:1710.09412).
+
+    Args:
+        num_classes: K.
+        alpha: Of Beta(alpha, alpha).
+        lam: 'image' for a draw each, 'batch' for one.
+        **common: See :class:`BatchMixer`.
+    """
+
+    name: ClassVar[str] = 'mixup'
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        batch, _, height, width = images.shape
+        kept = np.where(coins, draw_lam(rng, self.lam, batch, self.alpha), 1.0).astype(np.float32)
+        lam = to_device(kept, images.device)
+        empty = torch.zeros(batch, 4, dtype=torch.int64, device=images.device)
+        return MixDraw(
+            partner=to_device(partner, images.device), src=empty, dst=empty, lam=lam, weight=area_weight(lam),
+            mask=lam[:, None, None, None].expand(-1, 1, height, width), noise_seed=None,
+            fallback=torch.zeros(batch, dtype=torch.bool, device=images.device), name=self.name)
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        return images.clone() if draw.mask is None else blend(images, images[draw.partner], draw.mask)
+
+
+class CutMix(_AlphaMixer):
+    """A box with a uniform centre, clipped at the border, from the same place of a partner; labels by real area.
+
+    CutMix, arXiv:1905.04899; lam is that of the clipped box, so uniform draws paste 0.3208 of an image on average.
+
+    Args:
+        num_classes: K.
+        alpha: Of Beta(alpha, alpha).
+        lam: 'image' for a draw each, 'batch' for one.
+        **common: See :class:`BatchMixer`.
+    """
+
+    name: ClassVar[str] = 'cutmix'
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        batch, size, device = images.shape[0], tuple(images.shape[2:]), images.device
+        sides = box_sides(draw_lam(rng, self.lam, batch, self.alpha), coins, size)
+        center = (rng.random((batch, 2)) * size).astype(np.int64)
+        boxes = boxes_at(to_device(center, device), to_device(sides, device), size)
+        lam = box_lam(boxes, size)
+        return MixDraw(
+            partner=to_device(partner, device), src=boxes, dst=boxes, lam=lam, weight=area_weight(lam), mask=None,
+            noise_seed=None, fallback=torch.zeros(batch, dtype=torch.bool, device=device), name=self.name)
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        return paste(images, images[draw.partner], draw.dst)

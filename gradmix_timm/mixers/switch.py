@@ -1,0 +1,59 @@
+"""Two mixers in turn: ``a+b`` picks b with ``switch_prob`` for each batch."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.records import MixDraw
+
+from .base import BatchMixer
+
+__all__ = ['SwitchMixer']
+
+
+class SwitchMixer(BatchMixer):
+    """Alternates two mixers batch by batch, as timm alternates mixup and CutMix.
+
+    Args:
+        first: Mixes with probability 1 - ``switch_prob``.
+        second: Mixes with probability ``switch_prob``.
+        switch_prob: In [0, 1].
+    """
+
+    def __init__(self, first: BatchMixer, second: BatchMixer, switch_prob: float = 0.5) -> None:
+        if not 0 <= switch_prob <= 1:
+            raise ValueError(f'switch_prob is a probability in [0, 1], got {switch_prob}')
+        super().__init__(first.num_classes, first.label_smoothing, seed=first.seed, rank=first.rank)
+        self.first, self.second, self.switch_prob = first, second, float(switch_prob)
+        self.name = f'{first.name}+{second.name}'  # type: ignore[misc]
+        for flag in ('requires_model', 'requires_grad', 'changes_labels'):
+            setattr(self, flag, getattr(first, flag) or getattr(second, flag))
+        self.rows_sum_to_one = first.rows_sum_to_one and second.rows_sum_to_one  # type: ignore[misc]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of both, by name, and the switch."""
+        shared = ('num_classes', 'label_smoothing', 'seed', 'rank', 'prob', 'prob_elem')
+        parts = {m.name: {k: v for k, v in m.options.items() if k not in shared} for m in (self.first, self.second)}
+        common = {k: v for k, v in self.first.options.items() if k in shared}
+        return {**common, 'switch_prob': self.switch_prob, 'parts': parts}
+
+    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        """Check both."""
+        self.first.prepare(model, input_size)
+        self.second.prepare(model, input_size)
+
+    def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
+             generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+        """The draw of one of the two; its ``name`` tells which."""
+        rng = self._generator(generator)
+        chosen = self.second if rng.random() < self.switch_prob else self.first
+        return chosen.draw(images, targets, model, rng)
+
+    def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """By the one that drew."""
+        chosen = self.second if draw.name == self.second.name else self.first
+        return chosen.apply(images, targets, draw)

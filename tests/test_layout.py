@@ -1,0 +1,64 @@
+"""The rooms import one way."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / 'gradmix_timm'
+# Room -> rooms it may import besides itself; torch, NumPy and the standard library are free.
+ROOMS = {
+    'records': set(),
+    'registry': set(),
+    'ops': {'records', 'registry'},
+    'attribution': {'records', 'registry', 'ops', 'timm'},
+    'mixers': {'records', 'registry', 'ops', 'attribution', 'timm'},
+    'objectives': {'records', 'registry', 'ops', 'attribution', 'mixers', 'timm'},
+    'data': {'records', 'registry', 'timm'},
+    'openset': {'records', 'registry', 'ops', 'timm'},
+    'checkpoint': {'records', 'registry', 'timm'},
+    'classifier': {'records', 'registry', 'openset', 'checkpoint', 'timm'},
+    'cli': {'*'},
+}
+# Thin modules that call the command line: `python -m gradmix_timm.show`.
+DOORS = {'openset/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
+LIMITED = {'albumentations': {'data/transforms.py', 'data/corruptions.py'}}
+FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms and limited packages that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            module = node.module or ''
+            names = [f'{module}.{a.name}' for a in node.names] if module == 'gradmix_timm' else [module]
+        for name in names:
+            parts = name.split('.')
+            found.add(parts[1] if parts[0] == 'gradmix_timm' and len(parts) > 1 else parts[0])
+    return found & (set(ROOMS) | {'timm', 'albumentations', 'gradmix_timm'})
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path):
+    place = str(path.relative_to(ROOT))
+    room = place.split('/')[0].removesuffix('.py')
+    allowed = {'cli'} if place in DOORS else ROOMS[room] | {room}
+    for name in imported(path):
+        if name in LIMITED:
+            assert place in LIMITED[name], f'{name} belongs in {LIMITED[name]}'
+        else:
+            assert '*' in allowed or name in allowed, f'{place} imports {name}; {room} may import {sorted(allowed)}'
+
+
+def test_no_room_is_called_utils():
+    assert not [path for path in ROOT.rglob('*util*')]
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_are_short_and_say_their_purpose(path: Path):
+    source = path.read_text()
+    assert ast.get_docstring(ast.parse(source)), f'{path} has no first line'
+    assert len(source.splitlines()) <= 400
