@@ -87,7 +87,8 @@ def test_a_class_with_too_few_samples_is_named():
     ({'num_classes': 2}, 'labels go from 0 to 1'),
     ({'queries': torch.zeros(3, 6)}, r'queries float \[rows, 7\]'),
     ({'features': torch.zeros(60, 7, 1)}, r'features float \[rows, D\]'),
-    ({'k': 0}, 'at least 1'),
+    ({'k': 0}, 'neighbours, at least 1'),
+    ({'chunk': 0}, 'at a time, at least 1'),
 ])
 def test_wrong_input_is_refused(change, message):
     features, labels, queries = make()
