@@ -1,0 +1,88 @@
+# Environment, quickstart, tests and checks; `make` alone lists the targets.
+VENV = .venv
+BIN = $(VENV)/bin
+# `make PYTHON=python3.12 ...` picks the interpreter; otherwise the first of these that is new enough.
+PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
+
+# The quickstart's two commands. train.py makes a second run folder beside an old one, so the old one goes first.
+QUICK_RUN = output/quickstart
+QUICK_TRAIN = $(BIN)/python train.py --config configs/quickstart.yaml --output output --experiment quickstart
+QUICK_EVAL = $(BIN)/python -m gradmix_timm.openset osr --checkpoint $(QUICK_RUN)/model_best.pth.tar
+
+PYTEST = $(BIN)/python -m pytest -q
+# Documents hold doctests too; the package's are part of the quick suite already.
+DOCTESTS = --doctest-glob='*.md' gradmix_timm $(wildcard README.md docs)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help quickstart test test-all check lint bench gpu clean stale
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo 'PYTHON=python3.12 picks the interpreter (3.11 or newer) that $(VENV) is made with.'
+
+quickstart: $(VENV)/.base  ## train with GradMix on the embedded digits, evaluate open-set, write the report
+	@rm -rf $(QUICK_RUN)
+	$(QUICK_TRAIN)
+	$(QUICK_EVAL)
+
+test: $(VENV)/.test  ## the quick suite: CPU, offline
+	$(PYTEST)
+
+test-all: $(VENV)/.full  ## the slow tests too, with the examples' and pytorch-ood's packages
+	$(PYTEST) -m 'not gpu and not net' tests $(DOCTESTS)
+
+check: lint  ## ruff, mypy, doctests (package and documents) and the quick suite
+	$(PYTEST) tests $(DOCTESTS)
+
+lint: $(VENV)/.test  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test  ## pytest-benchmark's tables
+	$(PYTEST) benchmarks --benchmark-only
+
+gpu: $(VENV)/.test  ## the tests that need a CUDA device
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
+	  f"make gpu: torch {torch.__version__} sees no CUDA device; run it on a machine with one")'
+	$(PYTEST) -m gpu
+
+clean:  ## remove .venv, caches, builds and the quickstart's run (other runs in output/ stay)
+	rm -rf $(VENV) $(QUICK_RUN) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+comma := ,
+# One environment, three stamps: each installs only when it is missing or older than the package's metadata.
+# What a larger one installs holds the smaller ones, so `make quickstart` after `make test` installs nothing.
+# A missing interpreter (never made, or its Python was removed) makes all of them stale.
+STALE := $(shell test -x $(BIN)/python || echo stale)
+METADATA = setup.cfg pyproject.toml $(STALE)
+
+define install
+@test -x $(BIN)/python || { $(make_venv); }
+@test -x $(BIN)/pip || $(BIN)/python -m ensurepip >/dev/null
+@echo 'Setting up $(VENV): pip install -e "$(1)" (once; PyTorch alone can take minutes)'
+@$(PIP_INSTALL) -e '$(1)'
+@touch $(addprefix $(VENV)/,$(2))
+endef
+
+define make_venv
+for python in $(PYTHONS); do \
+  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+    exec $$python -m venv --clear $(VENV); \
+  fi; \
+done; \
+echo "make: gradmix_timm needs Python 3.11 or newer, and none of these is: $(PYTHONS)." >&2; \
+echo "make: install one, or say where it is: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+exit 1
+endef
+
+$(VENV)/.base: $(METADATA)
+	$(call install,.,.base)
+
+$(VENV)/.test: $(METADATA)
+	$(call install,.[test],.base .test)
+
+$(VENV)/.full: $(METADATA)
+	$(call install,.[test$(comma)examples$(comma)scores],.base .test .full)
