@@ -1,0 +1,211 @@
+"""Target layers: where in any classifier a map can be taken, and which of these places a user meant."""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from gradmix_timm.registry import nearest
+
+from .borrow import unwrap
+from .candidates import declared, hints_for, pinned_element, traceable, traced
+from .grids import TargetLayer, fold
+from .probe import Finding, Size, dry_run
+
+__all__ = ['TargetLayer', 'default_layer', 'fold', 'resolve_layers', 'usable_layers']
+
+# Shorter grid sides from which a map is fine enough, best first: 7 is that of the last stage at 224 px.
+_FINE_ENOUGH = (7, 4)
+_ADVICE = 'choose another with --gradmix-layers'
+
+_Choice = int | str
+_found: WeakKeyDictionary[nn.Module, dict[object, tuple[TargetLayer, ...]]] = WeakKeyDictionary()
+
+
+def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[TargetLayer, ...]:
+    """The stages or blocks of a model where a map can be taken, in forward order.
+
+    Usable: the module runs exactly once in a forward pass, its output (or one element of it) has the batch first and
+    a grid above 1 x 1, and the log-odds of the labels have a gradient there that is not all zero on the grid
+    positions. The last block of a ViT that reads its class token is not. Candidates are what timm's ``feature_info``
+    declares, else what a trace finds. One forward and backward on two noise images; remembered per model and size;
+    nothing is left on the model.
+
+    Args:
+        model: Any classifier, wrapped or not, in any mode, dtype and device.
+        input_size: (C, H, W) of the images.
+
+    Raises:
+        ValueError: No layer has a map, or the model refuses the size; with the remedy.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model('test_resnet', num_classes=4)
+        >>> [(str(layer), layer.grid) for layer in usable_layers(model, (3, 64, 64))]
+        [('layer1', (16, 16)), ('layer2', (8, 8)), ('layer3', (4, 4)), ('layer4', (2, 2))]
+    """
+    inner = unwrap(model)
+    cache = _found.setdefault(inner, {})
+    size = tuple(input_size)
+    if size not in cache:
+        cache[size] = _usable(inner, size)
+    return cache[size]
+
+
+def default_layer(layers: Sequence[TargetLayer]) -> TargetLayer:
+    """The deepest layer whose shorter grid side is at least 7, else at least 4, else the largest grid's deepest.
+
+    Class evidence is strongest last, but a map of few cells places nothing: on 32 px images ResNet-18's last stage
+    has a single cell and the first one is taken. Token models keep their grid, so depth is free there.
+
+    Args:
+        layers: In forward order, at least one.
+    """
+    for side in _FINE_ENOUGH:
+        fine = [layer for layer in layers if min(layer.grid) >= side]
+        if fine:
+            return fine[-1]
+    return max(reversed(layers), key=lambda layer: layer.grid[0] * layer.grid[1])
+
+
+def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) -> tuple[TargetLayer, ...]:
+    """The layers that a user's words mean, each checked at this image size; remembered per model.
+
+    Args:
+        model: Any classifier.
+        input_size: (C, H, W) of the images.
+        layers: None for :func:`default_layer`; an int, indexing the usable layers in forward order as Python does (-1
+            the deepest); a module name, of any module with a map ('layer3', 'blocks.11.norm1', 'stage4[0]'); a
+            sequence of these; or a string of them with commas ('-2,-1').
+
+    Returns:
+        As many layers as asked for, in the order asked, without repeats.
+
+    Raises:
+        ValueError: No such layer (with the nearest), a layer without a map (with the reason), a model without one.
+        TypeError: Something else than numbers and names.
+
+    Example:
+        >>> import timm
+        >>> model = timm.create_model('test_vit', num_classes=4)
+        >>> [str(layer) for layer in resolve_layers(model, (3, 160, 160), '-2,blocks.5.norm1')]
+        ['blocks.3', 'blocks.5.norm1']
+    """
+    inner = unwrap(model)
+    size, choices = tuple(input_size), _choices(layers)
+    cache = _found.setdefault(inner, {})
+    key = (size, choices)
+    if key not in cache:
+        cache[key] = _resolve(inner, size, choices)
+    return cache[key]
+
+
+def _choices(layers: object) -> tuple[_Choice, ...] | None:
+    """A user's words as numbers and names; None for the default rule."""
+    if layers is None or layers == 'default':
+        return None
+    if isinstance(layers, int | str):
+        layers = [layers]
+    if not isinstance(layers, Sequence):
+        raise TypeError(f'layers are numbers or module names, got {layers!r}')
+    parts: list[_Choice] = []
+    for item in layers:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise TypeError(f'layers are numbers or module names, got {item!r}')
+        words = [word.strip() for word in item.split(',')] if isinstance(item, str) else [item]
+        parts += [int(word) if isinstance(word, str) and re.fullmatch(r'[+-]?\d+', word) else word for word in words]
+    if not parts or '' in parts:
+        raise ValueError(f'layers={layers!r} names no layer; give numbers or module names, or leave it out')
+    return tuple(parts)
+
+
+def _resolve(model: nn.Module, size: Size, choices: tuple[_Choice, ...] | None) -> tuple[TargetLayer, ...]:
+    if choices is None:
+        return (default_layer(usable_layers(model, size)),)
+    found = [_by_number(model, size, choice) if isinstance(choice, int) else _by_name(model, size, choice)
+             for choice in choices]
+    return tuple(dict.fromkeys(found))
+
+
+def _by_number(model: nn.Module, size: Size, number: int) -> TargetLayer:
+    layers = usable_layers(model, size)
+    if not -len(layers) <= number < len(layers):
+        raise ValueError(f'no layer {number}: {_called(model)} has {len(layers)} usable layers at {size[1]}x{size[2]} '
+                         f'pixels ({_listed(layers)}); --gradmix-layers takes {-len(layers)} to {len(layers) - 1}')
+    return layers[number]
+
+
+def _by_name(model: nn.Module, size: Size, name: str) -> TargetLayer:
+    """A layer among the usable ones, else any module of the model, probed on its own."""
+    match = re.fullmatch(r'(.*)\[(\d+)\]', name)
+    module, index = (match[1], int(match[2])) if match else (name, None)
+    if not module or module not in dict(model.named_modules()):
+        raise ValueError(_unknown(model, size, name))
+    usable = _found.get(model, {}).get(size, ())
+    for layer in usable:
+        if layer.name == module and index in (None, layer.index):
+            return layer
+    finding = dry_run(model, size, [module], hints_for(model, [module]))[0]
+    fitting = [layer for layer in finding.layers if index in (None, layer.index)]
+    if not fitting:
+        reason = finding.reason or 'that element of its output has no gradient on a grid'
+        raise ValueError(f'layer {name!r} of {_called(model)} has no map: {reason}; {_ADVICE}')
+    return fitting[0]
+
+
+def _unknown(model: nn.Module, size: Size, name: str) -> str:
+    """The usable layers, nearest first; a name deeper in the model that is close is offered too."""
+    layers = [str(layer) for layer in usable_layers(model, size)]
+    return (f'{_called(model)} has no layer {name!r}: {nearest(name, layers)}. --gradmix-layers takes these, their '
+            f'numbers 0 to {len(layers) - 1} (-1 the deepest), or any other module name')
+
+
+def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
+    """Declared layers, else traced ones, numbered in forward order."""
+    names = declared(model)
+    layers = _pick(model, dry_run(model, size, names, hints_for(model, names))) if names else []
+    if not layers:
+        layers = _trace(model, size)
+    if not layers:
+        raise ValueError(
+            f'{_called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
+            'whose gradient reaches the logits. Use larger images (--img-size), a convolutional or token model, or '
+            'mixing without a model (--mixup-mode random-box or cutmix)')
+    return tuple(replace(layer, number=number) for number, layer in enumerate(layers))
+
+
+def _trace(model: nn.Module, size: Size) -> list[TargetLayer]:
+    names = traceable(model)
+    findings = dry_run(model, size, names, hints_for(model, names))
+    once = sorted((f for f in findings if f.calls == 1 and f.outputs), key=lambda finding: finding.seen)
+    chained = {f.name for f in once if isinstance(model.get_submodule(f.name), nn.Sequential)
+               or (f.same or '').startswith(f'{f.name}.')}
+    chosen = set(traced(model, [f.name for f in once], chained))
+    return _pick(model, [f for f in once if f.name in chosen]) or _pick(model, once)
+
+
+def _pick(model: nn.Module, findings: Sequence[Finding]) -> list[TargetLayer]:
+    """One layer a module, in forward order; of modules that give the very same tensor one is kept."""
+    names = {finding.name for finding in findings}
+    # A container's output is its last child's: keep the container. A tensor passed through is no layer of its own.
+    inner = {f.same for f in findings if f.same and f.same.startswith(f'{f.name}.')}
+    layers = []
+    for finding in sorted(findings, key=lambda finding: finding.seen):
+        passed = finding.same in names - inner
+        index = pinned_element(model, finding.name)
+        fitting = [layer for layer in finding.layers if index in (None, layer.index)]
+        if fitting and not passed and finding.name not in inner:
+            layers.append(fitting[0])
+    return layers
+
+
+def _called(model: nn.Module) -> str:
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    return config.get('architecture') or type(model).__name__
+
+
+def _listed(layers: Sequence[TargetLayer]) -> str:
+    return ', '.join(str(layer) for layer in layers)

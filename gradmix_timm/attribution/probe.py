@@ -1,0 +1,258 @@
+"""The dry run: one forward and one backward on noise show which of the named modules carry a map."""
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from .borrow import borrow, logits_of
+from .grids import Hints, Reading, TargetLayer, read_grid
+
+__all__ = ['Finding', 'ask', 'dry_run', 'hooked']
+
+Size = tuple[int, int, int]
+
+_BATCH = 2
+_SEED = 20250512
+# float16 rounds the gradients of an untrained CaiT to zero; whether they are zero does not depend on scale.
+_HALF_SCALE = 1024.0
+_HEAD_STD = 0.02
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass
+class Finding:
+    """What the dry run saw of one named module.
+
+    Attributes:
+        name: Dotted module name.
+        calls: How often it ran.
+        seen: Where among all first firings it ran.
+        layers: The elements of its output with a grid and a gradient on it, in order.
+        reason: Why ``layers`` is empty, else ''.
+        same: Name of the module that gave the very same tensor before, or None.
+    """
+
+    name: str
+    calls: int = 0
+    seen: int = -1
+    layers: list[TargetLayer] = field(default_factory=list)
+    reason: str = 'it did not run in the forward pass'
+    same: str | None = None
+    outputs: list[tuple[int | None, Tensor, Reading, tuple[int, ...] | None]] = field(default_factory=list, repr=False)
+
+
+def dry_run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[str, Hints]) -> list[Finding]:
+    """Run the model once on two noise images and differentiate the log-odds of labels 0 and 1 at every named module.
+
+    The model is borrowed: flags, random streams and hooks are as before, no ``.grad`` and no buffer is written. Where
+    nothing has a gradient because classifiers start at zero, the run is repeated with the outputs of the zero layers
+    replaced by those of re-drawn throw-away copies.
+
+    Args:
+        model: Any classifier, wrapped or not.
+        input_size: (C, H, W) of the images.
+        names: Module names, all of them in the model.
+        hints: What the model declares of some of them.
+
+    Returns:
+        One finding a name, in the order of ``names``.
+
+    Raises:
+        ValueError: The model does not take images of this size, or gives no logits.
+    """
+    with borrow(model) as inner, _grad_modes(inner):
+        findings = _run(inner, input_size, names, hints, [])
+        if not any(finding.layers for finding in findings):
+            zero = [module for module in inner.modules() if _is_zero(module)]
+            if zero:
+                findings = _run(inner, input_size, names, hints, zero)
+    return findings
+
+
+def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: bool = False) -> Tensor:
+    """The model's answer to seeded noise of its own dtype and device; its random streams are not used.
+
+    Raises:
+        ValueError: The model refused, with its words and what to type instead.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(_SEED))
+    noise = noise.to(like.device, like.dtype).requires_grad_(requires_grad)
+    try:
+        # A clone, so that a model which writes on its input does not meet a leaf.
+        output = model(noise.clone())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(_refusal(model, input_size, error)) from error
+    return logits_of(output)
+
+
+@contextmanager
+def hooked(model: nn.Module, names: Sequence[str], keep: Callable[[str, object], None]) -> Iterator[None]:
+    """Call ``keep(name, output)`` whenever one of the named modules has run, for the duration of the block."""
+    handles = []
+    try:
+        for name in names:
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_hook(lambda _, __, out, name=name: keep(name, out)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _grad_modes(model: nn.Module) -> Iterator[None]:
+    """Gradients on, inference mode and autocast off, whatever the caller's modes are."""
+    device_type = next((p.device.type for p in model.parameters()), 'cpu')
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[str, Hints],
+         redrawn: Sequence[nn.Module]) -> list[Finding]:
+    findings = {name: Finding(name) for name in names}
+    image_size, givers = input_size[1:], {}
+    # Tensors are told apart by identity and version: an in-place ReLU gives back its input, but another value.
+    kept = []
+
+    def keep(name: str, output: object) -> None:
+        finding = findings[name]
+        finding.calls += 1
+        if finding.calls > 1:
+            return
+        finding.seen = len(kept)
+        kept.append(output)
+        finding.outputs = _read(model, name, output, image_size, hints.get(name, Hints()))
+        finding.reason = '' if finding.outputs else f'its output has no grid: {_shapes(output)}'
+        if finding.outputs:
+            tensor = finding.outputs[0][1]
+            finding.same = givers.setdefault((id(tensor), tensor._version), name)
+            finding.same = None if finding.same == name else finding.same
+
+    with hooked(model, names, keep), _substituted(redrawn):
+        logits = ask(model, input_size, requires_grad=True)
+    _differentiate(logits, [finding for finding in findings.values() if finding.outputs])
+    for finding in findings.values():
+        if finding.calls > 1:
+            finding.layers, finding.reason = [], f'it runs {finding.calls} times in one forward pass'
+    return list(findings.values())
+
+
+def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, int], hints: Hints,
+          ) -> list[tuple[int | None, Tensor, Reading, tuple[int, ...] | None]]:
+    """Element, tensor, reading and token order of everything in a module's output that has a grid."""
+    elements = enumerate(output) if isinstance(output, tuple | list) else [(None, output)]
+    found = []
+    for index, tensor in elements:
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape[:1] != (_BATCH,):
+            continue
+        reading = read_grid(tensor, image_size, hints)
+        if reading is not None:
+            order, known = _token_order(model, name, math.prod(reading.grid))
+            if known:
+                found.append((index, tensor, reading, order))
+    return found
+
+
+def _token_order(model: nn.Module, name: str, count: int) -> tuple[tuple[int, ...] | None, bool]:
+    """Tokens in raster order where a model scrambles them and can undo it (timm's hiera: ``reroll``), and if known."""
+    match = re.fullmatch(r'(?:(.+)\.)?blocks\.(\d+)(?:\..+)?', name)
+    owner = model.get_submodule(match[1] or '') if match else None
+    reroll = getattr(owner, 'reroll', None)
+    if reroll is None:
+        return None, True
+    block = int(match[2])
+    if math.prod(reroll.schedule[block][1]) != count:
+        return None, False
+    order = tuple(reroll(torch.arange(count).view(1, count, 1), block).flatten().tolist())
+    return (None if order == tuple(range(count)) else order), True
+
+
+def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
+    """Keep the outputs whose gradient is not all zero on the grid."""
+    tensors = [tensor for finding in findings for _, tensor, _, _ in finding.outputs if tensor.requires_grad]
+    grads = iter(())
+    if tensors and logits.requires_grad:
+        scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+        grads = iter(torch.autograd.grad(_log_odds(logits.float()) * scale, tensors, allow_unused=True))
+    for finding in findings:
+        finding.reason = 'the gradient of the logits does not reach it'
+        for index, tensor, reading, order in finding.outputs:
+            grad = next(grads, None) if tensor.requires_grad else None
+            if grad is None:
+                continue
+            if grad[:, reading.prefix:].ne(0).any():
+                finding.layers.append(TargetLayer(finding.name, index, *reading, order=order))
+            else:
+                finding.reason = 'the gradient of the logits is zero there (only the class token is read behind it?)'
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Sum over images of z_y - logsumexp of the others, y = 0, 1; a single logit is differentiated itself."""
+    if logits.shape[1] == 1:
+        return logits.sum()
+    labels = torch.arange(logits.shape[0], device=logits.device) % 2
+    own = nn.functional.one_hot(labels, logits.shape[1]).bool()
+    return logits[own].sum() - logits.masked_fill(own, -torch.inf).logsumexp(1).sum()
+
+
+def _is_zero(module: nn.Module) -> bool:
+    """A linear or convolution layer that starts at zero: its inputs get no gradient before the first update."""
+    weight = getattr(module, 'weight', None)
+    return isinstance(module, _WEIGHTED) and isinstance(weight, Tensor) and not weight.any()
+
+
+@contextmanager
+def _substituted(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The modules answer with re-drawn copies of themselves for the duration of the block."""
+    generator = torch.Generator().manual_seed(_SEED)
+    handles = []
+    try:
+        for module in modules:
+            twin = copy.deepcopy(module).requires_grad_(False)
+            twin.weight.copy_(torch.randn(twin.weight.shape, generator=generator) * _HEAD_STD)
+            handles.append(module.register_forward_hook(lambda _, args, __, twin=twin: twin(*args)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _shapes(output: object) -> str:
+    if isinstance(output, Tensor):
+        return str(list(output.shape))
+    if isinstance(output, tuple | list):
+        return f'{type(output).__name__} of {", ".join(_shapes(item) for item in output)}'
+    return type(output).__name__
+
+
+def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
+    """Who refused what, in which words, and what to type."""
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    name = config.get('architecture') or type(model).__name__
+    words = ' '.join(str(error).split())[:200] or type(error).__name__
+    said = f'{name} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
+    channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])
+    if channels != input_size[0]:
+        return f'{said}. It was built for {channels} channels: give the images that many, or build it with in_chans'
+    own = config.get('input_size')
+    height, width = input_size[1:]
+    remedies = [f'use its own size (--img-size {own[-1]})'] if own and own[-1] != width else []
+    if any(hasattr(module, 'dynamic_img_size') for module in chain([model], model.children())):
+        remedies.append('let it take any size (--model-kwargs dynamic_img_size=True)')
+    remedies.append(f'build it for this one (--model-kwargs img_size={height})')
+    remedies.append('choose a multiple of its patch or stride')
+    return f'{said}; {", or ".join(remedies)}'
