@@ -1,0 +1,120 @@
+"""How a command ends: exit status 0, 1, 2 or 130, and one ``error:`` line that says what to type.
+
+2: something the user can mend. 1: a run that failed. 130: interrupted.
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+__all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console']
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+_MENDABLE = (ValueError, TypeError, OSError, KeyError, ImportError)
+
+
+class UsageError(Exception):
+    """Something the user can mend; the message says what was got, what was expected and what to type."""
+
+    exit_status = USAGE
+
+
+@contextmanager
+def mendable(*also: type[Exception]) -> Iterator[None]:
+    """Turns the errors of set-up code into :class:`UsageError`; the original is kept as its cause.
+
+    For code that reads what the user gave (flags, files, names). Never round a training or evaluation loop: there a
+    ValueError is a failed run.
+
+    Args:
+        *also: Exception types to turn besides ValueError, TypeError, OSError, KeyError and ImportError.
+
+    Raises:
+        UsageError: In place of such an error, with its message in one line.
+
+    Example:
+        >>> with mendable():
+        ...     raise ValueError('no such thing')
+        Traceback (most recent call last):
+        gradmix_timm.cli.exits.UsageError: no such thing
+    """
+    try:
+        yield
+    except (*_MENDABLE, *also) as error:
+        raise UsageError(one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line, without the wrapping of system calls, dicts and loader workers."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return f'missing key {error.args[0]!r}'
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f'{error.filename}: {error.strerror}'
+    text = str(error).strip()
+    if text.startswith('Caught ') and 'Original Traceback' in text:
+        # A DataLoader worker hands its whole traceback over as the message; the error itself is the last line.
+        text = text.splitlines()[-1].split(': ', 1)[-1]
+    return ' '.join(text.split()) or type(error).__name__
+
+
+class ConsoleParser(argparse.ArgumentParser):
+    """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and leave with status 2."""
+        stray = message.removeprefix('unrecognized arguments: ')
+        if stray != message:
+            flag = next((word for word in stray.split() if word.startswith('-')), stray).split('=')[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
+            message += f' (did you mean {close[0]}?)' if close else f' (see {self.prog} --help)'
+        self.exit(USAGE, f'error: {message}\n')
+
+
+def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:
+    """Run a command's ``main`` and end as a command should.
+
+    Args:
+        main: Takes the arguments without the program's name (None: ``sys.argv``), returns a status or None.
+        argv: The arguments.
+
+    Returns:
+        0; what ``main`` returned; 2 for :class:`UsageError`, a parser's error, or an exception with
+        ``exit_status = 2``; 130 for an interrupt, with the exception's notes (the last checkpoint) in the line; 1 for
+        anything else, its traceback above the line.
+    """
+    try:
+        status = main(argv) or OK
+        sys.stdout.flush()
+        return status
+    except SystemExit as stop:
+        return _leave(stop)
+    except KeyboardInterrupt as stop:
+        notes = '; '.join(getattr(stop, '__notes__', []))
+        return _say(INTERRUPTED, f'interrupted; {notes}' if notes else 'interrupted')
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away; without this the interpreter complains once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except Exception as error:
+        if getattr(error, 'exit_status', FAILED) == USAGE:
+            return _say(USAGE, one_line(error))
+        traceback.print_exception(error)
+        notes = ''.join(f'; {note}' for note in getattr(error, '__notes__', []))
+        return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{notes}')
+
+
+def _leave(stop: SystemExit) -> int:
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or OK
+    return _say(FAILED, str(stop.code).removeprefix('error: '))
+
+
+def _say(status: int, message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return status

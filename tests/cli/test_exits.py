@@ -1,0 +1,147 @@
+"""A command ends with the right status and one line."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable, one_line, run_console
+
+
+def run(main, capsys, argv=()):
+    status = run_console(main, list(argv))
+    lines = capsys.readouterr().err.splitlines()
+    return status, [line for line in lines if line.startswith('error: ')], lines
+
+
+def raises(error):
+    def main(argv):
+        raise error
+    return main
+
+
+@pytest.mark.parametrize(('returned', 'status'), [(None, 0), (0, 0), (3, 3)])
+def test_status_is_what_main_returns(returned, status, capsys):
+    assert run(lambda argv: returned, capsys) == (status, [], [])
+
+
+def test_main_gets_the_arguments():
+    seen = []
+    run_console(seen.extend, ['--a', '1'])
+    assert seen == ['--a', '1']
+
+
+def test_usage_error_is_2_and_one_line_without_traceback(capsys):
+    status, errors, lines = run(raises(UsageError('no model named x')), capsys)
+    assert (status, errors, lines) == (2, ['error: no model named x'], ['error: no model named x'])
+
+
+@pytest.mark.parametrize('error', [
+    ValueError('got 3,\nexpected 4'), TypeError('t'), FileNotFoundError(2, 'No such file or directory', 'a.txt'),
+    KeyError('model'), ImportError('no datasets')])
+def test_mendable_turns_set_up_errors_into_usage_errors(error, capsys):
+    def main(argv):
+        with mendable():
+            raise error
+    status, errors, lines = run(main, capsys)
+    assert status == 2
+    assert lines == errors == [f'error: {one_line(error)}']
+
+
+def test_mendable_keeps_the_cause_and_a_usage_error_as_it_is():
+    with pytest.raises(UsageError) as caught, mendable():
+        raise ValueError('x')
+    assert isinstance(caught.value.__cause__, ValueError)
+    with pytest.raises(UsageError, match='as it is') as caught, mendable():
+        raise UsageError('as it is')
+    assert caught.value.__cause__ is None
+
+
+def test_mendable_takes_further_types_and_leaves_the_rest():
+    with pytest.raises(UsageError), mendable(RuntimeError):
+        raise RuntimeError('Invalid device string')
+    with pytest.raises(RuntimeError), mendable():
+        raise RuntimeError('a bug')
+
+
+def test_messages_of_system_errors_and_keys_read_as_sentences():
+    assert one_line(FileNotFoundError(2, 'No such file or directory', 'a.txt')) == 'a.txt: No such file or directory'
+    assert one_line(KeyError('model')) == "missing key 'model'"
+    assert one_line(ValueError()) == 'ValueError'
+
+
+def test_failed_run_is_1_with_its_traceback_above_the_line(capsys):
+    status, errors, lines = run(raises(ValueError('loss is nan')), capsys)
+    assert status == 1
+    assert errors == ['error: ValueError: loss is nan'] == lines[-1:]
+    assert lines[0].startswith('Traceback')
+
+
+def test_exceptions_may_ask_for_status_2(capsys):
+    class Mend(ValueError):
+        exit_status = 2
+    assert run(raises(Mend('bad image a.png')), capsys) == (2, ['error: bad image a.png'], ['error: bad image a.png'])
+
+
+def test_interrupt_is_130_and_names_the_last_checkpoint(capsys):
+    stop = KeyboardInterrupt()
+    stop.add_note('last checkpoint: runs/a/last.pth.tar')
+    line = 'error: interrupted; last checkpoint: runs/a/last.pth.tar'
+    assert run(raises(stop), capsys) == (130, [line], [line])
+    assert run(raises(KeyboardInterrupt()), capsys)[:2] == (130, ['error: interrupted'])
+
+
+def test_system_exit_keeps_its_status(capsys):
+    assert run(raises(SystemExit()), capsys) == (0, [], [])
+    assert run(raises(SystemExit(2)), capsys)[0] == 2
+    assert run(raises(SystemExit('no')), capsys) == (1, ['error: no'], ['error: no'])
+
+
+@pytest.mark.parametrize(('argv', 'line'), [
+    (['--mixpu', '0.8'], 'error: unrecognized arguments: --mixpu 0.8 (did you mean --mixup?)'),
+    (['--mixpu=0.8'], 'error: unrecognized arguments: --mixpu=0.8 (did you mean --mixup?)'),
+    (['--zzz'], 'error: unrecognized arguments: --zzz (see gradmix --help)'),
+    (['--mixup', 'much'], "error: argument --mixup: invalid float value: 'much'"),
+])
+def test_parser_errors_are_one_line_and_2(argv, line, capsys):
+    parser = ConsoleParser(prog='gradmix')
+    parser.add_argument('--mixup', type=float)
+    assert run(lambda argv: parser.parse_args(argv) and 0, capsys, argv) == (2, [line], [line])
+
+
+def test_subparsers_speak_alike(capsys):
+    parser = ConsoleParser(prog='gradmix')
+    parser.add_subparsers(required=True, dest='command').add_parser('osr').add_argument('--score')
+    assert run(lambda argv: parser.parse_args(argv) and 0, capsys, ['osr', '--score'])[1] == [
+        'error: argument --score: expected one argument']
+
+
+class Rotten(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise ValueError(f'bad image: {index}.png')
+
+
+def test_error_of_a_loader_worker_is_told_without_its_traceback(capsys):
+    def main(argv):
+        with mendable():
+            next(iter(torch.utils.data.DataLoader(Rotten(), num_workers=1)))
+    assert run(main, capsys)[1] == ['error: bad image: 0.png']
+
+
+def test_closed_pipe_leaves_no_complaint():
+    code = ('from gradmix_timm.cli.exits import run_console\n'
+            'def main(argv):\n'
+            '    for _ in range(20000): print("row")\n'
+            'raise SystemExit(run_console(main))')
+    reader, writer = os.pipe()
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    os.close(reader)
+    assert process.communicate(timeout=60)[1] == b''
+    assert process.returncode == 1
