@@ -21,6 +21,7 @@ _BLOCKS = {
 _ELEMENTS = {'coat': (r'parallel_blocks\.\d+', 3)}
 # Classifiers and their auxiliaries: what they give are class scores, not features.
 _HEAD = re.compile(r'(^|\.)(head|heads|fc|classifier|aux\w*)(\.|$)', re.IGNORECASE)
+_RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 # A wrapper, its backbone, a stack, its blocks.
 _MAX_DEPTH = 5
 # Stages or blocks that make a choice worth offering; with fewer the containers are opened.
@@ -66,9 +67,9 @@ def pinned_element(model: nn.Module, name: str) -> int | None:
 
 
 def traceable(model: nn.Module) -> list[str]:
-    """Names of the modules to watch in a trace."""
-    return [name for name, _ in model.named_modules()
-            if name and name.count('.') < _MAX_DEPTH and not _HEAD.search(name)]
+    """Names of the modules to watch in a trace; not what spreads one cell over many."""
+    return [name for name, module in model.named_modules()
+            if name and name.count('.') < _MAX_DEPTH and not _HEAD.search(name) and not isinstance(module, _RESIZED)]
 
 
 def traced(model: nn.Module, spatial: Sequence[str], chained: set[str]) -> list[str]:

@@ -117,7 +117,7 @@ def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -
     Example:
         >>> from gradmix_timm.attribution import resolve_layers
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2))
-        >>> with watch(net, resolve_layers(net, (1, 8, 8), '1')) as seen:
+        >>> with watch(net, resolve_layers(net, (1, 8, 8))) as seen:
         ...     logits = net(torch.rand(3, 1, 8, 8))
         >>> seen.captured(logits, logits[:, 0], (8, 8), retain_graph=True)[0].gradient.shape
         torch.Size([3, 4, 8, 8])

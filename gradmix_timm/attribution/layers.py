@@ -49,7 +49,7 @@ def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[T
     """
     inner = unwrap(model)
     cache = _found.setdefault(inner, {})
-    size = tuple(input_size)
+    size = _three(input_size)
     if size not in cache:
         cache[size] = _usable(inner, size)
     return cache[size]
@@ -95,12 +95,19 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
         ['blocks.3', 'blocks.5.norm1']
     """
     inner = unwrap(model)
-    size, choices = tuple(input_size), _choices(layers)
+    size, choices = _three(input_size), _choices(layers)
     cache = _found.setdefault(inner, {})
     key = (size, choices)
     if key not in cache:
         cache[key] = _resolve(inner, size, choices)
     return cache[key]
+
+
+def _three(input_size: Sequence[int]) -> Size:
+    if len(input_size) != 3:
+        raise ValueError(f'input_size is (C, H, W), got {tuple(input_size)}')
+    channels, height, width = map(int, input_size)
+    return channels, height, width
 
 
 def _choices(layers: object) -> tuple[_Choice, ...] | None:
@@ -182,24 +189,27 @@ def _trace(model: nn.Module, size: Size) -> list[TargetLayer]:
     findings = dry_run(model, size, names, hints_for(model, names))
     once = sorted((f for f in findings if f.calls == 1 and f.outputs), key=lambda finding: finding.seen)
     chained = {f.name for f in once if isinstance(model.get_submodule(f.name), nn.Sequential)
-               or (f.same or '').startswith(f'{f.name}.')}
+               or any(out.giver.startswith(f'{f.name}.') for out in f.outputs)}
     chosen = set(traced(model, [f.name for f in once], chained))
     return _pick(model, [f for f in once if f.name in chosen]) or _pick(model, once)
 
 
 def _pick(model: nn.Module, findings: Sequence[Finding]) -> list[TargetLayer]:
-    """One layer a module, in forward order; of modules that give the very same tensor one is kept."""
-    names = {finding.name for finding in findings}
-    # A container's output is its last child's: keep the container. A tensor passed through is no layer of its own.
-    inner = {f.same for f in findings if f.same and f.same.startswith(f'{f.name}.')}
-    layers = []
+    """One layer a module, in forward order, and one of the modules that give the very same tensor.
+
+    That is the container where the other is its last child, else the one that made the tensor.
+    """
+    makers: dict[str, TargetLayer] = {}
     for finding in sorted(findings, key=lambda finding: finding.seen):
-        passed = finding.same in names - inner
-        index = pinned_element(model, finding.name)
-        fitting = [layer for layer in finding.layers if index in (None, layer.index)]
-        if fitting and not passed and finding.name not in inner:
-            layers.append(fitting[0])
-    return layers
+        pinned = pinned_element(model, finding.name)
+        givers = {out.index: out.giver for out in finding.outputs}
+        for layer in finding.layers:
+            giver = givers[layer.index]
+            if pinned in (None, layer.index) and (giver not in makers or giver.startswith(f'{finding.name}.')):
+                makers.pop(giver, None)
+                makers[giver] = layer
+                break
+    return list(makers.values())
 
 
 def _called(model: nn.Module) -> str:

@@ -27,6 +27,25 @@ _HEAD_STD = 0.02
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+@dataclass(frozen=True)
+class Output:
+    """One tensor of a module's output.
+
+    Attributes:
+        index: Element of the tuple or list, else None.
+        tensor: As the module gave it.
+        reading: Its layout and grid.
+        order: See :class:`TargetLayer`.
+        giver: The module that gave this very tensor first; the module itself unless it passes one through.
+    """
+
+    index: int | None
+    tensor: Tensor
+    reading: Reading
+    order: tuple[int, ...] | None
+    giver: str
+
+
 @dataclass
 class Finding:
     """What the dry run saw of one named module.
@@ -37,16 +56,15 @@ class Finding:
         seen: Where among all first firings it ran.
         layers: The elements of its output with a grid and a gradient on it, in order.
         reason: Why ``layers`` is empty, else ''.
-        same: Name of the module that gave the very same tensor before, or None.
+        outputs: Everything in its output that has a grid.
     """
 
     name: str
     calls: int = 0
     seen: int = -1
     layers: list[TargetLayer] = field(default_factory=list)
-    reason: str = 'it did not run in the forward pass'
-    same: str | None = None
-    outputs: list[tuple[int | None, Tensor, Reading, tuple[int, ...] | None]] = field(default_factory=list, repr=False)
+    reason: str = 'it does not run in the forward pass'
+    outputs: list[Output] = field(default_factory=list, repr=False)
 
 
 def dry_run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[str, Hints]) -> list[Finding]:
@@ -124,23 +142,16 @@ def _grad_modes(model: nn.Module) -> Iterator[None]:
 def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[str, Hints],
          redrawn: Sequence[nn.Module]) -> list[Finding]:
     findings = {name: Finding(name) for name in names}
-    image_size, givers = input_size[1:], {}
-    # Tensors are told apart by identity and version: an in-place ReLU gives back its input, but another value.
-    kept = []
+    # A tensor is known by identity and version: an in-place ReLU gives back its input, but with another value.
+    givers: dict[tuple[int, int], str] = {}
 
     def keep(name: str, output: object) -> None:
         finding = findings[name]
         finding.calls += 1
-        if finding.calls > 1:
-            return
-        finding.seen = len(kept)
-        kept.append(output)
-        finding.outputs = _read(model, name, output, image_size, hints.get(name, Hints()))
-        finding.reason = '' if finding.outputs else f'its output has no grid: {_shapes(output)}'
-        if finding.outputs:
-            tensor = finding.outputs[0][1]
-            finding.same = givers.setdefault((id(tensor), tensor._version), name)
-            finding.same = None if finding.same == name else finding.same
+        if finding.calls == 1:
+            finding.seen = sum(other.calls > 0 for other in findings.values())
+            finding.outputs = list(_read(model, name, output, input_size[1:], hints.get(name, Hints()), givers))
+            finding.reason = f'its output has no grid: {_shapes(output)}'
 
     with hooked(model, names, keep), _substituted(redrawn):
         logits = ask(model, input_size, requires_grad=True)
@@ -152,27 +163,22 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
 
 
 def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, int], hints: Hints,
-          ) -> list[tuple[int | None, Tensor, Reading, tuple[int, ...] | None]]:
-    """Element, tensor, reading and token order of everything in a module's output that has a grid."""
-    elements = enumerate(output) if isinstance(output, tuple | list) else [(None, output)]
-    found = []
-    for index, tensor in elements:
+          givers: dict[tuple[int, int], str]) -> Iterator[Output]:
+    """Everything in a module's output that has a grid over the image, batch first."""
+    for index, tensor in enumerate(output) if isinstance(output, tuple | list) else [(None, output)]:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape[:1] != (_BATCH,):
             continue
         reading = read_grid(tensor, image_size, hints)
-        if reading is not None:
-            order, known = _token_order(model, name, math.prod(reading.grid))
-            if known:
-                found.append((index, tensor, reading, order))
-    return found
+        order, known = _token_order(model, name, math.prod(reading.grid)) if reading else (None, False)
+        if reading and known:
+            yield Output(index, tensor, reading, order, givers.setdefault((id(tensor), tensor._version), name))
 
 
 def _token_order(model: nn.Module, name: str, count: int) -> tuple[tuple[int, ...] | None, bool]:
     """Tokens in raster order where a model scrambles them and can undo it (timm's hiera: ``reroll``), and if known."""
     match = re.fullmatch(r'(?:(.+)\.)?blocks\.(\d+)(?:\..+)?', name)
-    owner = model.get_submodule(match[1] or '') if match else None
-    reroll = getattr(owner, 'reroll', None)
-    if reroll is None:
+    reroll = getattr(model.get_submodule(match[1] or ''), 'reroll', None) if match else None
+    if match is None or reroll is None:
         return None, True
     block = int(match[2])
     if math.prod(reroll.schedule[block][1]) != count:
@@ -183,19 +189,19 @@ def _token_order(model: nn.Module, name: str, count: int) -> tuple[tuple[int, ..
 
 def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
     """Keep the outputs whose gradient is not all zero on the grid."""
-    tensors = [tensor for finding in findings for _, tensor, _, _ in finding.outputs if tensor.requires_grad]
-    grads = iter(())
+    tensors = [out.tensor for finding in findings for out in finding.outputs if out.tensor.requires_grad]
+    grads: Iterator[Tensor | None] = iter(())
     if tensors and logits.requires_grad:
         scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
         grads = iter(torch.autograd.grad(_log_odds(logits.float()) * scale, tensors, allow_unused=True))
     for finding in findings:
         finding.reason = 'the gradient of the logits does not reach it'
-        for index, tensor, reading, order in finding.outputs:
-            grad = next(grads, None) if tensor.requires_grad else None
+        for out in finding.outputs:
+            grad = next(grads, None) if out.tensor.requires_grad else None
             if grad is None:
                 continue
-            if grad[:, reading.prefix:].ne(0).any():
-                finding.layers.append(TargetLayer(finding.name, index, *reading, order=order))
+            if grad[:, out.reading.prefix:].ne(0).any():
+                finding.layers.append(TargetLayer(finding.name, out.index, *out.reading, order=out.order))
             else:
                 finding.reason = 'the gradient of the logits is zero there (only the class token is read behind it?)'
 
@@ -223,7 +229,8 @@ def _substituted(modules: Sequence[nn.Module]) -> Iterator[None]:
     try:
         for module in modules:
             twin = copy.deepcopy(module).requires_grad_(False)
-            twin.weight.copy_(torch.randn(twin.weight.shape, generator=generator) * _HEAD_STD)
+            for weight in twin.parameters():
+                weight.copy_(torch.randn(weight.shape, generator=generator) * _HEAD_STD)
             handles.append(module.register_forward_hook(lambda _, args, __, twin=twin: twin(*args)))
         yield
     finally:
