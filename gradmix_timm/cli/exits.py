@@ -16,7 +16,7 @@ from typing import NoReturn
 __all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console']
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-_MENDABLE = (ValueError, TypeError, OSError, KeyError, ImportError)
+_MENDABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
 
 
 class UsageError(Exception):
@@ -46,7 +46,7 @@ def mendable(*also: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except (*_MENDABLE, *also) as error:
+    except _MENDABLE + also as error:
         raise UsageError(one_line(error)) from error
 
 
