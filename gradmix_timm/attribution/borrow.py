@@ -63,6 +63,29 @@ def _swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Ite
 
 
 @contextmanager
+def _evaluation_state(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Empty caches inside, and the caches and buffers of before at the end.
+
+    In evaluation mode timm's levit, tiny_vit and efficientformers keep attention biases computed from the weights of
+    the moment, until ``train()`` is called: the next pass, or the validation after it, would meet stale ones. convit
+    replaces a buffer at its first forward.
+    """
+    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
+    caches = [(module, name, value) for module in modules for name, value in vars(module).items()
+              if name.endswith('_cache') and isinstance(value, dict)]
+    try:
+        for module, name, _ in caches:
+            setattr(module, name, {})
+        yield
+    finally:
+        for module, name, value in caches:
+            setattr(module, name, value)
+        for module, before in buffers:
+            module._buffers.clear()
+            module._buffers.update(before)
+
+
+@contextmanager
 def borrow(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in evaluation mode, without checkpointing or compilation; all of it restored at the end.
 
@@ -76,6 +99,7 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
         stack.enter_context(_swapped(modules, 'training', False))
+        stack.enter_context(_evaluation_state(modules))
         # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
         checkpointed = [m for m in modules if getattr(m, 'grad_checkpointing', False) is True]
         stack.enter_context(_swapped(checkpointed, 'grad_checkpointing', False))
