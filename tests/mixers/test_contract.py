@@ -1,0 +1,346 @@
+"""What every registered mixer promises; to register is to be tested."""
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from gradmix_timm import create_mixer, list_mixers, register_mixer
+from gradmix_timm.mixers import TIMM_MODES
+
+OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('doctest')]
+PAIRED = [*OURS, 'gradmix+cutmix']
+K = 10
+
+
+def soft(labels, smoothing=0.1):
+    return torch.full((len(labels), K), smoothing / K).scatter_(1, labels[:, None], 1 - smoothing + smoothing / K)
+
+
+class ToyCNN(nn.Module):
+    """Any module with a grid will do."""
+
+    def __init__(self, in_chans=3):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, K)
+
+    def forward(self, x):
+        return self.head(self.features(x).mean((2, 3)))
+
+
+@pytest.fixture
+def toy():
+    torch.manual_seed(0)
+    return ToyCNN().train()
+
+
+def test_the_names_that_others_rely_on_are_there():
+    assert set(list_mixers()) >= {'batch', 'pair', 'elem', 'half', 'none', 'mixup', 'cutmix', 'random-box', 'center-box',
+                                  'gradmix'}
+    assert all(line and '\n' not in line for line in list_mixers().values())
+
+
+@pytest.mark.parametrize('name', PAIRED)
+@pytest.mark.parametrize('size', [8, 7, 2, 1])
+@pytest.mark.parametrize('kind', ['int', 'soft'])
+@pytest.mark.filterwarnings('ignore:mixer')
+def test_any_batch_and_both_kinds_of_labels(name, size, kind, toy):
+    mixer = create_mixer(name, num_classes=K, label_smoothing=0.1)
+    images, labels = torch.randn(size, 3, 16, 16), torch.arange(size) % K
+    before = images.clone()
+    given = labels if kind == 'int' else torch.eye(K)[labels]
+    mixed, targets = mixer(images, given, toy)
+    assert torch.equal(images, before), 'out of place'
+    assert mixed.shape == images.shape
+    assert mixed.dtype == images.dtype
+    assert targets.dtype == torch.float32
+    assert targets.shape == (size, K)
+    assert torch.allclose(targets.sum(1), torch.ones(size), atol=1e-5)
+    if size > 2 and name != 'none':
+        assert not torch.equal(mixed, images)
+
+
+@pytest.mark.parametrize('name', PAIRED)
+@pytest.mark.parametrize('shape', [(4, 1, 16, 16), (4, 3, 12, 20), (4, 5, 17, 9)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_grey_wide_and_half_precision_images(name, shape, dtype):
+    model = ToyCNN(shape[1]).to(dtype)
+    mixer = create_mixer(name, num_classes=K)
+    images = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    mixed, targets = mixer(images, torch.arange(4), model)
+    assert mixed.dtype == dtype
+    assert targets.dtype == torch.float32
+    assert mixed.isfinite().all()
+    if shape[1] > 1:
+        assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize('name', PAIRED)
+def test_disabled_means_same_images_smoothed_one_hots_and_no_pass(name):
+    mixer = create_mixer(name, num_classes=K, label_smoothing=0.1)
+    mixer.mixup_enabled = False
+    calls = []
+    model = ToyCNN()
+    model.register_forward_hook(lambda *a: calls.append(1))
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    mixed, targets = mixer(images, labels, model)
+    assert torch.equal(mixed, images)
+    assert torch.allclose(targets, soft(labels))
+    assert not calls
+
+
+@pytest.mark.parametrize('name', PAIRED)
+def test_a_draw_replays_and_depends_on_seed_rank_epoch_and_step_alone(name, toy):
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+
+    def mix(epoch=2, step=5, **seeds):
+        mixer = create_mixer(name, num_classes=K, **seeds)
+        mixer.set_step(epoch, step)
+        np.random.rand(3)  # noqa: NPY002
+        torch.rand(3)
+        draw = mixer.draw(images, labels, toy)
+        return mixer.apply(images, labels, draw), draw
+
+    (first, targets), draw = mix(seed=3, rank=1)
+    (again, same), _ = mix(seed=3, rank=1)
+    assert torch.equal(first, again)
+    assert torch.equal(targets, same)
+    if name == 'none':
+        return
+    for other in (mix(seed=4, rank=1), mix(seed=3, rank=2), mix(seed=3, rank=1, epoch=3), mix(seed=3, rank=1, step=6)):
+        assert not torch.equal(first, other[0][0])
+    with pytest.raises(AttributeError):
+        draw.lam = None
+
+
+@pytest.mark.parametrize('name', PAIRED)
+def test_the_private_counter_makes_steps_differ_and_follows_set_step(name, toy):
+    if name == 'none':
+        return
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    counted, stepped = (create_mixer(name, num_classes=K, seed=1) for _ in range(2))
+    runs = [counted(images, labels, toy)[0] for _ in range(3)]
+    assert not torch.equal(runs[0], runs[1])
+    for step, run in enumerate(runs):
+        stepped.set_step(0, step)
+        assert torch.equal(stepped(images, labels, toy)[0], run)
+
+
+@pytest.mark.parametrize('name', PAIRED)
+def test_mixers_pickle_and_say_what_they_are(name, toy):
+    mixer = create_mixer(name, num_classes=K, seed=9)
+    again = pickle.loads(pickle.dumps(mixer))
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    assert torch.equal(mixer(images, labels, toy)[0], again(images, labels, toy)[0])
+    assert 'num_classes=10' in repr(mixer)
+    assert 'seed=9' in repr(mixer)
+    assert repr(create_mixer(name, **mixer.options)) == repr(mixer)
+
+
+@pytest.mark.parametrize('name', PAIRED)
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_grad_modes_are_worked_under_and_restored(name, mode, toy):
+    mixer = create_mixer(name, num_classes=K)
+    plain = create_mixer(name, num_classes=K)(torch.ones(4, 3, 16, 16), torch.arange(4), toy)[0]
+    with mode():
+        images = torch.ones(4, 3, 16, 16)
+        mixed, _ = mixer(images, torch.arange(4), toy)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert torch.equal(mixed, plain)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize('name', PAIRED)
+def test_no_random_stream_of_the_training_moves(name, toy):
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    create_mixer(name, num_classes=K)(torch.ones(4, 3, 16, 16), torch.arange(4), toy)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize('name', [n for n in PAIRED if n != 'none'])
+def test_prob_is_the_rate_of_mixed_batches_and_prob_elem_of_images(name, toy):
+    images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % K
+
+    def changed(**options):
+        mixer = create_mixer(name, num_classes=K, **options)
+        draws = [mixer.draw(images, labels, toy) for _ in range(120)]
+        return torch.stack([draw.lam < 1 for draw in draws]).float()
+
+    per_batch = changed(prob=0.5)
+    assert 0.36 < (per_batch.amax(1)).mean() < 0.64
+    full = changed().mean()
+    assert changed(prob_elem=0.5).mean() == pytest.approx(full.item() / 2, abs=0.05)
+    assert changed(prob=0.0).sum() == 0
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'cutmix', 'random-box', 'center-box', 'mixup'])
+def test_lam_and_partner_read_back_from_label_coded_images(name, toy):
+    """A constant image a row: what is pasted shows whose it is, and how much."""
+    labels = torch.arange(8)
+    images = (labels.float()[:, None, None, None] + 1).expand(-1, 3, 16, 16).contiguous()
+    mixer = create_mixer(name, num_classes=K, seed=2)
+    draw = mixer.draw(images, labels, toy)
+    mixed, targets = mixer.apply(images, labels, draw)
+    own = images[:, 0, 0, 0]
+    donor = own[draw.partner]
+    want = draw.lam * own + (1 - draw.lam) * donor
+    assert torch.allclose(mixed.mean((1, 2, 3)), want, atol=1e-4)
+    rows = torch.eye(K)
+    assert torch.allclose(targets, draw.weight[:, :1] * rows[labels] + draw.weight[:, 1:] * rows[labels[draw.partner]])
+    assert torch.allclose(draw.weight.sum(1), torch.ones(8))
+
+
+def test_uniform_cutmix_pastes_a_third_of_the_image():
+    """The mean share 1/2 - 1/5 + 1/48 of a clipped box with a uniform centre."""
+    mixer = create_mixer('cutmix', num_classes=K)
+    images = torch.zeros(512, 1, 224, 224)
+    lam = torch.cat([mixer.draw(images, torch.zeros(512, dtype=torch.int64)).lam for _ in range(40)])
+    assert (1 - lam).mean().item() == pytest.approx(0.3208, abs=0.006)
+
+
+@pytest.mark.parametrize('name', ['cutmix', 'random-box', 'mixup'])
+def test_rows_are_independent(name):
+    mixer = create_mixer(name, num_classes=K)
+    images = torch.zeros(2, 1, 64, 64)
+    draws = [mixer.draw(images, torch.tensor([0, 1])) for _ in range(800)]
+    columns = torch.stack([torch.cat([d.lam[:, None], d.dst.float()], 1) for d in draws])
+    spread = columns.std(0).amin(1) > 0
+    first, second = columns[:, 0].T, columns[:, 1].T
+    for a, b in zip(first, second, strict=True):
+        if a.std() > 0:
+            assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.12
+    assert name == 'mixup' or spread.all()
+
+
+def test_a_switch_takes_its_second_with_switch_prob():
+    mixer = create_mixer('mixup+cutmix', num_classes=K, switch_prob=0.25, parts={'mixup': {'alpha': 0.2}})
+    images, labels = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    names = [mixer.draw(images, labels).name for _ in range(400)]
+    assert 0.18 < names.count('cutmix') / 400 < 0.32
+    assert set(names) == {'mixup', 'cutmix'}
+    assert mixer.first.alpha == 0.2
+
+
+# ---- timm's own
+
+@pytest.mark.parametrize('mode', ['batch', 'pair', 'elem', 'half'])
+@pytest.mark.parametrize('options', [
+    {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0},
+    {'mixup_alpha': 0.8},
+    {'mixup_alpha': 0.0, 'cutmix_alpha': 1.0, 'prob': 0.5},
+    {'mixup_alpha': 0.2, 'cutmix_minmax': (0.2, 0.6), 'switch_prob': 0.7, 'correct_lam': False},
+])
+def test_timms_names_give_bit_for_bit_what_timm_gives(mode, options, toy):
+    images, labels = torch.randn(8, 3, 20, 20), torch.arange(8)
+    theirs = timm.data.Mixup(mode=mode, num_classes=K, label_smoothing=0.1, **options)
+    ours = create_mixer(mode, num_classes=K, label_smoothing=0.1, **options)
+    for _ in range(4):
+        np.random.seed(7)  # noqa: NPY002
+        want, rows = theirs(images.clone(), labels)
+        end = np.random.get_state()[1].copy()  # noqa: NPY002
+        np.random.seed(7)  # noqa: NPY002
+        given = images.clone()
+        got, targets = ours(given, labels, toy)
+        assert torch.equal(got, want)
+        assert torch.equal(targets, rows)
+        assert got.data_ptr() == given.data_ptr(), 'in place, as timm'
+        assert np.array_equal(np.random.get_state()[1], end)  # noqa: NPY002
+
+
+def test_timms_names_refuse_what_timm_takes_wrongly():
+    mixer = create_mixer('batch', num_classes=K, mixup_alpha=1.0)
+    with pytest.raises(ValueError, match='odd number; use an even batch'):
+        mixer(torch.randn(5, 3, 8, 8), torch.arange(5))
+    with pytest.raises(ValueError, match=r'integer labels \[B\]'):
+        mixer(torch.randn(4, 3, 8, 8), torch.eye(K)[:4])
+    with pytest.raises(ValueError, match='expected float images'):
+        mixer(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4))
+    with pytest.raises(ValueError, match='mixup_alpha, cutmix_alpha'):
+        create_mixer('elem', num_classes=K, mixup_alpha=0.0)
+
+
+def test_timm_disabled_draws_nothing():
+    mixer = create_mixer('elem', num_classes=K, label_smoothing=0.1, mixup_alpha=1.0)
+    mixer.mixup_enabled = False
+    np.random.seed(0)  # noqa: NPY002
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    mixed, targets = mixer(images, labels)
+    assert torch.equal(mixed, images)
+    assert torch.allclose(targets, soft(labels))
+    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+# ---- errors
+
+def test_unknown_names_and_options_name_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'gradmix'"):
+        create_mixer('gradmx', num_classes=K)
+    with pytest.raises(ValueError, match="did you mean 'center'"):
+        create_mixer('gradmix', num_classes=K, centre='window')
+    with pytest.raises(ValueError, match="did you mean 'window'"):
+        create_mixer('gradmix', num_classes=K, center='windw')
+    with pytest.raises(ValueError, match="did you mean 'alpha'"):
+        create_mixer('cutmix', num_classes=K, alph=1)
+    with pytest.raises(ValueError, match='needs num_classes'):
+        create_mixer('gradmix')
+    with pytest.raises(ValueError, match='two different mixers'):
+        create_mixer('gradmix+gradmix', num_classes=K)
+    with pytest.raises(ValueError, match='cannot alternate'):
+        create_mixer('gradmix+elem', num_classes=K)
+
+
+@pytest.mark.parametrize(('options', 'match'), [
+    ({'prob': 1.5}, 'prob is a probability'),
+    ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
+    ({'alpha': 0.0}, 'above 0'),
+    ({'num_classes': 0}, 'at least 1'),
+])
+def test_options_out_of_range(options, match):
+    with pytest.raises(ValueError, match=match):
+        create_mixer('gradmix', **{'num_classes': K, **options})
+
+
+@pytest.mark.parametrize(('images', 'targets', 'match'), [
+    (torch.zeros(4, 3, 8), torch.arange(4), r'images \[B, C, H, W\]'),
+    (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), 'mixing follows normalisation'),
+    (torch.zeros(4, 3, 8, 8), torch.arange(3), '4 images but 3 targets'),
+    (torch.zeros(4, 3, 8, 8), torch.arange(4) + 8, r'labels run from 8 to 11, expected 0\.\.9'),
+    (torch.zeros(4, 3, 8, 8), torch.zeros(4), 'class indices'),
+    (torch.zeros(4, 3, 8, 8), torch.zeros(4, 7), r'float \[B, 10\]'),
+    (torch.zeros(4, 3, 8, 8), torch.ones(4, 10), 'multi-hot'),
+])
+def test_bad_batches_say_what_was_expected(images, targets, match):
+    with pytest.raises(ValueError, match=match):
+        create_mixer('cutmix', num_classes=K)(images, targets)
+
+
+def test_a_mixer_that_needs_a_model_says_so():
+    with pytest.raises(ValueError, match=r"'gradmix' reads attribution maps .* mixer\(images, targets, model\)"):
+        create_mixer('gradmix', num_classes=K)(torch.zeros(4, 3, 8, 8), torch.arange(4))
+
+
+def test_a_users_own_mixer_is_a_name_like_any_other():
+    name = 'test-own'
+    if name not in list_mixers():
+        @register_mixer(name, 'rolls the batch')
+        class Roll:
+            requires_model = False
+
+            def __init__(self, num_classes, shift=1):
+                self.num_classes, self.shift = num_classes, shift
+
+            def __call__(self, images, targets, model=None):
+                return images.roll(self.shift, 0), torch.eye(self.num_classes)[targets.roll(self.shift, 0)]
+
+    images, _ = create_mixer(name, num_classes=3, shift=2)(torch.arange(3.0).view(3, 1, 1, 1), torch.arange(3))
+    assert images.flatten().tolist() == [1, 2, 0]
+    with pytest.raises(ValueError, match='registered already'):
+        register_mixer('cutmix', 'again')(lambda: None)
