@@ -71,7 +71,7 @@ class _Anchors:
         self.own_image = self.image[chosen.flatten()]
         self.own_slot = chosen.flatten()[:, None] == slots.flatten()
         self.clean = self.similarity(flat)
-        # A huge negative rather than -inf: a lone row has an empty sum, and its gradient shall be 0, not NaN.
+        # A huge negative, not -inf: the sum of a lone row is empty, and its logarithm is to stay finite.
         self.log_sum = self.clean.masked_fill(self.own_slot, torch.finfo(flat.dtype).min).logsumexp(1)
 
     def similarity(self, contrast: Tensor) -> Tensor:
