@@ -1,0 +1,199 @@
+"""Checks of parsed training flags: older spellings folded, values that depend on others set, contradictions refused."""
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+from typing import Any
+
+import torch
+from timm.loss import create_classification_loss, load_class_stats, resolve_class_weights
+from timm.optim import list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler_factory import scheduler_kwargs
+from torch import nn
+
+from gradmix_timm.registry import nearest
+
+from .mixing import MixPlan, plan_mixing
+
+__all__ = ['check_args', 'create_loss', 'scheduled_epochs']
+
+_logger = logging.getLogger(__name__)
+
+_SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'plateau', 'none')
+
+
+def check_args(args: argparse.Namespace, given: set[str]) -> None:
+    """Fold, complete and check the flags of a training run, in place.
+
+    Args:
+        args: Every flag; ``loss``, ``loss_pos_weight``, ``data_dir`` and what --task multilabel or --sched wsd default
+            to are set.
+        given: Names of the flags that the user set.
+
+    Raises:
+        ValueError: Flags that contradict each other or a value that no part of timm takes.
+    """
+    if args.data and not args.data_dir:
+        args.data_dir = args.data
+    _fold_loss_flags(args)
+    _complete(args, given)
+    if args.resume == 'auto' and not args.experiment:
+        raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
+    if args.drop_connect is not None:
+        _logger.warning('--drop-connect is deprecated and unused: --drop-path')
+    _check_loaders(args)
+    _check_numbers(args)
+    _check_task(args)
+    plan = plan_mixing(args)
+    create_loss(args, plan)
+    _check_open_set(args)
+    _check_names(args)
+    scheduled_epochs(args)
+
+
+def scheduled_epochs(args: argparse.Namespace) -> int:
+    """Epochs of the whole schedule: cycles, warm-up prefix and cool-down included.
+
+    Raises:
+        ValueError: timm's schedule does not take the flags.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    try:
+        # Many updates an epoch, so that a decay of part of an epoch is not rounded away here.
+        return int(create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1000)[1])
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f'--sched {args.sched}: {error}') from error
+
+
+def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None = None) -> nn.Module:
+    """The training criterion, by timm's rules: soft targets where a mixer is on, else smoothing in the loss.
+
+    Args:
+        args: Checked flags.
+        plan: The mixer of the run.
+        num_classes: Width of the head; weights and counts must have one entry for each. None: not known yet.
+
+    Raises:
+        ValueError: A combination that the loss does not take; weights of another length.
+    """
+    kind = args.loss or ('bce' if args.task == 'multilabel' else 'ce')
+    stats = load_class_stats(args.class_stats)
+    options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None}
+    for name in ('pos_weight', 'class_weight'):
+        try:
+            options[name] = resolve_class_weights(
+                getattr(args, f'loss_{name}'), name, stats, power=args.loss_weight_power)
+        except ValueError as error:
+            raise ValueError(f'--loss-{name.replace("_", "-")} {getattr(args, f"loss_{name}")}: {error}') from error
+        _check_length(f'--loss-{name.replace("_", "-")}', options[name], num_classes)
+    options.update(bce_target_thresh=args.bce_target_thresh, bce_sum=args.bce_sum)
+    if kind == 'poly':
+        options.update(poly_gamma=args.poly_gamma, poly_epsilon=args.poly_epsilon)
+    elif kind == 'jsd':
+        options.update(jsd_splits=args.aug_splits, soft_targets=False)
+    elif kind == 'db' and stats is not None:
+        options.update(class_counts=stats[0], num_samples=stats[1])
+        _check_length('--class-stats', stats[0], num_classes)
+    return create_classification_loss(kind, multi_label=args.task == 'multilabel', **options)
+
+
+def _check_length(flag: str, values: Any, num_classes: int | None) -> None:
+    if num_classes is not None and isinstance(values, torch.Tensor) and len(values) != num_classes:
+        raise ValueError(f'{flag} has {len(values)} entries but the model has {num_classes} classes')
+
+
+def _fold_loss_flags(args: argparse.Namespace) -> None:
+    """--bce-loss, --jsd-loss and --bce-pos-weight into --loss and --loss-pos-weight."""
+    for on, name in ((args.jsd_loss, 'jsd'), (args.bce_loss, 'bce')):
+        if on and args.loss not in (None, name):
+            raise ValueError(f'--{name}-loss with --loss {args.loss}: one loss; leave one of them out')
+        if on:
+            args.loss = name
+    if args.bce_pos_weight is not None:
+        weight = str(args.bce_pos_weight)
+        if args.loss_pos_weight not in (None, weight):
+            raise ValueError(f'--bce-pos-weight {weight} with --loss-pos-weight {args.loss_pos_weight}: they are the '
+                             'same setting; leave one of them out')
+        args.loss_pos_weight = weight
+
+
+def _complete(args: argparse.Namespace, given: set[str]) -> None:
+    """Defaults that depend on other flags."""
+    if args.task == 'multilabel':
+        if 'eval_metric' not in given:
+            args.eval_metric = 'map'
+        if 'smoothing' not in given:
+            args.smoothing = 0.0
+    if args.sched in ('wsd', 'rsqrt') and 'decay_epochs' not in given:
+        args.decay_epochs = None
+
+
+def _check_loaders(args: argparse.Namespace) -> None:
+    if args.naflex_loader:
+        for flag, on in (('--train-img-sizes', args.train_img_sizes is not None),
+                         ('--use-multi-epochs-loader', args.use_multi_epochs_loader),
+                         ('--aug-splits', args.aug_splits > 0)):
+            if on:
+                raise ValueError(f'--naflex-loader with {flag}: they build batches in different ways; leave one out')
+    if args.train_img_sizes is None and args.train_batch_sizes is not None:
+        raise ValueError('--train-batch-sizes goes with --train-img-sizes, a size for each')
+    if args.aug_splits == 1 or args.aug_splits < 0:
+        raise ValueError(f'--aug-splits is 0, or 2 and more, got {args.aug_splits}')
+    if args.split_bn and not (args.aug_splits > 1 or args.resplit):
+        raise ValueError('--split-bn keeps statistics for each augmentation split: type --aug-splits 2 too')
+    if args.sync_bn and (args.split_bn or args.torchscript):
+        raise ValueError('--sync-bn goes neither with --split-bn nor with --torchscript; leave one out')
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if args.model_dtype not in (None, 'float32', 'float16', 'bfloat16'):
+        raise ValueError(f'--model-dtype is float32, float16 or bfloat16, got {args.model_dtype}')
+    if args.amp and args.amp_dtype not in ('float16', 'bfloat16'):
+        raise ValueError(f'--amp-dtype is float16 or bfloat16, got {args.amp_dtype}')
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise ValueError(f'--amp with --model-dtype {args.model_dtype}: mixed precision keeps a float32 model; leave '
+                         'one of them out')
+    if args.clip_mode not in ('norm', 'value', 'agc'):
+        raise ValueError(f'--clip-mode is norm, value or agc, got {args.clip_mode}')
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    if args.task == 'multilabel':
+        if args.kd_model_name is not None:
+            raise ValueError('--kd-model-name distils a classifier with one label an image; leave out --task '
+                             'multilabel')
+        if not 0 < args.multilabel_threshold < 1:
+            raise ValueError(f'--multilabel-threshold is in (0, 1), got {args.multilabel_threshold}')
+    elif args.target_format == 'multihot':
+        raise ValueError('--target-format multihot goes with --task multilabel')
+
+
+def _check_names(args: argparse.Namespace) -> None:
+    optimizers = list_optimizers(exclude_filters=None)
+    if args.opt.lower().removeprefix('lookahead_') not in optimizers:
+        close = difflib.get_close_matches(args.opt.lower(), optimizers, n=3, cutoff=0.4)
+        raise ValueError(f'--opt {args.opt}: timm has no such optimizer; near it: {", ".join(close) or "sgd, adamw"}')
+    if args.sched not in _SCHEDULES:
+        raise ValueError(f'--sched {args.sched}: {nearest(args.sched, _SCHEDULES)}')
+
+
+def _check_open_set(args: argparse.Namespace) -> None:
+    if args.known_classes and args.osr_protocol:
+        raise ValueError('--known-classes with --osr-protocol: a protocol names its known classes; leave one out')
+    if not args.osr_protocol:
+        for flag, on in (('--osr-trial', args.osr_trial != 0), ('--osr-family', args.osr_family is not None)):
+            if on:
+                raise ValueError(f'{flag} goes with --osr-protocol NAME')
+    if not (args.known_classes or args.osr_protocol):
+        return
+    if not 0 < args.osr_val_fraction < 1:
+        raise ValueError(f'--osr-val-fraction is in (0, 1), got {args.osr_val_fraction}')
+    if args.task == 'multilabel':
+        raise ValueError('--task multilabel has no unknown classes: leave out --known-classes and --osr-protocol')
+    if args.known_classes and len(args.known_classes) < 2:
+        raise ValueError(f'--known-classes takes at least two, separated by commas, got {args.known_classes}')
+    if args.known_classes and len(set(args.known_classes)) < len(args.known_classes):
+        twice = next(name for name in args.known_classes if args.known_classes.count(name) > 1)
+        raise ValueError(f'--known-classes names {twice!r} twice')

@@ -1,0 +1,128 @@
+"""YAML files of flags: read, merged with the one they build on, and converted as the command line would."""
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from timm.utils import ParseKwargs
+
+__all__ = ['layer', 'read_config', 'words']
+
+
+def words(text: str) -> list[str]:
+    """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list)."""
+    return [word.strip() for word in str(text).split(',') if word.strip()]
+
+
+def layer(text: str) -> int | str:
+    """A layer by number or by module name.
+
+    Example:
+        >>> layer('-1'), layer('blocks.10')
+        (-1, 'blocks.10')
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return str(text)
+
+
+def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Values of flags from a YAML file, keyed as the parsed namespace.
+
+    The key ``base`` names another file (relative to this one) whose values this one builds on, one level deep.
+
+    Args:
+        path: The file: a flat mapping, keys as the flags, with dashes or underscores.
+        parser: Its flags, types and choices decide what a value may be.
+
+    Raises:
+        ValueError: Not a mapping, an unknown key (the message names the nearest flag), or a value that the flag would
+            not take.
+        OSError: The file cannot be read.
+    """
+    given = _load(path)
+    base = given.pop('base', None)
+    if base is None:
+        return _convert_all(given, parser, path)
+    base_path = str(Path(path).parent / str(base))
+    under = _load(base_path)
+    if 'base' in under:
+        raise ValueError(f'{base_path}: base goes one level deep, and this file, the base of {path}, names another; '
+                         'put the keys of both into one')
+    return {**_convert_all(under, parser, base_path), **_convert_all(given, parser, path)}
+
+
+def _load(path: str) -> dict[str, Any]:
+    with open(path, encoding='utf-8') as file:
+        try:
+            values = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f'{path}: not YAML: {" ".join(str(error).split())}') from error
+    if not isinstance(values, Mapping):
+        kind = 'nothing' if values is None else f'a {type(values).__name__}'
+        raise ValueError(f'{path}: expected a mapping of flags to values (lr: 0.1), got {kind}')
+    return {str(key).replace('-', '_'): value for key, value in values.items()}
+
+
+def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    actions = {action.dest: action for action in parser._actions if action.dest != 'help'}
+    converted = {}
+    for key, value in values.items():
+        if key not in actions:
+            close = difflib.get_close_matches(key, actions, n=1, cutoff=0.5)
+            hint = f'did you mean {close[0]}?' if close else 'keys are flags without their dashes'
+            raise ValueError(f'{path}: no flag is called {key!r} ({hint})')
+        try:
+            converted[key] = _convert(actions[key], value)
+        except ValueError as error:
+            raise ValueError(f'{path}: {key}: {error}') from error
+    return converted
+
+
+def _convert(action: argparse.Action, value: Any) -> Any:
+    """The value as the command line would give it, or ValueError with what was expected."""
+    if value is None:
+        return None
+    if isinstance(action, ParseKwargs):
+        if not isinstance(value, Mapping):
+            raise ValueError(f'expected a mapping (k: v), got {value!r}')
+        return dict(value)
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f'expected true or false, got {value!r}')
+        return value
+    if action.nargs == '?' and value in (True, False):
+        return action.const if value else action.default
+    if action.nargs in (None, '?'):
+        if action.type is words and isinstance(value, list):
+            return [str(_scalar(None, item)) for item in value]
+        return _chosen(action, _scalar(action.type, value))
+    if not isinstance(value, list | tuple) or (isinstance(action.nargs, int) and len(value) != action.nargs):
+        count = action.nargs if isinstance(action.nargs, int) else 'one or more'
+        raise ValueError(f'expected a list of {count} values ([a, b]), got {value!r}')
+    return [_chosen(action, _scalar(action.type, item)) for item in value]
+
+
+def _scalar(kind: Any, value: Any) -> Any:
+    if isinstance(value, bool | list | tuple | Mapping):
+        raise ValueError(f'expected {_kind_name(kind)}, got {value!r}')
+    try:
+        # YAML 1.1 reads 3e-4 as a string; through str it becomes what the same word on the command line does.
+        return kind(str(value)) if kind is not None else str(value)
+    except ValueError:
+        raise ValueError(f'expected {_kind_name(kind)}, got {value!r}') from None
+
+
+def _kind_name(kind: Any) -> str:
+    return {int: 'a whole number', float: 'a number'}.get(kind, 'a word')
+
+
+def _chosen(action: argparse.Action, value: Any) -> Any:
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f'expected one of {", ".join(map(str, action.choices))}, got {value!r}')
+    return value

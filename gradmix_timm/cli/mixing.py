@@ -1,0 +1,226 @@
+"""Which mixer a command line asks for, and what it cannot be combined with; all of it known before data is read."""
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.data import FastCollateMixup, Mixup
+
+from gradmix_timm.mixers import OPTIONS, TIMM_MODES, create_mixer, list_mixers
+from gradmix_timm.registry import nearest
+
+__all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
+
+_logger = logging.getLogger(__name__)
+
+#: Mixers that take GradMix's options.
+GRADMIX_NAMES = ('gradmix', 'random-box', 'center-box')
+# The mixers whose alpha is a flag of timm's.
+_ALPHA_FLAGS = {'mixup': 'mixup', 'cutmix': 'cutmix'}
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """The mixer of a run.
+
+    Attributes:
+        name: timm's mode, a registered name or ``a+b``; None: nothing is mixed.
+        timm: timm's own classes, where timm runs them; else a registered mixer in the step, with the live model.
+        options: Its keyword arguments, without num_classes and rank.
+    """
+
+    name: str | None = None
+    timm: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_step(self) -> bool:
+        """A registered mixer runs in the training step."""
+        return self.name is not None and not self.timm
+
+
+class SwitchedCollate(FastCollateMixup):
+    """timm's mixing collate whose switch is seen by loader workers that are already running.
+
+    Workers hold a copy of the collate function; a flag in shared memory reaches the copies, so --mixup-off-epoch
+    takes effect with workers as well.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._enabled = torch.ones(1, dtype=torch.uint8).share_memory_()
+        super().__init__(**options)
+
+    @property
+    def mixup_enabled(self) -> bool:
+        """Whether batches are mixed; False gives smoothed one-hots."""
+        return bool(self._enabled.item())
+
+    @mixup_enabled.setter
+    def mixup_enabled(self, value: bool) -> None:
+        self._enabled.fill_(int(value))
+
+
+def plan_mixing(args: argparse.Namespace) -> MixPlan:
+    """The mixer that the flags ask for.
+
+    Raises:
+        ValueError: An unknown mixer or option, or flags that contradict it; the message names both.
+    """
+    names = args.mixup_mode.split('+')
+    registered = list_mixers()
+    for name in names:
+        if name not in registered:
+            raise ValueError(f'--mixup-mode {args.mixup_mode}: no mixer {name!r}: {nearest(name, registered)}')
+    _refuse_foreign_options(args, names)
+    plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
+    if plan.name is not None:
+        _refuse_conflicts(args, plan)
+    return plan
+
+
+def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Any:
+    """The registered mixer of a plan."""
+    return create_mixer(plan.name, num_classes=num_classes, rank=rank, **plan.options)
+
+
+def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collate: bool) -> Mixup:
+    """Timm's mixer of a plan: its collate function, or its mixer in the step."""
+    return (SwitchedCollate if collate else Mixup)(num_classes=num_classes, multi_label=multi_label, **plan.options)
+
+
+def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
+    given = [name for name in OPTIONS if getattr(args, f'gradmix_{name}', None) is not None]
+    if given and not set(names) & set(GRADMIX_NAMES):
+        raise ValueError(f'--gradmix-{given[0].replace("_", "-")} has no effect with --mixup-mode {args.mixup_mode}; '
+                         'expected --mixup-mode gradmix, random-box or center-box')
+    if 'attribution' in given and not {'gradmix'} & set(names):
+        raise ValueError(f'--mixup-mode {args.mixup_mode} fixes the attribution; for --gradmix-attribution '
+                         f'{args.gradmix_attribution} type --mixup-mode gradmix')
+    for prob in ('mixup_prob', 'mixup_prob_elem', 'mixup_switch_prob'):
+        if not 0 <= getattr(args, prob) <= 1:
+            raise ValueError(f'--{prob.replace("_", "-")} is a probability in [0, 1], got {getattr(args, prob)}')
+
+
+def _timm_plan(args: argparse.Namespace) -> MixPlan:
+    options = {
+        'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'cutmix_minmax': args.cutmix_minmax,
+        'prob': args.mixup_prob, 'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode,
+        'label_smoothing': args.smoothing, **args.mixup_kwargs}
+    known = set(inspect.signature(Mixup).parameters) - {'num_classes', 'multi_label', 'mode'}
+    for key in args.mixup_kwargs:
+        if key not in known:
+            raise ValueError(f'--mixup-kwargs {key}: {args.mixup_mode!r} has no such option: {nearest(key, known)}')
+    active = options['mixup_alpha'] > 0 or options['cutmix_alpha'] > 0 or options['cutmix_minmax'] is not None
+    if args.mixup_prob_elem != 1:
+        raise ValueError(f"--mixup-prob-elem goes with registered mixers; --mixup-mode {args.mixup_mode} is timm's, "
+                         'whose elem mode applies --mixup-prob to each image. Type --mixup-mode cutmix or mixup')
+    if not active:
+        if args.mixup_kwargs:
+            raise ValueError(f'--mixup-kwargs has no effect: --mixup-mode {args.mixup_mode} mixes only with --mixup, '
+                             '--cutmix or --cutmix-minmax')
+        return MixPlan()
+    minmax = options['cutmix_minmax']
+    if minmax is not None and len(minmax) != 2:
+        raise ValueError(f'--cutmix-minmax takes two numbers, the smallest and the largest side, got {len(minmax)}')
+    return MixPlan(args.mixup_mode, True, options)
+
+
+def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
+    if args.cutmix_minmax is not None:
+        raise ValueError(f"--cutmix-minmax is an option of timm's modes and not of --mixup-mode {args.mixup_mode}; "
+                         'leave it out, or type --mixup-mode batch')
+    _warn_unused(args, names)
+    shared = {'label_smoothing': args.smoothing, 'prob': args.mixup_prob, 'prob_elem': args.mixup_prob_elem,
+              'seed': args.seed}
+    parts = {name: _own_options(args, name) for name in names}
+    for key, value in args.mixup_kwargs.items():
+        part, name = _addressed(key, names)
+        if name == 'keep_clean':
+            raise ValueError('--mixup-kwargs keep_clean: the training command does not train on the clean batch; '
+                             'leave it out')
+        if name in ('num_classes', 'rank'):
+            raise ValueError(f'--mixup-kwargs {name} is set by the run; leave it out')
+        parts[part][name] = value
+    if len(names) == 1:
+        options = {**shared, **parts[names[0]]}
+    else:
+        options = {**shared, 'switch_prob': args.mixup_switch_prob, 'parts': parts}
+    create_mixer(args.mixup_mode, num_classes=args.num_classes or 2, **options)  # refuses what it does not take
+    return MixPlan(args.mixup_mode, False, options)
+
+
+def _own_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Options of one mixer that have flags of their own."""
+    if name in _ALPHA_FLAGS:
+        return {'alpha': getattr(args, _ALPHA_FLAGS[name]) or 1.0}
+    if name not in GRADMIX_NAMES:
+        return {}
+    given = {option: getattr(args, f'gradmix_{option}', None) for option in OPTIONS}
+    if name != 'gradmix':
+        given['attribution'] = None
+    return {option: tuple(value) if isinstance(value, list) else value
+            for option, value in given.items() if value is not None}
+
+
+def _addressed(key: str, names: list[str]) -> tuple[str, str]:
+    """The mixer and the option that a key of --mixup-kwargs names."""
+    part, dot, option = key.partition('.')
+    if len(names) == 1:
+        return names[0], key if not dot or part != names[0] else option
+    if not dot or part not in names:
+        raise ValueError(f'--mixup-kwargs {key}: with two mixers a key names its own: '
+                         + ' or '.join(f'{name}.{option or key}' for name in names))
+    return part, option
+
+
+def _warn_unused(args: argparse.Namespace, names: list[str]) -> None:
+    unused = [f'--{name}' for name in _ALPHA_FLAGS if getattr(args, name) > 0 and name not in names]
+    if unused:
+        _logger.warning(f'{" and ".join(unused)} unused: --mixup-mode {args.mixup_mode} is not made of it; to '
+                        f'alternate with CutMix type --mixup-mode {names[0]}+cutmix')
+    if len(names) == 1 and args.mixup_switch_prob != 0.5:
+        _logger.warning(f'--mixup-switch-prob unused: --mixup-mode {args.mixup_mode} is one mixer')
+
+
+def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
+    mode = f'--mixup-mode {plan.name}'
+    splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0), ('--jsd-loss', args.loss == 'jsd')) if on]
+    if splits:
+        raise ValueError(f'{splits[0]} with {mode}: augmentation splits of an image must stay apart and mixing joins '
+                         'images; leave one of them out')
+    if plan.timm:
+        sizes = [args.batch_size, *(args.train_batch_sizes or ())]
+        odd = [size for size in sizes if size % 2]
+        if odd:
+            flag = '--batch-size' if args.batch_size % 2 else '--train-batch-sizes'
+            raise ValueError(f"{flag} {odd[0]} with {mode}: timm's mixers pair the images of a batch and need an even "
+                             'number; type an even one, or --mixup-mode mixup, cutmix or gradmix, which take any')
+        return
+    mixer = create_mixer(plan.name, num_classes=2, **plan.options)
+    if args.naflex_loader:
+        raise ValueError(f'--naflex-loader with {mode}: its batches are patch sequences, not images; leave one of them '
+                         "out, or use timm's mixing (--mixup-mode batch --mixup 0.8)")
+    if args.task == 'multilabel' and not getattr(mixer, 'multi_label', False):
+        raise ValueError(f"--task multilabel with {mode}: its label weights are for one label an image; use timm's "
+                         'mixing (--mixup-mode batch --mixup 0.8)')
+    if getattr(mixer, 'requires_model', False):
+        _refuse_model_conflicts(args, mode)
+
+
+def _refuse_model_conflicts(args: argparse.Namespace, mode: str) -> None:
+    if args.torchscript:
+        raise ValueError(f'--torchscript with {mode}: a scripted model has no hooks to read attribution from; leave '
+                         'it out, or type --torchcompile')
+    half = args.model_dtype == 'float16' or (args.amp and args.amp_dtype == 'float16')
+    score = args.gradmix_score or ('loss' if args.gradmix_recipe == 'authors' else 'evidence')
+    if half and score == 'loss':
+        raise ValueError(f'float16 with {mode} --gradmix-score loss: gradients of a small loss underflow to empty '
+                         'maps; type --amp-dtype bfloat16, or --gradmix-score evidence')
+    if args.reprob > 0:
+        _logger.warning(f'--reprob with {mode}: attribution sees the erased boxes as well')
+    if args.head_init_scale == 0:
+        _logger.warning(f'--head-init-scale 0 with {mode}: no map before the first update, boxes are random until then')

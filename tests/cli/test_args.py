@@ -1,0 +1,238 @@
+"""Training's command line: every flag of timm as timm has it, ours on top, YAML below, contradictions refused."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gradmix_timm.cli import train
+from gradmix_timm.mixers import OPTIONS, create_mixer
+
+TABLE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_train_flags.json').read_text())
+TIMM = [a for a in TABLE['arguments'] if a['parser'] == 'parser' and a['dest'] != 'help']
+LATER = {a['dest'] for a in TABLE['known_changes_in_1_0_31']} - {'sweep_locks', 'sweep_attempt'}
+OURS = {'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol', 'osr_trial', 'osr_family',
+        'osr_val_fraction', 'osr_test_split', 'objective', *(f'gradmix_{name}' for name in OPTIONS)}
+ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
+
+
+def parse(*argv):
+    return train._parse_args(list(map(str, argv)))[0]
+
+
+def refused(capsys, *argv):
+    """The one error line of a command line that is refused."""
+    with pytest.raises(SystemExit) as stop:
+        parse(*argv)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert len([line for line in lines if line.startswith('error: ')]) == 1
+    return next(line for line in lines if line.startswith('error: '))
+
+
+def config(tmp_path, **values):
+    path = tmp_path / 'config.yaml'
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+# ---- timm's flags
+
+@pytest.mark.parametrize('fact', TIMM, ids=lambda fact: fact['dest'])
+def test_flag_is_timms(fact):
+    action = ACTIONS[fact['dest']]
+    got = {
+        'option_strings': list(action.option_strings), 'default': action.default,
+        'type': getattr(action.type, '__name__', None), 'nargs': action.nargs, 'const': action.const,
+        'choices': None if action.choices is None else list(action.choices), 'required': action.required,
+        'action': type(action).__name__}
+    assert got == {key: fact[key] for key in got}
+
+
+def test_only_our_flags_are_added_and_nothing_is_missing():
+    assert set(ACTIONS) - {fact['dest'] for fact in TIMM} <= OURS | LATER
+    assert {fact['dest'] for fact in TIMM} | LATER <= set(ACTIONS)
+
+
+@pytest.mark.parametrize('title', sorted({fact['group'] for fact in TIMM}))
+def test_order_within_a_group_is_timms(title):
+    group = next(g for g in train.parser._action_groups if g.title == title)
+    ours = [action.dest for action in group._group_actions if action.dest != 'help']
+    assert ours == [fact['dest'] for fact in TIMM if fact['group'] == title]
+
+
+def test_compile_and_script_exclude_each_other(capsys):
+    assert 'not allowed with' in refused(capsys, '--torchscript', '--torchcompile')
+
+
+def test_every_option_of_gradmix_that_training_serves_is_a_flag():
+    assert {f'gradmix_{name}' for name in OPTIONS} - set(ACTIONS) == {'gradmix_keep_clean'}
+
+
+def test_help_can_be_printed():
+    assert 'gradmix' in train.parser.format_help()
+
+
+# ---- YAML
+
+def test_yaml_gives_defaults_and_the_command_line_goes_over_it(tmp_path):
+    path = config(tmp_path, lr='3e-4', epochs=7, model='test_vit', **{'mixup-mode': 'cutmix'})
+    args = parse('-c', path, '--epochs', 300)
+    assert (args.lr, args.epochs, args.model, args.mixup_mode) == (3e-4, 300, 'test_vit', 'cutmix')
+
+
+def test_a_command_line_value_equal_to_the_default_still_goes_over_yaml(tmp_path):
+    assert parse('-c', config(tmp_path, momentum=0.5), '--momentum', 0.9).momentum == 0.9
+
+
+def test_yaml_leaves_the_parser_as_it_was(tmp_path):
+    parse('-c', config(tmp_path, lr=0.7, data='/x'))
+    assert parse().lr is None
+    assert parse().data is None
+
+
+def test_positional_data_from_yaml_is_kept(tmp_path):
+    assert parse('-c', config(tmp_path, data='/x')).data_dir == '/x'
+
+
+def test_base_is_built_on_one_level_deep(tmp_path, capsys):
+    (tmp_path / 'base.yaml').write_text('lr: 0.1\nepochs: 3\n')
+    assert vars(parse('-c', config(tmp_path, base='base.yaml', lr=0.2))).items() >= {'lr': 0.2, 'epochs': 3}.items()
+    (tmp_path / 'base.yaml').write_text('base: other.yaml\n')
+    assert 'one level deep' in refused(capsys, '-c', config(tmp_path, base='base.yaml'))
+
+
+@pytest.mark.parametrize(('values', 'words'), [
+    ({'mixpu': 0.8}, 'did you mean mixup?'),
+    ({'lr': 'fast'}, 'lr: expected a number'),
+    ({'epochs': 2.5}, 'epochs: expected a whole number'),
+    ({'amp': 'yes'}, 'amp: expected true or false'),
+    ({'amp': 1}, 'amp: expected true or false'),
+    ({'input_size': 224}, 'a list of 3 values'),
+    ({'input_size': [3, 32]}, 'a list of 3 values'),
+    ({'decay_milestones': [1, 'x']}, 'expected a whole number'),
+    ({'train_size_schedule': 'nope'}, 'expected one of constant, progressive'),
+    ({'model_kwargs': 'img_size=3'}, 'expected a mapping'),
+    ({'gradmix_fill': 'sand'}, 'expected one of donor'),
+])
+def test_a_wrong_value_in_yaml_is_named(values, words, tmp_path, capsys):
+    line = refused(capsys, '-c', config(tmp_path, **values))
+    assert words in line
+    assert 'config.yaml' in line
+
+
+@pytest.mark.parametrize(('text', 'words'), [('- a\n- b\n', 'a list'), ('', 'nothing'), ('a: [', 'not YAML')])
+def test_a_file_that_is_no_mapping_is_refused(text, words, tmp_path, capsys):
+    (tmp_path / 'c.yaml').write_text(text)
+    assert words in refused(capsys, '-c', tmp_path / 'c.yaml')
+
+
+def test_a_missing_file_is_named(tmp_path, capsys):
+    assert 'none.yaml' in refused(capsys, '-c', tmp_path / 'none.yaml')
+
+
+@pytest.mark.parametrize('argv', [
+    ('--mixup-mode', 'gradmix', '--gradmix-layers', '-2', 'layer3', '--gradmix-lam-range', '0.1', '0.8',
+     '--no-gradmix-correct-lam', '--known-classes', 'a,b', '--torchcompile', '--model-kwargs', 'img_size=64'),
+    ('--task', 'multilabel', '--bce-loss', '--bce-pos-weight', '2', '--mixup', '0.2'),
+    ('--sched', 'wsd', '--mixup-mode', 'gradmix+cutmix', '--mixup-kwargs', 'gradmix.alpha=0.5'),
+])
+def test_the_saved_text_reruns_the_job(argv, tmp_path):
+    args, text = train._parse_args(list(argv))
+    (tmp_path / 'args.yaml').write_text(text)
+    assert train._parse_args(['--config', str(tmp_path / 'args.yaml')])[0] == args
+
+
+# ---- ours
+
+def test_a_registered_name_takes_timms_alphas_with_one_where_they_are_zero():
+    from gradmix_timm.cli.mixing import plan_mixing
+    plan = plan_mixing(parse('--mixup-mode', 'mixup+cutmix', '--mixup', 0.2, '--mixup-switch-prob', 0.3))
+    assert plan.options['parts'] == {'mixup': {'alpha': 0.2}, 'cutmix': {'alpha': 1.0}}
+    assert plan.options['switch_prob'] == 0.3
+    assert plan.in_step
+
+
+def test_timms_modes_alone_mix_nothing_and_registered_names_do():
+    from gradmix_timm.cli.mixing import plan_mixing
+    assert plan_mixing(parse('--mixup-mode', 'elem')).name is None
+    assert plan_mixing(parse('--mixup-mode', 'elem', '--cutmix', 1)).timm
+    assert plan_mixing(parse('--mixup-mode', 'none')).in_step
+
+
+def test_options_reach_the_mixer():
+    from gradmix_timm.cli.mixing import create_step_mixer, plan_mixing
+    args = parse('--mixup-mode', 'gradmix', '--gradmix-recipe', 'authors', '--gradmix-fill', 'mean', '--gradmix-layers',
+                 '-1', '--mixup-kwargs', 'lam=image', '--mixup-prob', 0.5, '--mixup-prob-elem', 0.7, '--seed', 3)
+    mixer = create_step_mixer(plan_mixing(args), 10, rank=2)
+    wanted = create_mixer('gradmix', num_classes=10, recipe='authors', fill='mean', layers=(-1,), lam='image', prob=0.5,
+                          prob_elem=0.7, seed=3, rank=2, label_smoothing=0.1)
+    assert mixer.options == wanted.options
+
+
+def test_unused_alphas_are_warned_of_once(caplog):
+    parse('--mixup-mode', 'gradmix', '--cutmix', 1.0, '--mixup', 0.2)
+    assert [r.message for r in caplog.records] == [
+        '--mixup and --cutmix unused: --mixup-mode gradmix is not made of it; to alternate with CutMix type '
+        '--mixup-mode gradmix+cutmix']
+
+
+@pytest.mark.parametrize(('argv', 'words'), [
+    ('--mixup-mode gradmx', "did you mean 'gradmix'"),
+    ('--mixup-mode gradmix+elem', "timm's own class"),
+    ('--mixup-mode gradmix+gradmix', 'two different'),
+    ('--mixup-mode gradmix --cutmix-minmax 0.2 0.8', '--cutmix-minmax'),
+    ('--mixup-mode gradmix --aug-splits 3', '--aug-splits'),
+    ('--mixup-mode gradmix --aug-splits 3 --jsd-loss', '--aug-splits'),
+    ('--mixup-mode gradmix --naflex-loader', '--naflex-loader'),
+    ('--mixup-mode gradmix --torchscript', '--torchscript'),
+    ('--mixup-mode gradmix --task multilabel', '--task multilabel'),
+    ('--mixup-mode gradmix --loss asl', 'ASL'),
+    ('--mixup-mode gradmix --amp --gradmix-recipe authors', 'float16'),
+    ('--mixup-mode gradmix --gradmix-keep-clean', '--gradmix-keep-clean'),
+    ('--mixup-mode gradmix --mixup-kwargs keep_clean=True', 'keep_clean'),
+    ('--mixup-mode gradmix --mixup-kwargs alhpa=1', "did you mean 'alpha'"),
+    ('--mixup-mode gradmix+cutmix --mixup-kwargs alpha=1', 'gradmix.alpha or cutmix.alpha'),
+    ('--mixup-mode cutmix --gradmix-alpha 2', '--gradmix-alpha has no effect'),
+    ('--mixup-mode random-box --gradmix-attribution gradcam', 'fixes the attribution'),
+    ('--mixup-mode gradmix --mixup-prob 1.5', '--mixup-prob'),
+    ('--mixup-mode elem --mixup 0.2 -b 7', 'even'),
+    ('--mixup-mode elem --mixup 0.2 --mixup-prob-elem 0.5', '--mixup-prob-elem'),
+    ('--mixup 0.2 --aug-splits 2', '--aug-splits'),
+    ('--mixup 0.2 --mixup-kwargs alpha=2', 'no such option'),
+    ('--mixup-kwargs correct_lam=False', 'no effect'),
+    ('--cutmix-minmax 0.5', 'two numbers'),
+    ('--bce-loss --loss poly', 'one loss'),
+    ('--jsd-loss', 'jsd_splits'),
+    ('--loss zlpr', 'multi-label'),
+    ('--bce-sum', 'bce'),
+    ('--target-format multihot', '--task multilabel'),
+    ('--resume auto', '--experiment'),
+    ('--sched cosin', "did you mean 'cosine'"),
+    ('--opt adamm', 'adam'),
+    ('--sched wsd --epochs 3 --decay-epochs 9', 'decay_epochs'),
+    ('--osr-trial 1', '--osr-protocol'),
+    ('--known-classes a,b --osr-protocol digits', 'leave one out'),
+    ('--known-classes a,b --osr-val-fraction 1', '--osr-val-fraction'),
+    ('--known-classes a,a', 'twice'),
+    ('--objective contrast', '--objective'),
+    ('--gradmix-alhpa 1 --mixup-mode gradmix', 'did you mean --gradmix-alpha?'),
+])
+def test_a_contradiction_is_refused_by_name(argv, words, capsys):
+    assert words in refused(capsys, *argv.split())
+
+
+def test_multilabel_and_wsd_set_their_own_defaults_unless_told():
+    args = parse('--task', 'multilabel')
+    assert (args.eval_metric, args.smoothing) == ('map', 0.0)
+    assert parse('--task', 'multilabel', '--eval-metric', 'top1').eval_metric == 'top1'
+    assert parse('--sched', 'wsd').decay_epochs is None
+    assert parse('--sched', 'wsd', '--decay-epochs', 90, '--epochs', 100).decay_epochs == 90
+
+
+def test_import_train_is_the_module_of_the_package(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent.parent))
+    import train as script
+    assert script is train
