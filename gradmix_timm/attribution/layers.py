@@ -13,7 +13,7 @@ from gradmix_timm.registry import nearest
 from .borrow import unwrap
 from .candidates import declared, hints_for, pinned_element, traceable, traced
 from .grids import TargetLayer, fold
-from .probe import Finding, Size, dry_run
+from .probe import Finding, Size, called, dry_run
 
 __all__ = ['TargetLayer', 'default_layer', 'fold', 'resolve_layers', 'usable_layers']
 
@@ -140,7 +140,7 @@ def _resolve(model: nn.Module, size: Size, choices: tuple[_Choice, ...] | None) 
 def _by_number(model: nn.Module, size: Size, number: int) -> TargetLayer:
     layers = usable_layers(model, size)
     if not -len(layers) <= number < len(layers):
-        raise ValueError(f'no layer {number}: {_called(model)} has {len(layers)} usable layers at {size[1]}x{size[2]} '
+        raise ValueError(f'no layer {number}: {called(model)} has {len(layers)} usable layers at {size[1]}x{size[2]} '
                          f'pixels ({_listed(layers)}); --gradmix-layers takes {-len(layers)} to {len(layers) - 1}')
     return layers[number]
 
@@ -151,22 +151,31 @@ def _by_name(model: nn.Module, size: Size, name: str) -> TargetLayer:
     module, index = (match[1], int(match[2])) if match else (name, None)
     if not module or module not in dict(model.named_modules()):
         raise ValueError(_unknown(model, size, name))
-    usable = _found.get(model, {}).get(size, ())
-    for layer in usable:
+    for layer in _usable_or_none(model, size):
         if layer.name == module and index in (None, layer.index):
             return layer
     finding = dry_run(model, size, [module], hints_for(model, [module]))[0]
     fitting = [layer for layer in finding.layers if index in (None, layer.index)]
     if not fitting:
-        reason = finding.reason or 'that element of its output has no gradient on a grid'
-        raise ValueError(f'layer {name!r} of {_called(model)} has no map: {reason}; {_ADVICE}')
+        reason = finding.reason
+        if index is not None and index not in [out.index for out in finding.outputs]:
+            reason = f'its output has no such element with a grid: {finding.shapes}'
+        raise ValueError(f'layer {name!r} of {called(model)} has no map: {reason}; {_ADVICE}')
     return fitting[0]
+
+
+def _usable_or_none(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
+    """The usable layers; none where only a layer that the user knows of might serve."""
+    try:
+        return usable_layers(model, size)
+    except ValueError:
+        return ()
 
 
 def _unknown(model: nn.Module, size: Size, name: str) -> str:
     """The usable layers, nearest first; a name deeper in the model that is close is offered too."""
     layers = [str(layer) for layer in usable_layers(model, size)]
-    return (f'{_called(model)} has no layer {name!r}: {nearest(name, layers)}. --gradmix-layers takes these, their '
+    return (f'{called(model)} has no layer {name!r}: {nearest(name, layers)}. --gradmix-layers takes these, their '
             f'numbers 0 to {len(layers) - 1} (-1 the deepest), or any other module name')
 
 
@@ -178,7 +187,7 @@ def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
         layers = _trace(model, size)
     if not layers:
         raise ValueError(
-            f'{_called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
+            f'{called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
             'whose gradient reaches the logits. Use larger images (--img-size), a convolutional or token model, or '
             'mixing without a model (--mixup-mode random-box or cutmix)')
     return tuple(replace(layer, number=number) for number, layer in enumerate(layers))
@@ -210,11 +219,6 @@ def _pick(model: nn.Module, findings: Sequence[Finding]) -> list[TargetLayer]:
                 makers[giver] = layer
                 break
     return list(makers.values())
-
-
-def _called(model: nn.Module) -> str:
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    return config.get('architecture') or type(model).__name__
 
 
 def _listed(layers: Sequence[TargetLayer]) -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from .borrow import borrow, logits_of
 from .grids import Hints, Reading, TargetLayer, read_grid
 
-__all__ = ['Finding', 'ask', 'dry_run', 'hooked']
+__all__ = ['Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
 
 Size = tuple[int, int, int]
 
@@ -56,6 +55,7 @@ class Finding:
         seen: Where among all first firings it ran.
         layers: The elements of its output with a grid and a gradient on it, in order.
         reason: Why ``layers`` is empty, else ''.
+        shapes: Its output in words.
         outputs: Everything in its output that has a grid.
     """
 
@@ -64,6 +64,7 @@ class Finding:
     seen: int = -1
     layers: list[TargetLayer] = field(default_factory=list)
     reason: str = 'it does not run in the forward pass'
+    shapes: str = ''
     outputs: list[Output] = field(default_factory=list, repr=False)
 
 
@@ -116,12 +117,15 @@ def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: 
 
 @contextmanager
 def hooked(model: nn.Module, names: Sequence[str], keep: Callable[[str, object], None]) -> Iterator[None]:
-    """Call ``keep(name, output)`` whenever one of the named modules has run, for the duration of the block."""
-    handles = []
+    """Call ``keep(name, output)`` whenever one of the named modules has run, for the duration of the block.
+
+    ``keep`` returns None: anything else would take the output's place.
+    """
+    def hook(name: str) -> Callable:
+        return lambda module, args, output: keep(name, output)
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
-        for name in names:
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_hook(lambda _, __, out, name=name: keep(name, out)))
         yield
     finally:
         for handle in handles:
@@ -151,7 +155,8 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
         if finding.calls == 1:
             finding.seen = sum(other.calls > 0 for other in findings.values())
             finding.outputs = list(_read(model, name, output, input_size[1:], hints.get(name, Hints()), givers))
-            finding.reason = f'its output has no grid: {_shapes(output)}'
+            finding.shapes = _shapes(output)
+            finding.reason = f'its output has no grid: {finding.shapes}'
 
     with hooked(model, names, keep), _substituted(redrawn):
         logits = ask(model, input_size, requires_grad=True)
@@ -203,7 +208,8 @@ def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
             if grad[:, out.reading.prefix:].ne(0).any():
                 finding.layers.append(TargetLayer(finding.name, out.index, *out.reading, order=out.order))
             else:
-                finding.reason = 'the gradient of the logits is zero there (only the class token is read behind it?)'
+                finding.reason = 'the gradient of the logits is zero there: behind it only a class token is read, '
+                                  'or a gain that starts at zero'
 
 
 def _log_odds(logits: Tensor) -> Tensor:
@@ -246,20 +252,25 @@ def _shapes(output: object) -> str:
     return type(output).__name__
 
 
+def called(model: nn.Module) -> str:
+    """The model's name for a message: timm's, else its class."""
+    config = getattr(model, 'pretrained_cfg', None) or {}
+    return config.get('architecture') or type(model).__name__
+
+
 def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     """Who refused what, in which words, and what to type."""
-    config = getattr(model, 'pretrained_cfg', None) or {}
-    name = config.get('architecture') or type(model).__name__
     words = ' '.join(str(error).split())[:200] or type(error).__name__
-    said = f'{name} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
+    said = f'{called(model)} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
     channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])
     if channels != input_size[0]:
         return f'{said}. It was built for {channels} channels: give the images that many, or build it with in_chans'
-    own = config.get('input_size')
-    height, width = input_size[1:]
-    remedies = [f'use its own size (--img-size {own[-1]})'] if own and own[-1] != width else []
-    if any(hasattr(module, 'dynamic_img_size') for module in chain([model], model.children())):
+    width = input_size[2]
+    own = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', [getattr(model, 'image_size', width)])[-1]
+    remedies = [f'give it its own size (--img-size {own})'] if own != width else []
+    if any(hasattr(module, 'dynamic_img_size') for module in model.modules()):
         remedies.append('let it take any size (--model-kwargs dynamic_img_size=True)')
-    remedies.append(f'build it for this one (--model-kwargs img_size={height})')
-    remedies.append('choose a multiple of its patch or stride')
+    if any(hasattr(module, 'img_size') for module in model.modules()):
+        remedies.append(f'build it for this one (--model-kwargs img_size={width})')
+    remedies.append('choose a multiple of its patch or stride' if remedies else 'give it larger images (--img-size)')
     return f'{said}; {", or ".join(remedies)}'
