@@ -208,8 +208,8 @@ def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
             if grad[:, out.reading.prefix:].ne(0).any():
                 finding.layers.append(TargetLayer(finding.name, out.index, *out.reading, order=out.order))
             else:
-                finding.reason = 'the gradient of the logits is zero there: behind it only a class token is read, '
-                                  'or a gain that starts at zero'
+                finding.reason = ('the gradient of the logits is zero there: behind it only a class token is read, '
+                                  'or a gain starts at zero')
 
 
 def _log_odds(logits: Tensor) -> Tensor:
