@@ -1,0 +1,56 @@
+"""Class names: those of a protocol found among those of a data set, which may be spelled another way."""
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from gradmix_timm.registry import nearest
+
+__all__ = ['find_classes', 'name_hint']
+
+_SYNONYMS = {'plane': 'airplane', 'aeroplane': 'airplane', 'car': 'automobile', 'auto': 'automobile'}
+
+
+def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int, ...]:
+    """Position of each name in the class names of a data set.
+
+    A name is taken as written; where it is not there, without case and punctuation, without the number that folders
+    put before a name ('001.Black_footed_Albatross'), without torchvision's spelling of MNIST ('0 - zero'), and with
+    'plane' and 'car' for CIFAR-10's two long names.
+
+    Raises:
+        ValueError: A name that is not there, with the nearest.
+
+    Example:
+        >>> find_classes(['automobile', 'Maple Tree'], ['maple_tree', 'car'])
+        (1, 0)
+    """
+    exact = {name: place for place, name in enumerate(all_classes)}
+    keys = [_key(name) for name in all_classes]
+    times = Counter(keys)
+    loose = {key: place for place, key in enumerate(keys) if times[key] == 1}
+    found = []
+    for name in names:
+        place = exact.get(name, loose.get(_key(name)))
+        if place is None:
+            raise ValueError(f'no class {name!r} among the {len(all_classes)} of the data set: '
+                             f'{name_hint(name, all_classes)}')
+        found.append(place)
+    return tuple(found)
+
+
+def name_hint(name: str, known: Sequence[str]) -> str:
+    """Words for an error message: nearest names, and all of them where they are few."""
+    if len(known) <= 30:
+        return nearest(name, known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f'did you mean {" or ".join(map(repr, close))}?' if close else f'the first are {", ".join(known[:5])}'
+
+
+def _key(name: str) -> str:
+    name = re.sub(r'^(\d) - \w+$', r'\1', name.strip())
+    name = re.sub(r'^\d{3,4}[ ._]+(?=[A-Za-z])', '', name)
+    name = re.sub(r'[\W_]+', '_', name.casefold()).strip('_')
+    return _SYNONYMS.get(name, name)
