@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmix_timm.attribution import CONTROLS, capture_for, fuse, layer_maps, resolve_layers, to_pixels
+from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.ops import (
     argmax_center,
     box_lam,
@@ -23,6 +24,7 @@ from gradmix_timm.ops import (
     sample_center,
     window_boxes,
 )
+from gradmix_timm.ops.authors import authors_sides
 from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
@@ -163,8 +165,17 @@ class GradMix(BatchMixer):
         return capture_for(model, images, targets, self.config.layers, self.config.attribution, self.config.score)
 
     def fused(self, captured: Sequence[Captured], size: tuple[int, int]) -> AttributionMap:
-        """One map an image from the captured layers."""
-        return fuse(layer_maps(captured, self.config.attribution), size)
+        """One map an image from the captured layers; the authors' recipe normalises over the batch instead."""
+        fused = fuse(layer_maps(captured, self.config.attribution), size)
+        if self.config.recipe != 'authors':
+            return fused
+        # One broken row would otherwise spoil the minimum and maximum that all rows share.
+        broken = fused.degenerate[:, None, None, None]
+        sound = [replace(c, activation=c.activation.masked_fill(broken, 0), gradient=c.gradient.masked_fill(broken, 0))
+                 for c in captured]
+        pixels = authors_map(sound, size)
+        mass = pixels.sum((1, 2), keepdim=True)
+        return AttributionMap(torch.where(mass > 0, pixels / mass, torch.zeros_like(pixels)), fused.degenerate, (1, 1))
 
     def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
@@ -206,10 +217,11 @@ class GradMix(BatchMixer):
                attribution: AttributionMap | None) -> MixDraw:
         """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
         config, batch, size, device = self.config, images.shape[0], tuple(images.shape[2:]), images.device
-        kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
+        nominal = self._sides(draw_lam(rng, config.lam, batch, config.alpha, config.lam_range), coins, size)
         u = to_device(rng.random((batch, 2)), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
-        sides = to_device(box_sides(kept, coins, size), device)
+        # Theirs is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
+        sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
         dst = self._boxes(pixels, sides, u, size)
         mixed = to_device(coins, device)
@@ -223,9 +235,15 @@ class GradMix(BatchMixer):
             src = torch.zeros_like(dst) + torch.stack([torch.full_like(donors, n) for n in (0, size[0], 0, size[1])], 1)
         lam = box_lam(dst, size)
         if not config.correct_lam:
-            lam = 1 - (sides[:, 0] * sides[:, 1]).float() / (size[0] * size[1])
+            lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
         return MixDraw(partner=donors, src=src, dst=dst, lam=lam, weight=self._weight(pixels, donors, src, dst, lam),
                        mask=None, noise_seed=noise_seed, fallback=fallback, name=self.name)
+
+    def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""
+        if self.config.recipe == 'authors':
+            return authors_sides(torch.from_numpy(kept), size).numpy() * coins[:, None]
+        return box_sides(kept, coins, size)
 
     def _boxes(self, pixels: Tensor | None, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
         """Where the box goes, before degenerate rows fall back to a random place."""

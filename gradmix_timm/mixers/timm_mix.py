@@ -86,8 +86,8 @@ class TimmMixup:
         """
         batch = len(images)
         if batch % 2:
-            raise ValueError(f'mixer {self.name!r} (timm) pairs a batch with its reverse and got {batch} images, an odd '
-                             "number; use an even batch size, or 'mixup', 'cutmix' or 'gradmix', which take any")
+            raise ValueError(f'mixer {self.name!r} (timm) pairs a batch with its reverse and got {batch} images, an '
+                             "odd number; use an even batch size, or 'mixup', 'cutmix' or 'gradmix', which take any")
         if targets.dim() != 1 or targets.is_floating_point():
             raise ValueError(f'mixer {self.name!r} (timm) takes integer labels [B], got {targets.dtype} '
                              f"{list(targets.shape)}; soft labels are taken by 'mixup', 'cutmix' and 'gradmix'")

@@ -40,8 +40,8 @@ def toy():
 
 
 def test_the_names_that_others_rely_on_are_there():
-    assert set(list_mixers()) >= {'batch', 'pair', 'elem', 'half', 'none', 'mixup', 'cutmix', 'random-box', 'center-box',
-                                  'gradmix'}
+    assert set(list_mixers()) >= {
+        'batch', 'pair', 'elem', 'half', 'none', 'mixup', 'cutmix', 'random-box', 'center-box', 'gradmix'}
     assert all(line and '\n' not in line for line in list_mixers().values())
 
 

@@ -1,0 +1,282 @@
+"""GradMix: what is covered, with what, where, and which label follows."""
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from gradmix_timm import GradMix, create_mixer
+from gradmix_timm.attribution import attribute, capture, resolve_layers, to_pixels
+from gradmix_timm.attribution.authors import authors_map
+from gradmix_timm.attribution.maps import loss
+from gradmix_timm.ops import box_mass
+from gradmix_timm.ops.authors import authors_boxes, authors_lam
+
+K = 4
+
+
+class Spots(nn.Module):
+    """Evidence by construction: the logit of class k is the mean of channel k, on an 8 x 8 grid of 2 x 2 cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = nn.AvgPool2d(2)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return (self.grid(x) * self.scale).mean((2, 3))
+
+
+def spotted(places):
+    """Images with one bright 4 x 4 spot in the channel of their label; label = row."""
+    images = torch.zeros(len(places), K, 16, 16)
+    for row, (y, x) in enumerate(places):
+        images[row, row, y:y + 4, x:x + 4] = 1.0
+    return images
+
+
+PLACES = [(0, 0), (10, 2), (4, 12), (8, 8)]
+
+
+@pytest.mark.parametrize('attribution', ['layercam', 'hirescam', 'gradcam'])
+@pytest.mark.parametrize('center', ['window', 'argmax'])
+def test_the_box_covers_the_evidence(attribution, center):
+    mixer = create_mixer('gradmix', num_classes=K, attribution=attribution, center=center, layers='grid',
+                         placement='shift', lam_range=(0.6, 0.7))
+    draw = mixer.draw(spotted(PLACES), torch.arange(K), Spots())
+    for row, (y, x) in enumerate(PLACES):
+        yl, yh, xl, xh = draw.dst[row].tolist()
+        assert (yl <= y, y + 4 <= yh, xl <= x, x + 4 <= xh) == (True,) * 4
+    assert not draw.fallback.any()
+
+
+def test_low_covers_what_is_not_evidence():
+    mixer = create_mixer('gradmix', num_classes=K, sign='low', layers='grid', lam_range=(0.6, 0.7))
+    images = spotted(PLACES)
+    draw = mixer.draw(images, torch.arange(K), Spots())
+    maps = to_pixels(attribute(Spots(), images, torch.arange(K), 'grid').map, (16, 16))
+    assert box_mass(maps, draw.dst).max() < 0.05
+
+
+def test_samples_land_on_the_evidence_more_often_than_not():
+    mixer = create_mixer('gradmix', num_classes=K, center='sample', layers='grid', lam_range=(0.8, 0.9))
+    images, model = spotted(PLACES), Spots()
+    maps = to_pixels(attribute(model, images, torch.arange(K), 'grid').map, (16, 16))
+    mass = torch.stack([box_mass(maps, mixer.draw(images, torch.arange(K), model).dst) for _ in range(60)])
+    assert 0.3 < mass.mean() < 0.95
+    assert mass.std(0).min() > 0.01, 'it is drawn, not fixed'
+
+
+def test_the_scores_differ_in_direction():
+    """Evidence for the label, and the loss, which rises with the evidence against it."""
+    images = torch.zeros(2, K, 16, 16)
+    images[:, 0, :4, :4] = 1.0
+    images[:, 1, 12:, 12:] = 1.0
+    labels = torch.tensor([0, 0])
+    centers = {}
+    for score in ('evidence', 'logit', 'loss'):
+        draw = GradMix(K, score=score, layers='grid', lam_range=(0.8, 0.85)).draw(images, labels, Spots())
+        centers[score] = draw.dst[0, :2].float().mean().item()
+    assert centers['evidence'] < 8
+    assert centers['logit'] < 8
+    assert centers['loss'] > 8
+
+
+def test_a_callable_score_is_differentiated():
+    images = torch.zeros(2, K, 16, 16)
+    images[:, 0, :4, :4] = 1.0
+    images[:, 2, 12:, :4] = 1.0
+    mixer = GradMix(K, score=lambda logits, labels: logits[:, 2], layers='grid', lam_range=(0.8, 0.85))
+    draw = mixer.draw(images, torch.tensor([0, 0]), Spots(), torch.Generator().manual_seed(0))
+    assert draw.dst[:, 0].min() >= 8
+
+
+def test_fills():
+    images, labels, model = torch.randn(6, K, 16, 16), torch.arange(6) % K, Spots()
+    for fill in ('donor', 'donor-resized', 'noise', 'mean'):
+        mixer = create_mixer('gradmix', num_classes=K, fill=fill, layers='grid', seed=3)
+        draw = mixer.draw(images, labels, model)
+        mixed, targets = mixer.apply(images, labels, draw)
+        again, _ = mixer.apply(images, labels, draw)
+        assert torch.equal(mixed, again)
+        for row in range(6):
+            yl, yh, xl, xh = draw.dst[row].tolist()
+            inside = mixed[row, :, yl:yh, xl:xh]
+            outside = mixed[row].clone()
+            outside[:, yl:yh, xl:xh] = images[row, :, yl:yh, xl:xh]
+            assert torch.equal(outside, images[row])
+            donor = images[draw.partner[row]]
+            if fill == 'donor':
+                assert torch.equal(inside, donor[:, yl:yh, xl:xh])
+            elif fill == 'donor-resized' and inside.numel():
+                want = nn.functional.interpolate(donor[None], inside.shape[1:], mode='bilinear', antialias=True)[0]
+                assert torch.allclose(inside, want, atol=1e-5)
+            elif fill == 'noise' and inside.numel():
+                assert ((inside >= 0) & (inside < 1)).all()
+                assert torch.equal(inside[0], inside[-1])
+            elif fill == 'mean':
+                assert torch.allclose(inside, images[row].mean((1, 2))[:, None, None].expand_as(inside))
+        if fill in ('noise', 'mean'):
+            assert torch.equal(targets, torch.eye(K)[labels]), 'noise and mean keep the label'
+            assert not mixer.changes_labels
+
+
+def test_labels_by_area_mass_and_kept():
+    images, model = spotted(PLACES), Spots()
+    labels = torch.arange(K)
+    maps = to_pixels(attribute(model, images, labels, 'grid').map, (16, 16))
+    for label in ('area', 'mass', 'keep'):
+        draw = GradMix(K, label=label, layers='grid', seed=1).draw(images, labels, model)
+        assert torch.allclose(draw.weight.sum(1), torch.ones(K))
+        area = (draw.dst[:, 1] - draw.dst[:, 0]) * (draw.dst[:, 3] - draw.dst[:, 2])
+        assert torch.allclose(draw.lam, 1 - area / 256)
+        if label == 'area':
+            assert torch.equal(draw.weight[:, 0], draw.lam)
+        elif label == 'keep':
+            assert torch.equal(draw.weight[:, 0], torch.ones(K))
+        else:
+            own = 1 - box_mass(maps, draw.dst)
+            donor = box_mass(maps[draw.partner], draw.src)
+            both = own + donor > 1e-6
+            assert torch.allclose(draw.weight[both, 0], (own / (own + donor))[both], atol=1e-5)
+
+
+def test_mass_of_a_resized_donor_is_whole():
+    images, model = spotted(PLACES), Spots()
+    maps = to_pixels(attribute(model, images, torch.arange(K), 'grid').map, (16, 16))
+    draw = GradMix(K, label='mass', fill='donor-resized', layers='grid').draw(images, torch.arange(K), model)
+    own = 1 - box_mass(maps, draw.dst)
+    full = draw.lam < 1
+    assert torch.allclose(draw.weight[full, 0], (own / (own + 1))[full], atol=1e-5)
+
+
+def test_lam_per_batch_and_its_range():
+    images, labels = torch.randn(16, 1, 224, 224), torch.arange(16) % K
+    one = GradMix(K, lam='batch', attribution='random').draw(images, labels)
+    assert one.lam.unique().numel() == 1
+    lam = torch.cat([GradMix(K, lam_range=(0.5, 0.9), attribution='random', seed=s).draw(images, labels).lam
+                     for s in range(20)])
+    assert lam.min() >= 0.5
+    assert lam.max() < 0.905
+    assert lam.unique().numel() > 50
+
+
+def test_lam_is_measured_after_clipping_unless_told_otherwise():
+    images = spotted(PLACES)
+    options = {'center': 'argmax', 'layers': 'grid', 'lam_range': (0.4, 0.6), 'seed': 5}
+    real = GradMix(K, **options).draw(images, torch.arange(K), Spots())
+    drawn = GradMix(K, correct_lam=False, **options).draw(images, torch.arange(K), Spots())
+    assert torch.equal(real.dst, drawn.dst)
+    assert real.lam[0] > drawn.lam[0], 'the spot in the corner clips its box'
+    area = (real.dst[:, 1] - real.dst[:, 0]) * (real.dst[:, 3] - real.dst[:, 2])
+    assert torch.allclose(real.lam, 1 - area / 256)
+
+
+def test_random_control_has_the_size_of_the_guided_box():
+    images, labels, model = torch.randn(8, K, 16, 16), torch.arange(8) % K, Spots()
+    guided = GradMix(K, layers='grid', seed=2).draw(images, labels, model)
+    for name in ('random-box', 'center-box'):
+        control = create_mixer(name, num_classes=K, seed=2).draw(images, labels)
+        assert torch.equal(control.lam, guided.lam)
+        assert torch.equal(control.partner, guided.partner)
+        assert control.name == name
+    middle = create_mixer('center-box', num_classes=K, seed=2).draw(images, labels).dst.float()
+    assert ((middle[:, 0] + middle[:, 1] - 16).abs() <= 1).all()
+
+
+def test_flat_and_broken_maps_fall_back_to_a_random_box_and_are_counted():
+    images = spotted(PLACES)
+    images[1] = 0.0
+    images[2, 0, 0, 0] = float('nan')
+    mixer = GradMix(K, layers='grid', seed=4)
+    draw = mixer.draw(images, torch.arange(K), Spots())
+    assert draw.fallback.tolist() == [False, True, True, False]
+    random = create_mixer('random-box', num_classes=K, seed=4).draw(images, torch.arange(K))
+    assert torch.equal(draw.dst[1:3], random.dst[1:3])
+    assert draw.weight.isfinite().all()
+
+
+def test_a_zero_head_falls_back_until_it_has_moved():
+    model = timm.create_model('test_resnet', num_classes=K)
+    nn.init.zeros_(model.get_classifier().weight)
+    nn.init.zeros_(model.get_classifier().bias)
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    mixer = create_mixer('gradmix', num_classes=K)
+    mixer.prepare(model, (3, 64, 64))
+    assert mixer.draw(images, labels, model).fallback.all()
+    nn.init.normal_(model.get_classifier().weight)
+    assert not mixer.draw(images, labels, model).fallback.any()
+
+
+def test_images_that_will_not_be_mixed_cost_no_attribution(tiny_cnn):
+    seen = []
+    tiny_cnn.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    mixer = create_mixer('gradmix', num_classes=10, prob_elem=0.5, seed=1)
+    mixer.prepare(tiny_cnn, (3, 64, 64))
+    seen.clear()
+    images, labels = torch.randn(8, 3, 64, 64), torch.arange(8)
+    draw = mixer.draw(images, labels, tiny_cnn)
+    assert seen == [int((draw.weight[:, 1] > 0).sum())]
+    seen.clear()
+    create_mixer('gradmix', num_classes=10, prob=0.0)(images, labels, tiny_cnn)
+    assert not seen
+
+
+def test_maps_of_a_part_of_the_batch_are_those_of_the_whole(tiny_cnn):
+    images, labels = torch.randn(8, 3, 64, 64), torch.arange(8)
+    half = create_mixer('gradmix', num_classes=10, prob_elem=0.5, seed=1).draw(images, labels, tiny_cnn)
+    whole = create_mixer('gradmix', num_classes=10, seed=1).draw(images, labels, tiny_cnn)
+    mixed = half.lam < 1
+    assert 0 < mixed.sum() < 8
+    assert torch.equal(half.dst[mixed], whole.dst[mixed])
+
+
+def test_attribution_at_half_scale_sees_half_the_pixels(tiny_cnn):
+    seen = []
+    mixer = create_mixer('gradmix', num_classes=10, attr_scale=0.5)
+    mixer.prepare(tiny_cnn, (3, 64, 64))
+    tiny_cnn.register_forward_hook(lambda module, args, out: seen.append(tuple(args[0].shape[2:])))
+    mixer.draw(torch.randn(4, 3, 64, 64), torch.arange(4), tiny_cnn)
+    assert seen == [(32, 32)]
+
+
+def test_a_model_that_refuses_the_smaller_size_is_an_error_at_start():
+    tiny_vit = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
+    with pytest.raises(ValueError, match='dynamic_img_size=True'):
+        create_mixer('gradmix', num_classes=10, attr_scale=0.5).prepare(tiny_vit, (3, 64, 64))
+
+
+def test_the_authors_recipe_is_their_functions():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, K))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % K
+    mixer = create_mixer('gradmix', num_classes=K, recipe='authors', layers=(0, 1), seed=8)
+    assert mixer.options['score'] == 'loss'
+    assert mixer.options['lam_range'] == (0.5, 0.9)
+    draw = mixer.draw(images, labels, model)
+    captured = capture(model, images, labels, resolve_layers(model, (3, 32, 32), (0, 1)), loss)
+    maps = authors_map(captured, (32, 32))
+    flat = maps.flatten(1).argmax(1)
+    center = torch.stack([flat // 32, flat % 32], 1)
+    nominal = 1 - draw.lam
+    kept = torch.linspace(0.5, 0.9, 4001)
+    drawn = kept[(authors_lam(kept, (32, 32)) - draw.lam[0]).abs().argmin()]
+    assert torch.equal(draw.dst, authors_boxes(center, drawn, (32, 32)))
+    assert nominal.unique().numel() == 1
+    assert torch.equal(draw.weight[:, 0], torch.ones(6))
+    override = create_mixer('gradmix', num_classes=K, recipe='authors', fill='donor', label='area')
+    assert (override.options['fill'], override.options['score']) == ('donor', 'loss')
+
+
+def test_soft_labels_weigh_the_evidence():
+    images = torch.zeros(2, K, 16, 16)
+    images[:, 0, :4, :4] = 1.0
+    images[:, 1, 12:, 12:] = 1.0
+    targets = torch.tensor([[0.9, 0.1, 0, 0], [0.1, 0.9, 0, 0]])
+    draw = GradMix(K, layers='grid', lam_range=(0.8, 0.85)).draw(images, targets, Spots())
+    assert draw.dst[0, 0] < 8 <= draw.dst[1, 1]
+    hard = GradMix(K, layers='grid', lam_range=(0.8, 0.85)).draw(images, torch.tensor([0, 1]), Spots())
+    rows = GradMix(K, layers='grid', lam_range=(0.8, 0.85)).draw(images, torch.eye(K)[[0, 1]], Spots())
+    assert torch.equal(hard.dst, rows.dst)
