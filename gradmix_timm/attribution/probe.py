@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -264,13 +265,15 @@ def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     said = f'{called(model)} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
     channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])
     if channels != input_size[0]:
-        return f'{said}. It was built for {channels} channels: give the images that many, or build it with in_chans'
-    width = input_size[2]
+        return (f'{said}. It was built for {channels} channels: give the images that many, or build it with '
+                f'--in-chans {input_size[0]}')
+    height, width = input_size[1:]
     own = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', [getattr(model, 'image_size', width)])[-1]
     remedies = [f'give it its own size (--img-size {own})'] if own != width else []
-    if any(hasattr(module, 'dynamic_img_size') for module in model.modules()):
-        remedies.append('let it take any size (--model-kwargs dynamic_img_size=True)')
-    if any(hasattr(module, 'img_size') for module in model.modules()):
-        remedies.append(f'build it for this one (--model-kwargs img_size={width})')
+    takes = inspect.signature(type(model).__init__).parameters
+    size = str(width) if height == width else f'({height},{width})'
+    ways = {'dynamic_img_size': 'True', 'strict_img_size': 'False', 'img_size': size}
+    kwargs = ' or '.join(f'{key}={value}' for key, value in ways.items() if key in takes)
+    remedies += [f'build it for this one (--model-kwargs {kwargs})'] if kwargs else []
     remedies.append('choose a multiple of its patch or stride' if remedies else 'give it larger images (--img-size)')
     return f'{said}; {", or ".join(remedies)}'
