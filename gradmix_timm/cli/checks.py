@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from timm.loss import create_classification_loss, load_class_stats, resolve_class_weights
 from timm.optim import list_optimizers
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler_factory import scheduler_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 from gradmix_timm.registry import nearest

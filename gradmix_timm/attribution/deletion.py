@@ -1,0 +1,87 @@
+"""The deletion test: how far the label's log-odds fall when a box covers the place that an attribution names."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.ops import argmax_center, boxes_at, boxes_inside, paste, window_boxes
+
+from .borrow import borrow, logits_of
+from .maps import CONTROLS, attribute, evidence, to_pixels
+
+__all__ = ['Place', 'deletion_drops', 'log_odds', 'place_boxes']
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One way to say where the evidence is.
+
+    Attributes:
+        attribution: A method of ``attribute``, or a control: 'random', 'center'.
+        layers: As ``attribute`` takes them.
+        score: As ``attribute`` takes it.
+        center: 'window' or 'argmax'.
+    """
+
+    attribution: str = 'layercam'
+    layers: object = None
+    score: str = 'evidence'
+    center: str = 'window'
+
+    def __str__(self) -> str:
+        if self.attribution in CONTROLS:
+            return self.attribution
+        layers = self.layers if isinstance(self.layers, str) else (
+            '+'.join(map(str, self.layers)) if isinstance(self.layers, Sequence) else self.layers)
+        return f'{self.attribution} {self.score} {"default" if layers is None else layers} {self.center}'
+
+
+def log_odds(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Log-odds of the label in evaluation mode, float32 [B]."""
+    with borrow(model) as inner, torch.no_grad():
+        return evidence(logits_of(inner(images)).float(), labels)
+
+
+def place_boxes(model: nn.Module, images: Tensor, labels: Tensor, place: Place, side: int,
+                generator: torch.Generator) -> Tensor:
+    """Whole square boxes of ``side`` pixels at the named place, int64 [B, 4]; all inside, so all of one area."""
+    size = (images.shape[2], images.shape[3])
+    sides = torch.full((images.shape[0], 2), side, dtype=torch.int64, device=images.device)
+    if place.attribution == 'random':
+        return boxes_inside(torch.rand(images.shape[0], 2, generator=generator).to(images.device), sides, size)
+    if place.attribution == 'center':
+        middle = torch.tensor([n // 2 for n in size], device=images.device).expand(images.shape[0], 2)
+        return boxes_at(middle, sides, size, 'shift')
+    found = attribute(model, images, labels, place.layers, place.attribution, place.score)
+    pixels = to_pixels(found.map, size)
+    if place.center == 'window':
+        return window_boxes(pixels, sides)
+    return boxes_at(argmax_center(pixels), sides, size, 'shift')
+
+
+def deletion_drops(model: nn.Module, images: Tensor, labels: Tensor, places: Sequence[Place], side: int,
+                   seed: int = 0) -> Tensor:
+    """Fall of the label's log-odds when a box hides each place, filled from another image of the batch.
+
+    Args:
+        model: Classifier.
+        images: [B, C, H, W].
+        labels: int64 [B].
+        places: Where to cover.
+        side: Of the box, in pixels.
+        seed: Of the partners and of random boxes.
+
+    Returns:
+        float32 [len(places), B]; larger means that more evidence was hidden.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    donors = images[torch.randperm(images.shape[0], generator=generator).to(images.device)]
+    before = log_odds(model, images, labels)
+    drops = []
+    for place in places:
+        boxes = place_boxes(model, images, labels, place, side, generator)
+        drops.append(before - log_odds(model, paste(images, donors, boxes), labels))
+    return torch.stack(drops)

@@ -1,0 +1,242 @@
+"""``python -m gradmix_timm.show``: what a mixer does to images, as a picture; or the deletion test, as a table."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_transform, resolve_data_config
+from timm.utils import ParseKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
+from gradmix_timm.checkpoint import Loaded, build_model, load_checkpoint, write_atomic
+from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
+from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
+from gradmix_timm.mixers import create_mixer
+
+__all__ = ['build_parser', 'main', 'save_mixes']
+
+_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm', '.tif', '.tiff'}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = ConsoleParser(prog='gradmix-show', description='What a mixer does to images; or the deletion test.')
+    parser.add_argument('--checkpoint', metavar='FILE', help='of train.py, of timm, or a bare state dict with --model')
+    parser.add_argument('--model', metavar='NAME', help="timm's model name; over the checkpoint's")
+    parser.add_argument('--pretrained', action='store_true', help="timm's weights (with --model)")
+    parser.add_argument('--num-classes', type=int, help='width of the classifier (default: of the checkpoint or model)')
+    parser.add_argument('--images', metavar='DIR', required=True, help='a folder of images, or of class folders')
+    parser.add_argument('--img-size', type=int, metavar='N', help='pixels (default: of the checkpoint or model)')
+    parser.add_argument('--mixer', metavar='NAME', default=None,
+                        help='a registered name or a+b (default: the one of the checkpoint, else gradmix)')
+    parser.add_argument('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
+                        help="the mixer's options")
+    parser.add_argument('--layers', metavar='L[,L]', help='target layers: numbers or names (gradmix)')
+    parser.add_argument('--out', metavar='FILE', default='mixes.png', help='the picture (default: mixes.png)')
+    parser.add_argument('--num', type=int, default=6, metavar='N', help='images shown (default: 6)')
+    parser.add_argument('--seed', type=int, default=0, help='which images and partners (default: 0)')
+    parser.add_argument('--device', default='cpu', help='(default: cpu)')
+    parser.add_argument('--deletion', action='store_true',
+                        help="instead of a picture: how far the label's log-odds fall when a box covers each place")
+    parser.add_argument('--deletion-sides', type=float, nargs='+', default=[0.25, 0.4375, 0.625], metavar='S',
+                        help='box sides as shares of the image (default: 0.25 0.4375 0.625)')
+    parser.add_argument('--deletion-layers', nargs='+', default=['default', '-1', '-2', '-2,-1'], metavar='L',
+                        help="layer sets compared (default: default -1 -2 '-2,-1')")
+    parser.add_argument('--deletion-images', type=int, default=500, metavar='N', help='images used (default: 500)')
+    parser.add_argument('--shift', type=int, default=0, metavar='PX',
+                        help='deletion test: move each image by up to PX pixels, so that objects are not centred')
+    return parser
+
+
+def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
+    if not args.checkpoint and not args.model:
+        raise UsageError('nothing to show: give --checkpoint FILE or --model NAME')
+    loaded = load_checkpoint(args.checkpoint) if args.checkpoint else None
+    if loaded is None and not timm.is_model(args.model):
+        build_model(None, args.model)  # says which names are near
+    extra = {'img_size': args.img_size} if args.img_size and loaded is None else {}
+    if extra:
+        try:
+            model = timm.create_model(args.model, pretrained=args.pretrained, num_classes=args.num_classes, **extra)
+        except TypeError:
+            model = build_model(None, args.model, args.num_classes, args.pretrained)
+    else:
+        model = build_model(loaded, args.model, args.num_classes, args.pretrained)
+    return model.to(args.device).eval(), loaded
+
+
+def _data_config(args: argparse.Namespace, model: nn.Module, loaded: Loaded | None) -> dict[str, Any]:
+    known = dict(loaded.record.data_config) if loaded is not None and loaded.record is not None else {}
+    if args.img_size:
+        known['input_size'] = (known.get('input_size', (3,))[0], args.img_size, args.img_size)
+    return resolve_data_config(known, model=model)
+
+
+def _files(folder: str) -> list[Path]:
+    root = Path(folder)
+    if not root.is_dir():
+        raise UsageError(f'{folder} is not a folder; --images takes a folder of images or of class folders')
+    files = sorted(path for path in root.rglob('*') if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise UsageError(f'no image in {folder} (looked for {", ".join(sorted(_SUFFIXES))}); give another --images')
+    return files
+
+
+def _load(files: Sequence[Path], config: dict[str, Any]) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+    transform = create_transform(**{**config, 'input_size': tuple(config['input_size'])}, is_training=False)
+    mode = 'RGB' if config['input_size'][0] == 3 else 'L'
+    images = []
+    for path in tqdm(files, desc='reading', leave=False, disable=None if len(files) > 200 else True):
+        try:
+            with Image.open(path) as image:
+                images.append(transform(image.convert(mode)))
+        except (OSError, UnidentifiedImageError) as error:
+            raise UsageError(f'{path} is not a readable image ({error}); remove or replace it') from error
+    return torch.stack(images)
+
+
+def _labels(model: nn.Module, images: Tensor, files: Sequence[Path], classes: Sequence[str]) -> Tensor:
+    """The class folder where the model knows that name, else what the model says."""
+    with torch.inference_mode():
+        predicted = torch.cat([model(part).argmax(1) for part in images.split(64)]).clone()
+    position = {name: index for index, name in enumerate(classes)}
+    for row, path in enumerate(files):
+        if path.parent.name in position:
+            predicted[row] = position[path.parent.name]
+    return predicted
+
+
+def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Any:
+    record = loaded.record if loaded is not None else None
+    if args.mixer is None and record is not None and record.mixer:
+        options = {**record.mixer_options, 'num_classes': num_classes, 'prob': 1.0, 'prob_elem': 1.0}
+        return create_mixer(record.mixer, **options)
+    options = dict(args.mixup_kwargs)
+    if args.layers:
+        options['layers'] = args.layers
+    return create_mixer(args.mixer or 'gradmix', num_classes=num_classes, seed=args.seed, **options)
+
+
+def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Any,
+               class_names: Sequence[str], data_config: dict[str, Any], stem: str = 'mixes', rows: int = 6) -> MixScene:
+    """Write ``mixes.png`` and ``mixes.json`` of one batch into a run folder, for the report.
+
+    Args:
+        out_dir: The folder.
+        model: The live model; left as it was.
+        images: Normalised, [B, C, H, W] on the model's device.
+        labels: int64 [B].
+        mixer: Any of the registry.
+        class_names: In label order.
+        data_config: timm's, for mean and std.
+        stem: Of both files.
+        rows: At most this many images in the picture.
+    """
+    scene = make_scene(mixer, model, images, labels)
+    folder = Path(out_dir)
+    draw_mixes(scene, folder / f'{stem}.png', class_names, data_config['mean'], data_config['std'], rows)
+    shown = []
+    for row in range(min(rows, len(images)) if scene.draw is not None else 0):
+        partner = int(scene.draw.partner[row])
+        shown.append({
+            'class': class_names[int(scene.labels[row])], 'partner_class': class_names[int(scene.labels[partner])],
+            'lam': float(scene.draw.lam[row]), 'weight': scene.draw.weight[row].tolist(),
+            'box': scene.draw.dst[row].tolist(), 'fallback': bool(scene.draw.fallback[row])})
+    facts = {'mixer': scene.mixer, 'layers': list(scene.layers), 'images': shown}
+    write_atomic(folder / f'{stem}.json', json.dumps(facts, indent=1) + '\n')
+    return scene
+
+
+def _shifted(images: Tensor, shift: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    padded = nn.functional.pad(images, (shift,) * 4, mode='reflect')
+    height, width = images.shape[2:]
+    offsets = torch.randint(0, 2 * shift + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([image[:, y:y + height, x:x + width] for image, (y, x) in zip(padded, offsets, strict=True)])
+
+
+def places(layer_sets: Sequence[str]) -> list[Place]:
+    """The controls, then every attribution, placement and layer set, and the authors' sign."""
+    found = [Place('random'), Place('center')]
+    for layers in (None if name == 'default' else name for name in layer_sets):
+        found += [Place('layercam', layers, 'evidence', center) for center in ('argmax', 'window')]
+        found += [Place(name, layers) for name in ('hirescam', 'gradcam')]
+    found += [Place('layercam', None, 'logit'), Place('layercam', None, 'loss'), Place('input-gradient')]
+    return found
+
+
+def deletion_table(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """Mean fall of the label's log-odds on correctly classified images, for every place and box side."""
+    images = _shifted(images, args.shift, args.seed) if args.shift else images
+    with torch.inference_mode():
+        predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])
+    right = predicted == labels
+    if right.sum() < 2:
+        raise UsageError('the model classifies fewer than two of these images rightly; give others, or a trained model')
+    images, labels = images[right], labels[right]
+    where, size = places(args.deletion_layers), images.shape[2]
+    rows: dict[str, dict[str, float]] = {str(place): {} for place in where}
+    base = torch.cat([log_odds(model, *part) for part in zip(images.split(64), labels.split(64), strict=True)])
+    for share in args.deletion_sides:
+        side = max(1, round(share * size))
+        drops = [deletion_drops(model, x, y, where, side, args.seed + i) for i, (x, y) in enumerate(
+            tqdm(list(zip(images.split(64), labels.split(64), strict=True)), desc=f'{side} px', disable=None))]
+        for place, values in zip(where, torch.cat(drops, 1), strict=True):
+            rows[str(place)][str(side)] = round(float(values.mean()), 4)
+            rows[str(place)][f'{side}_se'] = round(float(values.std() / len(values) ** 0.5), 4)
+    return {'images': int(right.sum()), 'accuracy': float(right.float().mean()), 'image_size': size,
+            'shift': args.shift, 'mean_log_odds': float(base.mean()), 'fall_of_log_odds': rows}
+
+
+def _print_table(table: dict[str, Any]) -> None:
+    rows = table['fall_of_log_odds']
+    sides = [key for key in next(iter(rows.values())) if not key.endswith('_se')]
+    print(f'{table["images"]} correctly classified images (accuracy {table["accuracy"]:.3f}), '
+          f'shift {table["shift"]} px: mean fall of the label\'s log-odds under a box of')
+    print('| place | ' + ' | '.join(f'{side} px' for side in sides) + ' |')
+    print('|---|' + '---|' * len(sides))
+    for name, values in rows.items():
+        print(f'| {name} | ' + ' | '.join(f'{values[s]:.2f} ± {values[f"{s}_se"]:.2f}' for s in sides) + ' |')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
+    with mendable():
+        model, loaded = _model(args)
+        config = _data_config(args, model, loaded)
+        files = _files(args.images)
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
+        files = [files[i] for i in order[:args.deletion_images if args.deletion else max(args.num, 2)]]
+        classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
+        if args.deletion and classes:
+            files = [path for path in files if path.parent.name in classes] or files
+        images = _load(files, config).to(args.device)
+        labels = _labels(model, images, files, classes)
+        num_classes = int(getattr(model, 'num_classes', 0)) or int(labels.max()) + 1
+        classes = classes or [str(k) for k in range(num_classes)]
+        if not args.deletion:
+            mixer = _mixer(args, loaded, num_classes)
+            if getattr(mixer, 'requires_model', False):
+                mixer.prepare(model, tuple(images.shape[1:]))
+    if args.deletion:
+        table = deletion_table(model, images, labels, args)
+        _print_table(table)
+        if args.out != 'mixes.png':
+            write_atomic(args.out, json.dumps(table, indent=1) + '\n')
+            print(args.out)
+        return 0
+    out = Path(args.out)
+    if out.suffix != '.png':
+        raise UsageError(f'--out {args.out}: the picture is a .png')
+    save_mixes(out.parent, model, images, labels, mixer, classes, config, out.stem, args.num)
+    print(out)
+    return 0

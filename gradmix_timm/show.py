@@ -1,0 +1,18 @@
+"""``python -m gradmix_timm.show``: a door to :mod:`gradmix_timm.cli.show`."""
+from __future__ import annotations
+
+import sys
+
+from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.show import main
+
+__all__ = ['console']
+
+
+def console() -> None:
+    """Entry point of ``gradmix-show``."""
+    sys.exit(run_console(main))
+
+
+if __name__ == '__main__':
+    console()
