@@ -22,6 +22,7 @@ from gradmix_timm.ops import (
     paste,
     paste_resized,
     sample_center,
+    soft_targets,
     window_boxes,
 )
 from gradmix_timm.ops.authors import authors_sides
@@ -149,6 +150,17 @@ class GradMix(BatchMixer):
                              f'{scaled[0]}x{scaled[1]} pixels: {error}. Leave --gradmix-attr-scale at 1, choose '
                              'another scale, or let the model take any size '
                              '(--model-kwargs dynamic_img_size=True)') from error
+
+    def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Mix one batch, see :meth:`BatchMixer.__call__`; with ``keep_clean`` the clean rows come first, 2 B in all.
+
+        (Here the attribution is a pass of its own; :class:`gradmix_timm.objectives.KeepCleanTask` shares the forward.)
+        """
+        mixed, rows = super().__call__(images, targets, model)
+        if not (self.config.keep_clean and self.mixup_enabled):
+            return mixed, rows
+        clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        return torch.cat([images, mixed]), torch.cat([clean, rows])
 
     # ---- maps
 

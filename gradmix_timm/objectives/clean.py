@@ -1,0 +1,71 @@
+"""Train on the clean batch and on its mix; the clean forward serves the loss and the attribution."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+from gradmix_timm.attribution import resolve_layers, score_function, unwrap, watch
+from gradmix_timm.mixers import GradMix
+from gradmix_timm.ops import soft_targets
+
+__all__ = ['KeepCleanTask']
+
+
+class KeepCleanTask(ClassificationTask):
+    """Mean of the loss on the clean batch and the loss on its GradMix; one clean forward for both uses.
+
+    Forward of the clean batch with its graph, gradient of the score at the target layers (p forwards), forward of the
+    mixed batch: 6 F + p F for a step, where a separate attribution pass would make it 7 F + p F. The maps are made in
+    training mode, by the forward that the loss sees.
+
+    Args:
+        model: The classifier.
+        mixer: GradMix with a map (not a control, not 'input-gradient').
+        criterion: Takes soft targets.
+        **options: Of timm's ClassificationTask.
+
+    Raises:
+        ValueError: A mixer without target layers.
+    """
+
+    def __init__(self, model: nn.Module, mixer: GradMix, criterion: Any = None, **options: Any) -> None:
+        super().__init__(model, criterion, **options)
+        if not isinstance(mixer, GradMix) or not mixer.requires_model or mixer.config.attribution == 'input-gradient':
+            raise ValueError(f'keep_clean shares the clean forward with the maps of gradmix at its layers; {mixer!r} '
+                             'has none. Leave --gradmix-keep-clean out')
+        if mixer.config.attr_scale != 1:
+            raise ValueError('keep_clean makes its maps at full size; leave out one of --gradmix-keep-clean and '
+                             '--gradmix-attr-scale')
+        self.mixer = mixer
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Losses of one batch.
+
+        Args:
+            input: [B, C, H, W].
+            target: int64 [B] or float [B, K].
+
+        Returns:
+            'loss' (mean of both), 'output' (clean logits), 'loss_clean', 'loss_mixed'.
+        """
+        mixer, config = self.mixer, self.mixer.config
+        rows = soft_targets(target, mixer.num_classes, mixer.label_smoothing, input.device)
+        if not mixer.mixup_enabled:
+            output = self.trainable_module(input)
+            return {'loss': self.criterion(output, rows), 'output': output}
+        inner = unwrap(self.trainable_module)
+        with watch(inner, resolve_layers(inner, tuple(input.shape[1:]), config.layers)) as seen:
+            output = self.trainable_module(input)
+        with torch.autocast(input.device.type, enabled=False):
+            logits = output.float()
+            score = score_function(config.score)(logits, target.to(logits.device))
+            captured = seen.captured(logits, score, (input.shape[2], input.shape[3]), retain_graph=True)
+        draw = mixer.draw_from(input, captured)
+        mixed, targets = mixer.apply(input, target, draw)
+        clean_loss = self.criterion(output, rows)
+        mixed_loss = self.criterion(self.trainable_module(mixed), targets)
+        return {'loss': (clean_loss + mixed_loss) / 2, 'output': output,
+                'loss_clean': clean_loss.detach(), 'loss_mixed': mixed_loss.detach()}
