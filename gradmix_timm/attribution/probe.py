@@ -113,7 +113,10 @@ def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: 
         raise
     except Exception as error:
         raise ValueError(_refusal(model, input_size, error)) from error
-    return logits_of(output)
+    try:
+        return logits_of(output)
+    except ValueError as error:
+        raise ValueError(f'{called(model)}: {error}') from error
 
 
 @contextmanager
@@ -273,7 +276,8 @@ def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     takes = inspect.signature(type(model).__init__).parameters
     size = str(width) if height == width else f'({height},{width})'
     ways = {'dynamic_img_size': 'True', 'strict_img_size': 'False', 'img_size': size}
-    kwargs = ' or '.join(f'{key}={value}' for key, value in ways.items() if key in takes)
+    # Where the model asks for another multiple, being built for this size would not help.
+    kwargs = ' or '.join(f'{key}={value}' for key, value in ways.items() if key in takes and 'divisible' not in words)
     remedies += [f'build it for this one (--model-kwargs {kwargs})'] if kwargs else []
     remedies.append('choose a multiple of its patch or stride' if remedies else 'give it larger images (--img-size)')
     return f'{said}; {", or ".join(remedies)}'
