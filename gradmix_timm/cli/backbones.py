@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with mendable():
         layers = usable_layers(model, input_size)
         shares = cost_shares(model, layers, input_size)
-    print(f'{args.model} on {"x".join(map(str, input_size))} (C x H x W), usable layers: {len(layers)}, * is the default')
+    size = 'x'.join(map(str, input_size))
+    print(f'{args.model} on {size} (C x H x W), usable layers: {len(layers)}, * is the default')
     print(_table(layers, shares))
     return 0
 
