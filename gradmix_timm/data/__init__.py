@@ -1,4 +1,6 @@
 """Data sets, and the class cuts of the open-set protocols."""
+from .cuts import CutDataset, class_names, hold_out, labels_of, select_classes, take
+from .images import ImageSource, UnreadableImageError
 from .naming import find_classes
 from .protocols import (
     ClassSplit,
@@ -11,16 +13,27 @@ from .protocols import (
     n_distinct,
     n_trials,
 )
+from .sources import list_splits, open_dataset
 
 __all__ = [
     'ClassSplit',
+    'CutDataset',
+    'ImageSource',
+    'UnreadableImageError',
     'check_split',
+    'class_names',
     'custom_split',
     'duplicates',
     'find_classes',
+    'hold_out',
+    'labels_of',
     'list_families',
     'list_protocols',
+    'list_splits',
     'load_split',
     'n_distinct',
     'n_trials',
+    'open_dataset',
+    'select_classes',
+    'take',
 ]

@@ -1,0 +1,137 @@
+"""One kind of data set for every origin: timm's, but an image that cannot be read is an error with its name."""
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import ImageDataset
+from timm.data.readers.reader import Reader
+
+__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError']
+
+DIGITS_SPLITS = ('train', 'test')
+
+
+class UnreadableImageError(ValueError):
+    """An image file that is missing, cut short or no image; the message names it. The user can mend it."""
+
+    exit_status = 2
+
+
+class ImageSource(ImageDataset):
+    """timm's ``ImageDataset`` over a reader, bit for bit, except that nothing is skipped in silence.
+
+    timm puts the next image in place of one it cannot read, label included; with classes cut out, that next image may
+    be of an unknown class.
+
+    Args:
+        reader: timm's reader, or one that yields PIL images.
+        input_img_mode: PIL mode that every image is converted to ('RGB', 'L'); None: as stored.
+        **options: timm's: load_bytes, transform, target_transform, additional_features.
+    """
+
+    def __init__(self, reader: Reader, input_img_mode: str | None = 'RGB', **options: Any) -> None:
+        super().__init__(root=None, reader=reader, input_img_mode=input_img_mode, **options)
+
+    def read(self, index: int) -> tuple[Any, ...]:
+        """Image, target and further features, before any transform.
+
+        Raises:
+            UnreadableImageError: With the path.
+        """
+        try:
+            image, *rest = self.reader[index]
+            return self._decode(image), *rest
+        except IndexError:  # the end of the data set, for loops over it
+            raise
+        except Exception as error:  # decoders raise nearly anything on broken bytes
+            raise UnreadableImageError(f'{self._place(index)} cannot be read as an image ({error}); mend or remove '
+                                       'it') from error
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        image, target, *features = self.read(index)
+        if self.transform is not None:
+            image = self.transform(image)
+        if target is None:
+            target = -1
+        elif self.target_transform is not None:
+            target = self.target_transform(target)
+        return (image, target) if self.additional_features is None else (image, target, *features)
+
+    def _decode(self, image: Any) -> Any:
+        if isinstance(image, Image.Image):
+            return image.convert(self.input_img_mode) if self.input_img_mode else image
+        with image:
+            if self.load_bytes:
+                return image.read()
+            decoded = Image.open(image)
+            decoded.load()
+            return decoded.convert(self.input_img_mode) if self.input_img_mode else decoded
+
+    def _place(self, index: int) -> str:
+        try:
+            return str(self.reader.filename(index, absolute=True) or f'image {index}')
+        except Exception:  # a reader without names, or one whose row cannot be read at all
+            return f'image {index} of the data set'
+
+
+class TorchvisionReader(Reader):
+    """A torchvision data set as a timm reader; yields PIL images.
+
+    Args:
+        dataset: Map-style, (PIL image, int) per index, without transforms.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.classes = getattr(dataset, 'classes', None)
+        # CIFAR, MNIST and ImageFolder say targets, SVHN and STL10 labels.
+        self.targets = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        samples = getattr(self.dataset, 'samples', None)
+        return str(samples[index][0]) if samples else f'{type(self.dataset).__name__}[{index}]'
+
+
+class DigitsReader(Reader):
+    """scikit-learn's 1,797 handwritten digits, 8x8 grey, as PNG files in memory.
+
+    Args:
+        split: 'train' or 'test'.
+        rows: Positions in scikit-learn's data set.
+    """
+
+    def __init__(self, split: str, rows: np.ndarray) -> None:
+        from sklearn.datasets import load_digits
+        super().__init__()
+        digits = load_digits()
+        self.split, self.rows = split, rows
+        self.targets = digits.target[rows].astype(np.int64)
+        self.class_to_idx = {str(digit): digit for digit in range(10)}
+        # Stored as 0..16.
+        self.files = [_png(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)) for row in rows]
+
+    def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
+        return io.BytesIO(self.files[index]), int(self.targets[index])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        name = f'{self.rows[index]:04d}.png'
+        return name if basename else f'digits/{self.split}/{self.targets[index]}/{name}'
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, 'PNG')
+    return file.getvalue()

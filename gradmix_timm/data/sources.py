@@ -1,0 +1,185 @@
+"""Opening a data set by name: timm's ``create_dataset`` with errors that say what to type, and the embedded digits."""
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timm.data import create_dataset
+from timm.data.readers import get_img_extensions
+from torch.utils.data import IterableDataset
+
+from gradmix_timm.registry import nearest
+
+from .cuts import as_source, class_names, stratified
+from .images import DIGITS_SPLITS, DigitsReader, ImageSource
+
+__all__ = ['list_splits', 'open_dataset']
+
+_logger = logging.getLogger(__name__)
+# As timm's dataset factory groups them.
+_TRAIN = ('train', 'training')
+_EVAL = ('val', 'valid', 'validation', 'eval', 'evaluation')
+_TEST = ('test', 'testing')
+_TORCH = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', 'imagenet', 'places365', 'inaturalist',
+          'inat', 'image_folder', 'folder')
+# torchvision sets with a train and a test part; timm takes any other split name for the test part.
+_TWO_PARTS = _TORCH[:6]
+_PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds', 'sklearn')
+_DIGITS_SEED = 0
+
+
+def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
+                 class_map: str | dict[str, int] = '', download: bool = False, img_mode: str | None = 'RGB',
+                 min_classes: int = 2, **options: Any) -> Any:
+    """A data set of timm's names, or ``sklearn/digits``; an unreadable image in it is an error with its path.
+
+    Args:
+        name: '' or 'folder' for class folders or a tar, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...',
+            or 'sklearn/digits' (splits 'train' and 'test', 80 to 20, stratified, always the same).
+        root: Folder or tar.
+        split: As the data set calls it; for folders a folder in ``root`` (or timm's synonyms), or ``root`` itself where
+            it holds no split folders.
+        class_map: Class name to label, for folders, tars and Hugging Face.
+        download: Fetch it, for torch/ and hfids/.
+        img_mode: PIL mode of the images: 'RGB', 'L'.
+        min_classes: 2; 1 for images whose classes do not matter (they may lie in ``root`` directly).
+        **options: More of ``timm.data.create_dataset``.
+
+    Returns:
+        An :class:`~gradmix_timm.data.images.ImageSource` with a settable ``transform``; for streamed sets timm's own.
+
+    Raises:
+        ValueError: No such data set, folder or split; no images, an empty class folder, fewer classes than
+            ``min_classes``.
+    """
+    prefix, slash, rest = name.partition('/')
+    prefix = prefix.lower() if slash else ''
+    if slash and prefix not in _PREFIXES:
+        raise ValueError(f'no data set {name!r}: names begin with {", ".join(p + "/" for p in _PREFIXES)} or are empty '
+                         'for a folder')
+    if prefix == 'sklearn':
+        return _digits(rest, split, class_map, img_mode)
+    if prefix == 'torch':
+        _check_torch(name, root, split, class_map)
+    folder = not prefix or rest.lower() in _TORCH[-2:]
+    if folder:
+        root = _split_root(name, root, split)
+        options['search_split'] = False
+    dataset = _create(name, root, split, {
+        'class_map': class_map, 'download': download, 'input_img_mode': img_mode, **options})
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    source = as_source(dataset)
+    source.input_img_mode = img_mode  # torchvision's sets know no mode
+    if folder and min_classes > 1:
+        _check_classes(Path(str(root)), class_names(source), min_classes, mapped=bool(class_map))
+    return source
+
+
+def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
+    """Splits of a data set as far as they can be told without opening it; empty where they cannot.
+
+    Example:
+        >>> list_splits('sklearn/digits')
+        ('train', 'test')
+    """
+    if name.lower().startswith('sklearn/'):
+        return DIGITS_SPLITS
+    if name.lower().removeprefix('torch/') in _TWO_PARTS:
+        return ('train', 'test')
+    if root is None or not Path(root).is_dir():
+        return ()
+    return tuple(sorted(p.name for p in Path(root).iterdir() if p.is_dir() and p.name in _TRAIN + _EVAL + _TEST))
+
+
+def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> ImageSource:
+    if rest.lower() != 'digits':
+        raise ValueError(f"no data set 'sklearn/{rest}'; scikit-learn embeds one of images: sklearn/digits")
+    if split not in DIGITS_SPLITS:
+        raise ValueError(f'no split {split!r} in sklearn/digits: {nearest(split, DIGITS_SPLITS)}')
+    if class_map:
+        raise ValueError('sklearn/digits takes no class map; leave out --class-map')
+    from sklearn.datasets import load_digits
+    labels = load_digits().target
+    test = stratified(labels, 0.2, _DIGITS_SEED)
+    rows = test if split == 'test' else np.setdiff1d(np.arange(len(labels)), test)
+    return ImageSource(DigitsReader(split, rows), img_mode)
+
+
+def _check_torch(name: str, root: Any, split: str, class_map: Any) -> None:
+    rest = name.split('/', 2)[-1].lower()
+    if rest not in _TORCH:
+        raise ValueError(f'no data set {name!r}: {nearest("torch/" + rest, ["torch/" + known for known in _TORCH])}')
+    if not root:
+        raise ValueError(f'{name} needs the folder that holds it, or where to put it: --data-dir DIR')
+    if class_map:
+        raise ValueError(f'{name} takes no class map; leave out --class-map')
+    if rest in _TWO_PARTS and split not in _TRAIN + _EVAL + _TEST:
+        raise ValueError(f'no split {split!r} in {name}: {nearest(split, ("train", "test"))}')
+
+
+def _split_root(name: str, root: Any, split: str) -> str:
+    """The folder (or tar) of a split, found as timm does; timm reads all splits as one where it finds none."""
+    if not root:
+        hint = f' (the embedded data set is sklearn/{name})' if name == 'digits' else ''
+        raise ValueError(f'no data given: --data-dir DIR, or --dataset sklearn/digits{hint}')
+    path = Path(root)
+    if not path.exists():
+        raise ValueError(f'no folder at {path}; --data-dir names the folder that holds the data')
+    if not path.is_dir():
+        if path.suffix != '.tar':
+            raise ValueError(f'{path} is a file; --data-dir names a folder of class folders or a .tar of one')
+        return str(path)
+    wanted = split.split('[')[0]
+    group = next((names for names in (_TRAIN, _EVAL) if wanted in names), ())
+    found = next((path / other for other in (wanted, *group) if (path / other).exists()), None)
+    if found is not None:
+        return str(found)
+    there = list_splits('', path)
+    if there:
+        raise ValueError(f'no split {split!r} in {path}, which has {", ".join(there)}; name one with --train-split or '
+                         '--val-split')
+    _logger.info(f'{path} has no split folders and is read as {split!r}')
+    return str(path)
+
+
+def _create(name: str, root: Any, split: str, options: dict[str, Any]) -> Any:
+    where = f' in {root}' if root else ''
+    try:
+        return create_dataset(name, root=None if root is None else str(root), split=split, **options)
+    except ImportError as error:
+        package = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow-datasets', 'wds': 'webdataset'}.get(
+            name.partition('/')[0].lower(), error.name)
+        raise ValueError(f'{name} needs a package that is not installed: pip install {package}') from error
+    except Exception as error:  # timm, torchvision and the hub raise anything, assertions included
+        text = ' '.join(str(error).split())
+        if text.startswith('Found 0 images') or text.startswith('not enough values'):  # an empty tar unpacks to nothing
+            raise ValueError(f'no image{where} ({", ".join(get_img_extensions())}); expected one folder a class: '
+                             'CLASS/IMAGE.png') from error
+        if 'download=True' in text:
+            raise ValueError(f'{name} is not{where}; --dataset-download fetches it') from error
+        raise ValueError(f'data set {name!r}{where}, split {split!r}, could not be opened: '
+                         f'{text or type(error).__name__}') from error
+
+
+def _check_classes(root: Path, names: tuple[str, ...], least: int, mapped: bool) -> None:
+    """Classes that timm leaves out or makes up: a folder without images, images beside the folders, one folder."""
+    if '' in names:
+        raise ValueError(f'images lie in {root} itself; expected one folder a class: CLASS/IMAGE.png')
+    if not mapped and root.is_dir():
+        _check_folders(root)
+    if len(names) < least:
+        raw = (root / 'val_annotations.txt').exists()
+        hint = '; sort the images of TinyImageNet into class folders by val_annotations.txt' if raw else ''
+        raise ValueError(f'{root} has one class, {names[0]!r}; expected {least} or more: CLASS/IMAGE.png{hint}')
+
+
+def _check_folders(root: Path) -> None:
+    extensions = get_img_extensions()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        inner[:] = sorted(name for name in inner if not name.startswith(('.', '__')))
+        if not inner and not any(file.lower().endswith(extensions) for file in files):
+            raise ValueError(f'class folder {folder} holds no image ({", ".join(extensions)}); fill or remove it')
