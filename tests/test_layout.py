@@ -54,7 +54,7 @@ def test_imports_go_one_way(path: Path):
 
 
 def test_no_room_is_called_utils():
-    assert not [path for path in ROOT.rglob('*util*')]
+    assert not list(ROOT.rglob('*util*'))
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))

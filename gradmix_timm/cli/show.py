@@ -144,12 +144,14 @@ def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Te
     folder = Path(out_dir)
     draw_mixes(scene, folder / f'{stem}.png', class_names, data_config['mean'], data_config['std'], rows)
     shown = []
-    for row in range(min(rows, len(images)) if scene.draw is not None else 0):
-        partner = int(scene.draw.partner[row])
+    draw = scene.draw
+    for row in range(min(rows, len(images)) if draw is not None else 0):
+        assert draw is not None
+        partner = int(draw.partner[row])
         shown.append({
             'class': class_names[int(scene.labels[row])], 'partner_class': class_names[int(scene.labels[partner])],
-            'lam': float(scene.draw.lam[row]), 'weight': scene.draw.weight[row].tolist(),
-            'box': scene.draw.dst[row].tolist(), 'fallback': bool(scene.draw.fallback[row])})
+            'lam': float(draw.lam[row]), 'weight': draw.weight[row].tolist(),
+            'box': draw.dst[row].tolist(), 'fallback': bool(draw.fallback[row])})
     facts = {'mixer': scene.mixer, 'layers': list(scene.layers), 'images': shown}
     write_atomic(folder / f'{stem}.json', json.dumps(facts, indent=1) + '\n')
     return scene

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradmix_timm.ops import argmax_center, box_lam, box_mask, box_mass, boxes_at, boxes_inside, sample_center, window_boxes
+from gradmix_timm.ops import (
+    argmax_center,
+    box_lam,
+    box_mask,
+    box_mass,
+    boxes_at,
+    boxes_inside,
+    sample_center,
+    window_boxes,
+)
 
 SIZE = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -33,7 +42,8 @@ def test_window_equals_a_slow_search(case, sign):
     maps, sides, size = case
     boxes = window_boxes(maps, sides, sign)
     for row, (h, w) in enumerate(sides.tolist()):
-        sums = [maps[row, y:y + h, x:x + w].sum().item() for y in range(size[0] - h + 1) for x in range(size[1] - w + 1)]
+        tops, lefts = range(size[0] - h + 1), range(size[1] - w + 1)
+        sums = [maps[row, y:y + h, x:x + w].sum().item() for y in tops for x in lefts]
         yl, yh, xl, xh = boxes[row].tolist()
         assert (yh - yl, xh - xl) == (h, w)
         best = max(sums) if sign == 'high' else min(sums)
