@@ -28,10 +28,11 @@ def unwrap(model: nn.Module) -> nn.Module:
             raise ValueError('a scripted model has no forward hooks; build it without --torchscript')
         if isinstance(model, DistributedDataParallel):
             model = model.module
-        elif isinstance(getattr(model, '_orig_mod', None), nn.Module):
-            model = model._orig_mod
-        else:
+            continue
+        inside = getattr(model, '_orig_mod', None)
+        if not isinstance(inside, nn.Module):
             return model
+        model = inside
 
 
 def logits_of(output: object) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured
 
 from .borrow import borrow, logits_of, unwrap
@@ -161,7 +162,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
         logits = logits_of(inner(_plain(images)))
         with torch.autocast(device_type, enabled=False):
             logits = logits.float()
-            return kept.captured(logits, score(logits, _plain(labels)), tuple(images.shape[2:]))
+            return kept.captured(logits, score(logits, _plain(labels)), image_size(images))
 
 
 def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: ScoreFn) -> Captured:

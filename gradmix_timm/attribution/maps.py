@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmix_timm.ops import image_size
 from gradmix_timm.records import AttributionMap, Captured
 from gradmix_timm.registry import Registry
 
@@ -116,7 +117,7 @@ def fuse(maps: Sequence[Tensor], image_size: tuple[int, int]) -> AttributionMap:
         maps: float32 [B, h_l, w_l], from :func:`layer_maps`.
         image_size: (H, W), for the stride.
     """
-    grid = max((tuple(m.shape[1:]) for m in maps), key=lambda g: g[0] * g[1])
+    grid = max(((m.shape[1], m.shape[2]) for m in maps), key=lambda g: g[0] * g[1])
     total = torch.stack([_resize(m, grid) for m in maps]).sum(0)
     mass = total.sum((1, 2), keepdim=True)
     degenerate = mass[:, 0, 0] <= 0
@@ -141,7 +142,7 @@ def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object
     function = score_function(score)
     if method == 'input-gradient':
         return [input_gradient(model, images, labels, function)]
-    targets = resolve_layers(model, tuple(images.shape[1:]), layers)
+    targets = resolve_layers(model, (images.shape[1], *image_size(images)), layers)
     return capture(model, images, labels, targets, function)
 
 
@@ -171,4 +172,4 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
         raise ValueError(f'{method!r} is a control without a map; maps are made by: {", ".join(METHODS)}')
     METHODS[method]
     captured = capture_for(model, images, labels, layers, method, score)
-    return fuse(layer_maps(captured, method), tuple(images.shape[2:]))
+    return fuse(layer_maps(captured, method), image_size(images))

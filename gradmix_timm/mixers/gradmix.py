@@ -18,6 +18,7 @@ from gradmix_timm.ops import (
     box_mass,
     boxes_at,
     boxes_inside,
+    image_size,
     noise_fill,
     paste,
     paste_resized,
@@ -166,12 +167,12 @@ class GradMix(BatchMixer):
 
     def maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> AttributionMap:
         """The fused map of every image as this mixer sees it, from one borrowed pass."""
-        return self.fused(self.captured(model, images, targets), tuple(images.shape[2:]))
+        return self.fused(self.captured(model, images, targets), image_size(images))
 
     def captured(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Captured]:
         """The target layers of one borrowed pass, at ``attr_scale``."""
-        size = self._scaled_size(tuple(images.shape[2:]))
-        if size != tuple(images.shape[2:]):
+        size = self._scaled_size(image_size(images))
+        if size != image_size(images):
             images = F.interpolate(images.float(), size=size, mode='bilinear', antialias=True).to(images.dtype)
         targets = targets.to(images.device)
         return capture_for(model, images, targets, self.config.layers, self.config.attribution, self.config.score)
@@ -212,13 +213,13 @@ class GradMix(BatchMixer):
         coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
         partner = rng.permutation(batch)
         with torch.no_grad():
-            attribution = self.fused(captured, tuple(images.shape[2:]))
+            attribution = self.fused(captured, image_size(images))
             return self._place(images, rng, coins, partner, attribution)
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         attribution = None
-        if self.requires_model:
+        if self.requires_model and model is not None:
             needed = coins.copy()
             if self.config.label == 'mass' and not self._keeps_label():
                 needed[partner[coins]] = True
@@ -228,7 +229,7 @@ class GradMix(BatchMixer):
     def _place(self, images: Tensor, rng: np.random.Generator, coins: np.ndarray, partner: np.ndarray,
                attribution: AttributionMap | None) -> MixDraw:
         """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
-        config, batch, size, device = self.config, images.shape[0], tuple(images.shape[2:]), images.device
+        config, batch, size, device = self.config, images.shape[0], image_size(images), images.device
         nominal = self._sides(draw_lam(rng, config.lam, batch, config.alpha, config.lam_range), coins, size)
         u = to_device(rng.random((batch, 2)), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, box_lam, boxes_at, paste
+from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, kept_draw, to_device
@@ -111,7 +111,7 @@ class CutMix(_AlphaMixer):
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
-        batch, size, device = images.shape[0], tuple(images.shape[2:]), images.device
+        batch, size, device = images.shape[0], image_size(images), images.device
         sides = box_sides(draw_lam(rng, self.lam, batch, self.alpha), coins, size)
         center = (rng.random((batch, 2)) * size).astype(np.int64)
         boxes = boxes_at(to_device(center, device), to_device(sides, device), size)

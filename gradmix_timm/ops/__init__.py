@@ -1,5 +1,15 @@
 """Pure tensor functions: no randomness of their own, no model."""
-from .boxes import argmax_center, box_lam, box_mask, box_mass, boxes_at, boxes_inside, sample_center, window_boxes
+from .boxes import (
+    argmax_center,
+    box_lam,
+    box_mask,
+    box_mass,
+    boxes_at,
+    boxes_inside,
+    image_size,
+    sample_center,
+    window_boxes,
+)
 from .paste import blend, noise_fill, paste, paste_resized
 from .targets import mix_targets, soft_targets
 
@@ -11,6 +21,7 @@ __all__ = [
     'box_mass',
     'boxes_at',
     'boxes_inside',
+    'image_size',
     'mix_targets',
     'noise_fill',
     'paste',

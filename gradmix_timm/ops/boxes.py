@@ -11,9 +11,15 @@ __all__ = [
     'box_mass',
     'boxes_at',
     'boxes_inside',
+    'image_size',
     'sample_center',
     'window_boxes',
 ]
+
+
+def image_size(images: Tensor) -> tuple[int, int]:
+    """(H, W) of images [B, C, H, W]."""
+    return images.shape[2], images.shape[3]
 
 
 def _check_boxes(boxes: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .boxes import box_mask
+from .boxes import box_mask, image_size
 
 __all__ = ['blend', 'like', 'noise_fill', 'paste', 'paste_resized']
 
@@ -27,7 +27,7 @@ def paste(images: Tensor, fill: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         A new tensor like ``images``; pixels outside the box are bit-equal.
     """
-    return like(torch.where(box_mask(boxes, images.shape[2:]), fill.to(images.dtype), images), images)
+    return like(torch.where(box_mask(boxes, image_size(images)), fill.to(images.dtype), images), images)
 
 
 def blend(images: Tensor, donors: Tensor, keep: Tensor) -> Tensor:
