@@ -172,6 +172,17 @@ def test_checkpoint_cut_short_is_refused(ours):
         load_checkpoint(ours)
 
 
+class Trap:
+    def __reduce__(self):
+        return exec, ('raise SystemExit("run")',)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    torch.save({'state_dict': {'w': torch.zeros(1)}, 'args': Trap()}, tmp_path / 'trap.pth')
+    with pytest.raises(ValueError, match='can run code'):
+        load_checkpoint(tmp_path / 'trap.pth')
+
+
 def test_pickled_model_is_not_run(tmp_path, net):
     torch.save(net, tmp_path / 'whole.pth')
     with pytest.raises(ValueError, match=r'can run code \(.*torch.nn.modules.*save model.state_dict\(\)'):

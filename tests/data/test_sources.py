@@ -200,9 +200,10 @@ def test_torchvision_sets_keep_names_labels_and_modes(monkeypatch):
     fake = torchvision.datasets.FakeData(6, (1, 8, 8), 3)
     fake.targets, fake.classes = [0, 1, 2, 0, 1, 2], ['0 - zero', '1 - one', '2 - two']
     monkeypatch.setattr('gradmix_timm.data.sources.create_dataset', lambda *args, **kwargs: fake)
-    dataset = open_dataset('torch/mnist', 'x', 'validation', img_mode='L')
+    dataset = open_dataset('torch/mnist', 'x', 'validation')
     assert class_names(dataset) == ('0 - zero', '1 - one', '2 - two')
-    assert dataset[0][0].mode == 'L'
+    assert fake[0][0].mode == 'L'  # which timm would hand on to a model of three channels
+    assert dataset[0][0].mode == 'RGB'
     cut = select_classes(dataset, ['2', '0'])
     assert (cut.classes, cut.targets.tolist(), cut.indices.tolist()) == (('2', '0'), [1, 0, 1, 0], [0, 2, 3, 5])
 
