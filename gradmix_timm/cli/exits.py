@@ -19,8 +19,11 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MENDABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
 
 
-class UsageError(Exception):
-    """Something the user can mend; the message says what was got, what was expected and what to type."""
+class UsageError(ValueError):
+    """Something the user can mend; the message says what was got, what was expected and what to type.
+
+    A ValueError, so that who calls a command's ``main`` from Python catches it as one.
+    """
 
     exit_status = USAGE
 
@@ -46,6 +49,8 @@ def mendable(*also: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
+    except UsageError:
+        raise
     except _MENDABLE + also as error:
         raise UsageError(one_line(error)) from error
 
