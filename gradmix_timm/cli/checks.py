@@ -187,8 +187,8 @@ def _check_open_set(args: argparse.Namespace) -> None:
                 raise ValueError(f'{flag} goes with --osr-protocol NAME')
     if not (args.known_classes or args.osr_protocol):
         return
-    if not 0 < args.osr_val_fraction < 1:
-        raise ValueError(f'--osr-val-fraction is in (0, 1), got {args.osr_val_fraction}')
+    if not 0 <= args.osr_val_fraction < 1:
+        raise ValueError(f'--osr-val-fraction is in [0, 1), got {args.osr_val_fraction}')
     if args.task == 'multilabel':
         raise ValueError('--task multilabel has no unknown classes: leave out --known-classes and --osr-protocol')
     if args.known_classes and len(args.known_classes) < 2:

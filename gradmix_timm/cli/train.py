@@ -1,10 +1,65 @@
-"""Training: timm's script laid out in stages, with a mixer that sees the live model."""
+"""Training: timm's script laid out in stages, with a mixer that sees the live model.
+
+``main`` reads as a run happens: flags, device, model, mixer, data, task, resuming, epochs, results.
+"""
 from __future__ import annotations
 
 import argparse
+import json
+import logging
+import sys
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm import utils
+from timm.models import create_model, safe_model_name
+from timm.utils import trim_summary, update_summary
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from gradmix_timm.checkpoint import RunRecord, versions, write_atomic
+from gradmix_timm.mixers import create_mixer
 
 from .args import build_config_parser, build_parser, parse_args
+from .checks import scheduled_epochs
+from .evaluate import check_metric, validate
+from .exits import mendable, run_console
+from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_rate, split_names
+from .loop import Run, train_one_epoch
+from .mixing import MixPlan, plan_mixing
+from .run_state import (
+    AtomicSaver,
+    Section,
+    check_resume,
+    check_writable,
+    gather_streams,
+    output_root,
+    restore_streams,
+    resume,
+    resume_path,
+    set_up_average,
+)
+from .stages import (
+    Built,
+    build_mixer,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_task,
+    compile_task,
+    live_model,
+    start,
+)
+
+__all__ = ['config_parser', 'console', 'create_model', 'main', 'parser']
+
+_logger = logging.getLogger('train')
 
 config_parser = build_config_parser()
 parser = build_parser()
@@ -12,3 +67,268 @@ parser = build_parser()
 
 def _parse_args(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, str]:
     return parse_args(config_parser, parser, argv)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which epochs a run trains.
+
+    Attributes:
+        first: Index of the first.
+        stop: Index after the last.
+        resumed: File to go on from, or ''.
+    """
+
+    first: int
+    stop: int
+    resumed: str
+
+
+def console(argv: Sequence[str] | None = None) -> int:
+    """The command ``gradmix-train``; exit status as :mod:`.exits` says."""
+    return run_console(main, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the flags say.
+
+    Args:
+        argv: Flags without the program's name; None: those of the process.
+
+    Raises:
+        SystemExit: Flags that cannot be read, status 2.
+        UsageError: Something else that the user can mend, before training begins.
+        NonFiniteLossError: Training failed.
+        KeyboardInterrupt: With a note that names the last checkpoint.
+    """
+    if not logging.root.handlers:
+        utils.setup_default_logging()
+    args, args_text = _parse_args(argv)
+    with mendable(RuntimeError, AssertionError):
+        run, span, section, data, built = _set_up(args, args_text)
+    results: list[dict[str, Any]] = []
+    interrupted = None
+    try:
+        with logging_redirect_tqdm() if run.bar is not None else nullcontext():
+            _train(run, span, section, results)
+    except KeyboardInterrupt as stop:
+        interrupted = stop
+    finally:
+        if run.bar is not None:
+            run.bar.close()
+        if args.distributed:
+            torch.distributed.destroy_process_group()
+    _report(run, results)
+    if interrupted is not None:
+        good = run.saver.last_good() if run.saver is not None else None
+        interrupted.add_note(f'last checkpoint: {good or "none yet"}')
+        raise interrupted
+    if run.samples and run.output_dir is not None:
+        _write_mixes(run, data, built)
+
+
+def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Section, Data, Built]:
+    """Everything before the first step, in timm's order; a registered mixer is checked before data is opened."""
+    check_metric(args)
+    _check_span(args)
+    check_writable(args)
+    plan = plan_mixing(args)
+    hardware = start(args)
+    split = plan_classes(args)
+    resumed = resume_path(args)
+    built = build_model(args, hardware, create_model)
+    if resumed:
+        check_resume(resumed, built.name, split.known if split else (), args.num_classes)
+    mixer = build_mixer(args, plan, built)
+    data = open_data(args, built, split)
+    if resumed:
+        check_resume(resumed, built.name, data.known, args.num_classes)
+    loaders = build_loaders(args, hardware, built, plan, data)
+    set_learning_rate(args, loaders)
+    task = build_task(args, plan, built, hardware)
+    section = Section(_record(args, plan, built, mixer, data))
+    task.section = section
+    optimizer = build_optimizer(args, task)
+    first = resume(resumed, args, task, optimizer, hardware.scaler) if resumed else None
+    set_up_average(resumed, args, task)
+    compile_task(args, task, hardware)
+    decreasing = args.eval_metric == 'loss' or loaders.eval is None
+    saver, output_dir = _open_output(args, args_text, task, optimizer, hardware, built, decreasing)
+    updates = -(-len(loaders.train) // args.grad_accum_steps)
+    scheduler, epochs = build_schedule(args, optimizer, updates, decreasing)
+    span = Span(first=_first_epoch(args, first), stop=args.stop_epoch or epochs, resumed=resumed)
+    _wind_on(args, scheduler, span.first, updates)
+    _continue_folder(span, saver, output_dir)
+    if resumed and span.first == first and not restore_streams(resumed, args, hardware.device):
+        _logger.info('The checkpoint holds no random streams of as many processes: the order of images starts anew.')
+    model = live_model(task) if mixer is not None else None
+    run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
+              _open_bar(args, span, updates), [])
+    return run, span, section, data, built
+
+
+def _check_span(args: argparse.Namespace) -> None:
+    """--stop-epoch and --save-epochs within the schedule.
+
+    Raises:
+        ValueError: Outside.
+    """
+    epochs = scheduled_epochs(args)
+    for flag, values in (('--stop-epoch', [args.stop_epoch]), ('--save-epochs', args.save_epochs or [])):
+        outside = [value for value in values if value is not None and not 1 <= value <= epochs]
+        if outside:
+            raise ValueError(f'{flag} {outside[0]}: the schedule has {epochs} epochs; choose 1 to {epochs}')
+
+
+def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, data: Data) -> RunRecord:
+    split = data.split
+    options = mixer.options if mixer is not None else {k: v for k, v in plan.options.items() if k != 'mode'}
+    return RunRecord(
+        model=built.name, model_kwargs=built.kwargs, known_classes=data.known,
+        unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
+        family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
+        data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
+        val_indices=data.val_indices, data_config=built.data_config, mixer=plan.name, mixer_options=options,
+        objective=args.objective, seed=args.seed, versions=versions())
+
+
+def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer, hardware: Any,
+                 built: Built, decreasing: bool) -> tuple[AtomicSaver | None, str | None]:
+    """The run folder and its saver, on the first process."""
+    if not utils.is_primary(args):
+        return None, None
+    size = built.data_config['input_size'][-1]
+    name = args.experiment or '-'.join(
+        [datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), str(size)])
+    output_dir = utils.get_outdir(output_root(args), name)
+    saver = AtomicSaver(
+        model=task.get_trainable_module(), optimizer=optimizer, args=args, amp_scaler=hardware.scaler,
+        checkpoint_dir=output_dir, recovery_dir=output_dir, decreasing=decreasing, max_history=args.checkpoint_hist,
+        task=task)
+    write_atomic(Path(output_dir) / 'args.yaml', args_text)
+    if args.log_wandb:
+        _open_wandb(args, name)
+    return saver, output_dir
+
+
+def _open_wandb(args: argparse.Namespace, name: str) -> None:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError('--log-wandb needs a package that is not installed: pip install wandb') from error
+    if args.wandb_resume_id and not args.resume:
+        raise ValueError('--wandb-resume-id goes with --resume')
+    wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags,
+               resume='must' if args.wandb_resume_id else None, id=args.wandb_resume_id or None)
+
+
+def _first_epoch(args: argparse.Namespace, resumed: int | None) -> int:
+    return int(args.start_epoch if args.start_epoch is not None else resumed or 0)
+
+
+def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_epoch: int) -> None:
+    """Set the schedule to the start of an epoch."""
+    if scheduler is not None and epoch > 0:
+        if args.sched_on_updates:
+            scheduler.step_update(epoch * updates_per_epoch)
+        else:
+            scheduler.step(epoch)
+
+
+def _continue_folder(span: Span, saver: AtomicSaver | None, output_dir: str | None) -> None:
+    """Bring an existing run folder to where this run begins: its table and its list of checkpoints."""
+    if saver is None or output_dir is None:
+        return
+    trim_summary(str(Path(output_dir) / 'summary.csv'), span.first)
+    if span.resumed and Path(span.resumed).resolve().parent == Path(output_dir).resolve():
+        saver.load_state_dict_from_checkpoint(span.resumed)
+
+
+def _open_bar(args: argparse.Namespace, span: Span, updates_per_epoch: int) -> Any:
+    """A bar over all updates with the time that is left, where somebody watches."""
+    if not (utils.is_primary(args) and sys.stderr.isatty()):
+        return None
+    return tqdm(total=max(span.stop - span.first, 0) * updates_per_epoch, unit='update', dynamic_ncols=True)
+
+
+def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]]) -> None:
+    """The epochs; each that is validated and saved adds its metrics to ``results``."""
+    for epoch in range(span.first, span.stop):
+        train_metrics = train_one_epoch(run, epoch)
+        _share_norms(run, run.task.get_trainable_module())
+        if not _is_judged(run, span, epoch + 1):
+            if run.scheduler is not None:
+                run.scheduler.step(epoch + 1, metric=None)
+            continue
+        eval_metrics = _validate(run)
+        metric = (eval_metrics or train_metrics)[run.args.eval_metric if eval_metrics else 'loss']
+        section.streams = gather_streams(run.args, run.hardware.device)
+        _save(run, epoch, train_metrics, eval_metrics, metric)
+        section.streams = None
+        if run.scheduler is not None:
+            run.scheduler.step(epoch + 1, metric)
+        results.append({'epoch': epoch, 'train': train_metrics,
+                        **({'validation': eval_metrics} if eval_metrics else {})})
+
+
+def _is_judged(run: Run, span: Span, completed: int) -> bool:
+    """Whether the epoch ends in validation and a checkpoint: at the interval, the end, and every milestone."""
+    return (completed % run.args.val_interval == 0 or completed == span.stop
+            or completed in (run.args.save_epochs or ()))
+
+
+def _share_norms(run: Run, module: Any) -> None:
+    if run.args.distributed and run.args.dist_bn in ('broadcast', 'reduce'):
+        utils.distribute_bn(module, run.args.world_size, run.args.dist_bn == 'reduce')
+
+
+def _validate(run: Run) -> OrderedDict[str, float] | None:
+    """Metrics of the model, or of its moving average where one is kept on the device; None without images."""
+    args, task, loader = run.args, run.task, run.loaders.eval
+    if loader is None:
+        return None
+    metrics = validate(args, task, task.get_eval_model(), loader, run.hardware)
+    average = task.get_trainable_module(ema=True)
+    if average is None or args.model_ema_force_cpu:
+        return metrics
+    _share_norms(run, average)
+    return validate(args, task, task.get_eval_model(ema=True), loader, run.hardware, ' (EMA)')
+
+
+def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
+          metric: float) -> None:
+    """The line of summary.csv, the checkpoint, the milestone."""
+    if run.saver is None or run.output_dir is None:
+        return
+    update_summary(epoch, train_metrics, eval_metrics, filename=str(Path(run.output_dir) / 'summary.csv'), lr=run.rate,
+                   log_wandb=run.args.log_wandb)
+    run.saver.save_checkpoint(epoch, metric=metric)
+    if epoch + 1 in (run.args.save_epochs or ()):
+        run.saver.save_milestone(epoch + 1)
+
+
+def _report(run: Run, results: list[dict[str, Any]]) -> None:
+    """The best metric, and the ten best epochs as JSON for programs."""
+    if run.saver is None:
+        return
+    if run.saver.best_metric is not None:
+        _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
+    name = run.args.eval_metric if run.loaders.eval is not None else 'loss'
+    ranked = sorted(results, key=lambda line: line.get('validation', line['train']).get(name, 0),
+                    reverse=run.saver.decreasing)
+    print(f'--result\n{json.dumps(ranked[-10:], indent=4)}')
+
+
+def _write_mixes(run: Run, data: Data, built: Built) -> None:
+    """mixes.png and mixes.json: what the mixer makes of one batch at the end of training."""
+    from .show import save_mixes
+    names = data.known or tuple(map(str, range(run.args.num_classes)))
+    images, labels = run.samples
+    mixer = run.mixer
+    if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing
+        mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
+    save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.data_config)
+
+
+if __name__ == '__main__':
+    sys.exit(console())

@@ -1,0 +1,107 @@
+"""Validation during training: loss and accuracy as timm's script averages them, or timm's multi-label metrics."""
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from timm import utils
+from timm.task import TrainingTask, evaluation_sample_limit
+from torch import Tensor, nn
+
+from .stages import Hardware
+
+__all__ = ['check_metric', 'validate']
+
+_logger = logging.getLogger('train')
+_SINGLE_LABEL = ('loss', 'top1', 'top5')
+_MULTI_LABEL = ('loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1')
+
+
+def check_metric(args: argparse.Namespace) -> None:
+    """Refuse a metric that validation does not give.
+
+    Raises:
+        ValueError: With those it gives.
+    """
+    names = _MULTI_LABEL if args.task == 'multilabel' else _SINGLE_LABEL
+    if args.eval_metric not in names:
+        raise ValueError(f'--eval-metric {args.eval_metric}: validation of --task {args.task} gives '
+                         f'{", ".join(names)}')
+
+
+class _BatchMeans:
+    """Loss, top-1 and top-5 in percent: means of batches, weighted by their sizes, over all processes."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.meters = {name: utils.AverageMeter() for name in _SINGLE_LABEL}
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        values = [nn.functional.cross_entropy(output, target), *utils.accuracy(output, target, topk=(1, 5))]
+        if self.world_size > 1:
+            values = [utils.reduce_tensor(value, self.world_size) for value in values]
+        for meter, value in zip(self.meters.values(), values, strict=True):
+            meter.update(value.item(), output.shape[0])
+
+    def summary(self) -> OrderedDict[str, float]:
+        return OrderedDict((name, meter.avg) for name, meter in self.meters.items())
+
+    def compute(self, distributed: bool = False) -> OrderedDict[str, float]:
+        return self.summary()
+
+
+def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loader: Any, hardware: Hardware,
+             suffix: str = '') -> OrderedDict[str, float]:
+    """One pass over the validation images.
+
+    Args:
+        args: Checked flags.
+        task: Whose metrics are wanted.
+        model: What is judged, set to evaluation mode.
+        loader: Of validation batches.
+        hardware: Of the run.
+        suffix: For log lines: ' (EMA)'.
+
+    Returns:
+        Loss, and percentages.
+    """
+    if args.task == 'multilabel':
+        evaluator: Any = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
+    else:
+        evaluator = _BatchMeans(args.world_size)
+    batch_time, began, last = utils.AverageMeter(), time.time(), len(loader) - 1
+    model.eval()
+    with torch.inference_mode():
+        for index, batch in enumerate(loader):
+            _judge(args, model, batch, hardware, evaluator)
+            batch_time.update(time.time() - began)
+            began = time.time()
+            if utils.is_primary(args) and (index == last or index % args.log_interval == 0):
+                figures = '  '.join(f'{_title(name)}: {value:>7.3f}' for name, value in evaluator.summary().items())
+                _logger.info(f'Test{suffix}: [{index:>4d}/{last}]  '
+                             f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {figures}')
+    metrics: OrderedDict[str, float] = evaluator.compute(distributed=args.distributed)
+    return metrics
+
+
+def _judge(args: argparse.Namespace, model: nn.Module, batch: Any, hardware: Hardware, evaluator: Any) -> None:
+    input, target = batch
+    if not args.prefetcher:
+        input, target = input.to(device=hardware.device, dtype=hardware.dtype), target.to(device=hardware.device)
+    if args.channels_last and isinstance(input, Tensor):
+        input = input.contiguous(memory_format=torch.channels_last)
+    with hardware.autocast():
+        output = model(input)
+        output = output[0] if isinstance(output, tuple | list) else output
+        if args.tta > 1:  # the views of an image lie side by side
+            output = output.unfold(0, args.tta, args.tta).mean(dim=2)
+            target = target[0:target.size(0):args.tta]
+        evaluator.update(output, target)
+
+
+def _title(name: str) -> str:
+    return {'loss': 'Loss', 'top1': 'Acc@1', 'top5': 'Acc@5'}.get(name, name)

@@ -1,0 +1,298 @@
+"""Data sets and loaders of a training run: timm's, cut to the known classes where an open-set split is asked for."""
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm import utils
+from timm.data import (
+    AugMixDataset,
+    Mixup,
+    MultiLabelTarget,
+    NaFlexMixup,
+    create_loader,
+    create_naflex_loader,
+)
+
+from gradmix_timm.data import (
+    ClassSplit,
+    check_split,
+    class_names,
+    hold_out,
+    list_splits,
+    load_split,
+    open_dataset,
+    select_classes,
+)
+
+from .mixing import MixPlan, create_timm_mixup
+from .stages import Built, Hardware
+
+__all__ = ['Data', 'Loaders', 'build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 'split_names']
+
+_logger = logging.getLogger('train')
+_TRAIN_WORDS = ('train', 'training')
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and validates on.
+
+    Attributes:
+        train: Training images.
+        eval: Validation images, or None.
+        known: Class names in head order; empty where they are not told or not one for each output.
+        split: Known and unknown classes of an open-set run, checked against the data; None for a plain run.
+        val_indices: Positions in the train split that are held out.
+    """
+
+    train: Any
+    eval: Any
+    known: tuple[str, ...]
+    split: ClassSplit | None
+    val_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """timm's loaders.
+
+    Attributes:
+        train: Of training batches.
+        eval: Of validation batches, or None.
+        mixup: timm's mixer in the step, where there is no prefetcher.
+        scaling: How gradients scale with the size of a batch that varies: 'none', 'sqrt', 'linear'; None where it
+            does not vary.
+        batch_reference: Mean images a batch.
+        naflex: Batches are dicts of patches.
+    """
+
+    train: Any
+    eval: Any
+    mixup: Mixup | None
+    scaling: str | None
+    batch_reference: float
+    naflex: bool
+
+    def switch_off_mixing(self) -> None:
+        """Mix no more with timm's mixer; its targets stay smoothed one-hots."""
+        if self.mixup is not None:
+            self.mixup.mixup_enabled = False
+        elif getattr(self.train, 'mixup_enabled', False):
+            self.train.mixup_enabled = False
+
+
+def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
+    """The open-set split that is asked for, by name, before any data is read; sets ``args.num_classes``.
+
+    Raises:
+        ValueError: No such protocol, trial or family; --num-classes is another number.
+    """
+    if args.osr_protocol:
+        split = load_split(args.osr_protocol, args.osr_trial, args.osr_family)
+    elif args.known_classes:
+        split = ClassSplit(known=tuple(args.known_classes), unknown=())
+    else:
+        return None
+    if args.num_classes not in (None, len(split.known)):
+        raise ValueError(f'--num-classes {args.num_classes} with {len(split.known)} known classes: the head has one '
+                         f'output for each; leave --num-classes out, or type --num-classes {len(split.known)}')
+    args.num_classes = len(split.known)
+    return split
+
+
+def split_names(args: argparse.Namespace) -> dict[str, str]:
+    """Names of the split trained on and of the one that the evaluation will read.
+
+    The second is --osr-test-split, else --val-split where the data has it beside the train split, else 'test'.
+    """
+    return {'train': args.train_split, 'test': args.osr_test_split or _test_split(args)}
+
+
+def _test_split(args: argparse.Namespace) -> str:
+    named = args.val_split
+    if not named or named == args.train_split:
+        return 'test'
+    kind = args.dataset.partition('/')[0].lower() if '/' in args.dataset else ''
+    if kind == 'sklearn' or kind == 'torch':
+        return named if named in list_splits(args.dataset, args.data_dir) else 'test'
+    if kind:
+        return str(named)  # cannot be told without opening it
+    # timm takes any of these words for the others.
+    words = ('val', 'valid', 'validation', 'eval', 'evaluation')
+    tried = [named, *(words if named in words else ())]
+    return str(named) if any((Path(args.data_dir or '') / word).is_dir() for word in tried) else 'test'
+
+
+def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) -> Data:
+    """Open the training and the validation images; the test split stays closed in an open-set run.
+
+    Raises:
+        ValueError: No such data, or it does not hold the classes; more classes than the head has outputs.
+    """
+    mode = args.input_img_mode or ('RGB' if built.data_config['input_size'][0] == 3 else 'L')
+    train = _open(args, mode, args.train_split, training=True)
+    if split is not None:
+        split = check_split(split, class_names(train))
+        part = select_classes(train, split.known)
+        if args.osr_val_fraction == 0:
+            return Data(part, None, split.known, split, ())
+        part, held = hold_out(part, args.osr_val_fraction, args.seed)
+        return Data(part, held, split.known, split, tuple(held.indices.tolist()))
+    known = _plain_classes(args, train)
+    evaluated = _open(args, mode, args.val_split, training=False) if args.val_split else None
+    return Data(train, evaluated, known, None, ())
+
+
+def _open(args: argparse.Namespace, mode: str, split: str, training: bool) -> Any:
+    options: dict[str, Any] = {
+        'is_training': training, 'batch_size': args.batch_size, 'input_key': args.input_key,
+        'target_key': args.target_key, 'trust_remote_code': args.dataset_trust_remote_code,
+        'num_samples': args.train_num_samples if training else args.val_num_samples}
+    if training:
+        options.update(seed=args.seed, repeats=args.epoch_repeats)
+    if args.task == 'multilabel':
+        options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
+    return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
+                        img_mode=mode, **options)
+
+
+def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:
+    """Class names of a plain run, one for each output; empty where the data does not name them."""
+    if args.task == 'multilabel':
+        return ()
+    try:
+        names = class_names(dataset)
+    except (TypeError, ValueError):
+        return ()
+    if len(names) > args.num_classes:
+        raise ValueError(f'the data has {len(names)} classes and the head {args.num_classes} outputs; type '
+                         f'--num-classes {len(names)}')
+    if len(names) < args.num_classes:
+        _logger.warning(f'The head has {args.num_classes} outputs and the data {len(names)} classes; --num-classes '
+                        f'{len(names)} gives one output a class, which an open-set evaluation expects.')
+        return ()
+    return names
+
+
+def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, plan: MixPlan, data: Data) -> Loaders:
+    """Timm's loaders for the flags.
+
+    Raises:
+        ValueError: Fewer training images than one batch.
+    """
+    config = built.data_config
+    common = {
+        'mean': config['mean'], 'std': config['std'], 'pin_memory': args.pin_mem,
+        'img_dtype': hardware.dtype or torch.float32, 'device': hardware.device, 'distributed': args.distributed,
+        'use_prefetcher': args.prefetcher}
+    evaluated = {
+        'batch_size': args.validation_batch_size or args.batch_size, 'is_training': False,
+        'interpolation': config['interpolation'], 'num_workers': _eval_workers(args), 'crop_pct': config['crop_pct']}
+    if args.naflex_loader:
+        return _naflex_loaders(args, built, plan, data, common, evaluated)
+    mixup = None
+    if plan.timm:
+        mixup = create_timm_mixup(plan, args.num_classes, args.task == 'multilabel', collate=args.prefetcher)
+    # With a registered mixer or an open-set split workers are made anew each epoch: their seeds then come from the
+    # random stream that a checkpoint keeps, and a resumed run goes on exactly. A plain run keeps timm's own.
+    workers = {'persistent_workers': not (plan.in_step or data.split)}
+    source = AugMixDataset(data.train, num_splits=args.aug_splits) if args.aug_splits > 1 else data.train
+    train = create_loader(
+        source, input_size=config['input_size'], collate_fn=mixup if args.prefetcher else None,
+        use_multi_epochs_loader=args.use_multi_epochs_loader, **_sizes(args), **common, **workers,
+        **_augmentation(args, config))
+    if len(train) == 0:
+        raise ValueError(f'{len(data.train)} training images are fewer than one batch of {args.batch_size}; type a '
+                         'smaller --batch-size')
+    scheduled = args.train_img_sizes is not None
+    evaluator = None
+    if data.eval is not None:
+        evaluator = create_loader(data.eval, input_size=config['input_size'], **common, **workers, **evaluated)
+    return Loaders(
+        train, evaluator, None if args.prefetcher else mixup, args.variable_batch_loss_scale if scheduled else None,
+        float(train.batch_sampler.average_batch_size if scheduled else args.batch_size), False)
+
+
+def _eval_workers(args: argparse.Namespace) -> int:
+    # Fewer workers, less padding: streamed readers split their files between all workers of all processes.
+    streamed = args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
+    return min(2, args.workers) if streamed else int(args.workers)
+
+
+def _sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of batches whose image size varies."""
+    progressive = args.train_size_schedule == 'progressive'
+    return {
+        'input_size_choices': args.train_img_sizes, 'batch_size_choices': args.train_batch_sizes,
+        'batch_choice_weights': args.train_size_probs, 'batch_choice_seed': args.seed,
+        'batch_choice_schedule': args.train_size_schedule,
+        'batch_schedule_epochs': args.epochs if progressive else None,
+        'batch_schedule_spread': args.train_size_schedule_spread,
+        'batch_schedule_random_mix': args.train_size_random_mix, 'num_batches': args.train_batches_per_epoch}
+
+
+def _augmentation(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the training transform."""
+    same = not args.train_interpolation or args.no_aug
+    return {
+        'batch_size': args.batch_size, 'is_training': True, 'no_aug': args.no_aug, 're_prob': args.reprob,
+        're_mode': args.remode, 're_count': args.recount, 're_split': args.resplit,
+        'train_crop_mode': args.train_crop_mode, 'scale': args.scale, 'ratio': args.ratio, 'hflip': args.hflip,
+        'vflip': args.vflip, 'color_jitter': args.color_jitter, 'color_jitter_prob': args.color_jitter_prob,
+        'grayscale_prob': args.grayscale_prob, 'gaussian_blur_prob': args.gaussian_blur_prob, 'auto_augment': args.aa,
+        'num_aug_repeats': args.aug_repeats, 'num_aug_splits': args.aug_splits,
+        'interpolation': config['interpolation'] if same else args.train_interpolation, 'num_workers': args.workers,
+        'worker_seeding': args.worker_seeding}
+
+
+def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data: Data, common: dict[str, Any],
+                    evaluated: dict[str, Any]) -> Loaders:
+    """Loaders of patch sequences, with timm's own mixer for them."""
+    mixup = None
+    if plan.timm:
+        # It has no modes and no minmax.
+        options = {key: value for key, value in plan.options.items() if key not in ('mode', 'cutmix_minmax')}
+        mixup = NaFlexMixup(num_classes=args.num_classes, multi_label=args.task == 'multilabel', **options)
+    own = built.patch_size or (16, 16)
+    if built.patch_size is None:
+        _logger.warning(f'The patch size of the model could not be told; using {own}.')
+    patches: dict[str, Any] = {'patch_size': own}
+    if args.naflex_patch_sizes:
+        patches = {'patch_size_choices': args.naflex_patch_sizes}
+        if args.naflex_patch_size_probs:
+            if len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes):
+                raise ValueError('--naflex-patch-size-probs needs one number for each of --naflex-patch-sizes')
+            patches['patch_size_choice_probs'] = args.naflex_patch_size_probs
+    last = not args.naflex_patchify_channels_first
+    train = create_naflex_loader(
+        dataset=data.train, train_seq_lens=args.naflex_train_seq_lens, mixup_fn=mixup, rank=args.rank,
+        world_size=args.world_size, patchify_channels_last=last, **patches, **common,
+        **_augmentation(args, built.data_config))
+    evaluator = None
+    if data.eval is not None:
+        evaluator = create_naflex_loader(
+            dataset=data.eval, patch_size=own, max_seq_len=args.naflex_max_seq_len, patchify_channels_last=last,
+            **common, **evaluated)
+    return Loaders(train, evaluator, None, args.naflex_loss_scale, float(args.batch_size), True)
+
+
+def set_learning_rate(args: argparse.Namespace, loaders: Loaders) -> None:
+    """The rate from --lr-base and the images an update, where --lr does not give it."""
+    if args.lr:
+        return
+    batch = loaders.batch_reference * args.world_size * args.grad_accum_steps
+    ratio = batch / args.lr_base_size
+    if not args.lr_base_scale:
+        adaptive = any(word in args.opt.lower() for word in ('ada', 'lamb'))
+        args.lr_base_scale = 'sqrt' if adaptive else 'linear'
+    if args.lr_base_scale == 'sqrt':
+        ratio = ratio ** 0.5
+    args.lr = args.lr_base * ratio
+    if utils.is_primary(args):
+        _logger.info(f'Learning rate ({args.lr}) calculated from base learning rate ({args.lr_base}) and effective '
+                     f'global batch size ({batch:g}) with {args.lr_base_scale} scaling.')

@@ -1,0 +1,263 @@
+"""One epoch of training: timm's step, in which a registered mixer meets the live model before the forward pass."""
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from timm import utils
+from timm.task import TrainingTask
+from torch import Tensor, nn
+
+from .loaders import Loaders
+from .run_state import AtomicSaver
+from .stages import Hardware
+
+__all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']
+
+_logger = logging.getLogger('train')
+# Images of the last first batch kept for the picture of mixes.
+_SAMPLES = 16
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or not a number; training on would only spread it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the epochs of a run share.
+
+    Attributes:
+        args: Checked flags.
+        hardware: Device and precision.
+        task: Model, loss, moving average.
+        optimizer: Of the task's parameters.
+        loaders: Of both kinds of batches.
+        mixer: Registered mixer in the step, or None.
+        model: The live model that the mixer sees, or None.
+        scheduler: timm's, or None.
+        saver: On the first process, else None.
+        output_dir: On the first process, else None.
+        epochs: Length of the schedule.
+        bar: Progress bar over all updates of the run, or None.
+        samples: Images and labels of the newest epoch's first batch, before mixing; filled where a mixer is on.
+    """
+
+    args: argparse.Namespace
+    hardware: Hardware
+    task: TrainingTask
+    optimizer: torch.optim.Optimizer
+    loaders: Loaders
+    mixer: Any
+    model: nn.Module | None
+    scheduler: Any
+    saver: AtomicSaver | None
+    output_dir: str | None
+    epochs: int
+    bar: Any
+    samples: list[Tensor]
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer updates an epoch; the last may sum fewer batches."""
+        return math.ceil(len(self.loaders.train) / self.args.grad_accum_steps)
+
+    @property
+    def rate(self) -> float:
+        """Mean learning rate over the parameter groups."""
+        rates = [group['lr'] for group in self.optimizer.param_groups]
+        return float(sum(rates) / len(rates))
+
+
+def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
+    """Train on every batch once.
+
+    Returns:
+        ``loss``: mean over the batches, over all processes.
+
+    Raises:
+        NonFiniteLossError: With the step, the learning rate and the last good checkpoint.
+    """
+    _set_epoch(run.loaders.train, epoch)
+    if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
+        run.loaders.switch_off_mixing()
+        if run.mixer is not None:
+            run.mixer.mixup_enabled = False
+    run.task.get_trainable_module().train()
+    pass_ = _Epoch(run, epoch)
+    run.optimizer.zero_grad()
+    for index, (input, target) in enumerate(run.loaders.train):
+        pass_.step(index, input, target)
+    if hasattr(run.optimizer, 'sync_lookahead'):
+        run.optimizer.sync_lookahead()
+    loss = pass_.losses.avg
+    if run.args.distributed:
+        own = torch.tensor([loss], device=run.hardware.device, dtype=torch.float32)
+        loss = utils.reduce_tensor(own, run.args.world_size).item()
+    return OrderedDict(loss=loss)
+
+
+def _set_epoch(loader: Any, epoch: int) -> None:
+    if hasattr(loader.dataset, 'set_epoch'):
+        loader.dataset.set_epoch(epoch)
+    for sampler in (loader.batch_sampler, loader.sampler):
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(epoch)
+            return
+
+
+class _Epoch:
+    """One pass over the training batches: its meters and its place."""
+
+    def __init__(self, run: Run, epoch: int) -> None:
+        self.run, self.args, self.epoch = run, run.args, epoch
+        self.update_time, self.data_time = utils.AverageMeter(), utils.AverageMeter()
+        self.mix_time, self.losses = utils.AverageMeter(), utils.AverageMeter()
+        self.second_order = bool(getattr(run.optimizer, 'is_second_order', False))
+        self.can_skip_sync = run.args.distributed and hasattr(run.task.get_trainable_module(), 'no_sync')
+        self.batches = len(run.loaders.train)
+        self.updates = epoch * run.updates_per_epoch
+        self.images = 0
+        self.data_start = self.update_start = time.time()
+
+    def step(self, index: int, input: Any, target: Tensor) -> None:
+        """One batch: mix, forward, backward and, at the end of its window, an update."""
+        full = self.args.grad_accum_steps
+        last = index == self.batches - 1
+        update = last or (index + 1) % full == 0
+        window = min(full, self.batches - index // full * full)  # the last one may be shorter
+        input, target = self._placed(input, target)
+        self.data_time.update(window * (time.time() - self.data_start))
+        input, target = self._mixed(index, input, target, window)
+        count = input['patches'].shape[0] if self.run.loaders.naflex else input.shape[0]
+        if self.can_skip_sync and not update:
+            with self.run.task.no_sync():
+                loss = self._learn(input, target, window, count, update)
+        else:
+            loss = self._learn(input, target, window, count, update)
+        self.losses.update(self._checked(index, loss.item() * window), count)
+        self.images += count * self.args.world_size
+        if update:
+            self._updated(index, last, loss, input)
+        self.data_start = time.time()
+
+    def _placed(self, input: Any, target: Tensor) -> tuple[Any, Tensor]:
+        """On the device, mixed by timm where timm mixes in the step, in the wanted memory format."""
+        hardware = self.run.hardware
+        if not self.args.prefetcher:
+            input, target = input.to(device=hardware.device, dtype=hardware.dtype), target.to(device=hardware.device)
+            if self.run.loaders.mixup is not None:
+                input, target = self.run.loaders.mixup(input, target)
+        if self.args.channels_last and isinstance(input, Tensor):
+            input = input.contiguous(memory_format=torch.channels_last)
+        return input, target
+
+    def _mixed(self, index: int, input: Any, target: Tensor, window: int) -> tuple[Any, Tensor]:
+        """Mixed by the registered mixer, which sees the live model outside the forward's autocast and no_sync."""
+        run = self.run
+        if run.mixer is None:
+            return input, target
+        if index == 0:
+            run.samples[:] = [input[:_SAMPLES].detach().clone(), target[:_SAMPLES].clone()]
+        began = time.time()
+        run.mixer.set_step(self.epoch, index)
+        # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
+        with run.hardware.autocast():
+            input, target = run.mixer(input, target, run.model)
+        self.mix_time.update(window * (time.time() - began))
+        return input, target
+
+    def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
+        """Forward and backward; the loss of the batch over its window."""
+        with self.run.hardware.autocast():
+            loss: Tensor = self.run.task(input, target)['loss']
+        if window > 1:
+            loss /= window
+        self._backward(loss if self.run.loaders.scaling is None else self._scaled(loss, count), update)
+        return loss
+
+    def _scaled(self, loss: Tensor, count: int) -> Tensor:
+        """The loss by the size of a batch that varies."""
+        loaders = self.run.loaders
+        power = {'none': 0.0, 'sqrt': 0.5, 'linear': 1.0}[loaders.scaling or 'none']
+        loss = loss * (count / loaders.batch_reference) ** power
+        if loaders.naflex and self.args.distributed:
+            mine = torch.tensor(count, device=self.run.hardware.device, dtype=torch.float32)
+            loss = loss * (self.args.world_size * count / utils.reduce_tensor(mine, 1))
+        return loss
+
+    def _backward(self, loss: Tensor, update: bool) -> None:
+        args, run = self.args, self.run
+        clipped = None
+        if args.clip_grad is not None:
+            clipped = run.task.get_clip_parameters(exclude_head='agc' in args.clip_mode)
+        if run.hardware.scaler is not None:
+            run.hardware.scaler(
+                loss, run.optimizer, clip_grad=args.clip_grad, clip_mode=args.clip_mode, parameters=clipped,
+                create_graph=self.second_order, need_update=update)
+            return
+        loss.backward(create_graph=self.second_order)
+        if update:
+            if args.clip_grad is not None:
+                utils.dispatch_clip_grad(clipped, value=args.clip_grad, mode=args.clip_mode)
+            run.optimizer.step()
+
+    def _checked(self, index: int, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        good = self.run.saver.last_good() if self.run.saver is not None else None
+        raise NonFiniteLossError(
+            f'the loss is {loss} at epoch {self.epoch}, batch {index}, learning rate {self.run.rate:.3g}; last good '
+            f'checkpoint: {good or "none yet"}. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help')
+
+    def _updated(self, index: int, last: bool, loss: Tensor, input: Any) -> None:
+        """After an update: moving average, logs, recovery file, schedule."""
+        run, args = self.run, self.args
+        self.updates += 1
+        number = index // args.grad_accum_steps
+        run.optimizer.zero_grad()
+        run.task.update_ema(step=self.updates)
+        if args.synchronize_step and run.hardware.device.type in ('cuda', 'npu'):
+            getattr(torch, run.hardware.device.type).synchronize()
+        now = time.time()
+        self.update_time.update(now - self.update_start)
+        self.update_start = now
+        if number % args.log_interval == 0 or last:
+            self._log(number, loss, input)
+        if run.bar is not None:
+            run.bar.set_description(f'epoch {self.epoch + 1}/{run.epochs}', refresh=False)
+            run.bar.set_postfix(loss=f'{self.losses.avg:#.3g}', lr=f'{run.rate:.2e}', refresh=False)
+            run.bar.update()
+        if run.saver is not None and args.recovery_interval and (number + 1) % args.recovery_interval == 0:
+            run.saver.save_recovery(self.epoch, batch_idx=number)
+        if run.scheduler is not None:
+            run.scheduler.step_update(num_updates=self.updates, metric=self.losses.avg)
+        self.images = 0
+
+    def _log(self, number: int, loss: Tensor, input: Any) -> None:
+        """Timm's line, with the time of mixing where a registered mixer is on; all processes call it."""
+        run, average, newest = self.run, self.losses.avg, self.losses.val
+        if self.args.distributed:
+            average, newest = (utils.reduce_tensor(loss.new([value]), self.args.world_size).item()
+                               for value in (average, newest))
+        if not utils.is_primary(self.args):
+            return
+        if run.bar is None:
+            total, took, data = run.updates_per_epoch, self.update_time, self.data_time
+            mix = '' if run.mixer is None else f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})'
+            _logger.info(
+                f'Train: {self.epoch} [{number:>4d}/{total} ({100. * (number + 1) / total:>3.0f}%)]  '
+                f'Loss: {newest:#.3g} ({average:#.3g})  Time: {took.val:.3f}s, {self.images / took.val:>7.2f}/s  '
+                f'({took.avg:.3f}s, {self.images / took.avg:>7.2f}/s)  LR: {run.rate:.3e}  '
+                f'Data: {data.val:.3f} ({data.avg:.3f}){mix}')
+        if self.args.save_images and run.output_dir and isinstance(input, Tensor):
+            path = Path(run.output_dir) / f'train-batch-{number * self.args.grad_accum_steps}.jpg'
+            torchvision.utils.save_image(input, path, padding=0, normalize=True)

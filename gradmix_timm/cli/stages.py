@@ -1,0 +1,267 @@
+"""Stages of a training run that make things: device, model, mixer, task, optimizer, schedule."""
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm import utils
+from timm.data import resolve_input_data_config
+from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.models import parse_model_name, resolve_model_input_args, safe_model_name
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.task import TrainingTask
+from timm.task.distillation import FeatureDistillationTrainableModule
+from timm.utils import NativeScaler
+from torch import nn
+
+from gradmix_timm.attribution import unwrap
+
+from .checks import create_loss
+from .mixing import MixPlan, create_step_mixer
+from .run_state import RECORDED_TASKS
+
+__all__ = [
+    'Built', 'Hardware', 'build_mixer', 'build_model', 'build_optimizer', 'build_schedule', 'build_task',
+    'compile_task', 'live_model', 'start']
+
+_logger = logging.getLogger('train')
+
+# Arguments of create_model that shape training alone; a checkpoint does not need them to be read.
+_TRAINING_ONLY = ('drop_rate', 'drop_path_rate', 'drop_block_rate', 'scriptable')
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and in what precision a run computes.
+
+    Attributes:
+        device: Of this process.
+        dtype: Of the model where --model-dtype is given.
+        autocast: Makes the context of a forward pass.
+        scaler: Of the loss, for float16 on CUDA.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    autocast: Callable[[], AbstractContextManager[Any]]
+    scaler: NativeScaler | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model ready for its task.
+
+    Attributes:
+        model: On its device.
+        name: timm's name of its architecture.
+        kwargs: What ``timm.create_model`` needs to make it again.
+        data_config: timm's preprocessing: input_size, mean, std, interpolation, crop_pct, crop_mode.
+        patch_size: For NaFlex loaders.
+    """
+
+    model: nn.Module
+    name: str
+    kwargs: dict[str, Any]
+    data_config: dict[str, Any]
+    patch_size: tuple[int, int] | None
+
+
+def start(args: argparse.Namespace) -> Hardware:
+    """Device, process group, precision and seeds; completes ``args`` as timm's script does."""
+    for module in args.device_modules or ():
+        importlib.import_module(module)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    elif args.device.startswith('cuda'):
+        raise ValueError(f'--device {args.device}: PyTorch {torch.__version__} sees no CUDA device here; type '
+                         '--device cpu')
+    args.prefetcher = not args.no_prefetcher
+    args.grad_accum_steps = max(1, args.grad_accum_steps)
+    device = utils.init_distributed_device(args)
+    _logger.info(f'Process {args.rank} of {args.world_size} on {args.device}.')
+    hardware = _precision(args, device)
+    utils.random_seed(args.seed, args.rank)
+    if args.fuser:
+        utils.set_jit_fuser(args.fuser)
+    if args.fast_norm:
+        set_fast_norm()
+    return hardware
+
+
+def _precision(args: argparse.Namespace, device: torch.device) -> Hardware:
+    dtype = getattr(torch, args.model_dtype) if args.model_dtype else None
+    if dtype is torch.float16:
+        _logger.warning('A float16 model seldom trains well; --model-dtype bfloat16 does.')
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    scaler = None
+    if args.amp:
+        amp_dtype = getattr(torch, args.amp_dtype)
+        autocast = partial(torch.autocast, device_type=device.type, dtype=amp_dtype)
+        if device.type == 'cuda' and amp_dtype is torch.float16:
+            scaler = NativeScaler(device=device.type)
+    if utils.is_primary(args):
+        _logger.info(f'Training in {f"mixed precision, {args.amp_dtype}" if args.amp else dtype or torch.float32}.')
+    return Hardware(device, dtype, autocast, scaler)
+
+
+def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Callable[..., nn.Module]) -> Built:
+    """The model on its device, with the changes that flags ask for; sets ``args.num_classes`` where it is open.
+
+    Args:
+        args: Checked flags.
+        hardware: Where it goes.
+        create_model: timm's, or what stands in its place.
+    """
+    resolved = _model_arguments(args)
+    model = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
+    with torch.no_grad():
+        _start_head(args, model)
+    if args.num_classes is None:
+        if not hasattr(model, 'num_classes'):
+            raise ValueError(f'{args.model} does not tell its number of classes; type --num-classes N')
+        args.num_classes = model.num_classes
+    if args.grad_checkpointing:
+        model.set_grad_checkpointing(enable=True)
+    primary = utils.is_primary(args)
+    if primary:
+        count = sum(p.numel() for p in model.parameters())
+        _logger.info(f'Model {safe_model_name(args.model)} created, param count:{count}')
+    data_config = resolve_input_data_config(model, vars(args), verbose=primary)
+    patch_size = model.get_patch_size() if args.naflex_loader and hasattr(model, 'get_patch_size') else None
+    kwargs = {name: value for name, value in resolved.items()
+              if name not in ('model_name', 'pretrained_cfg', *_TRAINING_ONLY) and not name.startswith('pretrained')}
+    name = args.model if parse_model_name(args.model)[0] is None else resolved['model_name']
+    return Built(_placed(args, hardware, model), name, {**kwargs, 'num_classes': args.num_classes}, data_config,
+                 patch_size)
+
+
+def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of create_model: the flags, the requested input and the pretrained configuration resolved."""
+    source, name = parse_model_name(args.model)
+    if source is None and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
+        raise ValueError(f'--model {name}: timm has no such model; near it: {", ".join(close) or "none"}. '
+                         'timm.list_models("*vit*") lists them')
+    overlay = dict(args.pretrained_cfg_overlay)
+    if args.pretrained_path:
+        # num_classes=-1 has the head adapted to the model's, whatever the file holds.
+        overlay = {'file': args.pretrained_path, 'num_classes': -1, **overlay}
+    wanted = {
+        'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': args.drop_path,
+        'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
+        'bn_eps': args.bn_eps, 'scriptable': args.torchscript, **args.model_kwargs}
+    requested = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
+    return resolve_model_input_args(args.model, requested, pretrained_cfg_overlay=overlay or None, **wanted)
+
+
+def _start_head(args: argparse.Namespace, model: nn.Module) -> None:
+    if args.head_init_scale is not None:
+        model.get_classifier().weight.mul_(args.head_init_scale)
+        model.get_classifier().bias.mul_(args.head_init_scale)
+    if args.head_init_bias is not None:
+        nn.init.constant_(model.get_classifier().bias, args.head_init_bias)
+
+
+def _placed(args: argparse.Namespace, hardware: Hardware, model: nn.Module) -> nn.Module:
+    """Split or synchronised norms, device, dtype, memory format, script; in timm's order."""
+    if args.split_bn:
+        model = convert_splitbn_model(model, max(args.aug_splits, 2))
+    model.to(device=hardware.device, dtype=hardware.dtype)
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if args.distributed and args.sync_bn:
+        args.dist_bn = ''  # nothing is left to share between processes
+        model = convert_sync_batchnorm(model)
+    return torch.jit.script(model) if args.torchscript else model
+
+
+def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
+    """The registered mixer of the run, its target layers found and checked; None where timm mixes or nothing does.
+
+    Raises:
+        ValueError: The mixer cannot serve the model; the message names both and the remedy.
+    """
+    if not plan.in_step:
+        return None
+    mixer = create_step_mixer(plan, args.num_classes, args.rank)
+    channels, *size = built.data_config['input_size']
+    for height, width in [tuple(size), *((side, side) for side in args.train_img_sizes or ())]:
+        mixer.prepare(built.model, (channels, height, width))
+    if utils.is_primary(args):
+        _logger.info(f'Mixing in the step: {mixer}')
+    return mixer
+
+
+def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: Hardware) -> TrainingTask:
+    """Timm's task for the flags: classification, multi-label, or one of the distillations."""
+    common = {'criterion': create_loss(args, plan, args.num_classes).to(device=hardware.device),
+              'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
+    if args.kd_model_name is None:
+        if args.task == 'multilabel':
+            return RECORDED_TASKS['multilabel'](model=built.model, threshold=args.multilabel_threshold, **common)
+        return RECORDED_TASKS['classification'](model=built.model, **common)
+    options: dict[str, Any] = {
+        'student_model': built.model, 'teacher_model': args.kd_model_name,
+        'distill_loss_weight': args.distill_loss_weight, 'task_loss_weight': args.task_loss_weight}
+    if args.kd_distill_type == 'feature':
+        options.update(student_feature_dim=args.kd_student_feature_dim, teacher_feature_dim=args.kd_teacher_feature_dim)
+    else:
+        options['temperature'] = args.kd_temperature
+    if args.kd_distill_type == 'logit':
+        options['loss_type'] = args.kd_loss_type
+    if args.kd_distill_type == 'token':
+        options['distill_type'] = args.kd_token_distill_type
+    return RECORDED_TASKS[args.kd_distill_type](**options, **common)
+
+
+def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
+    """Timm's optimizer for what the task trains."""
+    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    if utils.is_primary(args):
+        defaults = {**copy.deepcopy(optimizer.defaults), 'weight_decay': args.weight_decay}
+        listed = ', '.join(f'{name}: {value}' for name, value in defaults.items())
+        _logger.info(f'Created {type(optimizer).__name__} ({args.opt}) optimizer: {listed}')
+    return optimizer
+
+
+def compile_task(args: argparse.Namespace, task: TrainingTask, hardware: Hardware) -> None:
+    """Compile what computes, then wrap it for several processes, in this order."""
+    if args.torchcompile:
+        if utils.is_primary(args):
+            _logger.info(f'Compiling with backend={args.torchcompile}, mode={args.torchcompile_mode}')
+        task.compile(backend=args.torchcompile, mode=args.torchcompile_mode)
+        if task.has_ema():
+            task.compile_ema(backend=args.torchcompile, mode=args.torchcompile_mode)
+    if args.distributed:
+        # DDP takes device ids for accelerators only.
+        device_ids = None if hardware.device.type == 'cpu' else [hardware.device]
+        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
+
+
+def live_model(task: TrainingTask) -> nn.Module:
+    """The classifier that the task trains, without wrappers; of a feature distillation the student."""
+    module = unwrap(task.get_trainable_module())
+    return module.student if isinstance(module, FeatureDistillationTrainableModule) else module
+
+
+def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int,
+                   decreasing: bool) -> tuple[Any, int]:
+    """Timm's schedule (None for --sched none) and the number of epochs it runs."""
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, **scheduler_kwargs(args, decreasing_metric=decreasing), updates_per_epoch=updates_per_epoch)
+    if utils.is_primary(args):
+        unit = 'update' if args.sched_on_updates else 'epoch'
+        _logger.info(f'Scheduled epochs: {epochs}. LR stepped per {unit}.')
+    return scheduler, int(epochs)
