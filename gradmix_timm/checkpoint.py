@@ -322,8 +322,8 @@ def _kind(path: Path) -> str:
     with suppress(Exception), torch.serialization.safe_globals([argparse.Namespace]):  # raises on other files
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if objects:
-        return (f'a pickle of objects that are not loaded because that can run code ({", ".join(sorted(objects)[:3])}); save '
-                'model.state_dict() instead')
+        named = ', '.join(sorted(objects)[:3])
+        return f'a pickle of objects that are not loaded: that can run code ({named}); save model.state_dict() instead'
     text = head.isascii() and head.translate(None, b'\r\n\t').decode().isprintable()
     other = f'text, beginning {head[:24].decode()!r}' if text else 'no checkpoint, or a damaged one'
     return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), other)
