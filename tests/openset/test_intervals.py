@@ -1,0 +1,203 @@
+"""Intervals: DeLong and the bootstrap against slow formulas, coverage by simulation, and what shows no spread."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gradmix_timm.openset import metrics
+from gradmix_timm.openset.bootstrap import bootstrap_ci, rank_intervals
+from gradmix_timm.openset.intervals import (
+    delong_ci,
+    holm,
+    over_trials,
+    paired_delong,
+    paired_difference,
+    rule_of_three,
+    top1,
+    wilson_ci,
+)
+from gradmix_timm.openset.summary import RANK_METRICS
+
+
+def slow_placements(known, unknown):
+    wins = (known[:, None] > unknown) + (known[:, None] == unknown) / 2
+    return wins.mean(1), wins.mean(0)
+
+
+@pytest.mark.parametrize('decimals', [9, 0])
+def test_delong_equals_the_matrix_of_pairs(decimals):
+    rng = np.random.default_rng(0)
+    known, unknown = rng.normal(1, 1, 70).round(decimals), rng.normal(0, 1, 40).round(decimals)
+    v10, v01 = slow_placements(known, unknown)
+    error = math.sqrt(v10.var(ddof=1) / 70 + v01.var(ddof=1) / 40)
+    for level in (.95, .8):
+        z = stats.norm.ppf((1 + level) / 2)
+        low, high = delong_ci(known, unknown, level)
+        assert (low, high) == pytest.approx((v10.mean() - z * error, v10.mean() + z * error), abs=1e-12)
+    assert delong_ci(unknown, known) == pytest.approx(tuple(1 - end for end in delong_ci(known, unknown)[::-1]))
+
+
+def test_delong_stays_in_range():
+    low, high = delong_ci([3., 4., 5., 6., 2.], [1., 2.5, 0.])
+    assert 0 < low < 14 / 15 < high == 1.
+
+
+@pytest.mark.parametrize(('known', 'unknown', 'value'), [
+    (np.arange(50, 150), np.arange(50), 1.),
+    (np.arange(50), np.arange(50, 150), 0.),
+    (np.ones(50), np.ones(80), .5),
+    ([2.], [1., 3.], .5),
+])
+def test_no_spread_gives_an_interval_all_the_same(known, unknown, value):
+    low, high = delong_ci(known, unknown)
+    assert 0 <= low <= value <= high <= 1
+    room = 1 - .05 ** (1 / min(len(known), len(unknown)))
+    assert high - low == pytest.approx(room)
+    wider = delong_ci(known, unknown, .99)
+    assert wider[1] - wider[0] > high - low
+
+
+def test_rule_of_three():
+    assert rule_of_three(1., 100, .95) == (pytest.approx(.97, abs=1e-3), 1.)
+    assert rule_of_three(0., 1000, .95) == (0., pytest.approx(3 / 1000, rel=.01))
+
+
+def test_delong_covers_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    truth = stats.norm.cdf(1 / math.sqrt(2))
+    covered = 0
+    for _ in range(400):
+        low, high = delong_ci(rng.normal(1, 1, 60), rng.normal(0, 1, 60))
+        covered += low <= truth <= high
+    assert .92 < covered / 400 < .98
+
+
+def test_bootstrap_agrees_with_delong():
+    rng = np.random.default_rng(2)
+    known, unknown = rng.normal(1, 1, 400), rng.normal(0, 1, 300)
+    exact = delong_ci(known, unknown)
+    for low, high in (
+            rank_intervals({'auroc': RANK_METRICS['auroc']}, known, unknown, draws=1000)['auroc'],
+            bootstrap_ci(metrics.auroc, known, unknown, draws=300)):
+        assert high - low == pytest.approx(exact[1] - exact[0], rel=.12)
+        assert low == pytest.approx(exact[0], abs=.006)
+
+
+@pytest.mark.parametrize('decimals', [9, 0])
+def test_resampled_counts_give_what_resampled_scores_give(decimals):
+    rng = np.random.default_rng(3)
+    known, unknown = rng.normal(1, 1, 80).round(decimals), rng.normal(0, 1, 60).round(decimals)
+    correct = rng.random(80) < .8
+    fast = rank_intervals(RANK_METRICS, known, unknown, correct, draws=100, seed=9)
+    again = np.random.default_rng(9)  # the same resamples, as samples: knowns of all draws, then unknowns
+    picked = again.integers(0, 80, (100, 80), dtype=np.int32), again.integers(0, 60, (100, 60), dtype=np.int32)
+    for name, interval in fast.items():
+        metric = getattr(metrics, name)
+        found = [metric(known[k], *([correct[k]] if name == 'oscr' else []), unknown[u])
+                 for k, u in zip(*picked, strict=True)]
+        assert interval == pytest.approx(np.quantile(found, [.025, .975]), abs=1e-12), name
+
+
+def test_intervals_are_seeded_and_the_counts_are_stratified():
+    rng = np.random.default_rng(4)
+    known, unknown, correct = rng.normal(1, 1, 50), rng.normal(0, 1, 30), rng.random(50) < .8
+    seen = []
+
+    def spy(ladder):
+        seen.append((ladder.known.sum(-1), ladder.unknown.sum(-1), ladder.correct.sum(-1)))
+        assert (ladder.correct <= ladder.known).all()
+        return RANK_METRICS['oscr'](ladder)
+
+    first = rank_intervals({'oscr': spy}, known, unknown, correct, draws=200, seed=7)
+    assert first == rank_intervals({'oscr': spy}, known, unknown, correct, draws=200, seed=7)
+    assert first != rank_intervals({'oscr': spy}, known, unknown, correct, draws=200, seed=8)
+    assert (seen[0][0] == 50).all()
+    assert (seen[0][1] == 30).all()
+    assert np.ptp(seen[0][2]) > 0
+
+
+def test_a_bootstrap_without_spread_is_widened():
+    low, high = rank_intervals({'aupr': RANK_METRICS['aupr_in']}, np.arange(50., 90), np.arange(40.))['aupr']
+    assert (low, high) == (pytest.approx(.05 ** (1 / 40)), 1.)
+
+
+def test_clusters_are_resampled_whole():
+    score = np.repeat([0., 1., 2., 3.], 25)
+    plain = bootstrap_ci(lambda a: float(a.mean()), score, draws=300)
+    clustered = bootstrap_ci(lambda a: float(a.mean()), score, draws=300, clusters=[np.repeat(np.arange(4), 25)])
+    assert clustered[1] - clustered[0] > 3 * (plain[1] - plain[0])
+    with pytest.raises(ValueError, match='one entry a group'):
+        bootstrap_ci(metrics.auroc, [1.], [0.], clusters=[None])
+
+
+def test_bootstrap_refuses_what_makes_no_sense():
+    with pytest.raises(ValueError, match='at least 1'):
+        bootstrap_ci(metrics.auroc, [1.], [0.], draws=0)
+    with pytest.raises(ValueError, match='one length'):
+        bootstrap_ci(metrics.oscr, ([1., 2.], [True]), [0.])
+    with pytest.raises(ValueError, match=r'give 0\.95'):
+        delong_ci([1.], [0.], level=95)
+
+
+@pytest.mark.parametrize(('hits', 'total'), [(0, 20), (20, 20), (7, 20), (180, 200)])
+def test_wilson_equals_scipy(hits, total):
+    expected = stats.binomtest(hits, total).proportion_ci(method='wilson')
+    assert wilson_ci(hits, total) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    figures = top1(np.arange(total) < hits)
+    assert figures['top1'] == hits / total
+    assert figures['top1_ci'] == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_paired_delong_equals_the_matrix_and_is_tighter_than_two_intervals():
+    rng = np.random.default_rng(5)
+    known, unknown = rng.normal(1, 1, 80), rng.normal(0, 1, 60)
+    other = known + rng.normal(0, .3, 80), unknown + rng.normal(0, .3, 60)
+    got = paired_delong((known, other[0]), (unknown, other[1]))
+    first, second = slow_placements(known, unknown), slow_placements(*other)
+    d10, d01 = first[0] - second[0], first[1] - second[1]
+    error = math.sqrt(d10.var(ddof=1) / 80 + d01.var(ddof=1) / 60)
+    assert got.value == pytest.approx(metrics.auroc(known, unknown) - metrics.auroc(*other), abs=1e-12)
+    assert got.error == pytest.approx(error, abs=1e-12)
+    assert (got.low, got.high) == pytest.approx((got.value - 1.959964 * error, got.value + 1.959964 * error), abs=1e-6)
+    assert got.p == pytest.approx(2 * stats.norm.sf(abs(got.value) / error), abs=1e-12)
+    alone = delong_ci(known, unknown)
+    assert got.high - got.low < .7 * (alone[1] - alone[0])
+    swapped = paired_delong((other[0], known), (other[1], unknown))
+    assert swapped.value == pytest.approx(-got.value)
+
+
+def test_verdicts_in_words():
+    rng = np.random.default_rng(6)
+    known, unknown = rng.normal(1, 1, 500), rng.normal(0, 1, 500)
+    noise = known + rng.normal(0, 3, 500), unknown + rng.normal(0, 3, 500)
+    assert paired_delong((known, noise[0]), (unknown, noise[1])).verdict == 'higher'
+    assert paired_delong((noise[0], known), (noise[1], unknown)).verdict == 'lower'
+    same = paired_delong((known, 2 * known), (unknown, 2 * unknown))
+    assert (same.value, same.p, same.verdict) == (0, 1, 'not distinguishable')
+    assert same.low < 0 < same.high
+    with pytest.raises(ValueError, match='same images'):
+        paired_delong((known, known[:-1]), (unknown, unknown))
+
+
+def test_trials_by_student():
+    values = [.91, .93, .90, .95, .92]
+    got = over_trials(values)
+    expected = stats.t.interval(.95, 4, np.mean(values), stats.sem(values))
+    assert (got.low, got.high) == pytest.approx(expected)
+    assert (got.mean, got.sd, got.n) == (pytest.approx(.922), pytest.approx(np.std(values, ddof=1)), 5)
+    other = [.90, .925, .90, .93, .91]
+    difference, test = paired_difference(values, other), stats.ttest_rel(values, other)
+    assert difference.p == pytest.approx(test.pvalue)
+    assert (difference.low, difference.high) == pytest.approx(test.confidence_interval())
+    assert math.isnan(over_trials([.9]).sd)
+    assert over_trials([.9]).high == math.inf
+    with pytest.raises(ValueError, match='paired_delong'):
+        paired_difference([.9], [.8])
+
+
+def test_holm_orders_and_caps():
+    assert holm([.01, .02, .04, .9]) == pytest.approx([.04, .06, .08, .9])
+    assert holm([.6, .5]) == [1., 1.]
