@@ -76,7 +76,8 @@ def main() -> None:
     path = HERE / 'results' / 'mixing.json'
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
-                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch.\n", mixing_table(json.loads(path.read_text())['figures']) + '\n']
+                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch.\n",
+                  mixing_table(json.loads(path.read_text())['figures']) + '\n']
     (DOCS / 'cost.md').write_text('\n'.join(parts))
 
 
