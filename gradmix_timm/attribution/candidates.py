@@ -11,9 +11,11 @@ from .grids import Hints
 
 __all__ = ['declared', 'hints_for', 'pinned_element', 'traceable', 'traced']
 
-# Families whose feature_info names no module (twins, mvitv2) or too few (coat): patterns of block names instead.
+# Families whose feature_info names no module (twins, mvitv2), too few (coat) or modules that go on with another tensor
+# than the one named (efficientvim): patterns of block names instead.
 _BLOCKS = {
     'coat': (r'serial_blocks\d\.\d+', r'parallel_blocks\.\d+'),
+    'efficientvim': (r'stages\.\d+\.blocks\.\d+',),
     'mvitv2': (r'stages\.\d+',),
     'twins': (r'blocks\.\d+\.\d+',),
 }

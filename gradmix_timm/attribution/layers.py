@@ -151,13 +151,17 @@ def _by_name(model: nn.Module, size: Size, name: str) -> TargetLayer:
     module, index = (match[1], int(match[2])) if match else (name, None)
     if not module or module not in dict(model.named_modules()):
         raise ValueError(_unknown(model, size, name))
-    for layer in _usable_or_none(model, size):
+    usable = _usable_or_none(model, size)
+    for layer in usable:
         if layer.name == module and index in (None, layer.index):
             return layer
-    finding = dry_run(model, size, [module], hints_for(model, [module]))[0]
+    hint = hints_for(model, [module])[module]
+    if {layer.layout for layer in usable} == {'NHWC'}:
+        hint = hint._replace(channels_last=True)
+    finding = dry_run(model, size, [module], {module: hint})[0]
     fitting = [layer for layer in finding.layers if index in (None, layer.index)]
     if not fitting:
-        reason = finding.reason
+        reason = finding.reason or 'the gradient of the logits does not reach it'
         if index is not None and index not in [out.index for out in finding.outputs]:
             reason = f'its output has no such element with a grid: {finding.shapes}'
         raise ValueError(f'layer {name!r} of {called(model)} has no map: {reason}; {_ADVICE}')
@@ -218,7 +222,15 @@ def _pick(model: nn.Module, findings: Sequence[Finding]) -> list[TargetLayer]:
                 makers.pop(giver, None)
                 makers[giver] = layer
                 break
-    return list(makers.values())
+    return _settled(list(makers.values()), findings)
+
+
+def _settled(layers: list[TargetLayer], findings: Sequence[Finding]) -> list[TargetLayer]:
+    """Outputs [B, n, n, n] take the layout of the others, where those are all NHWC."""
+    cubes = {(finding.name, out.index) for finding in findings for out in finding.outputs if out.cube}
+    others = {layer.layout for layer in layers if (layer.name, layer.index) not in cubes and layer.layout != 'NLC'}
+    return [replace(layer, layout='NHWC') if others == {'NHWC'} and (layer.name, layer.index) in cubes else layer
+            for layer in layers]
 
 
 def _listed(layers: Sequence[TargetLayer]) -> str:

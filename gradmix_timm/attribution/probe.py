@@ -45,6 +45,11 @@ class Output:
     order: tuple[int, ...] | None
     giver: str
 
+    @property
+    def cube(self) -> bool:
+        """[B, n, n, n]: the shape does not tell NCHW from NHWC."""
+        return self.tensor.dim() == 4 and len(set(self.tensor.shape[1:])) == 1
+
 
 @dataclass
 class Finding:
@@ -120,10 +125,10 @@ def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: 
 
 
 @contextmanager
-def hooked(model: nn.Module, names: Sequence[str], keep: Callable[[str, object], None]) -> Iterator[None]:
+def hooked(model: nn.Module, names: Sequence[str], keep: Callable[[str, object], object]) -> Iterator[None]:
     """Call ``keep(name, output)`` whenever one of the named modules has run, for the duration of the block.
 
-    ``keep`` returns None: anything else would take the output's place.
+    What ``keep`` returns takes the output's place, unless it is None.
     """
     def hook(name: str) -> Callable:
         return lambda module, args, output: keep(name, output)
@@ -153,14 +158,16 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
     # A tensor is known by identity and version: an in-place ReLU gives back its input, but with another value.
     givers: dict[tuple[int, int], str] = {}
 
-    def keep(name: str, output: object) -> None:
+    def keep(name: str, output: object) -> object:
         finding = findings[name]
         finding.calls += 1
-        if finding.calls == 1:
-            finding.seen = sum(other.calls > 0 for other in findings.values())
-            finding.outputs = list(_read(model, name, output, input_size[1:], hints.get(name, Hints()), givers))
-            finding.shapes = _shapes(output)
-            finding.reason = f'its output has no grid: {finding.shapes}'
+        if finding.calls > 1:
+            return None
+        finding.seen = sum(other.calls > 0 for other in findings.values())
+        finding.shapes = _shapes(output)
+        finding.reason = f'its output has no grid: {finding.shapes}'
+        finding.outputs = list(_read(model, name, output, input_size[1:], hints.get(name, Hints()), givers))
+        return _handed_on(output, finding.outputs, givers)
 
     with hooked(model, names, keep), _substituted(redrawn):
         logits = ask(model, input_size, requires_grad=True)
@@ -173,14 +180,30 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
 
 def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, int], hints: Hints,
           givers: dict[tuple[int, int], str]) -> Iterator[Output]:
-    """Everything in a module's output that has a grid over the image, batch first."""
+    """Everything in a module's output that has a grid over the image, batch first.
+
+    Kept is a copy, which the module's own later steps have not read: only what leaves the module by this output
+    counts (timm's efficientvim returns a feature map for others to look at, and goes on with another tensor).
+    """
     for index, tensor in enumerate(output) if isinstance(output, tuple | list) else [(None, output)]:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape[:1] != (_BATCH,):
             continue
         reading = read_grid(tensor, image_size, hints)
         order, known = _token_order(model, name, math.prod(reading.grid)) if reading else (None, False)
         if reading and known:
-            yield Output(index, tensor, reading, order, givers.setdefault((id(tensor), tensor._version), name))
+            yield Output(index, tensor.clone(), reading, order, givers.get((id(tensor), tensor._version), name))
+
+
+def _handed_on(output: object, kept: Sequence[Output], givers: dict[tuple[int, int], str]) -> object:
+    """The output with copies of what was kept, safe from writes in place; the copies are known by their giver."""
+    copies = {out.index: out.tensor.clone() for out in kept}
+    givers.update({(id(copies[out.index]), copies[out.index]._version): out.giver for out in kept})
+    if None in copies:
+        return copies[None]
+    items = [copies.get(index, item) for index, item in enumerate(output)] if copies else []  # type: ignore[call-overload]
+    if not items:
+        return None
+    return type(output)(*items) if hasattr(output, '_fields') else type(output)(items)  # type: ignore[call-arg]
 
 
 def _token_order(model: nn.Module, name: str, count: int) -> tuple[tuple[int, ...] | None, bool]:
