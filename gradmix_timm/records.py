@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw']
+__all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw', 'Mixed']
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,21 @@ class MixDraw:
     noise_seed: int | None
     fallback: Tensor
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """A mixed batch and how it came about.
+
+    Attributes:
+        input: Images [B, C, H, W] (2 B with ``keep_clean``: the clean rows first).
+        target: float32 [B, K].
+        draw: Of the mix; None where nothing was drawn.
+    """
+
+    input: Tensor
+    target: Tensor
+    draw: MixDraw | None
 
 
 @dataclass(frozen=True, slots=True)

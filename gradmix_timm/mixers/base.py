@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import mix_targets, soft_targets
-from gradmix_timm.records import MixDraw
+from gradmix_timm.records import MixDraw, Mixed
 
 __all__ = ['BatchMixer', 'kept_draw', 'to_device']
 
@@ -109,10 +109,17 @@ class BatchMixer:
             New images like the given ones, and targets float32 [B, K]. With ``mixup_enabled = False`` the same
             images and smoothed one-hots, without any pass over the model.
         """
+        mixed = self.mix(images, targets, model)
+        return mixed.input, mixed.target
+
+    def mix(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> Mixed:
+        """As the call, with the draw beside the batch."""
         if not self.mixup_enabled:
             self._check(images, targets)
-            return images, soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
-        return self.apply(images, targets, self.draw(images, targets, model))
+            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            return Mixed(images, rows, None)
+        draw = self.draw(images, targets, model)
+        return Mixed(*self.apply(images, targets, draw), draw)
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:

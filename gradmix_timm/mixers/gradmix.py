@@ -27,7 +27,7 @@ from gradmix_timm.ops import (
     window_boxes,
 )
 from gradmix_timm.ops.authors import authors_sides
-from gradmix_timm.records import AttributionMap, Captured, MixDraw
+from gradmix_timm.records import AttributionMap, Captured, MixDraw, Mixed
 from gradmix_timm.registry import nearest
 
 from .base import BatchMixer, to_device
@@ -152,16 +152,16 @@ class GradMix(BatchMixer):
                              'another scale, or let the model take any size '
                              '(--model-kwargs dynamic_img_size=True)') from error
 
-    def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Mix one batch, see :meth:`BatchMixer.__call__`; with ``keep_clean`` the clean rows come first, 2 B in all.
+    def mix(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> Mixed:
+        """Mix one batch, see :meth:`BatchMixer.mix`; with ``keep_clean`` the clean rows come first, 2 B in all.
 
         (Here the attribution is a pass of its own; :class:`gradmix_timm.objectives.KeepCleanTask` shares the forward.)
         """
-        mixed, rows = super().__call__(images, targets, model)
+        mixed = super().mix(images, targets, model)
         if not (self.config.keep_clean and self.mixup_enabled):
-            return mixed, rows
+            return mixed
         clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
-        return torch.cat([images, mixed]), torch.cat([clean, rows])
+        return Mixed(torch.cat([images, mixed.input]), torch.cat([clean, mixed.target]), mixed.draw)
 
     # ---- maps
 
