@@ -1,0 +1,59 @@
+"""Store what timm's own training script gives on tiny images: ``python make_timm_reference.py PATH/TO/timm/train.py``.
+
+Writes ``timm_reference.json`` beside this file: for each case its flags and the lines of summary.csv, with versions.
+The script is not part of timm's wheel; it is in its repository.
+"""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / 'cli'))
+
+from tiny_training import TINY, machine, rows, write_images  # noqa: E402
+
+CASES = {
+    'plain': '',
+    'collate batch mixup and cutmix': '--mixup 0.4 --cutmix 1.0',
+    'step elem mixup and cutmix': '--mixup 0.4 --cutmix 1.0 --mixup-mode elem --no-prefetcher',
+    'collate pair bce': '--cutmix 1.0 --mixup-mode pair --bce-loss --bce-target-thresh 0.2',
+    'step pair, off after one epoch': '--mixup 0.4 --mixup-mode pair --no-prefetcher --mixup-off-epoch 1',
+    'collate minmax, off after one epoch': '--cutmix-minmax 0.2 0.8 --mixup-off-epoch 1 --mixup-prob 0.7',
+    'average, workers, erasing': '--workers 2 --mixup 0.4 --model-ema --model-ema-decay 0.9 --reprob 0.3',
+    'accumulation, clipping, policy': '--no-prefetcher --mixup 0.2 --grad-accum-steps 2 --clip-grad 1 --aa rand-m5',
+    'accumulation with a remainder': '--mixup 0.2 --grad-accum-steps 3 --channels-last --drop 0.2',
+    'adamw on updates, layer decay': '--opt adamw --sched-on-updates --layer-decay 0.8 --lr-noise 0.1 0.9',
+    'augmentation splits': '--aug-splits 2 --jsd-loss --split-bn --resplit --reprob 0.3',
+    'sizes': '--train-img-sizes 24 32 --train-batch-sizes 8 6 --variable-batch-loss-scale sqrt',
+}
+
+
+def run(script: str, root: Path, flags: list[str]) -> list[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, script, '--data-dir', str(root), '--num-classes', '4', *TINY, *flags,
+                   '--output', out, '--experiment', 'run']
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                              check=False)
+        if done.returncode:
+            sys.exit(f'{command}\n{done.stderr}')
+        return rows(Path(out) / 'run')
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_images(Path(folder) / 'images')
+        cases = {name: {'flags': text.split(), 'rows': run(sys.argv[1], root, text.split())}
+                 for name, text in CASES.items()}
+    content = {'machine': machine(), 'cases': cases}
+    (HERE / 'timm_reference.json').write_text(json.dumps(content, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()
