@@ -1,0 +1,168 @@
+"""A run that was stopped goes on as if it had not been; a file of another run is refused."""
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tiny_training import TINY, rows, run_tiny, write_images
+
+from gradmix_timm.checkpoint import KEY, load_checkpoint
+from gradmix_timm.cli import train
+from gradmix_timm.cli.exits import UsageError
+from gradmix_timm.cli.run_state import STREAMS, AtomicSaver
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+def content(path):
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, weights_only=True)
+
+
+def equal(left, right):
+    """Whether two nested states are the same to the last bit."""
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
+
+
+@pytest.mark.parametrize('flags', [
+    (),
+    ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),
+    (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates'),
+    (*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),
+    (*GRADMIX, '--workers', 2, '--reprob', 0.5),
+], ids=['plain', 'timm mixup', 'gradmix', 'open set', 'workers'])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(flags, images, tmp_path):
+    classes = None if '--known-classes' in flags else 4
+    flags = ('--epochs', 3, *flags)
+    straight = run_tiny(images, tmp_path, *flags, name='straight', classes=classes)
+    parts = run_tiny(images, tmp_path, *flags, '--resume', 'auto', '--stop-epoch', 1, name='parts', classes=classes)
+    assert len(rows(parts)) == 1
+    np.random.random(3)  # noqa: NPY002 - what other code draws in between does not matter
+    torch.rand(3)
+    run_tiny(images, tmp_path, *flags, '--resume', 'auto', name='parts', classes=classes)
+    assert rows(parts) == rows(straight)
+    left, right = (content(folder / 'last.pth.tar') for folder in (straight, parts))
+    for key in ('state_dict', 'optimizer', 'state_dict_ema'):
+        assert (key in left) == (key in right)
+        assert equal(left.get(key), right.get(key)), key
+    assert equal(left[KEY], right[KEY])
+
+
+def test_the_checkpoint_loads_without_running_code_and_keeps_its_streams(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--epochs', 1)
+    section = content(folder / 'last.pth.tar')[KEY]
+    assert set(section[STREAMS][0]) == {'python', 'numpy', 'torch'}
+    assert load_checkpoint(folder / 'last.pth.tar').record.known_classes == ('ant', 'bee', 'cat', 'dog')
+
+
+def test_a_recovery_file_in_mid_epoch_has_no_streams(images, tmp_path, monkeypatch):
+    kept = []
+    save = AtomicSaver.save_recovery
+    monkeypatch.setattr(AtomicSaver, 'save_recovery', lambda self, *a, **k: (
+        save(self, *a, **k), kept.append(content(self.curr_recovery_file))))
+    run_tiny(images, tmp_path, '--recovery-interval', 2)
+    assert kept
+    assert all(STREAMS not in state[KEY] for state in kept)
+
+
+def test_auto_starts_afresh_where_nothing_is_and_changes_nothing_when_done(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--resume', 'auto')
+    before = (folder / 'summary.csv').read_bytes()
+    run_tiny(images, tmp_path, '--resume', 'auto')
+    assert (folder / 'summary.csv').read_bytes() == before
+    assert yaml.safe_load((folder / 'args.yaml').read_text())['resume'] == 'auto'
+
+
+def test_the_saved_flags_rerun_the_job(images, tmp_path):
+    folder = run_tiny(images, tmp_path, *GRADMIX, '--gradmix-layers', -1)
+    first = rows(folder)
+    train.main(['--config', str(folder / 'args.yaml'), '--experiment', 'again'])
+    assert rows(tmp_path / 'again') == first
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (('--model', 'test_efficientnet', '--num-classes', 4), 'test_resnet'),
+    (('--num-classes', 5), '4 classes'),
+])
+def test_a_file_of_another_run_is_refused(flags, words, images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--epochs', 1)
+    argv = ['--data-dir', str(images), *TINY, *map(str, flags), '--output', str(tmp_path), '--experiment', 'other',
+            '--resume', str(folder / 'last.pth.tar')]
+    with pytest.raises(UsageError, match=words):
+        train.main(argv)
+    assert not (tmp_path / 'other' / 'last.pth.tar').exists()
+
+
+def test_classes_in_another_order_are_refused(images, tmp_path):
+    flags = ('--osr-val-fraction', 0.3, '--epochs', 1)
+    folder = run_tiny(images, tmp_path, *flags, '--known-classes', 'ant,bee,cat', classes=None)
+    with pytest.raises(UsageError, match="class 0 of its head is 'ant' and of this run 'bee'"):
+        run_tiny(images, tmp_path, *flags, '--known-classes', 'bee,ant,cat', '--resume', folder / 'last.pth.tar',
+                 name='b', classes=None)
+
+
+def test_what_is_no_checkpoint_is_refused(images, tmp_path):
+    (tmp_path / 'x.pth.tar').write_text('hello')
+    with pytest.raises(UsageError, match='not a training checkpoint'):
+        run_tiny(images, tmp_path, '--resume', tmp_path / 'x.pth.tar')
+    with pytest.raises(UsageError, match='no such file'):
+        run_tiny(images, tmp_path, '--resume', tmp_path / 'none.pth.tar')
+
+
+def test_a_checkpoint_of_timm_without_our_section_resumes(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--stop-epoch', 1)
+    state = content(folder / 'last.pth.tar')
+    del state[KEY]
+    torch.save(state, tmp_path / 'timm.pth.tar')
+    again = run_tiny(images, tmp_path, '--resume', tmp_path / 'timm.pth.tar', name='again')
+    assert [line['epoch'] for line in rows(again)] == ['1']
+
+
+# ---- whole files
+
+def test_a_save_that_breaks_leaves_the_old_file_and_nothing_else(images, tmp_path, monkeypatch):
+    folder = run_tiny(images, tmp_path, '--epochs', 1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def half(state, path):
+        with open(path, 'wb') as file:
+            file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('timm.utils.checkpoint_saver.torch.save', half)
+    with pytest.raises(OSError, match='No space'):
+        run_tiny(images, tmp_path, '--resume', 'auto')
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(after) == set(before)
+    for name in ('last.pth.tar', 'checkpoint-0.pth.tar', 'model_best.pth.tar'):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize('links', [True, False])
+def test_copies_are_made_whole_and_leave_nothing_beside(links, tmp_path, monkeypatch):
+    saver = AtomicSaver(torch.nn.Linear(1, 1), None, checkpoint_dir=str(tmp_path))
+    if not links:
+        def refuse(*args):
+            raise OSError('no links here')
+        monkeypatch.setattr('os.link', refuse)
+    (tmp_path / 'a').write_text('new')
+    (tmp_path / 'b').write_text('old')
+    for _ in range(2):  # the second time both names are one file
+        saver._duplicate(str(tmp_path / 'a'), str(tmp_path / 'b'))
+    assert (tmp_path / 'b').read_text() == 'new'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
