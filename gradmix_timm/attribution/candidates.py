@@ -45,11 +45,11 @@ def declared(model: nn.Module) -> list[str]:
 
 def hints_for(model: nn.Module, names: Sequence[str]) -> dict[str, Hints]:
     """What the model declares of the named modules: width, layout, prefix tokens of the nearest timm model."""
-    owners, modules = list(_owners(model)), dict(model.named_modules())
+    modules = dict(model.named_modules())
+    owners = [(prefix, owner, _widths(owner)) for prefix, owner in _owners(model)]
     hints = {}
     for name in names:
-        prefix, owner = next(((p, o) for p, o in owners if name.startswith(p)), ('', model))
-        widths = {_resolve(owner, entry['module']): entry.get('num_chs') for entry in _entries(owner)}
+        prefix, owner, widths = next((found for found in owners if name.startswith(found[0])), ('', model, {}))
         lineage = [modules[name[:end]] for end in _ends(name)] + [owner, model]
         tokens = (getattr(module, 'num_prefix_tokens', None) for module in lineage)
         hints[name] = Hints(
@@ -127,6 +127,10 @@ def _from_feature_info(owner: nn.Module) -> Iterator[str]:
         name = _resolve(owner, entry['module'])
         if name is not None:
             yield name
+
+
+def _widths(owner: nn.Module) -> dict[str | None, int | None]:
+    return {_resolve(owner, entry['module']): entry.get('num_chs') for entry in _entries(owner)}
 
 
 def _resolve(owner: nn.Module, declared_name: str) -> str | None:

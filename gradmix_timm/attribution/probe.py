@@ -51,6 +51,27 @@ class Output:
         return self.tensor.dim() == 4 and len(set(self.tensor.shape[1:])) == 1
 
 
+class Givers:
+    """Which module gave a tensor.
+
+    Tensors are known by identity, so they are kept, and by version: an in-place ReLU gives back its input, but with
+    another value.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[int, int], tuple[str, Tensor]] = {}
+
+    def copy(self, tensor: Tensor, giver: str) -> Tensor:
+        """A copy to hand on, known as ``giver``'s."""
+        copied = tensor.clone()
+        self._names[id(copied), copied._version] = giver, copied
+        return copied
+
+    def find(self, tensor: Tensor) -> str | None:
+        """The giver of this very tensor, if it is one of the copies."""
+        return self._names.get((id(tensor), tensor._version), (None, None))[0]
+
+
 @dataclass
 class Finding:
     """What the dry run saw of one named module.
@@ -155,8 +176,7 @@ def _grad_modes(model: nn.Module) -> Iterator[None]:
 def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[str, Hints],
          redrawn: Sequence[nn.Module]) -> list[Finding]:
     findings = {name: Finding(name) for name in names}
-    # A tensor is known by identity and version: an in-place ReLU gives back its input, but with another value.
-    givers: dict[tuple[int, int], str] = {}
+    givers = Givers()
 
     def keep(name: str, output: object) -> object:
         finding = findings[name]
@@ -179,7 +199,7 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
 
 
 def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, int], hints: Hints,
-          givers: dict[tuple[int, int], str]) -> Iterator[Output]:
+          givers: Givers) -> Iterator[Output]:
     """Everything in a module's output that has a grid over the image, batch first.
 
     Kept is a copy, which the module's own later steps have not read: only what leaves the module by this output
@@ -191,19 +211,16 @@ def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, in
         reading = read_grid(tensor, image_size, hints)
         order, known = _token_order(model, name, math.prod(reading.grid)) if reading else (None, False)
         if reading and known:
-            yield Output(index, tensor.clone(), reading, order, givers.get((id(tensor), tensor._version), name))
+            yield Output(index, tensor.clone(), reading, order, givers.find(tensor) or name)
 
 
-def _handed_on(output: object, kept: Sequence[Output], givers: dict[tuple[int, int], str]) -> object:
+def _handed_on(output: object, kept: Sequence[Output], givers: Givers) -> object:
     """The output with copies of what was kept, safe from writes in place; the copies are known by their giver."""
-    copies = {out.index: out.tensor.clone() for out in kept}
-    givers.update({(id(copies[out.index]), copies[out.index]._version): out.giver for out in kept})
-    if None in copies:
-        return copies[None]
-    items = [copies.get(index, item) for index, item in enumerate(output)] if copies else []  # type: ignore[call-overload]
-    if not items:
-        return None
-    return type(output)(*items) if hasattr(output, '_fields') else type(output)(items)  # type: ignore[call-arg]
+    copies = {out.index: givers.copy(out.tensor, out.giver) for out in kept}
+    if not isinstance(output, tuple | list):
+        return copies.get(None)
+    items = [copies.get(index, item) for index, item in enumerate(output)]
+    return type(output)(*items) if hasattr(output, '_fields') else type(output)(items)
 
 
 def _token_order(model: nn.Module, name: str, count: int) -> tuple[tuple[int, ...] | None, bool]:
