@@ -1,0 +1,158 @@
+"""Scores that reshape the features and ask the classifier again: ReAct, ASH, SCALE, DICE; all end in an energy.
+
+They presume features that are not negative (after a ReLU); on GELU or LayerNorm backbones they may rank the wrong way
+round, and a warning says so.
+"""
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradmix_timm.records import Embeddings
+
+from .fitting import SCORES, Head, Score, chunks
+
+__all__ = ['Ash', 'Dice', 'React', 'Scale']
+
+# exp overflows float64 at 709; sums of features that are not negative stay far below.
+_MAX_EXPONENT = 700.
+
+
+class _Reshaped(Score):
+    """Energy of the classifier on features that :meth:`reshape` returns.
+
+    Args:
+        percentile: In percent; the meaning is each score's own.
+    """
+
+    reads = ('features',)
+    needs_head = True
+    needs_train = True
+
+    def __init__(self, percentile: float) -> None:
+        if not 0 <= percentile < 100 or 0 < percentile < 1:
+            raise ValueError(f'percentile is in percent, at least 0 and below 100, got {percentile}'
+                             + (f'; for a share give {100 * percentile:g}' if 0 < percentile < 1 else ''))
+        self.percentile = float(percentile)
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Keep the classifier; warn of negative features."""
+        assert train is not None
+        assert head is not None
+        self.head = head
+        low = float(train.features.min())
+        if low < 0:
+            warnings.warn(f'{self.name} presumes features that are not negative; these go down to {low:.3g} (no ReLU '
+                          'before the classifier), where it may rank unknowns above knowns', stacklevel=4)
+        self.diagnostics = {'samples': len(train.features), 'lowest_feature': low}
+
+    @abstractmethod
+    def reshape(self, features: Tensor) -> Tensor:
+        """Of float64 [n, D], row by row."""
+
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """As the base class says."""
+        features = embeddings.features
+        found = [self.head(self.reshape(features[rows].double())).logsumexp(1) for rows in chunks(len(features))]
+        return torch.cat(found) if found else features.new_empty(0, dtype=torch.float64)
+
+
+@SCORES.register('react', 'energy with features clipped at a percentile of the training ones (arXiv:2111.12797)')
+class React(_Reshaped):
+    """Energy of the classifier on min(f, c).
+
+    Args:
+        percentile: c is this percentile of all training activations, in percent.
+    """
+
+    def __init__(self, percentile: float = 90.) -> None:
+        super().__init__(percentile)
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """The clip."""
+        assert train is not None
+        super().fit(train, head)
+        self.clip = float(np.percentile(train.features.cpu().numpy(), self.percentile))
+        self.diagnostics['clip'] = self.clip
+
+    def reshape(self, features: Tensor) -> Tensor:
+        """As the base class says."""
+        return features.clamp(max=self.clip)
+
+
+class _Scaled(_Reshaped):
+    """Features times exp(S1 / S2): S1 their sum, S2 that of the largest ones."""
+
+    prune: bool
+
+    def reshape(self, features: Tensor) -> Tensor:
+        """As the base class says."""
+        width = features.shape[1]
+        kept = max(1, width - round(width * self.percentile / 100))
+        values, places = features.topk(kept, dim=1)
+        whole, largest = features.sum(1, keepdim=True), values.sum(1, keepdim=True)
+        # Nothing active, or negative features: no ratio to scale by.
+        ratio = torch.where(largest > 0, whole / largest, 0.).clamp(max=_MAX_EXPONENT)
+        if self.prune:
+            features = torch.zeros_like(features).scatter(1, places, values)
+        return features * ratio.exp()
+
+
+@SCORES.register('ash', 'energy with small features removed and the rest scaled up (ASH-S, arXiv:2209.09858)')
+class Ash(_Scaled):
+    """Energy of the classifier on the largest features alone, times exp(sum before / sum after).
+
+    Args:
+        percentile: Share of each sample's features that is removed, in percent.
+    """
+
+    prune = True
+
+    def __init__(self, percentile: float = 90.) -> None:
+        super().__init__(percentile)
+
+
+@SCORES.register('scale', "energy with features scaled as ASH's, none removed (arXiv:2310.00227)")
+class Scale(_Scaled):
+    """Energy of the classifier on features times exp(sum of all / sum of the largest).
+
+    Args:
+        percentile: Share of each sample's features that is not among the largest, in percent.
+    """
+
+    prune = False
+
+    def __init__(self, percentile: float = 85.) -> None:
+        super().__init__(percentile)
+
+
+@SCORES.register('dice', 'energy with only the weights that contribute most on average (arXiv:2111.09805)')
+class Dice(_Reshaped):
+    """Energy of the classifier whose weights are zero unless mean training feature x weight is among the largest.
+
+    Args:
+        percentile: Share of all K x D weights that is set to zero, in percent.
+    """
+
+    def __init__(self, percentile: float = 90.) -> None:
+        super().__init__(percentile)
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """The mask."""
+        assert train is not None
+        assert head is not None
+        super().fit(train, head)
+        contribution = head.weight.double() * train.features.mean(0, dtype=torch.float64)
+        bar = float(np.percentile(contribution.cpu().numpy(), self.percentile)) if self.percentile else -math.inf
+        mask = contribution > bar
+        self.head = Head(head.weight.double() * mask, head.bias.double())
+        self.diagnostics['kept'] = float(mask.double().mean())
+
+    def reshape(self, features: Tensor) -> Tensor:
+        """As the base class says."""
+        return features

@@ -1,0 +1,221 @@
+"""Scores of distances in feature space: Mahalanobis, relative Mahalanobis, ViM. Fits are centred and in float64."""
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradmix_timm.records import Embeddings
+
+from .fitting import SCORES, Head, Score, chunks
+
+__all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim']
+
+_logger = logging.getLogger(__name__)
+# Of the mean variance, added to the diagonal where samples abound; dead ReLU units have no variance of their own.
+_SHRINKAGE = 1e-4
+# Fewer samples than so many times the width: the covariance is noisy enough for Ledoit and Wolf.
+_AMPLE = 10
+
+
+class Gaussian:
+    """A covariance around given centres, shrunk, and distances by it.
+
+    With S the covariance about the centres (divisor N - centres): S + lambda tr(S) / D I, lambda = 1e-4; with fewer
+    than 10 D samples (1 - delta) S + delta tr(S) / D I with delta of Ledoit and Wolf. No inverse is formed: rows are
+    whitened by a triangular solve with the Cholesky factor.
+
+    Args:
+        features: [N, D].
+        label: Centre of each row, int64 [N].
+        centres: float64 [C, D].
+        shrinkage: lambda; None chooses as above.
+
+    Attributes:
+        diagnostics: samples, width, shrinkage, rank (of S), condition (of the shrunk matrix).
+    """
+
+    def __init__(self, features: Tensor, label: Tensor, centres: Tensor, shrinkage: float | None) -> None:
+        count, width = features.shape
+        scatter = centres.new_zeros(width, width)
+        for rows in chunks(count, 65536):
+            off = features[rows].double() - centres[label[rows]]
+            scatter += off.T @ off
+        covariance = scatter / (count - len(centres))
+        mean_variance = float(covariance.diagonal().mean())
+        if not mean_variance > 0:
+            raise ValueError('the training features do not vary about their means, so there is no covariance; '
+                             'use a score of logits or neighbours')
+        keep, add = 1., _SHRINKAGE if shrinkage is None else shrinkage
+        if shrinkage is None and count < _AMPLE * width:
+            # A second to import, and most scores do without.
+            from sklearn.covariance import ledoit_wolf_shrinkage
+
+            off = features.double() - centres[label]
+            add = max(add, float(ledoit_wolf_shrinkage(off.cpu().numpy(), assume_centered=True)))
+            keep = 1 - add
+        spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0)
+        floor = spectrum[-1] * max(count, width) * torch.finfo(torch.float64).eps
+        low, high = (float(keep * spectrum[i] + add * mean_variance) for i in (0, -1))
+        self.diagnostics: dict[str, Any] = {
+            'samples': count, 'width': width, 'shrinkage': add, 'rank': int((spectrum > floor).sum()),
+            'condition': high / low if low > 0 else math.inf}
+        covariance = keep * covariance
+        covariance.diagonal().add_(add * mean_variance)
+        self.factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            raise ValueError(f'the covariance of the training features has rank {self.diagnostics["rank"]} of {width} '
+                             f'and shrinkage={add:g} does not mend it; give a larger one (1e-4 is usual)')
+        # Distances to a common origin near the data: far from it the products below would cancel.
+        self.origin = centres.mean(0)
+        self.centres = self._whiten(centres)
+
+    def _whiten(self, rows: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(self.factor, (rows.double() - self.origin).T, upper=False).T
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """Smallest squared distance to a centre, float64 [N]."""
+        found = [self._nearest(features[rows]) for rows in chunks(len(features))]
+        return torch.cat(found) if found else self.origin.new_empty(0)
+
+    def _nearest(self, features: Tensor) -> Tensor:
+        white = self._whiten(features)
+        squares = white.square().sum(1, keepdim=True) + self.centres.square().sum(1)
+        return (squares - 2 * white @ self.centres.T).clamp(min=0).amin(1)
+
+
+def _class_means(features: Tensor, label: Tensor, classes: int) -> Tensor:
+    """float64 [classes, D]."""
+    total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
+    for rows in chunks(len(features), 65536):
+        total.index_add_(0, label[rows], features[rows].double())
+    return total / label.bincount(minlength=classes)[:, None]
+
+
+@SCORES.register('mahalanobis', 'minus the squared Mahalanobis distance to the nearest class mean (arXiv:1807.03888)')
+class Mahalanobis(Score):
+    """-min over c of (f - mu_c)' S^-1 (f - mu_c), S the covariance within classes, tied.
+
+    Args:
+        shrinkage: Share of the mean variance added to the diagonal; None: 1e-4, or Ledoit and Wolf's where there are
+            fewer than 10 samples a dimension.
+        normalize: Divide features by their norm first (Mahalanobis++), which helps where norms vary.
+    """
+
+    reads = ('features',)
+    needs_train = True
+    least = 2
+
+    def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
+        if shrinkage is not None and not 0 <= shrinkage < math.inf:
+            raise ValueError(f'shrinkage is a share of the mean variance, 0 or more, got {shrinkage}')
+        self.shrinkage, self.normalize = shrinkage, normalize
+
+    def _features(self, embeddings: Embeddings) -> Tensor:
+        return F.normalize(embeddings.features.double(), dim=1) if self.normalize else embeddings.features
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Class means and the covariance about them."""
+        assert train is not None
+        features = self._features(train)
+        means = _class_means(features, train.label, train.logits.shape[1])
+        self.within = Gaussian(features, train.label, means, self.shrinkage)
+        self.diagnostics = dict(self.within.diagnostics)
+
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """As the base class says."""
+        return -self.within.nearest(self._features(embeddings))
+
+
+@SCORES.register('rmahalanobis', 'Mahalanobis distance to the nearest class less that to all (arXiv:2106.09022)')
+class RelativeMahalanobis(Mahalanobis):
+    """-(min over c of MD_c - MD_0), MD_0 the squared distance by the mean and covariance of all classes together.
+
+    What is far from everything alike, a large norm say, then counts neither way.
+
+    Args:
+        shrinkage: As for :class:`Mahalanobis`, for each covariance by itself.
+        normalize: As for :class:`Mahalanobis`.
+    """
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Both covariances."""
+        assert train is not None
+        super().fit(train, head)
+        features, one = self._features(train), torch.zeros_like(train.label)
+        self.overall = Gaussian(features, one, _class_means(features, one, 1), self.shrinkage)
+        self.diagnostics |= {f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
+
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """As the base class says."""
+        features = self._features(embeddings)
+        return self.overall.nearest(features) - self.within.nearest(features)
+
+
+def _main_dimensions(width: int) -> int:
+    """Dimensions of the main subspace, as the ViM authors choose them."""
+    return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
+
+
+@SCORES.register('vim', 'energy less the scaled norm outside the main subspace of the features (arXiv:2203.10807)')
+class Vim(Score):
+    """logsumexp(z) - alpha |R'(f - u)|: R spans the D - d directions in which training features vary least.
+
+    u = -W^+ b is where the logits vanish, with singular values below 1e-4 of the largest taken as zero: heads whose
+    rows sum to zero have one that is only rounding. The second moment is about u, not about the mean; alpha makes the
+    mean of the second term on training features the mean of their largest logit.
+
+    Args:
+        dim: d; None: 1000 from width 2048 on, 512 from 768 on, else half the width.
+    """
+
+    reads = ('features', 'logits')
+    needs_train = True
+    needs_head = True
+
+    def __init__(self, dim: int | None = None) -> None:
+        self.dim = dim
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Origin, residual space and scale."""
+        assert train is not None
+        assert head is not None
+        width = train.features.shape[1]
+        dim = _main_dimensions(width) if self.dim is None else self.dim
+        if not 0 < dim < width:
+            raise ValueError(f'vim: dim is at least 1 and less than the width {width} of the features, got {dim}')
+        weight = head.weight.double()
+        self.origin = -torch.linalg.pinv(weight, rtol=1e-4) @ head.bias.double()
+        moment = weight.new_zeros(width, width)
+        for rows in chunks(len(train.features), 65536):
+            off = train.features[rows].double() - self.origin
+            moment += off.T @ off
+        spectrum, directions = torch.linalg.eigh(moment / len(train.features))
+        self.residual_space = directions[:, :width - dim].contiguous()
+        residual, length = float(self._residual(train.features).mean()), float(spectrum.sum().clamp(min=0).sqrt())
+        top = float(train.logits.double().amax(1).mean())
+        if residual <= 1e-6 * length or top <= 0:
+            raise ValueError(f'vim: features leave {residual:.3g} (of {length:.3g}) outside {dim} dimensions and the '
+                             f'mean largest logit is {top:.3g}; both have to be positive, give a smaller dim '
+                             'or use another score')
+        self.alpha = top / residual
+        origin = float(self.origin.norm())
+        _logger.debug('vim: origin at norm %.4g, alpha %.4g', origin, self.alpha)
+        self.options['dim'] = dim
+        self.diagnostics = {
+            'samples': len(train.features), 'width': width, 'dim': dim, 'alpha': self.alpha, 'origin_norm': origin,
+            'rank': int(torch.linalg.matrix_rank(weight, rtol=1e-4)),
+            'outside': float(spectrum[:width - dim].sum() / spectrum.sum())}
+
+    def _residual(self, features: Tensor) -> Tensor:
+        found = [((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
+                 for rows in chunks(len(features))]
+        return torch.cat(found) if found else self.origin.new_empty(0)
+
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """As the base class says."""
+        return embeddings.logits.double().logsumexp(1) - self.alpha * self._residual(embeddings.features)

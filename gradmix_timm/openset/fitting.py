@@ -1,0 +1,216 @@
+"""What every score shares: the classifier's record, the base class, the registry, and checks before and after a fit."""
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gradmix_timm.records import Embeddings
+from gradmix_timm.registry import Registry, nearest
+
+__all__ = ['SCORES', 'Head', 'Score', 'chunks', 'fit_score', 'list_scores']
+
+# Largest |W f + b - z| over the largest |z|: above bfloat16's rounding, far below what another head gives.
+_HEAD_TOLERANCE = 0.02
+_HEAD_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The classifier as one affine map, logits = weight f + bias.
+
+    Attributes:
+        weight: float [K, D].
+        bias: float [K]; zeros where the classifier has none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not fit."""
+        if self.weight.dim() != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise ValueError('a head is weight [K, D] and bias [K] (zeros where there is none), got '
+                             f'{list(self.weight.shape)} and {list(self.bias.shape)}')
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits in float64, [N, K]."""
+        return features.double() @ self.weight.double().T + self.bias.double()
+
+
+def chunks(count: int, size: int = 4096) -> Iterator[slice]:
+    """Slices that cover ``count`` rows; memory stays bounded, and no score may depend on where they fall."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+class Score(ABC):
+    """A score of knownness: options at construction, :meth:`fit` once, then calls; higher = more known.
+
+    The score of a row depends on that row and the fit alone, never on the other rows of the call: all arithmetic is in
+    float64, where the order in which a matrix product is blocked does not show.
+
+    Attributes:
+        reads: Fields of Embeddings it computes from.
+        needs_train: Whether :meth:`fit` uses training embeddings.
+        needs_head: Whether it uses the classifier's weights.
+        least: Training samples that every class must have.
+        name: As registered.
+        options: Resolved options.
+        diagnostics: Figures of the fit worth a look: rank, condition number, threshold, ...
+    """
+
+    reads: tuple[str, ...] = ('logits',)
+    needs_train: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = False
+    least: ClassVar[int] = 0
+
+    name: str = ''
+    options: dict[str, Any]
+    diagnostics: dict[str, Any]
+    _widths: dict[str, int]
+
+    def fields(self, train: Embeddings | None) -> tuple[str, ...]:
+        """What to read, where that depends on what the model offers."""
+        return self.reads
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:  # noqa: B027 - many scores need no fit
+        """Take what is needed from checked training embeddings and the classifier."""
+
+    @abstractmethod
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """Float64 [N] of checked embeddings."""
+
+    def predict(self, embeddings: Embeddings) -> Tensor:
+        """Class of each sample, int64 [N], by the predictor that this score belongs to; the classifier's by default.
+
+        OSCR asks that a class and its score come from one predictor: class-wise neighbours have their own.
+        """
+        return embeddings.logits.argmax(1)
+
+    @torch.no_grad()
+    def __call__(self, embeddings: Embeddings) -> Tensor:
+        """Knownness of each row, float64 [N].
+
+        Raises:
+            ValueError: Values that are not finite (count and indices), or a width other than in the fit.
+        """
+        for field in self.reads:
+            rows = _rows(self.name, embeddings, field)
+            if rows.shape[1] != self._widths.setdefault(field, rows.shape[1]):
+                raise ValueError(f'{self.name} was fit on {field} {self._widths[field]} wide, got {rows.shape[1]}: '
+                                 'take both from the same model')
+        return self.knownness(embeddings)
+
+    def __repr__(self) -> str:
+        options = ', '.join(f'{key}={value!r}' for key, value in self.options.items())
+        return f'{type(self).__name__}({options})'
+
+
+SCORES: Registry[type[Score]] = Registry('score')
+
+
+def list_scores() -> dict[str, str]:
+    """Registered scores: name to one line."""
+    return SCORES.describe()
+
+
+def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **options: Any) -> Score:
+    """A score of knownness, fit on training embeddings of the known classes.
+
+    Fit on un-augmented training images of the known classes, and choose options on held-out ones: no unknown sample,
+    and no test sample, may take part.
+
+    Args:
+        name: Of :func:`list_scores`.
+        train: Training embeddings with labels 0..K-1; None will do for scores of the logits alone.
+        head: The classifier's weights, for scores that recompute logits.
+        **options: The score's own; the error for an unknown one lists them.
+
+    Returns:
+        A callable, Embeddings -> float64 [N] knownness, with ``predict``, ``diagnostics`` and ``options``.
+
+    Raises:
+        ValueError: Unknown name or option, missing or wrong head, values that are not finite, labels out of range, a
+            class with too few samples.
+
+    Example:
+        >>> logits = torch.tensor([[2., 0.], [0., 1.]])
+        >>> known = Embeddings(logits, logits, None, torch.tensor([0, 1]), torch.arange(2))
+        >>> fit_score('mls', known)(known)
+        tensor([2., 1.], dtype=torch.float64)
+    """
+    kind = SCORES[name]
+    defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+    for key in options:
+        if key not in defaults:
+            hint = nearest(key, defaults) if defaults else 'it takes none'
+            raise ValueError(f'score {name!r} has no option {key!r}: {hint}')
+    score = kind(**options)
+    score.name, score.options, score.diagnostics, score._widths = name, defaults | options, {}, {}
+    score.reads = score.fields(train)
+    if kind.needs_train:
+        _check_train(score, train)
+    if kind.needs_head:
+        _check_head(score, train, head)
+    with torch.no_grad():
+        score.fit(train, head)
+    return score
+
+
+def _rows(name: str, embeddings: Embeddings, field: str) -> Tensor:
+    """A field as checked rows."""
+    rows = getattr(embeddings, field)
+    if rows is None:
+        raise ValueError(f'{name} was fit on the output of a projection head and these embeddings have none: '
+                         'take both from the same model')
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise ValueError(f'{name} reads {field} as float [N, width], got {rows.dtype} {list(rows.shape)}')
+    bad = (~rows.isfinite().all(1)).nonzero()[:, 0]
+    if len(bad):
+        shown = ', '.join(str(i) for i in embeddings.index[bad[:5]].tolist()) + (', ...' if len(bad) > 5 else '')
+        raise ValueError(f'{name}: {field} of {len(bad)} of {len(rows)} samples are not finite (index {shown}); '
+                         'half precision may have overflowed, extract them in float32')
+    return rows
+
+
+def _check_train(score: Score, train: Embeddings | None) -> None:
+    name = score.name
+    if train is None:
+        raise ValueError(f'score {name!r} is fit on training samples of the known classes; pass their embeddings')
+    for field in score.reads:
+        score._widths[field] = _rows(name, train, field).shape[1]
+    classes, count = train.logits.shape[1], len(train.label)
+    if not count or any(len(getattr(train, field)) != count for field in score.reads):
+        raise ValueError(f'{name}: training embeddings need rows, and as many labels, got {count} labels')
+    low, high = int(train.label.min()), int(train.label.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f'{name}: training labels go from 0 to {classes - 1}, one a logit, got {low} to {high}; '
+                         'unknown samples (-1) take no part in a fit')
+    few = (train.label.bincount(minlength=classes) < score.least).nonzero()[:, 0].tolist()
+    if few:
+        shown = ', '.join(map(str, few[:5])) + (', ...' if len(few) > 5 else '')
+        raise ValueError(f'{name} needs {score.least} training samples of every class, too few of class {shown} '
+                         f'({len(few)} of {classes} classes); give a larger training part')
+
+
+def _check_head(score: Score, train: Embeddings | None, head: Head | None) -> None:
+    """The head is there and gives the training logits (as far as there are any)."""
+    if head is None:
+        raise ValueError(f'score {score.name!r} needs the classifier: pass head=Head(weight [K, D], bias [K])')
+    if train is None:
+        return
+    if head.weight.shape != (train.logits.shape[1], train.features.shape[1]):
+        raise ValueError(f'{score.name}: the head is {list(head.weight.shape)}, but the embeddings have '
+                         f'{train.logits.shape[1]} logits and features {train.features.shape[1]} wide')
+    rows = slice(None, None, max(1, len(train.logits) // _HEAD_ROWS))
+    error = float((head(train.features[rows]) - train.logits[rows].double()).abs().max())
+    scale = float(train.logits[rows].abs().max())
+    if error > _HEAD_TOLERANCE * scale:
+        raise ValueError(f'{score.name}: weight f + bias is off the logits by up to {error:.3g} where the largest is '
+                         f'{scale:.3g}, so this is not the head that made them, or something follows it; '
+                         'scores of logits or features alone need no head')

@@ -1,0 +1,98 @@
+"""Scores of logits: by hand, by scipy, and where softmax saturates."""
+from __future__ import annotations
+
+import math
+
+import embedded
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
+from scipy.stats import entropy
+
+from gradmix_timm.openset.logit_scores import log_odds_parts, unsaturated
+from gradmix_timm.openset.scores import fit_score
+from gradmix_timm.records import Embeddings
+
+
+def of(logits):
+    logits = torch.as_tensor(logits)
+    return Embeddings(logits, logits, None, torch.zeros(len(logits), dtype=torch.int64), torch.arange(len(logits)))
+
+
+def score(name, logits, **options):
+    return fit_score(name, None, **options)(of(logits))
+
+
+def test_by_hand():
+    logits = [[math.log(2), 0., 0.]]  # probabilities 1/2, 1/4, 1/4
+    logits = torch.tensor(logits, dtype=torch.float64)
+    assert float(score('msp', logits)) == pytest.approx(.5)
+    assert float(score('mls', logits)) == pytest.approx(math.log(2))
+    assert float(score('energy', logits)) == pytest.approx(math.log(4))
+    assert float(score('energy', logits, temperature=.5)) == pytest.approx(.5 * math.log(6))
+    assert float(score('entropy', logits)) == pytest.approx(-1.5 * math.log(2))
+    assert float(score('gen', logits, gamma=1.)) == pytest.approx(-(1 / 4 + 3 / 16 + 3 / 16))
+    assert float(score('gen', logits, gamma=.5, top=2)) == pytest.approx(-(1 / 2 + math.sqrt(3) / 4))
+    assert float(score('gen', logits)) == pytest.approx(-(.25 ** .1 + 2 * (3 / 16) ** .1))
+
+
+@pytest.mark.parametrize('temperature', [.5, 1., 10.])
+def test_against_scipy(temperature):
+    logits = embedded.make(200).logits
+    z = logits.double().numpy() / temperature
+    assert np.allclose(score('msp', logits, temperature=temperature), softmax(z, axis=1).max(1), rtol=0, atol=1e-9)
+    assert np.allclose(score('energy', logits, temperature=temperature), temperature * logsumexp(z, axis=1), rtol=1e-13)
+    assert np.allclose(score('entropy', logits), -entropy(softmax(logits.double().numpy(), axis=1), axis=1), atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['msp', 'entropy', 'gen'])
+def test_nothing_saturates(name):
+    """A top logit 5 to 300 above the others: float32 softmax is 1 from 17 on, float64 from 37 on."""
+    gap = torch.linspace(5, 300, 2000)
+    logits = torch.stack([gap, torch.zeros(2000), torch.full((2000,), -1.)], 1)
+    found = score(name, logits)
+    assert (found.diff() > 0).all()
+    assert len(torch.unique(logits.softmax(1).amax(1))) < 200
+    assert found[-1] < 1 if name == 'msp' else found[-1] < 0
+
+
+def test_msp_stays_a_probability():
+    found = score('msp', torch.tensor([[1e4, -1e4, 0.], [0., 0., 0.], [40., 39.999, -5.]]))
+    assert ((found > 0) & (found < 1)).all()
+    assert float(found[1]) == pytest.approx(1 / 3, abs=1e-15)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.floats(-60, 60, width=32), min_size=3, max_size=3), min_size=2, max_size=6))
+def test_msp_ranks_as_the_odds_do(rows):
+    logits = torch.tensor(rows, dtype=torch.float64)
+    log_p, log_rest = log_odds_parts(logits)
+    odds, found = log_p - log_rest, unsaturated(log_p, log_rest)
+    for a in range(len(rows)):
+        for b in range(len(rows)):
+            if odds[a] > odds[b] + 1e-4:
+                assert found[a] > found[b]
+            if odds[a] >= odds[b]:
+                assert found[a] >= found[b] - 1e-15
+
+
+def test_the_two_logarithms_keep_their_digits():
+    log_p, log_rest = log_odds_parts(torch.tensor([[50., 0.], [0., 0.], [1., 0.]], dtype=torch.float64))
+    assert log_p.tolist() == pytest.approx([-math.exp(-50), -math.log(2), -math.log1p(math.exp(-1))], rel=1e-14)
+    assert log_rest.tolist() == pytest.approx([-50, -math.log(2), -1 - math.log1p(math.exp(-1))], rel=1e-14)
+
+
+def test_shifts_of_all_logits_matter_where_they_should():
+    logits = embedded.make(50).logits.double()
+    for name in ('msp', 'entropy', 'gen'):
+        assert torch.allclose(score(name, logits), score(name, logits + 7), rtol=1e-9)
+    for name in ('mls', 'energy'):
+        assert torch.allclose(score(name, logits) + 7, score(name, logits + 7), rtol=1e-12)
+
+
+def test_one_class_is_certain():
+    assert score('msp', torch.tensor([[3.], [-1.]])).tolist() == [1., 1.]
+    assert score('entropy', torch.tensor([[3.]])).tolist() == [0.]
