@@ -16,6 +16,9 @@ from timm import utils
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
+from gradmix_timm.mixers import BatchMixer
+from gradmix_timm.records import MixDraw
+
 from .loaders import Loaders
 from .run_state import AtomicSaver
 from .stages import Hardware
@@ -126,6 +129,7 @@ class _Epoch:
         self.batches = len(run.loaders.train)
         self.updates = epoch * run.updates_per_epoch
         self.images = 0
+        self.fallbacks: Tensor | None = None
         self.data_start = self.update_start = time.time()
 
     def step(self, index: int, input: Any, target: Tensor) -> None:
@@ -171,9 +175,20 @@ class _Epoch:
         run.mixer.set_step(self.epoch, index)
         # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
         with run.hardware.autocast():
-            input, target = run.mixer(input, target, run.model)
+            if isinstance(run.mixer, BatchMixer):
+                mixed = run.mixer.mix(input, target, run.model)
+                input, target = mixed.input, mixed.target
+                self._count_fallbacks(mixed.draw)
+            else:
+                input, target = run.mixer(input, target, run.model)
         self.mix_time.update(window * (time.time() - began))
         return input, target
+
+    def _count_fallbacks(self, draw: MixDraw | None) -> None:
+        """Images whose map was flat or broken, so that their box is random; summed on the device, read when logged."""
+        if draw is not None and getattr(self.run.mixer, 'requires_model', False):
+            counts = torch.stack([draw.fallback.sum(), (draw.lam < 1).sum()])
+            self.fallbacks = counts if self.fallbacks is None else self.fallbacks + counts
 
     def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
         """Forward and backward; the loss of the batch over its window."""
@@ -253,6 +268,9 @@ class _Epoch:
         if run.bar is None:
             total, took, data = run.updates_per_epoch, self.update_time, self.data_time
             mix = '' if run.mixer is None else f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})'
+            if self.fallbacks is not None:
+                flat, mixed = self.fallbacks.tolist()
+                mix += f'  Random boxes: {flat}/{mixed}'
             _logger.info(
                 f'Train: {self.epoch} [{number:>4d}/{total} ({100. * (number + 1) / total:>3.0f}%)]  '
                 f'Loss: {newest:#.3g} ({average:#.3g})  Time: {took.val:.3f}s, {self.images / took.val:>7.2f}/s  '
