@@ -1,0 +1,224 @@
+"""One pass over a data set: logits, classifier inputs and labels; the classifier itself as one linear map."""
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from timm.utils import unwrap_model
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gradmix_timm.records import Embeddings
+
+from .fitting import Head
+
+__all__ = ['extract', 'head_of']
+
+_logger = logging.getLogger(__name__)
+# A log line after so many seconds without one, where no terminal shows a moving bar.
+_REPORT_EVERY = 30.
+
+
+def extract(
+        model: nn.Module,
+        loader: Iterable[Any],
+        device: torch.device | str,
+        amp_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        progress: str | None = None,
+) -> Embeddings:
+    """Logits and features of every image, from one forward pass each, in evaluation and inference mode.
+
+    The features are what the classifier reads, taken at its input while the model itself runs, so the logits are
+    ``model(images)`` and not a second opinion. They are timm's ``forward_head(..., pre_logits=True)``: width
+    ``head_hidden_size``, which is not always ``num_features``; the mean over the inputs of several heads (distilled
+    models), side by side where their widths differ (CrossViT). Without timm's ``get_classifier`` the last nn.Linear
+    is taken for the classifier.
+
+    Args:
+        model: On ``device``; every module's training flag is put back at the end.
+        loader: Batches of images [B, C, H, W] and labels [B]; in the data set's order, unshuffled.
+        device: Where the model is.
+        amp_dtype: Runs the forward pass under autocast in this dtype; results are float32 all the same.
+        channels_last: Memory format of the images handed in.
+        progress: What is being read, for a bar with the time left (a terminal) or a log line every half minute; None:
+            silent.
+
+    Returns:
+        Embeddings on the CPU; ``index`` counts the loader's images from 0.
+
+    Raises:
+        ValueError: NaN among the logits (with the rows), a model without a classifier to read at, an empty loader.
+    """
+    device = torch.device(device)
+    inner = unwrap_model(model)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    cast = torch.autocast(device.type, amp_dtype) if amp_dtype is not None else nullcontext()
+    logits, features, labels, rows = [], [], [], 0
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(_evaluating(inner))
+        read = stack.enter_context(_classifier_inputs(inner))
+        for images, target in _watched(loader, progress):
+            with cast:
+                output = inner(images.to(device, non_blocking=True, memory_format=layout))
+            logits.append(_checked(_logits(output).float().cpu(), rows, progress))
+            features.append(_join(read).float().cpu())
+            labels.append(target.long().cpu())
+            rows += len(target)
+    if not rows:
+        raise ValueError(f'{progress or "the loader"} holds no image; give it at least one')
+    # Out of inference mode, so that the results may be written to.
+    return Embeddings(
+        logits=torch.cat(logits), features=torch.cat(features), projection=None, label=torch.cat(labels),
+        index=torch.arange(rows))
+
+
+def head_of(model: nn.Module) -> Head:
+    """The classifier as one affine map from features (as :func:`extract` gives them) to logits, float32 on the CPU.
+
+    Heads of equal width are averaged, as their logits are; heads of different widths stand side by side. A BatchNorm
+    inside the head (LeViT) is folded in. Where two heads of one width read different tokens (distilled DeiT) no single
+    map gives the logits; :func:`~gradmix_timm.openset.scores.fit_score` finds that out and says so.
+
+    Raises:
+        ValueError: No classifier, or one that is not affine; what remains without it.
+    """
+    parts = [_affine(module) for module in _classifiers(unwrap_model(model))]
+    bias = torch.stack([b for _, b in parts]).mean(0)
+    if len({weight.shape[1] for weight, _ in parts}) == 1:
+        return Head(torch.stack([weight for weight, _ in parts]).mean(0), bias)
+    return Head(torch.cat([weight for weight, _ in parts], dim=1) / len(parts), bias)
+
+
+_REMAINS = 'scores that need no head remain (logits or features alone)'
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; every module's flag as it was afterwards."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds each head's input after a forward pass."""
+    heads = _classifiers(model)
+    held: list[Tensor] = [torch.empty(0)] * len(heads)
+
+    def keep(place: int, inputs: tuple[Any, ...]) -> None:
+        held[place] = inputs[0]
+
+    hooks = [head.register_forward_pre_hook(lambda _, inputs, place=place: keep(place, inputs))
+             for place, head in enumerate(heads)]
+    try:
+        yield held
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
+    getter: Any = getattr(model, 'get_classifier', None)
+    if getter is not None:
+        found = getter()
+        return tuple(found) if isinstance(found, tuple | list | nn.ModuleList) else (found,)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f'{type(model).__name__} has neither get_classifier() nor an nn.Linear to read features at; '
+                         'give it a get_classifier() that returns its last layer')
+    return (linear[-1],)
+
+
+def _join(inputs: list[Tensor]) -> Tensor:
+    if any(read.numel() == 0 for read in inputs):
+        raise ValueError('the classifier was not called as a module in the forward pass, so its input is unknown; '
+                         'get_classifier() should return the layer that gives the logits')
+    flat = [read.flatten(1) if read.dim() == 4 and read.shape[-2:] == (1, 1) else read for read in inputs]
+    if any(read.dim() != 2 for read in flat):
+        raise ValueError(f'the classifier reads {[list(read.shape) for read in flat]}; pooled features [B, D] are '
+                         'expected')
+    if len(flat) == 1:
+        return flat[0]
+    same = len({read.shape[1] for read in flat}) == 1
+    return torch.stack(flat).float().mean(0) if same else torch.cat(flat, dim=1)
+
+
+def _logits(output: Any) -> Tensor:
+    """Logits [B, K] of a tensor, of two heads (their mean), of a field or key ``logits``."""
+    output = output.get('logits', output) if isinstance(output, dict) else getattr(output, 'logits', output)
+    if isinstance(output, tuple | list) and output and len({getattr(part, 'shape', None) for part in output}) == 1:
+        output = torch.stack(list(output)).float().mean(0)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f'the model gives {got}, logits [B, K] are expected; evaluation needs a classifier')
+    return output
+
+
+def _checked(logits: Tensor, start: int, title: str | None) -> Tensor:
+    bad = logits.isnan().any(1).nonzero().flatten() + start
+    if len(bad):
+        shown = ', '.join(str(int(row)) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
+        raise ValueError(f'NaN logits for {len(bad)} of the {len(logits)} images of a batch of {title or "the loader"} '
+                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then leave out --amp, '
+                         'or give --amp-dtype bfloat16)')
+    return logits
+
+
+def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight [K, D] and bias [K] of a layer, float32; read where it is plain, else measured."""
+    if isinstance(module, nn.Linear | nn.Conv2d) and type(module).forward in (nn.Linear.forward, nn.Conv2d.forward):
+        weight = module.weight.detach().float().cpu()
+        if weight.dim() == 2 or weight.shape[2:] == (1, 1):
+            bias = torch.zeros(len(weight)) if module.bias is None else module.bias.detach().float().cpu()
+            return weight.flatten(1), bias
+    inner = next((part for part in module.modules() if isinstance(part, nn.Linear | nn.Conv2d)), None)
+    if inner is None:
+        raise ValueError(f'the model has no classification head (its classifier is {type(module).__name__}); '
+                         f'{_REMAINS}')
+    return _measured(module, inner)
+
+
+@torch.no_grad()
+def _measured(module: nn.Module, inner: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """An affine layer by its answers at zero and at the unit vectors, checked at one more point."""
+    layer = copy.deepcopy(module).cpu().double().eval()
+    width = inner.in_features if isinstance(inner, nn.Linear) else inner.in_channels
+    points = torch.cat([torch.zeros(1, width), torch.eye(width), torch.linspace(-1, 1, width)[None]]).double()
+    if isinstance(inner, nn.Conv2d):
+        points = points[..., None, None]
+    answers = layer(points).flatten(1)
+    bias, weight = answers[0], (answers[1:-1] - answers[0]).T
+    if not torch.allclose(answers[-1], weight @ torch.linspace(-1, 1, width).double() + bias):
+        raise ValueError(f'the classification head is a {type(module).__name__}, which is no linear layer; {_REMAINS}')
+    return weight.float(), bias.float()
+
+
+def _watched(loader: Iterable[Any], title: str | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches (images, labels), with word of how long it takes."""
+    if title is None or sys.stderr.isatty():
+        # The bar appears only where the pass takes longer than a moment.
+        yield from (batch[:2] for batch in tqdm(loader, desc=title, unit='batch', disable=title is None, delay=2.,
+                                               leave=False, file=sys.stderr))
+        return
+    total = len(loader) if isinstance(loader, Sized) else 0
+    start = told = time.monotonic()
+    for number, batch in enumerate(loader, 1):
+        yield batch[:2]
+        now = time.monotonic()
+        if now - told > _REPORT_EVERY and number < total:
+            told = now
+            left = (now - start) / number * (total - number)
+            _logger.info('%s: batch %d of %d, about %.0f s left', title, number, total, left)

@@ -1,0 +1,234 @@
+"""Figures of an evaluation as PNG files: curves, histograms, confusion, reliability; drawn from arrays alone."""
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from numpy.typing import NDArray
+from PIL import Image
+
+from .curves import oscr_curve, roc_curve
+
+__all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_histogram', 'draw_oscr', 'draw_reliability', 'draw_roc']
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; yellow is left out, it vanishes on white.
+KNOWN, UNKNOWN = '#0072B2', '#D55E00'
+_COLOURS = (KNOWN, UNKNOWN, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
+_DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
+# A figure is as wide as a phone shows it, 343 CSS pixels or so: 10 points are then 11 pixels.
+_WIDTH, _DPI = 4.5, 200
+_FONT = {'family': 'DejaVu Sans', 'size': 10.}
+
+Floats = NDArray[np.float64]
+
+
+def draw_roc(known: Mapping[str, Floats], unknown: Mapping[str, Floats], auroc: Mapping[str, float],
+             main: str = '') -> bytes:
+    """Knowns accepted over unknowns accepted, one curve a score; the diagonal is chance.
+
+    Args:
+        known: Score to knownness of the knowns, float64 [N].
+        unknown: The same of the unknowns, float64 [M].
+        auroc: Score to area, for the legend.
+        main: Score whose curve stands out.
+
+    Returns:
+        A PNG file.
+    """
+    figure, axes = _figure(_WIDTH + 0.24 * _rows(known))
+    for name in known:
+        curve = roc_curve(known[name], unknown[name])
+        axes.plot(curve.x, curve.y, label=f'{name} {auroc[name]:.1%}', **_stroke(known, name, main))
+    axes.plot([0, 1], [0, 1], color='#767676', linewidth=1, label='chance 50.0%')
+    _rates(axes, 'unknowns accepted', 'knowns accepted')
+    return _png(figure, axes)
+
+
+def draw_oscr(known: Mapping[str, Floats], correct: Mapping[str, NDArray[np.bool_]], unknown: Mapping[str, Floats],
+              oscr: Mapping[str, float], top1: float, main: str = '') -> bytes:
+    """Knowns accepted with their own class over unknowns accepted (log scale), one curve a score.
+
+    Args:
+        known: Score to knownness of the knowns, float64 [N].
+        correct: Score to which of them got their own class, bool [N].
+        unknown: Score to knownness of the unknowns, float64 [M].
+        oscr: Score to area, for the legend.
+        top1: The classifier's closed-set accuracy.
+        main: Score whose curve stands out.
+
+    Returns:
+        A PNG file.
+    """
+    figure, axes = _figure(_WIDTH + 0.24 * _rows(known))
+    size = max(len(next(iter(unknown.values()))), 2)
+    for name in known:
+        curve = oscr_curve(known[name], correct[name], unknown[name])
+        # A log axis has no zero: what stands there is drawn at half an unknown.
+        x = np.maximum(curve.x, 0.5 / size)
+        axes.plot(x, curve.y, label=f'{name} {oscr[name]:.1%}', **_stroke(known, name, main))
+    axes.axhline(top1, color='#767676', linewidth=1, label=f'closed set {top1:.1%}')
+    axes.set_xscale('log')
+    axes.set_xlim(0.5 / size, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel('unknowns accepted (log scale)')
+    axes.set_ylabel('knowns accepted and right')
+    axes.xaxis.set_major_formatter(_plain_percent())
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return _png(figure, axes)
+
+
+def draw_histogram(name: str, known: Floats, unknown: Floats, threshold: float | None = None) -> bytes:
+    """How one score is spread over knowns and unknowns; the outer half percent is gathered in the end bars.
+
+    Args:
+        name: Of the score.
+        known: Knownness of the knowns, float64 [N].
+        unknown: Of the unknowns, float64 [M].
+        threshold: Drawn as a line where given.
+
+    Returns:
+        A PNG file.
+    """
+    figure, axes = _figure(2.9)
+    both = np.concatenate([known, unknown])
+    finite = both[np.isfinite(both)]
+    low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0., 1.)
+    low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
+    bins = np.linspace(low, high, 41).tolist()
+    for side, values, colour in (('known', known, KNOWN), ('unknown', unknown, UNKNOWN)):
+        clipped = np.clip(values, low, high)
+        axes.hist(clipped, bins, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.25)
+        axes.hist(clipped, bins, weights=np.full(len(values), 1 / len(values)), color=colour, histtype='step',
+                  linewidth=1.6, linestyle='-' if side == 'known' else '--', label=f'{side} ({len(values):,})')
+    if threshold is not None and low <= threshold <= high:
+        axes.axvline(threshold, color='black', linewidth=1.2, linestyle=':', label='threshold')
+    axes.set_xlim(low, high)
+    axes.set_xlabel(f'{name}: knownness')
+    axes.set_ylabel('share of images')
+    axes.yaxis.set_major_formatter(_plain_percent())
+    return _png(figure, axes)
+
+
+def draw_confusion(counts: NDArray[np.int64], known: Sequence[str], unknown: Sequence[str]) -> bytes:
+    """Where the images of each class go: columns the true classes, unknowns in a block of their own at the right.
+
+    Args:
+        counts: Images by answer and true class, int64 [K + 1, K + U]; the last row counts those rejected.
+        known: K names in head order.
+        unknown: U names.
+
+    Returns:
+        A PNG file; shares of each column.
+    """
+    share = counts / np.maximum(counts.sum(0), 1)
+    rows, columns = share.shape
+    few = columns <= 24
+    figure, axes = _figure(min(max(_WIDTH * rows / columns, 1.6), 6.) + (1.5 if few else 0.9))
+    image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    if few:
+        axes.set_xticks(range(columns), [*known, *unknown], rotation=90 if _long([*known, *unknown]) else 0)
+        axes.set_yticks(range(rows), [*known, 'rejected'])
+        _write_shares(axes, share)
+    else:
+        axes.set_xticks([len(known) / 2, len(known) + len(unknown) / 2], ['known classes', 'unknown classes'])
+        axes.set_yticks([rows / 2, rows - 1], ['known classes', 'rejected'])
+    axes.axvline(len(known) - 0.5, color='black', linewidth=1.6)
+    axes.axhline(len(known) - 0.5, color='black', linewidth=1.6)
+    axes.set_xlabel('true class (right of the line: unknown)' if few else 'true class')
+    axes.set_ylabel('answer')
+    axes.grid(False)
+    if not few:
+        figure.colorbar(image, format=PercentFormatter(1), label='share of the true class')
+    return _png(figure)
+
+
+def draw_reliability(confidence: Floats, accuracy: Floats, share: Floats, error: float) -> bytes:
+    """Accuracy over confidence of the closed-set prediction, in bins of equal width; the diagonal is honest.
+
+    Args:
+        confidence: Mean in each bin, float64 [B], NaN where empty.
+        accuracy: The same.
+        share: Of the images in each bin, float64 [B].
+        error: Expected calibration error, for the legend.
+
+    Returns:
+        A PNG file.
+    """
+    figure, axes = _figure(_WIDTH)
+    filled = share > 0
+    edges = np.linspace(0, 1, len(share) + 1)
+    axes.bar(edges[:-1], share, width=np.diff(edges), align='edge', color='#B8B8B8', label='share of images')
+    axes.plot([0, 1], [0, 1], color='#767676', linewidth=1, label='confidence = accuracy')
+    axes.plot(confidence[filled], accuracy[filled], color=KNOWN, marker='o', markersize=5, linewidth=1.6,
+              label=f'known images, ECE {error:.1%}')
+    _rates(axes, 'confidence (largest softmax)', 'accuracy')
+    return _png(figure, axes)
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout='constrained', facecolor='white')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.grid(color='#E2E2E2', linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+    return figure, axes
+
+
+def _plain_percent() -> FuncFormatter:
+    """0.1% and 10%, whatever the axis spans."""
+    return FuncFormatter(lambda rate, _: f'{100 * rate:.3g}%')
+
+
+def _rows(names: Mapping[str, Any]) -> int:
+    """Rows of a legend in two columns, chance among them."""
+    return (len(names) + 2) // 2
+
+
+def _stroke(names: Mapping[str, Any], name: str, main: str) -> dict[str, Any]:
+    place = list(names).index(name)
+    return {'color': _COLOURS[place % len(_COLOURS)], 'linestyle': _DASHES[place // len(_COLOURS) % len(_DASHES)],
+            'linewidth': 3. if name == main else 1.4, 'zorder': 3 if name == main else 2}
+
+
+def _rates(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.01)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _long(names: Sequence[str]) -> bool:
+    return max(map(len, names)) * len(names) > 36
+
+
+def _write_shares(axes: Axes, share: Floats) -> None:
+    size = 8.5 if share.shape[1] <= 12 else 6.
+    for row, column in np.argwhere(share >= 0.005):
+        value = share[row, column]
+        axes.text(column, row, f'{100 * value:.0f}', ha='center', va='center', fontsize=size,
+                  color='white' if value > 0.55 else 'black')
+
+
+def _png(figure: Figure, legend: Axes | None = None) -> bytes:
+    if legend is not None:
+        figure.legend(*legend.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False,
+                      fontsize=9.5, handlelength=2.2, columnspacing=1.4)
+    for axes in figure.axes:
+        for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set(**_FONT)
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format='png')
+    # 128 colours are enough for lines and one scale, at a third of the bytes; without metadata, so that the same
+    # arrays give the same file.
+    few = Image.open(drawn).convert('RGB').quantize(128, dither=Image.Dither.NONE)
+    few.save(file, format='PNG', optimize=True)
+    return file.getvalue()

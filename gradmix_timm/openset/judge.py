@@ -1,0 +1,250 @@
+"""From embeddings of known and unknown images to everything that is reported: scores, metrics, one threshold."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradmix_timm.records import Embeddings
+from gradmix_timm.registry import nearest
+
+from .calibration import brier, nll, reliability
+from .intervals import top1
+from .scores import SCORES, Head, fit_score, list_scores
+from .summary import summarize
+from .thresholds import conformal_threshold
+
+__all__ = ['Judged', 'Subjects', 'check_names', 'judge', 'needs_train', 'observed_threshold']
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+# The score whose threshold, classes and mistakes are shown: chosen beforehand, never by the test images.
+_HEADLINE = 'mls'
+# Of the knowns to reject at the threshold.
+_ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Subjects:
+    """What is judged.
+
+    Attributes:
+        train: Known training images, without those held out, un-augmented; None where no score needs them.
+        known: Known test images; labels are positions in ``known_classes``.
+        unknown: Unknown test images.
+        unknown_label: Positions in ``unknown_classes``, int64 [M].
+        known_classes: Names in head order.
+        unknown_classes: Names.
+        validation: Known training images that were held out, or None.
+        head: The classifier, or None.
+        head_missing: Why there is none.
+        groups: Name to unknown classes that are also reported apart.
+    """
+
+    train: Embeddings | None
+    known: Embeddings
+    unknown: Embeddings
+    unknown_label: NDArray[np.int64]
+    known_classes: tuple[str, ...]
+    unknown_classes: tuple[str, ...]
+    validation: Embeddings | None = None
+    head: Head | None = None
+    head_missing: str = ''
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What came out.
+
+    Attributes:
+        results: The part of results.json that depends on embeddings.
+        arrays: What figures are drawn from: ``known/SCORE`` and ``unknown/SCORE`` float64 knownness, ``correct/SCORE``
+            bool, labels, the classifier's answers, the confusion counts, bins of confidence.
+    """
+
+    results: dict[str, Any]
+    arrays: dict[str, Array]
+
+
+def judge(subjects: Subjects, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
+          told: Callable[[str], None] = lambda _: None) -> Judged:
+    """Score, measure, and set one threshold.
+
+    Args:
+        subjects: What is judged.
+        names: Scores; None: all that are registered, those that the model cannot serve left out with their reason.
+        draws: Resamples for the intervals.
+        seed: Of the resamples.
+        told: Called with the name of each score as its turn comes.
+
+    Raises:
+        ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
+    """
+    check_names(names)
+    arrays = _answers(subjects)
+    scores, missing = _score(subjects, arrays, names, draws, seed, told)
+    threshold = _threshold(subjects, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
+    accepted = {side: arrays[f'{side}/{threshold["score"]}'] >= threshold['value'] for side in ('known', 'unknown')}
+    threshold |= {f'{side}_accepted': float(rows.mean()) for side, rows in accepted.items()}
+    arrays['confusion'] = _confusion(subjects, arrays, accepted)
+    results = {
+        'known_classes': list(subjects.known_classes), 'unknown_classes': list(subjects.unknown_classes),
+        'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
+        'closed_set': top1(arrays['known_correct']), 'scores': scores,
+        'groups': _groups(subjects, arrays, list(scores), draws, seed),
+        'calibration': _calibrate(subjects.known, arrays), 'threshold': threshold,
+        'per_class': _per_class(subjects, arrays, accepted, threshold['score']), 'not_served': missing}
+    return Judged(results, arrays)
+
+
+def _answers(subjects: Subjects) -> dict[str, Array]:
+    """Labels, closed-set predictions and rows of both sides."""
+    arrays: dict[str, Array] = {'unknown_label': np.asarray(subjects.unknown_label)}
+    for side, embeddings in (('unknown', subjects.unknown), ('known', subjects.known)):
+        arrays[f'{side}_pred'] = embeddings.logits.argmax(1).numpy()
+        arrays[f'{side}_index'] = embeddings.index.numpy()
+    arrays['known_label'] = subjects.known.label.numpy()
+    arrays['known_correct'] = arrays['known_pred'] == arrays['known_label']
+    return arrays
+
+
+def _score(subjects: Subjects, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
+           told: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Metrics of each score, and why others could not be served; knownness goes into ``arrays``."""
+    scores: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for name in names or list_scores():
+        told(name)
+        try:
+            score = fit_score(name, subjects.train, head=subjects.head)
+            known, unknown = _values(name, score(subjects.known)), _values(name, score(subjects.unknown))
+            # A class and its score come from one predictor; class-wise neighbours have their own.
+            right = (score.predict(subjects.known) == subjects.known.label).numpy()
+            scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
+        except ValueError as error:
+            reason = ' '.join(str(error).split())
+            wants_head = subjects.head is None and subjects.head_missing and 'head' in reason
+            missing[name] = f'{reason} ({subjects.head_missing})' if wants_head else reason
+            if names:
+                raise ValueError(f'--scores: {name} cannot be served: {missing[name]}') from error
+            continue
+        arrays |= {f'known/{name}': known, f'unknown/{name}': unknown, f'correct/{name}': right}
+    if not scores:
+        raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
+    return scores, missing
+
+
+def check_names(names: Sequence[str] | None) -> None:
+    """Refuse the name of a score that is not registered.
+
+    Raises:
+        ValueError: With the nearest.
+    """
+    for name in names or ():
+        if name not in list_scores():
+            raise ValueError(f'--scores: no score {name!r}: {nearest(name, list_scores())}')
+
+
+def needs_train(names: Sequence[str] | None) -> bool:
+    """Whether any of these scores (None: all) is fit on training images."""
+    return any(SCORES[name].needs_train for name in names or list_scores())
+
+
+def observed_threshold(known: Floats, alpha: float = _ALPHA) -> float:
+    """The largest observed score that accepts (s >= tau) at least ``1 - alpha`` of these.
+
+    Example:
+        >>> observed_threshold(np.arange(20.))
+        1.0
+    """
+    return float(np.sort(known)[math.floor(alpha * len(known) + 1e-9)])
+
+
+def _values(name: str, values: Any) -> Floats:
+    array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    bad = np.flatnonzero(np.isnan(array))
+    if len(bad):
+        raise ValueError(f'{name} gives NaN for {len(bad)} of {len(array)} images (image {bad[0]} first)')
+    return array
+
+
+def _threshold(subjects: Subjects, arrays: Mapping[str, Array], name: str) -> dict[str, Any]:
+    held = subjects.validation
+    # Fewer than 19 held-out images cannot promise 95%.
+    if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
+        score = fit_score(name, subjects.train, head=subjects.head)
+        value = conformal_threshold(_values(name, score(held)), _ALPHA)
+        source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
+                  f'{_ALPHA:.0%} of new ones at most')
+        return {'score': name, 'value': value, 'source': source, 'n': len(held.label), 'held_out': True}
+    count = 0 if held is None else len(held.label)
+    return {'score': name, 'value': observed_threshold(arrays[f'known/{name}']), 'n': len(subjects.known.label),
+            'source': f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({count} images were '
+                      'held out from training, too few for an honest one)', 'held_out': False}
+
+
+def _calibrate(known: Embeddings, arrays: dict[str, Array]) -> dict[str, float]:
+    """Errors of the closed-set probabilities; the bins go into ``arrays``."""
+    probs, label = known.logits.softmax(1).numpy(), known.label.numpy()
+    bins = reliability(probs, label)
+    arrays |= {'bin_confidence': bins.confidence, 'bin_accuracy': bins.accuracy,
+               'bin_share': bins.count / bins.count.sum()}
+    return {'ece': bins.error, 'nll': nll(known.logits.numpy(), label), 'brier': brier(probs, label)}
+
+
+def _confusion(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:
+    """Images by answer (K classes, then rejected) and true class (K known, U unknown), int64 [K + 1, K + U]."""
+    k, u = len(subjects.known_classes), len(subjects.unknown_classes)
+    counts = np.zeros((k + 1, k + u), dtype=np.int64)
+    for side, offset in (('known', 0), ('unknown', k)):
+        answer = np.where(accepted[side], arrays[f'{side}_pred'], k)
+        np.add.at(counts, (answer, arrays[f'{side}_label'] + offset), 1)
+    return counts
+
+
+def _groups(subjects: Subjects, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
+            seed: int) -> dict[str, Any]:
+    found = {}
+    for group, classes in subjects.groups.items():
+        places = [subjects.unknown_classes.index(name) for name in classes]
+        rows = np.isin(subjects.unknown_label, places)
+        if not rows.any():
+            continue
+        found[group] = {
+            'n_known': len(arrays['known_pred']), 'n_unknown': int(rows.sum()), 'unknown_classes': list(classes),
+            'scores': {name: summarize(arrays[f'known/{name}'], arrays[f'correct/{name}'],
+                                       arrays[f'unknown/{name}'][rows], draws=draws, seed=seed) for name in names}}
+    return found
+
+
+def _per_class(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mapping[str, Array],
+               name: str) -> dict[str, list[dict[str, Any]]]:
+    known: list[dict[str, Any]] = []
+    unknown: list[dict[str, Any]] = []
+    for place, title in enumerate(subjects.known_classes):
+        rows = arrays['known_label'] == place
+        if rows.any():
+            known.append({
+                'class': title, 'n': int(rows.sum()), 'accuracy': float(arrays['known_correct'][rows].mean()),
+                'accepted': float(accepted['known'][rows].mean()),
+                'mean_knownness': _mean(arrays, 'known', name, rows)})
+    for place, title in enumerate(subjects.unknown_classes):
+        rows = arrays['unknown_label'] == place
+        if rows.any():
+            taken = np.bincount(arrays['unknown_pred'][rows], minlength=len(subjects.known_classes)).argmax()
+            unknown.append({
+                'class': title, 'n': int(rows.sum()), 'accepted': float(accepted['unknown'][rows].mean()),
+                'mean_knownness': _mean(arrays, 'unknown', name, rows), 'taken_for': subjects.known_classes[taken]})
+    unknown.sort(key=lambda row: -row['accepted'])
+    return {'known': known, 'unknown': unknown}
+
+
+def _mean(arrays: Mapping[str, Array], side: str, name: str, rows: NDArray[np.bool_]) -> float | None:
+    mean = float(arrays[f'{side}/{name}'][rows].mean())
+    return mean if math.isfinite(mean) else None

@@ -1,0 +1,199 @@
+"""What an evaluation says, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import figures
+from .page import render
+
+__all__ = [
+    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'read_arrays', 'read_results',
+    'render_report', 'results_csv', 'results_markdown', 'score_table']
+
+#: Names of the files in an evaluation's folder.
+RESULTS, ARRAYS, MISTAKES, FIGURES = 'results.json', 'arrays.npz', 'mistakes.json', 'figures'
+
+# Key in results.json and head in a table, in the order printed.
+_COLUMNS = {
+    'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 (knowns kept)',
+    'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'oscr': 'OSCR'}
+_CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
+
+Array = NDArray[Any]
+
+
+def closed_set_line(results: Mapping[str, Any]) -> str:
+    """Accuracy on the known classes, with its interval and what it was measured on."""
+    closed = results['closed_set']
+    low, high = closed['top1_ci']
+    return (f'closed-set accuracy {closed["top1"]:.2%} (95% interval {low:.2%} to {high:.2%}), '
+            f'{results["n_known"]} known and {results["n_unknown"]} unknown images')
+
+
+def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
+    """One row a score, in percent; Markdown, and readable in a terminal.
+
+    Args:
+        results: Of results.json, or one of its groups.
+        intervals: Adds the 95% intervals.
+
+    Example:
+        >>> values = {key: 0.5 for key in ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown')}
+        >>> print(score_table({'scores': {'mls': {**values, 'oscr': 0.25}}}).splitlines()[-1])
+        | mls   |  50.00 |    50.00 |     50.00 |                50.00 |                    50.00 |  25.00 |
+    """
+    rows = [['score', *_COLUMNS.values()]]
+    rows += [[name, *(_percent(values, key, intervals) for key in _COLUMNS)]
+             for name, values in results['scores'].items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    # The heads are given a blank more than they need, so that the figures of a column stand under its end.
+    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
+    lines = ['| ' + ' | '.join([row[0].ljust(widths[0]), *(
+        cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) + ' |' for row in rows]
+    lines.insert(1, '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|')
+    return '\n'.join(lines)
+
+
+def results_csv(results: Mapping[str, Any]) -> str:
+    """One row a group and score; fractions, with the ends of the intervals; the group 'all' comes first."""
+    file = io.StringIO()
+    rows = [{'group': group, 'score': name, **_flat(values)}
+            for group, part in _groups(results) for name, values in part['scores'].items()]
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(file, fields, lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def results_markdown(results: Mapping[str, Any]) -> str:
+    """The tables with intervals, in percent, and what they were measured on."""
+    lines = [f'# Open set evaluation of {results["manifest"]["model"]}', '', f'{closed_set_line(results)}.', '',
+             score_table(results, intervals=True), '']
+    for group, part in list(_groups(results))[1:]:
+        lines += [f'## {group} ({part["n_unknown"]} unknown images)', '', score_table(part, intervals=True), '']
+    lines += ['Percent; in brackets 95% intervals. Knownness: higher = more known. AUPR in: knowns are the positives; '
+              'out: unknowns are. FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; (unknowns '
+              'caught): knowns rejected where 95% of the unknowns are.', '']
+    lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
+    lines += [f'- {name}: {value}' for name, value in (
+        ('protocol', results['protocol']), ('family', results['family']), ('trial', results['trial']),
+        ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes'])),
+        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
+        ('created', results['created'])) if value is not None]
+    return '\n'.join(lines) + '\n'
+
+
+def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, bytes]:
+    """All figures as PNG files by name.
+
+    Args:
+        results: Of results.json.
+        arrays: Of arrays.npz.
+    """
+    names = list(results['scores'])
+    known = {name: arrays[f'known/{name}'] for name in names}
+    unknown = {name: arrays[f'unknown/{name}'] for name in names}
+    area = {key: {name: results['scores'][name][key] for name in names} for key in ('auroc', 'oscr')}
+    correct = {name: arrays[f'correct/{name}'] for name in names}
+    threshold = results['threshold']
+    main, top1 = threshold['score'], results['closed_set']['top1']
+    drawn = {
+        'roc.png': figures.draw_roc(known, unknown, area['auroc'], main),
+        'oscr.png': figures.draw_oscr(known, correct, unknown, area['oscr'], top1, main),
+        'confusion.png': figures.draw_confusion(
+            arrays['confusion'], results['known_classes'], results['unknown_classes']),
+        'reliability.png': figures.draw_reliability(
+            arrays['bin_confidence'], arrays['bin_accuracy'], arrays['bin_share'], results['calibration']['ece'])}
+    for name in names:
+        line = threshold['value'] if name == main else None
+        drawn[f'histogram-{name}.png'] = figures.draw_histogram(name, known[name], unknown[name], line)
+    return drawn
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """results.json of an evaluation's folder.
+
+    Raises:
+        ValueError: None there, or not one of this format.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise ValueError(f'no {RESULTS} in {folder}; name the folder that `openset osr` wrote')
+    try:
+        results = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON ({error}); run `openset osr` again') from error
+    if not isinstance(results, dict) or results.get('format') != 1 or 'manifest' not in results:
+        raise ValueError(f'{path} is not an evaluation of format 1; run `openset osr` again')
+    return results
+
+
+def read_arrays(folder: Path) -> dict[str, Array]:
+    """arrays.npz of an evaluation's folder.
+
+    Raises:
+        ValueError: None there.
+    """
+    path = folder / ARRAYS
+    if not path.is_file():
+        raise ValueError(f'no {ARRAYS} in {folder}; run `openset osr` again')
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def render_report(folder: Path, run_folder: Path | None = None) -> str:
+    """The page, from files alone: results.json, mistakes.json and figures, and a run's mixes.png and mixes.json.
+
+    Args:
+        folder: Of the evaluation.
+        run_folder: Where the training run left its mixes; None or without them: no such section.
+
+    Returns:
+        HTML that needs no other file and no network.
+    """
+    results = read_results(folder)
+    images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
+    mistakes = _json(folder / MISTAKES) or {}
+    mixes = run_folder / 'mixes.png' if run_folder is not None else None
+    if mixes is not None and mixes.is_file():
+        images['mixes.png'] = mixes.read_bytes()
+    facts = _json(mixes.with_suffix('.json')) if mixes is not None else None
+    return render(results, images, mistakes, facts or {})
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text(encoding='utf-8'))
+    return content if isinstance(content, dict) else None
+
+
+def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield 'all', results
+    yield from results.get('groups', {}).items()
+
+
+def _percent(values: Mapping[str, Any], key: str, intervals: bool) -> str:
+    text = f'{100 * values[key]:.2f}'
+    ends = values.get(f'{key}_ci')
+    return f'{text} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]' if intervals and ends else text
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A score's entry with ``<metric>_low`` and ``_high`` for intervals and ``ccr_at_fpr_<rate>`` for that dict."""
+    flat: dict[str, Any] = {}
+    for key in _CSV_METRICS:
+        flat[key] = values.get(key)
+        if (ends := values.get(f'{key}_ci')) is not None:
+            flat[f'{key}_low'], flat[f'{key}_high'] = ends
+    flat.update({f'ccr_at_fpr_{rate}': value for rate, value in values.get('ccr_at_fpr', {}).items()})
+    return flat
