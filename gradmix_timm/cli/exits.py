@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console']
 
@@ -70,6 +71,11 @@ def one_line(error: BaseException) -> str:
 
 class ConsoleParser(argparse.ArgumentParser):
     """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Lists of negative numbers are values too: `--layers -2,-1`.
+        self._negative_number_matcher = re.compile(r'^-\d+(,-?\d+)*$|^-\d*\.\d+$')
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with status 2."""

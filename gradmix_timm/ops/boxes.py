@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+#: Below this share of a map's mass two places count as equal.
+_TIE = 2e-6
+
+
 def image_size(images: Tensor) -> tuple[int, int]:
     """(H, W) of images [B, C, H, W]."""
     return images.shape[2], images.shape[3]
@@ -132,10 +136,29 @@ def box_mass(maps: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
 
 
+def _distance(table: Tensor, double_y: Tensor, double_x: Tensor) -> Tensor:
+    """Squared distance of box centres from the centre of mass over the squared diagonal, [B, H, W].
+
+    Args:
+        table: Summed-area table of the maps.
+        double_y: Twice the row of each centre, [B, H].
+        double_x: Twice the column, [B, W].
+    """
+    height, width = table.shape[1] - 1, table.shape[2] - 1
+    total = table[:, -1, -1].clamp_min(torch.finfo(table.dtype).tiny)
+    # Mean coordinate of the mass = size - (sum of the cumulative sums) / total, less half a pixel.
+    mean_y = height + 0.5 - table[:, :, -1].sum(1) / total
+    mean_x = width + 0.5 - table[:, -1, :].sum(1) / total
+    y, x = double_y / 2 - mean_y[:, None], double_x / 2 - mean_x[:, None]
+    return (y.square()[:, :, None] + x.square()[:, None, :]) / (height * height + width * width)
+
+
 def window_boxes(maps: Tensor, sides: Tensor, sign: str = 'high') -> Tensor:
     """The place, wholly inside the image, where a box of given sides covers the most (or least) of the map.
 
-    All places are compared by a summed-area table, whatever the sides, which may differ between images.
+    All places are compared by a summed-area table, whatever the sides, which may differ between images. Where places
+    tie to within 2e-6 of the map's mass (a spot smaller than the box ties with itself), the box is centred on the
+    map's centre of mass ('low': as far from it as it gets), not pushed into the upper left.
 
     Args:
         maps: float [B, H, W], finite.
@@ -143,7 +166,7 @@ def window_boxes(maps: Tensor, sides: Tensor, sign: str = 'high') -> Tensor:
         sign: 'high' for the largest sum, 'low' for the smallest.
 
     Returns:
-        int64 [B, 4], half-open (yl, yh, xl, xh); the first such place in reading order.
+        int64 [B, 4], half-open (yl, yh, xl, xh).
     """
     height, width = maps.shape[1:]
     table = _summed_area(maps)
@@ -151,11 +174,13 @@ def window_boxes(maps: Tensor, sides: Tensor, sign: str = 'high') -> Tensor:
     x = torch.arange(width, device=maps.device)
     high_y, high_x = y + sides[:, :1], x + sides[:, 1:]
     outside = (high_y > height)[:, :, None] | (high_x > width)[:, None, :]
+    apart = _distance(table, high_y + y, high_x + x)
     high_y, high_x = high_y.clamp(max=height), high_x.clamp(max=width)
     bands = table.gather(1, high_y[:, :, None].expand(-1, -1, width + 1)) - table[:, :-1]
     sums = bands.gather(2, high_x[:, None, :].expand(-1, height, -1)) - bands[:, :, :-1]
     sums = (sums if sign == 'high' else -sums).masked_fill(outside, -torch.inf)
-    best = sums.flatten(1).argmax(1)
+    tied = sums >= sums.amax((1, 2), keepdim=True) - _TIE * table[:, -1:, -1:]
+    best = (-apart if sign == 'high' else apart).masked_fill(~tied, -torch.inf).flatten(1).argmax(1)
     top, left = best // width, best % width
     return torch.stack([top, top + sides[:, 0], left, left + sides[:, 1]], 1)
 

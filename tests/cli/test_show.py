@@ -1,0 +1,125 @@
+"""The show command: pictures, their facts, the deletion table."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from gradmix_timm import create_mixer, list_mixers
+from gradmix_timm.attribution.deletion import Place, deletion_drops
+from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.show import main, save_mixes
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ('cat', 'dog'):
+        (tmp_path / 'tree' / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / 'tree' / name / f'{i}.png')
+    return tmp_path / 'tree'
+
+
+@pytest.mark.parametrize(('mixer', 'extra'), [
+    ('gradmix', ['--layers', '-2,-1']), ('cutmix', []), ('mixup', []), ('gradmix+cutmix', []), ('none', []),
+    ('gradmix', ['--mixup-kwargs', 'fill=noise', 'center=sample']),
+])
+def test_a_picture_and_its_facts(images, tmp_path, mixer, extra, capsys):
+    out = tmp_path / 'sub' / 'x.png'
+    argv = ['--model', 'test_vit', '--img-size', '64', '--num-classes', '5', '--images', str(images), '--mixer', mixer,
+            '--out', str(out), '--num', '3', *extra]
+    assert run_console(main, argv) == 0
+    assert str(out) in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert min(picture.size) > 200
+    facts = json.loads(out.with_suffix('.json').read_text())
+    assert facts['mixer'] == mixer
+    assert len(facts['images']) == 3
+    for row in facts['images']:
+        assert 0 <= row['lam'] <= 1
+        assert sum(row['weight']) == pytest.approx(1, abs=1e-5)
+        yl, yh, xl, xh = row['box']
+        assert 0 <= yl <= yh <= 64
+        assert 0 <= xl <= xh <= 64
+    if extra[:1] == ['--layers']:
+        assert len(facts['layers']) == 2
+
+
+@pytest.mark.parametrize('name', [n for n in list_mixers() if not n.startswith(('doctest', 'test'))])
+def test_every_registered_mixer_can_be_shown(name, tmp_path, tiny_cnn, batch):
+    mixer = create_mixer(name, num_classes=10)
+    before = batch[0].clone()
+    config = {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+    save_mixes(tmp_path, tiny_cnn, *batch, mixer, [str(k) for k in range(10)], config)
+    assert torch.equal(batch[0], before)
+    assert (tmp_path / 'mixes.png').stat().st_size > 5000
+    assert json.loads((tmp_path / 'mixes.json').read_text())['mixer'] == name
+    assert tiny_cnn.training
+
+
+@pytest.mark.parametrize(('argv', 'match'), [
+    (['--images', 'nowhere', '--model', 'test_vit'], 'nowhere is not a folder'),
+    (['--images', '.', '--model', 'test_vitt'], 'did you mean'),
+    (['--images', '.'], '--checkpoint FILE or --model NAME'),
+])
+def test_what_a_user_can_mend_is_status_2_and_one_line(argv, match, capsys):
+    assert run_console(main, argv) == 2
+    err = capsys.readouterr().err
+    assert match in err
+    assert err.count('error:') == 1
+    assert 'Traceback' not in err
+
+
+def test_wrong_mixer_layer_and_broken_image(images, capsys):
+    base = ['--model', 'test_vit', '--img-size', '64', '--num-classes', '5', '--images', str(images)]
+    assert run_console(main, [*base, '--mixer', 'gradmx']) == 2
+    assert "did you mean 'gradmix'" in capsys.readouterr().err
+    assert run_console(main, [*base, '--layers', 'blocks.99']) == 2
+    assert 'blocks.' in capsys.readouterr().err
+    (images / 'cat' / 'broken.png').write_bytes(b'not an image')
+    assert run_console(main, [*base, '--num', '9']) == 2
+    assert 'broken.png' in capsys.readouterr().err
+
+
+class Spot(nn.Module):
+    """The logit of class 0 is the brightness of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = nn.AvgPool2d(2)
+
+    def forward(self, x):
+        bright = self.grid(x).mean((1, 2, 3)) * 100
+        return torch.stack([bright, torch.zeros_like(bright)], 1)
+
+
+def test_covering_the_evidence_hides_more_than_covering_anything_else():
+    images = torch.zeros(12, 1, 32, 32)
+    for row in range(12):
+        y, x = 2 * row, 24 - 2 * row
+        images[row, :, y:y + 6, x:x + 6] = 1.0
+    places = [Place('random'), Place('center'), Place('layercam', 'grid')]
+    drops = deletion_drops(Spot(), images, torch.zeros(12, dtype=torch.int64), places, 10).mean(1)
+    assert drops[2] > 2 * drops[0]
+    assert drops[2] > drops[1]
+
+
+def test_the_deletion_table_is_printed_and_written(images, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=2)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    out = tmp_path / 'deletion.json'
+    argv = ['--checkpoint', str(tmp_path / 'weights.pth'), '--model', 'test_resnet', '--num-classes', '2',
+            '--images', str(images), '--deletion', '--deletion-sides', '0.3', '--deletion-layers', 'default', '--shift',
+            '4', '--out', str(out)]
+    assert run_console(main, argv) == 0
+    assert '| center |' in capsys.readouterr().out
+    table = json.loads(out.read_text())['fall_of_log_odds']
+    assert {'random', 'center'} < set(table)
