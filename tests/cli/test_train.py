@@ -1,0 +1,367 @@
+"""A training run: what it trains on, what it leaves, how it ends; the mixer in its step."""
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+import timm
+import torch
+import yaml
+from tiny_training import CLASSES, TINY, rows, run_tiny, write_images
+from torch import nn
+
+from gradmix_timm.checkpoint import build_model, load_checkpoint
+from gradmix_timm.cli import loaders, stages, train
+from gradmix_timm.cli.exits import UsageError
+from gradmix_timm.cli.mixing import SwitchedCollate
+from gradmix_timm.mixers import create_mixer
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp('images'))
+
+
+def line(images, out, *flags):
+    return ['--data-dir', str(images), *TINY, '--output', str(out), '--experiment', 'run', *map(str, flags)]
+
+
+def state(folder):
+    return load_checkpoint(folder / 'last.pth.tar', ema=False).state_dict
+
+
+# ---- the mixer in the step
+
+class Spy:
+    """A mixer that tells what it saw and keeps what it gave."""
+
+    def __init__(self, mixer):
+        self.mixer, self.mixup_enabled = mixer, True
+        self.steps, self.seen, self.given = [], [], []
+        self.requires_model, self.options = mixer.requires_model, mixer.options
+
+    def set_step(self, epoch, step):
+        self.steps.append((epoch, step))
+        self.mixer.set_step(epoch, step)
+
+    def prepare(self, model, input_size):
+        self.mixer.prepare(model, input_size)
+
+    def __call__(self, images, targets, model):
+        self.mixer.mixup_enabled = self.mixup_enabled
+        mixed = self.mixer(images, targets, model)
+        self.seen.append({'model': model, 'autocast': torch.is_autocast_enabled('cpu'), 'images': images.clone(),
+                          'targets': targets, 'enabled': self.mixup_enabled})
+        self.given.append(tuple(t.clone() for t in mixed))
+        return mixed
+
+
+class Replay(Spy):
+    """Gives what a spy kept; never looks at the model."""
+
+    def __init__(self, spy):
+        super().__init__(spy.mixer)
+        self.batches = iter(spy.given)
+
+    def __call__(self, images, targets, model):
+        return next(self.batches)
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """The mixer of the next run, watched; its pictures are not drawn."""
+    made = []
+
+    def create(plan, num_classes, rank=0):
+        made.append(Spy(create_mixer(plan.name, num_classes=num_classes, rank=rank, **plan.options)))
+        return made[-1]
+
+    monkeypatch.setattr(stages, 'create_step_mixer', create)
+    monkeypatch.setattr(train, '_write_mixes', lambda *args: None)
+    return made
+
+
+VARIANTS = {
+    'plain': (),
+    'no prefetcher': ('--no-prefetcher',),
+    'accumulation': ('--grad-accum-steps', 3),
+    'amp': ('--amp', '--amp-dtype', 'bfloat16'),
+    'channels last': ('--channels-last',),
+    'average': ('--model-ema', '--model-ema-decay', 0.9),
+    'checkpointing': ('--grad-checkpointing',),
+    'dropout': ('--drop', 0.3, '--drop-path', 0.2),
+    'bfloat16': ('--model-dtype', 'bfloat16'),
+    'authors': ('--gradmix-recipe', 'authors'),
+    'transformer': ('--model', 'test_vit'),
+    'sizes': ('--train-img-sizes', 32, 48, '--train-batch-sizes', 6, 4),
+}
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_path, spy, monkeypatch):
+    """Training on stored mixed batches without a mixer gives the same weights, buffers and averages."""
+    flags = ('--mixup-mode', 'gradmix', *VARIANTS[variant])
+    live = run_tiny(images, tmp_path, *flags, name='live')
+    kept = spy[0]
+    monkeypatch.setattr(stages, 'create_step_mixer', lambda *args: Replay(kept))
+    stored = run_tiny(images, tmp_path, *flags, name='stored')
+    assert rows(stored) == rows(live)
+    for ema in (False, True) if '--model-ema' in flags else (False,):
+        left, right = (load_checkpoint(f / 'last.pth.tar', ema=ema).state_dict for f in (live, stored))
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_mixer_gets_integer_labels_the_bare_model_and_its_place(images, tmp_path, spy):
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--torchcompile', 'eager', '--amp', '--amp-dtype', 'bfloat16')
+    seen = spy[0].seen
+    assert spy[0].steps == [(epoch, step) for epoch in range(2) for step in range(5)]
+    assert all(type(call['model']) is type(timm.create_model('test_resnet')) for call in seen)
+    assert all(call['targets'].dtype == torch.int64 and call['autocast'] for call in seen)
+    assert all(call['images'].dtype == torch.float32 for call in seen)
+    assert not torch.is_autocast_enabled('cpu')
+
+
+def test_channels_last_comes_before_the_mixer(images, tmp_path, spy):
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--channels-last', '--epochs', 1)
+    assert all(call['images'].is_contiguous(memory_format=torch.channels_last) for call in spy[0].seen)
+
+
+@pytest.mark.parametrize('flags', [(), ('--no-prefetcher',)])
+def test_mixing_ends_at_the_off_epoch_without_a_pass(flags, images, tmp_path, spy):
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--mixup-off-epoch', 1, *flags)
+    assert [call['enabled'] for call in spy[0].seen] == [True] * 5 + [False] * 5
+    mixed, plain = spy[0].given[0][1], spy[0].given[-1][1]
+    assert plain.max(1).values.allclose(torch.tensor(0.925))  # smoothed one-hots
+    assert mixed.max(1).values.min() < 0.92
+
+
+def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_tiny(images, tmp_path, '--mixup-mode', 'cutmix', '--epochs', 1)
+    assert any('Data: ' in r.message and '  Mix: ' in r.message for r in caplog.records)
+    caplog.clear()
+    run_tiny(images, tmp_path, '--epochs', 1)
+    assert not any('Mix: ' in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize('mode', ['none', 'mixup', 'cutmix', 'random-box', 'center-box', 'gradmix', 'gradmix+cutmix'])
+def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1)
+    record = load_checkpoint(folder / 'last.pth.tar').record
+    assert record.mixer == mode
+    assert create_mixer(mode, **record.mixer_options).options == record.mixer_options
+    assert json.loads((folder / 'mixes.json').read_text())['mixer']
+    assert (folder / 'mixes.png').stat().st_size > 1000
+
+
+def test_timms_mode_is_recorded_and_rebuilt(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--mixup', 0.4, '--mixup-mode', 'elem', '--epochs', 1)
+    record = load_checkpoint(folder / 'last.pth.tar').record
+    assert record.mixer == 'elem'
+    assert create_mixer('elem', num_classes=4, **record.mixer_options).timm.mixup_alpha == 0.4
+    assert not (folder / 'mixes.png').exists()
+
+
+@pytest.mark.parametrize('kind', ['logit', 'feature', 'token'])
+def test_a_student_is_mixed_by_its_own_maps(kind, images, tmp_path, spy, monkeypatch):
+    create = timm.create_model
+    monkeypatch.setattr('timm.task.distillation.create_model', lambda **kw: create(**{**kw, 'pretrained': False}))
+    student = 'test_resnet'
+    if kind == 'token':
+        student = 'deit_tiny_distilled_patch16_224'
+        monkeypatch.setattr(train, 'create_model', lambda **kw: create(
+            **{**kw, 'depth': 2, 'embed_dim': 24, 'num_heads': 2}))
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--model', student, '--epochs', 1, '--kd-model-name',
+             'test_resnet', '--kd-distill-type', kind)
+    wanted = 'VisionTransformerDistilled' if kind == 'token' else 'ResNet'
+    assert {type(call['model']).__name__ for call in spy[0].seen} == {wanted}
+
+
+def test_a_mixer_that_cannot_serve_the_model_is_refused_before_data_is_opened(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(train, 'open_data', lambda *args: opened.append(args))
+    with pytest.raises(UsageError, match='layer9'):
+        train.main(line('/nowhere', tmp_path, '--mixup-mode', 'gradmix', '--gradmix-layers', 'layer9'))
+    assert not opened
+
+
+def test_mixing_collate_is_switched_off_in_workers_that_run():
+    data = [(torch.full((3, 8, 8), n, dtype=torch.uint8), n % 4) for n in range(16)]
+    collate = SwitchedCollate(mixup_alpha=1.0, num_classes=4, label_smoothing=0.0)
+    loader = torch.utils.data.DataLoader(data, batch_size=8, num_workers=2, collate_fn=collate, persistent_workers=True)
+    assert min(float(t.max(1).values.min()) for _, t in loader) < 1
+    collate.mixup_enabled = False
+    assert all(bool((t.max(1).values == 1).all()) for _, t in loader)
+
+
+# ---- known and unknown classes
+
+def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeypatch):
+    opened, served = [], []
+    original = loaders.open_dataset
+    monkeypatch.setattr(loaders, 'open_dataset', lambda *a, **k: (opened.append(a[2]), original(*a, **k))[1])
+    build = train.build_loaders
+    monkeypatch.setattr(train, 'build_loaders', lambda *a: (served.append(a[4]), build(*a))[1])
+    folder = run_tiny(images, tmp_path, '--known-classes', 'dog,ant,bee', '--osr-val-fraction', 0.25, '--mixup-mode',
+                      'gradmix', classes=None)
+    assert opened == ['train']
+    names = [served[0].train.filename(n) for n in range(len(served[0].train))]
+    held = [served[0].eval.filename(n) for n in range(len(served[0].eval))]
+    assert len(names) == 18
+    assert len(held) == 6
+    assert not set(names) & set(held)
+    assert not any('cat' in name for name in names + held)
+    record = load_checkpoint(folder / 'model_best.pth.tar').record
+    assert record.known_classes == ('dog', 'ant', 'bee')
+    assert record.unknown_classes == ('cat',)
+    assert record.val_indices == tuple(served[0].eval.indices)
+    assert record.splits == {'train': 'train', 'test': 'validation'}
+    assert record.model_kwargs['num_classes'] == 3
+    assert record.data_config['input_size'] == (3, 32, 32)
+
+
+def test_the_digits_protocol_runs_and_its_checkpoint_builds_the_model(tmp_path):
+    train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', '--osr-trial', '1', *TINY, '--epochs', '1',
+                '-b', '128', '--img-size', '16', '--output', str(tmp_path), '--experiment', 'run', '--mixup-mode',
+                'random-box'])
+    loaded = load_checkpoint(tmp_path / 'run' / 'last.pth.tar')
+    assert (loaded.record.protocol, loaded.record.trial, len(loaded.record.known_classes)) == ('digits', 1, 6)
+    assert loaded.record.splits['test'] == 'test'
+    assert build_model(loaded).num_classes == 6
+
+
+def test_a_plain_run_names_its_classes_and_rebuilds(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--model', 'test_vit', '--epochs', 1, '--gp', 'avg')
+    loaded = load_checkpoint(folder / 'last.pth.tar')
+    assert loaded.record.known_classes == CLASSES
+    assert loaded.record.splits == {'train': 'train', 'test': 'validation'}
+    assert loaded.record.data_dir == str(images)
+    model = build_model(loaded)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (('--known-classes', 'ant,bee,cta'), "'cat'"),
+    (('--known-classes', 'ant,bee,cat,dog'), 'none is left as unknown'),
+    (('--known-classes', 'ant,bee', '--num-classes', 4), 'one output for each'),
+    (('--osr-protocol', 'digit'), "did you mean 'digits'"),
+    (('--osr-protocol', 'digits', '--osr-trial', 9), 'trials 0 to 4'),
+    (('--num-classes', 3), '--num-classes 4'),
+    (('--num-classes', 4, '-b', 64), 'fewer than one batch'),
+    (('--num-classes', 4, '--train-split', 'nope'), 'train'),
+    (('--model', 'test_resnett'), 'test_resnet'),
+    (('--num-classes', 4, '--model-kwargs', 'nope=1'), 'nope'),
+    (('--num-classes', 4, '--eval-metric', 'map'), 'top1'),
+    (('--num-classes', 4, '--stop-epoch', 3), 'stop-epoch'),
+    (('--num-classes', 4, '--save-epochs', 1, 9), 'save-epochs'),
+    (('--num-classes', 4, '--loss', 'bce', '--loss-class-weight', '1,2,3'), '3 entries but the model has 4'),
+    (('--num-classes', 4, '--device', 'cuda'), '--device cpu'),
+    (('--num-classes', 4, '--aa', 'rand-x9'), ''),
+    (('--data-dir', '/nowhere/at/all'), '--data-dir'),
+])
+def test_what_the_user_can_mend_is_status_2_and_one_line(flags, words, images, tmp_path, capsys):
+    if 'cuda' in flags and torch.cuda.is_available():
+        pytest.skip('there is a CUDA device')
+    status = train.console(line(images, tmp_path, *flags))
+    errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith('error: ')]
+    assert (status, len(errors)) == (2, 1)
+    assert words in errors[0]
+    assert not (tmp_path / 'run').exists()
+
+
+# ---- how a run ends
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(images, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(train, 'create_model', lambda **kw: pytest.fail('too late'))
+    assert train.console(line(images, tmp_path / 'file' / 'out')) == 2
+    assert f'{tmp_path / "file"} is a file' in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(images, tmp_path, monkeypatch,
+                                                                                     capsys):
+    step = train.train_one_epoch
+
+    def poison(run, epoch):
+        if epoch == 1:
+            with torch.no_grad():
+                next(run.task.parameters()).fill_(float('nan'))
+        return step(run, epoch)
+
+    monkeypatch.setattr(train, 'train_one_epoch', poison)
+    assert train.console(line(images, tmp_path, '--num-classes', 4)) == 1
+    error = [text for text in capsys.readouterr().err.splitlines() if text.startswith('error: ')][-1]
+    for word in ('nan', 'epoch 1, batch 0', 'learning rate 0.025', str(tmp_path / 'run' / 'last.pth.tar')):
+        assert word in error
+    assert load_checkpoint(tmp_path / 'run' / 'last.pth.tar').epoch == 0
+
+
+def test_an_interrupt_is_130_and_names_the_last_checkpoint(images, tmp_path, monkeypatch, capsys):
+    step = train.train_one_epoch
+
+    def interrupted(run, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return step(run, epoch)
+
+    monkeypatch.setattr(train, 'train_one_epoch', interrupted)
+    assert train.console(line(images, tmp_path, '--num-classes', 4)) == 130
+    printed = capsys.readouterr()
+    assert f'last checkpoint: {tmp_path / "run" / "last.pth.tar"}' in printed.err
+    assert [r['epoch'] for r in json.loads(printed.out.split('--result\n')[1])] == [0]
+
+
+def test_results_are_printed_for_programs_best_last(images, tmp_path, capsys):
+    folder = run_tiny(images, tmp_path, '--epochs', 3)
+    printed = json.loads(capsys.readouterr().out.split('--result\n')[1])
+    assert [r['validation']['top1'] for r in printed] == sorted(float(r['eval_top1']) for r in rows(folder))
+    assert printed[0]['train'].keys() == {'loss'}
+
+
+def test_without_validation_the_loss_picks_the_best(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--val-split', '')
+    assert 'eval_loss' not in rows(folder)[0]
+    best = min(rows(folder), key=lambda r: float(r['train_loss']))
+    assert load_checkpoint(folder / 'model_best.pth.tar').epoch == int(best['epoch'])
+
+
+def test_milestones_and_the_stop_force_a_checkpoint(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--epochs', 4, '--stop-epoch', 3, '--save-epochs', 1, '--val-interval', 9)
+    assert [r['epoch'] for r in rows(folder)] == ['0', '2']
+    assert (folder / 'milestone-1.pth.tar').exists()
+    assert yaml.safe_load((folder / 'args.yaml').read_text())['epochs'] == 4
+
+
+def test_a_bar_stands_for_the_train_lines_on_a_terminal(images, tmp_path, monkeypatch, caplog, capsys):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    run_tiny(images, tmp_path)
+    assert 'epoch 2/2' in capsys.readouterr().err
+    assert not any(r.message.startswith('Train: ') for r in caplog.records)
+    assert any(r.message.startswith('Test: ') for r in caplog.records)
+
+
+class Tiny(nn.Module):
+    """A model that timm does not know."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.fc = nn.Linear(3, num_classes)
+        self.pretrained_cfg = {'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)))
+
+
+def test_create_model_is_looked_up_in_the_module(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, 'create_model', lambda **kw: Tiny(kw['num_classes']))
+    assert set(state(run_tiny(images, tmp_path, '--epochs', 1))) == {'fc.weight', 'fc.bias'}
+
+
+def test_a_run_moves_no_flag_of_the_process(images, tmp_path):
+    before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--epochs', 1)
+    assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
