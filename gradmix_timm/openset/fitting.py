@@ -156,7 +156,7 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
     if kind.needs_train:
         _check_train(score, train)
     if kind.needs_head:
-        _check_head(score, train, head)
+        head = _checked_head(score, train, head)
     with torch.no_grad():
         score.fit(train, head)
     return score
@@ -198,19 +198,21 @@ def _check_train(score: Score, train: Embeddings | None) -> None:
                          f'({len(few)} of {classes} classes); give a larger training part')
 
 
-def _check_head(score: Score, train: Embeddings | None, head: Head | None) -> None:
-    """The head is there and gives the training logits (as far as there are any)."""
+def _checked_head(score: Score, train: Embeddings | None, head: Head | None) -> Head:
+    """The head on the embeddings' device; it is there and gives the training logits (as far as there are any)."""
     if head is None:
         raise ValueError(f'score {score.name!r} needs the classifier: pass head=Head(weight [K, D], bias [K])')
     if train is None:
-        return
+        return head
+    head = Head(head.weight.to(train.features.device), head.bias.to(train.features.device))
     if head.weight.shape != (train.logits.shape[1], train.features.shape[1]):
         raise ValueError(f'{score.name}: the head is {list(head.weight.shape)}, but the embeddings have '
                          f'{train.logits.shape[1]} logits and features {train.features.shape[1]} wide')
     rows = slice(None, None, max(1, len(train.logits) // _HEAD_ROWS))
     error = float((head(train.features[rows]) - train.logits[rows].double()).abs().max())
     scale = float(train.logits[rows].abs().max())
-    if error > _HEAD_TOLERANCE * scale:
+    if not error <= _HEAD_TOLERANCE * scale:  # NaN too
         raise ValueError(f'{score.name}: weight f + bias is off the logits by up to {error:.3g} where the largest is '
                          f'{scale:.3g}, so this is not the head that made them, or something follows it; '
                          'scores of logits or features alone need no head')
+    return head

@@ -79,6 +79,13 @@ def test_msp_ranks_as_the_odds_do(rows):
                 assert found[a] >= found[b] - 1e-15
 
 
+def test_entropy_and_gen_keep_their_digits_near_certainty():
+    rest = math.exp(-50)
+    logits = torch.tensor([[50., 0.]], dtype=torch.float64)
+    assert float(score('entropy', logits)) == pytest.approx(-51 * rest, rel=1e-12, abs=0)
+    assert float(score('gen', logits)) == pytest.approx(-2 * rest ** .1, rel=1e-12, abs=0)
+
+
 def test_the_two_logarithms_keep_their_digits():
     log_p, log_rest = log_odds_parts(torch.tensor([[50., 0.], [0., 0.], [1., 0.]], dtype=torch.float64))
     assert log_p.tolist() == pytest.approx([-math.exp(-50), -math.log(2), -math.log1p(math.exp(-1))], rel=1e-14)
