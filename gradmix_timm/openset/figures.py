@@ -22,7 +22,7 @@ KNOWN, UNKNOWN = '#0072B2', '#D55E00'
 _COLOURS = (KNOWN, UNKNOWN, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
 # A figure is as wide as a phone shows it, 343 CSS pixels or so: 10 points are then 11 pixels.
-_WIDTH, _DPI = 4.5, 200
+_WIDTH, _DPI = 4.5, 160
 _FONT = {'family': 'DejaVu Sans', 'size': 10.}
 
 Floats = NDArray[np.float64]
@@ -100,12 +100,12 @@ def draw_histogram(name: str, known: Floats, unknown: Floats, threshold: float |
     finite = both[np.isfinite(both)]
     low, high = np.quantile(finite, [0.005, 0.995]) if len(finite) else (0., 1.)
     low, high = (low, high) if high > low else (low - 0.5, low + 0.5)
-    bins = np.linspace(low, high, 41).tolist()
+    bins = np.linspace(low, high, 41)
     for side, values, colour in (('known', known, KNOWN), ('unknown', unknown, UNKNOWN)):
-        clipped = np.clip(values, low, high)
-        axes.hist(clipped, bins, weights=np.full(len(values), 1 / len(values)), color=colour, alpha=0.25)
-        axes.hist(clipped, bins, weights=np.full(len(values), 1 / len(values)), color=colour, histtype='step',
-                  linewidth=1.6, linestyle='-' if side == 'known' else '--', label=f'{side} ({len(values):,})')
+        share = np.histogram(np.clip(values, low, high), bins)[0] / len(values)
+        axes.stairs(share, bins, color=colour, fill=True, alpha=0.25)
+        axes.stairs(share, bins, color=colour, linewidth=1.6, linestyle='-' if side == 'known' else '--',
+                    label=f'{side} ({len(values):,})')
     if threshold is not None and low <= threshold <= high:
         axes.axvline(threshold, color='black', linewidth=1.2, linestyle=':', label='threshold')
     axes.set_xlim(low, high)
@@ -173,7 +173,6 @@ def draw_reliability(confidence: Floats, accuracy: Floats, share: Floats, error:
 
 def _figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout='constrained', facecolor='white')
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.grid(color='#E2E2E2', linewidth=0.7)
     axes.set_axisbelow(True)
@@ -225,10 +224,10 @@ def _png(figure: Figure, legend: Axes | None = None) -> bytes:
     for axes in figure.axes:
         for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set(**_FONT)
-    drawn, file = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format='png')
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()  # once; savefig would draw twice
     # 128 colours are enough for lines and one scale, at a third of the bytes; without metadata, so that the same
     # arrays give the same file.
-    few = Image.open(drawn).convert('RGB').quantize(128, dither=Image.Dither.NONE)
-    few.save(file, format='PNG', optimize=True)
+    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    drawn.quantize(128, dither=Image.Dither.NONE).save(file, format='PNG', optimize=True)
     return file.getvalue()

@@ -153,7 +153,7 @@ def _table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]]
         f'<tr{" class=headline" if marked else ""}><th scope="row">{head}</th>'
         + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>' for head, cells, marked in rows)
     # The words stand above the box: a caption would be as wide as the table and scroll out of sight.
-    label = f'table-{sha256(caption.encode()).hexdigest()[:8]}'
+    label = f'table-{sha256((caption + lines).encode()).hexdigest()[:8]}'
     return (f'<p class="soft caption" id="{label}">{caption}</p><div class="scroll" tabindex="0" role="region" '
             f'aria-labelledby="{label}"><table aria-labelledby="{label}"><thead><tr>{top}</tr></thead><tbody>{lines}'
             '</tbody></table></div>')

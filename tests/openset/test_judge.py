@@ -1,0 +1,141 @@
+"""Judging: every figure is its metric's, the threshold is honest, the tables add up."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from embedded import CLASSES, make, make_head
+
+from gradmix_timm.openset import metrics
+from gradmix_timm.openset.judge import Subjects, judge, needs_train, observed_threshold
+from gradmix_timm.openset.scores import fit_score, list_scores
+
+KNOWN, UNKNOWN = ('ant', 'bee', 'cat', 'dog'), ('elk', 'fox', 'gnu')
+
+
+def subjects(**changes):
+    unknown = make(90, seed=2, unknown=True)
+    made = Subjects(
+        train=make(120, seed=0), known=make(80, seed=1), unknown=unknown, unknown_label=np.arange(90) % 3,
+        known_classes=KNOWN, unknown_classes=UNKNOWN, validation=make(60, seed=3), head=make_head(),
+        groups={'easy': ('elk',), 'hard': ('fox', 'gnu')})
+    return replace(made, **changes)
+
+
+@pytest.fixture(scope='module')
+def judged():
+    return judge(subjects(), draws=20)
+
+
+def test_all_registered_scores_are_judged_or_say_why_not(judged):
+    assert {*judged.results['scores'], *judged.results['not_served']} == set(list_scores())
+    assert {'msp', 'mls', 'energy', 'knn', 'vim'} <= set(judged.results['scores'])
+
+
+@pytest.mark.parametrize('name', ['msp', 'mls', 'knn', 'class-knn', 'react'])
+def test_figures_are_those_of_the_metrics(judged, name):
+    given = subjects()
+    score = fit_score(name, given.train, head=given.head)
+    known, unknown = score(given.known), score(given.unknown)
+    found = judged.results['scores'][name]
+    assert found['auroc'] == metrics.auroc(known, unknown)
+    assert found['fpr_at_95_known'] == metrics.fpr_at_95_known(known, unknown)
+    # The class belongs to the predictor whose score it is.
+    assert found['oscr'] == metrics.oscr(known, score.predict(given.known) == given.known.label, unknown)
+    assert found['auroc_ci'] == list(metrics.delong_ci(known, unknown))
+    np.testing.assert_array_equal(judged.arrays[f'known/{name}'], known.numpy())
+
+
+def test_groups_are_judged_on_their_own_unknowns_and_all_knowns(judged):
+    groups = judged.results['groups']
+    assert list(groups) == ['easy', 'hard']
+    assert (groups['easy']['n_unknown'], groups['hard']['n_unknown']) == (30, 60)
+    rows = np.arange(90) % 3 == 0
+    known, unknown = judged.arrays['known/mls'], judged.arrays['unknown/mls']
+    assert groups['easy']['scores']['mls']['auroc'] == metrics.auroc(known, unknown[rows])
+    assert groups['hard']['scores']['mls']['auroc'] == metrics.auroc(known, unknown[~rows])
+
+
+def test_threshold_comes_from_held_out_images_and_never_from_test_ones():
+    first, second = judge(subjects(), ['mls'], draws=0), judge(subjects(known=make(80, seed=9)), ['mls'], draws=0)
+    assert first.results['threshold']['value'] == second.results['threshold']['value']
+    held = make(60, seed=3).logits.amax(1).double().sort().values
+    assert first.results['threshold']['value'] == float(held[2])  # floor(0.05 x 61) = 3rd smallest
+    assert first.results['threshold']['held_out']
+
+
+@pytest.mark.parametrize('held', [None, make(18, seed=3)])
+def test_without_enough_held_out_images_the_threshold_is_that_of_the_test_and_says_so(held):
+    found = judge(subjects(validation=held), ['mls'], draws=0).results
+    assert not found['threshold']['held_out']
+    assert 'test images themselves' in found['threshold']['source']
+    assert found['threshold']['known_accepted'] == 0.95
+    assert found['threshold']['unknown_accepted'] == found['scores']['mls']['fpr_at_95_known']
+
+
+@pytest.mark.parametrize('count', [1, 5, 19, 20, 21, 40, 101])
+def test_observed_threshold_is_the_largest_that_keeps_95_percent(count):
+    known = np.random.default_rng(0).permutation(count).astype(float)
+    tau = observed_threshold(known)
+    assert (known >= tau).mean() >= 0.95
+    assert not [other for other in known if other > tau and (known >= other).mean() >= 0.95]
+
+
+def test_tables_add_up(judged):
+    results, confusion = judged.results, judged.arrays['confusion']
+    assert confusion.shape == (CLASSES + 1, CLASSES + 3)
+    assert confusion.sum(0).tolist() == [20] * CLASSES + [30] * 3
+    rows = results['per_class']
+    accuracy = sum(row['n'] * row['accuracy'] for row in rows['known']) / 80
+    assert accuracy == pytest.approx(results['closed_set']['top1'])
+    for side, total in (('known', 80), ('unknown', 90)):
+        accepted = sum(row['n'] * row['accepted'] for row in rows[side]) / total
+        assert accepted == pytest.approx(results['threshold'][f'{side}_accepted'])
+    assert confusion[CLASSES, :CLASSES].sum() / 80 == pytest.approx(1 - results['threshold']['known_accepted'])
+    shares = [row['accepted'] for row in rows['unknown']]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_a_score_that_needs_a_head_is_left_out_with_the_reason():
+    found = judge(subjects(head=None, head_missing='its head is a CosineLinear'), draws=0).results
+    assert 'its head is a CosineLinear' in found['not_served']['react']
+    assert 'mls' in found['scores']
+    with pytest.raises(ValueError, match=r'--scores: react cannot be served: .*CosineLinear'):
+        judge(subjects(head=None, head_missing='its head is a CosineLinear'), ['mls', 'react'], draws=0)
+
+
+def test_an_unknown_score_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="no score 'mlz'.*'mls'"):
+        judge(subjects(), ['mlz'])
+
+
+def test_scores_of_logits_need_no_training_images():
+    assert not needs_train(['msp', 'mls'])
+    assert needs_train(['mls', 'knn'])
+    assert needs_train(None)
+    found = judge(subjects(train=None), ['msp', 'mls'], draws=0)
+    assert list(found.results['scores']) == ['msp', 'mls']
+
+
+def test_the_headline_is_fixed_beforehand():
+    assert judge(subjects(), ['msp', 'mls', 'vim'], draws=0).results['threshold']['score'] == 'mls'
+    assert judge(subjects(), ['msp', 'vim'], draws=0).results['threshold']['score'] == 'msp'
+
+
+def test_same_seed_same_figures():
+    one, two = (judge(subjects(), ['mls', 'knn'], draws=20, seed=4).results for _ in range(2))
+    assert one == two
+    assert judge(subjects(), ['mls', 'knn'], draws=20, seed=5).results['scores'] != one['scores']
+
+
+def test_order_of_the_images_does_not_matter():
+    turn = torch.arange(79, -1, -1)
+    known = make(80, seed=1)
+    turned = replace(known, logits=known.logits[turn], features=known.features[turn], label=known.label[turn])
+    one, two = (judge(subjects(known=part), ['mls', 'knn'], draws=0).results for part in (known, turned))
+    assert one['scores'] == two['scores']
+    assert one['threshold'] == two['threshold']
+    assert [row['accepted'] for row in one['per_class']['known']] == [
+        row['accepted'] for row in two['per_class']['known']]
