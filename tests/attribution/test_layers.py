@@ -170,6 +170,19 @@ def test_torchvision_models_are_traced():
     assert names(mobile)[-1] == 'features.12'
 
 
+def test_class_scores_are_no_features():
+    class Convolutional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+            self.classifier = nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            return self.classifier(self.features(x)).mean((2, 3))
+
+    assert names(usable_layers(Convolutional(), (3, 16, 16))) == ['features']
+
+
 def test_a_users_network_offers_its_blocks():
     layers = usable_layers(ToyNet(), (3, 32, 32))
     assert [(str(layer), layer.grid) for layer in layers] == [('block1', (16, 16)), ('block2', (8, 8))]
@@ -360,6 +373,13 @@ def test_half_precision_finds_the_same_layers(name, dtype):
     assert usable_layers(model, (3, 64, 64)) == usable_layers(copy.deepcopy(model).to(dtype), (3, 64, 64))
 
 
+def test_float16_gradients_are_not_lost_to_rounding():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    nn.init.uniform_(net[3].weight, -2e-6, 2e-6)
+    # Spread over 1024 cells they are below the smallest float16.
+    assert names(usable_layers(net.half(), (3, 32, 32))) == ['0']
+
+
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode,
                                   lambda: torch.autocast('cpu', dtype=torch.bfloat16)])
 def test_the_callers_mode_does_not_matter(mode):
@@ -407,6 +427,14 @@ def test_tokens_fold_to_their_places_at_any_size(size, prefix):
     target = TargetLayer('blocks.3', None, 'NLC', prefix, (14, 14))
     assert fold(tokens, target, size).equal(picture)
     assert read_grid(tokens, size, Hints(prefix=prefix)) == ('NLC', prefix, (height, width))
+
+
+def test_a_declared_prefix_goes_before_a_guess():
+    tokens = torch.zeros(2, 9, 4)
+    assert read_grid(tokens, (32, 32), Hints(prefix=5)) == ('NLC', 5, (2, 2))
+    assert read_grid(tokens, (32, 32)) == ('NLC', 0, (3, 3))
+    # cait declares a class token that its patch blocks do not carry.
+    assert read_grid(torch.zeros(2, 196, 4), (224, 224), Hints(prefix=1)) == ('NLC', 0, (14, 14))
 
 
 def test_images_fold_by_their_layout():
