@@ -247,9 +247,12 @@ def _source(args: argparse.Namespace, loaded: Loaded | None) -> dict[str, Any]:
     """Data set, folder and split names: the flags', else the checkpoint's."""
     record = loaded.record if loaded is not None else None
     told: dict[str, Any] = (loaded.args or {}) if loaded is not None else {}
-    dataset = _first(args.dataset, record and record.dataset, told.get('dataset'), '')
+    # '' is a name too: class folders.
+    dataset = args.dataset if args.dataset is not None else _first(
+        record and record.dataset, told.get('dataset'), '')
     # A folder given by hand goes with the data set of the checkpoint; a data set given by hand has its own folder.
-    folder = _first(args.data_dir, None if args.dataset else record and record.data_dir, told.get('data_dir'))
+    recorded = record.data_dir if record is not None else told.get('data_dir')
+    folder = args.data_dir or (recorded if args.dataset is None else None)
     splits = dict(record.splits) if record is not None else {}
     there = list_splits(dataset, folder)
     return {

@@ -96,7 +96,8 @@ def test_logits_are_the_models_own_and_features_timms(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'side'), [
     ('levit_128s', 224), ('efficientformer_l1', 224), ('mobilenetv3_small_050', 64), ('mobilenetv4_conv_small', 64),
-    ('vgg11', 64), ('repvit_m0_9', 64), ('crossvit_tiny_240', 240), ('resnetv2_50x1_bit', 64), ('tiny_vit_5m_224', 224)])
+    ('vgg11', 64), ('repvit_m0_9', 64), ('crossvit_tiny_240', 240), ('resnetv2_50x1_bit', 64),
+    ('tiny_vit_5m_224', 224)])
 def test_heads_of_timm_are_linear_maps_of_the_features(name, side):
     model = randomise(timm.create_model(name, num_classes=3))
     found = extract(model, batches(2, 2, side)[2], 'cpu')
@@ -160,7 +161,7 @@ def test_a_head_that_is_no_linear_map_is_refused(head):
 def test_a_model_without_a_head_says_what_remains():
     model = timm.create_model('test_resnet', num_classes=0)
     assert extract(model, batches()[2], 'cpu').features.shape == (10, model.num_features)
-    with pytest.raises(ValueError, match='no classification head.*remain'):
+    with pytest.raises(ValueError, match=r'no classification head.*remain'):
         head_of(model)
 
 
@@ -180,7 +181,7 @@ def test_nothing_is_left_behind_even_on_an_error(tiny_cnn):
     tiny_cnn.layer1.eval()
     flags = [part.training for part in tiny_cnn.modules()]
     state = {name: value.clone() for name, value in tiny_cnn.state_dict().items()}
-    images, labels, loader = batches()
+    loader = batches()[2]
     extract(tiny_cnn, loader, 'cpu')
     with torch.no_grad():
         tiny_cnn.fc.bias[0] = float('nan')

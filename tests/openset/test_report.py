@@ -38,8 +38,9 @@ def made(scores=('msp', 'mls', 'knn')):
         known_classes=NAMES, unknown_classes=('elk', 'fox'), validation=make(40, seed=3), head=make_head(),
         groups={'easy': ('elk',), 'hard': ('fox',)}), scores, draws=10)
     return {
-        'format': 1, 'protocol': 'toy', 'family': None, 'trial': 0, **judged.results, 'checkpoint': 'run/<last>.pth.tar',
-        'seed': 0, 'versions': {'torch': '2'}, 'device': 'cpu', 'created': '2026-01-01T00:00:00+00:00',
+        'format': 1, 'protocol': 'toy', 'family': None, 'trial': 0, **judged.results,
+        'checkpoint': 'run/<last>.pth.tar', 'seed': 0, 'versions': {'torch': '2'}, 'device': 'cpu',
+        'created': '2026-01-01T00:00:00+00:00',
         'manifest': {'model': 'test_resnet', 'data': {'dataset': 'toy'}, 'settings': {'amp': None}}}, judged.arrays
 
 

@@ -1,0 +1,361 @@
+"""`openset osr`: one command from a checkpoint to table, files and page; what a user gets wrong ends in one line."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import runpy
+import shutil
+import sys
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from gradmix_timm.checkpoint import KEY, RunRecord
+from gradmix_timm.cli import osr
+from gradmix_timm.cli.exits import run_console
+from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
+from gradmix_timm.openset.extract import extract
+
+CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.3,) * 3, 'std': (0.3,) * 3,
+          'crop_pct': 1.0, 'crop_mode': 'center'}
+SPLIT = load_split('digits')
+QUICK = ('--bootstrap', '10', '--device', 'cpu')
+
+
+def save(path, record=None, model=None, **extra):
+    """A checkpoint as training writes it; one score-bearing head, no training."""
+    torch.manual_seed(0)
+    model = model or timm.create_model('test_resnet', num_classes=6)
+    state = {'state_dict': model.state_dict(), 'epoch': 1, 'metric': 50., 'arch': 'test_resnet', **extra}
+    if record is not None:
+        state[KEY] = record.to_state()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    return path
+
+
+def digits(**changes):
+    held = hold_out(select_classes(open_dataset('sklearn/digits'), SPLIT.known), 0.1, 0)[1]
+    return RunRecord(**{
+        'model': 'test_resnet', 'model_kwargs': {'num_classes': 6, 'in_chans': 3}, 'known_classes': SPLIT.known,
+        'unknown_classes': SPLIT.unknown, 'protocol': 'digits', 'family': 'arpl2020', 'trial': 0,
+        'dataset': 'sklearn/digits', 'splits': {'train': 'train', 'test': 'test'},
+        'val_indices': tuple(held.indices.tolist()), 'data_config': CONFIG, 'mixer': 'gradmix', 'seed': 7, **changes})
+
+
+def folders(root, classes=('ant', 'bee', 'cat', 'dog'), count=6):
+    """Class folders of noise round a colour, train and test."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'test'):
+        for place, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(60 * place + rng.integers(0, 80, (20, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f'{number}.png')
+    return root
+
+
+def pictures(data, **changes):
+    return RunRecord(**{
+        'model': 'test_resnet', 'model_kwargs': {'num_classes': 2}, 'known_classes': ('dog', 'ant'),
+        'unknown_classes': ('bee', 'cat'), 'data_dir': str(data), 'splits': {'train': 'train', 'test': 'test'},
+        'data_config': CONFIG, **changes})
+
+
+def two_outputs():
+    torch.manual_seed(0)
+    return timm.create_model('test_resnet', num_classes=2)
+
+
+def run(*argv):
+    return run_console(osr.main, ['osr', *map(str, argv), *QUICK])
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    """One whole run on the digits: (folder, standard output)."""
+    run_folder = tmp_path_factory.mktemp('run')
+    path = save(run_folder / 'model_best.pth.tar', digits())
+    Image.new('RGB', (30, 20)).save(run_folder / 'mixes.png')
+    with redirect_stdout(io.StringIO()) as told:
+        assert run('--checkpoint', path, '--scores', 'msp,mls,knn') == 0
+    return run_folder / 'osr', told.getvalue()
+
+
+def results_of(folder):
+    return json.loads((folder / 'results.json').read_text())
+
+
+# ---- a run that goes well
+
+def test_results_hold_what_others_read(done):
+    results = results_of(done[0])
+    assert {'format', 'protocol', 'family', 'trial', 'known_classes', 'unknown_classes', 'n_known', 'n_unknown',
+            'closed_set', 'scores', 'checkpoint', 'seed', 'versions', 'device', 'created'} <= set(results)
+    assert (results['format'], results['protocol'], results['trial'], results['seed']) == (1, 'digits', 0, 7)
+    assert results['known_classes'] == list(SPLIT.known)
+    metrics = {'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr'}
+    for score in results['scores'].values():
+        assert metrics | {f'{name}_ci' for name in metrics} | {'ccr_at_fpr', 'tie_share', 'degenerate'} <= set(score)
+        assert all(0 <= score[name] <= 1 for name in metrics)
+    assert list(results['scores']) == ['msp', 'mls', 'knn']
+    assert len(results['manifest']['checkpoint_sha256']) == 64
+
+
+def test_images_are_those_of_the_split_and_validation_stays_out(done):
+    results = results_of(done[0])
+    test = np.bincount([label for _, label in open_dataset('sklearn/digits', split='test')], minlength=10)
+    assert results['n_known'] == test[[int(name) for name in SPLIT.known]].sum()
+    assert results['n_unknown'] == test.sum() - results['n_known']
+    data, record = results['manifest']['data'], digits()
+    whole = len(select_classes(open_dataset('sklearn/digits'), SPLIT.known))
+    assert (data['n_train'], data['n_validation']) == (whole - len(record.val_indices), len(record.val_indices))
+
+
+def test_table_is_printed_with_the_accuracy_above_and_the_page_last(done):
+    folder, out = done
+    lines = out.strip().splitlines()
+    results = results_of(folder)
+    accuracy = next(place for place, line in enumerate(lines) if line.startswith('closed-set accuracy '))
+    row = next(place for place, line in enumerate(lines) if line.startswith('| mls '))
+    assert accuracy < row
+    assert float(lines[row].split('|')[2]) == round(100 * results['scores']['mls']['auroc'], 2)
+    assert lines[-1] == str(folder / 'report.html')
+
+
+def test_every_file_is_written_and_nothing_else(done):
+    folder = done[0]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        'arrays.npz', 'figures', 'mistakes.json', 'report.html', 'results.csv', 'results.json', 'results.md']
+    names = {path.name for path in (folder / 'figures').iterdir()}
+    assert {'roc.png', 'oscr.png', 'confusion.png', 'reliability.png', 'histogram-mls.png'} <= names
+    with (folder / 'results.csv').open() as file:
+        assert [row['score'] for row in csv.DictReader(file)] == list(results_of(folder)['scores'])
+    assert 'mixed' in (folder / 'report.html').read_text()
+
+
+def test_mistakes_are_the_extremes_beyond_the_threshold(done):
+    results = results_of(done[0])
+    tau, name = results['threshold']['value'], results['threshold']['score']
+    mistakes = json.loads((done[0] / 'mistakes.json').read_text())
+    with np.load(done[0] / 'arrays.npz') as arrays:
+        known, unknown = arrays[f'known/{name}'], arrays[f'unknown/{name}']
+    shown = [item['knownness'] for item in mistakes['accepted']]
+    assert shown == sorted(unknown[unknown >= tau])[::-1][:12]
+    assert [item['knownness'] for item in mistakes['rejected']] == sorted(known[known < tau])[:12]
+    assert {item['class'] for item in mistakes['accepted']} <= set(SPLIT.unknown)
+    assert all(item['file'].split('/')[-2] == item['class'] for item in mistakes['accepted'] + mistakes['rejected'])
+
+
+def test_figures_are_those_of_the_model_on_plain_images(done):
+    """The logits of one known test class, computed here without the command's loader."""
+    from timm.data import create_transform
+    cut = select_classes(open_dataset('sklearn/digits', split='test'), SPLIT.known)
+    cut.transform = create_transform(**CONFIG, is_training=False)
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=6)
+    found = extract(model, torch.utils.data.DataLoader(cut, 64), 'cpu')
+    with np.load(done[0] / 'arrays.npz') as arrays:
+        np.testing.assert_allclose(arrays['known/mls'], found.logits.amax(1).double(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(arrays['known_label'], found.label)
+
+
+def test_a_second_run_gives_the_same_figures(done, tmp_path, capsys):
+    checkpoint = done[0].parent / 'model_best.pth.tar'
+    assert run('--checkpoint', checkpoint, '--output', tmp_path / 'again', '--batch-size', 50,
+               '--scores', 'msp,mls,knn') == 0
+    one, two = results_of(done[0]), results_of(tmp_path / 'again')
+    assert {name: score['auroc'] for name, score in one['scores'].items()} == pytest.approx(
+        {name: score['auroc'] for name, score in two['scores'].items()}, abs=1e-3)  # another batch size rounds anew
+    assert one['manifest']['list_sha256'] == two['manifest']['list_sha256']
+
+
+def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
+    folder = shutil.copytree(done[0], tmp_path / 'moved')
+    (folder / 'report.html').unlink()
+    shutil.rmtree(folder / 'figures')
+    assert run_console(osr.main, ['report', str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / 'report.html')
+    assert (folder / 'report.html').read_text() == (done[0] / 'report.html').read_text()
+
+
+# ---- whatever kind of checkpoint
+
+def test_folders_with_classes_out_of_order(tmp_path, capsys):
+    """Head order is the record's, not the folders'."""
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
+    assert run('--checkpoint', checkpoint, '--scores', 'mls,msp') == 0
+    results = results_of(tmp_path / 'run' / 'osr')
+    assert list(results['scores']) == ['mls', 'msp']
+    assert results['known_classes'] == ['dog', 'ant']
+    with np.load(tmp_path / 'run' / 'osr' / 'arrays.npz') as arrays:
+        assert arrays['known_label'].tolist() == [1] * 6 + [0] * 6  # files by name: ant before dog
+        assert arrays['unknown_label'].tolist() == [0] * 6 + [1] * 6
+    assert not results['threshold']['held_out']
+
+
+def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
+    data = folders(tmp_path / 'data')
+    torch.save(two_outputs().state_dict(), tmp_path / 'weights.pth')
+    assert run('--checkpoint', tmp_path / 'weights.pth', '--model', 'test_resnet', '--data-dir', data,
+               '--known-classes', 'dog,ant', '--img-size', 32, '--scores', 'mls') == 0
+    results = results_of(tmp_path / 'osr')
+    assert results['unknown_classes'] == ['bee', 'cat']
+    assert results['manifest']['preprocessing']['input_size'] == [3, 32, 32]
+
+
+def test_groups_of_a_protocol_file(tmp_path, capsys):
+    (tmp_path / 'mine.yaml').write_text(
+        'name: mine\nknown: [dog, ant]\nunknown: [bee, cat]\ngroups: {easy: [bee], hard: [cat]}\n')
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
+    assert run('--checkpoint', checkpoint, '--osr-protocol', tmp_path / 'mine.yaml', '--scores', 'mls') == 0
+    results = results_of(tmp_path / 'osr')
+    assert results['protocol'] == 'mine'
+    assert {name: part['n_unknown'] for name, part in results['groups'].items()} == {'easy': 6, 'hard': 6}
+
+
+def test_unknowns_of_another_data_set(tmp_path, capsys):
+    """CIFAR+N: the unknowns are of another data set than the knowns."""
+    split = load_split('cifar+10')
+    known, other = folders(tmp_path / 'ten', split.known, 2), folders(tmp_path / 'hundred', split.unknown, 2)
+    torch.manual_seed(0)
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(
+        known, known_classes=split.known, unknown_classes=split.unknown, protocol='cifar+10', trial=0,
+        family=split.family, model_kwargs={'num_classes': 4}), timm.create_model('test_resnet', num_classes=4))
+    assert run('--checkpoint', checkpoint, '--scores', 'mls') == 2
+    assert '--unknown-data-dir DIR' in capsys.readouterr().err
+    assert run('--checkpoint', checkpoint, '--scores', 'mls', '--unknown-data-dir', other) == 0
+    results = results_of(tmp_path / 'osr')
+    assert (results['n_known'], results['n_unknown']) == (8, 20)
+
+
+def test_several_loader_processes_give_the_same(tmp_path, capsys):
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
+    for workers in (0, 2):
+        assert run('--checkpoint', checkpoint, '--scores', 'mls', '--workers', workers, '--output',
+                   tmp_path / str(workers)) == 0
+    assert results_of(tmp_path / '0')['scores'] == results_of(tmp_path / '2')['scores']
+
+
+# ---- what a user gets wrong: status 2, one line, what to type
+
+def refused(capsys, *argv):
+    assert run(*argv) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    assert lines[-1].startswith('error: ')
+    assert 'Traceback' not in captured.err
+    assert not [line for line in captured.out.splitlines() if line.startswith('|')]
+    return lines[-1]
+
+
+@pytest.mark.parametrize(('argv', 'words'), [
+    ((), 'nothing to judge: --checkpoint FILE, or --model NAME --pretrained'),
+    (('--checkpoint', 'nowhere.pth.tar'), 'no checkpoint at nowhere.pth.tar'),
+    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "no score 'enrgy': did you mean 'energy'"),
+    (('--checkpoint', '{text}'), 'is text, beginning'),
+    (('--checkpoint', '{good}', '--bootstrap', '-1', '--seed', '0'), '--bootstrap -1: expected 0 or more'),
+    (('--checkpoint', '{good}', '--batch-size', '0'), '--batch-size 0: expected 1 or more'),
+    (('--checkpoint', '{good}', '--device', 'cuda:77'), 'type --device cpu'),
+    (('--checkpoint', '{good}', '--output', '{text}'), 'is a file, expected a folder'),
+    (('--checkpoint', '{good}', '--known-classes', '2,4'), 'the checkpoint knows 6 classes and 2 were given'),
+    (('--checkpoint', '{good}', '--known-classes', '2,4', '--osr-protocol', 'digits'), 'give one'),
+    (('--checkpoint', '{good}', '--osr-protocol', 'digit'), "did you mean 'digits'"),
+    (('--checkpoint', '{good}', '--osr-protocol', 'digits', '--osr-trial', '1'), 'class 0 of the head'),
+    (('--checkpoint', '{good}', '--test-split', 'val'), "no split 'val' in sklearn/digits"),
+    (('--checkpoint', '{good}', '--dataset', '', '--data-dir', 'gone'), 'no folder at gone; --data-dir'),
+    (('--checkpoint', '{bare}'), 'name the model, --model NAME|--known-classes'),
+    (('--checkpoint', '{good}', '--pretrained'), 'leave out --pretrained or --checkpoint'),
+    (('--model', 'test_resnte', '--known-classes', 'a,b'), "no model 'test_resnte'")])
+def test_mistakes_end_in_one_line(argv, words, tmp_path, capsys):
+    good = save(tmp_path / 'run' / 'last.pth.tar', digits(val_indices=()))
+    (tmp_path / 'notes.txt').write_text('hello there')
+    torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'bare.pth')
+    places = {'good': good, 'text': tmp_path / 'notes.txt', 'bare': tmp_path / 'bare.pth'}
+    given = [word.format(**places) for word in argv]
+    code = run_console(osr.main, ['osr', *given, *(() if '--device' in given else QUICK[2:])])
+    captured = capsys.readouterr()
+    assert code == 2
+    error = captured.err.strip().splitlines()[-1]
+    assert error.startswith('error: ')
+    assert any(part in error for part in words.split('|')), error
+    assert 'Traceback' not in captured.err
+    assert not (tmp_path / 'run' / 'osr').exists()
+
+
+def test_data_that_moved_names_the_flag(tmp_path, capsys):
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(tmp_path / 'gone'), two_outputs())
+    assert '--data-dir' in refused(capsys, '--checkpoint', checkpoint)
+    data = folders(tmp_path / 'here')
+    assert run('--checkpoint', checkpoint, '--data-dir', data, '--scores', 'mls') == 0
+
+
+def test_no_unknown_class_left(tmp_path, capsys):
+    data = folders(tmp_path / 'data', ('ant', 'dog'))
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(data, unknown_classes=()), two_outputs())
+    assert 'none is left as unknown' in refused(capsys, '--checkpoint', checkpoint)
+
+
+def test_a_class_that_the_test_split_lacks(tmp_path, capsys):
+    data = folders(tmp_path / 'data')
+    shutil.rmtree(data / 'test' / 'bee')
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(data), two_outputs())
+    assert "'bee'" in refused(capsys, '--checkpoint', checkpoint)
+
+
+def test_validation_rows_of_other_data(tmp_path, capsys):
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data'), val_indices=(0, 999)),
+                      two_outputs())
+    assert 'check --data-dir' in refused(capsys, '--checkpoint', checkpoint)
+
+
+def test_a_broken_image_is_named(tmp_path, capsys):
+    data = folders(tmp_path / 'data')
+    (data / 'test' / 'cat' / '3.png').write_bytes(b'not an image')
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(data), two_outputs())
+    for workers in (0, 2):
+        line = refused(capsys, '--checkpoint', checkpoint, '--workers', workers)
+        assert os.path.join('cat', '3.png') in line
+
+
+def test_a_model_that_gives_nan_leaves_the_old_files(tmp_path, capsys):
+    data, model = folders(tmp_path / 'data'), two_outputs()
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(data), model)
+    assert run('--checkpoint', checkpoint, '--scores', 'mls') == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in (tmp_path / 'osr').rglob('*') if path.is_file()}
+    with torch.no_grad():
+        model.fc.bias[0] = float('nan')
+    save(checkpoint, pictures(data), model)
+    assert 'NaN logits' in refused(capsys, '--checkpoint', checkpoint, '--scores', 'mls')
+    assert {path: path.read_bytes() for path in (tmp_path / 'osr').rglob('*') if path.is_file()} == before
+
+
+def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, capsys):
+    """Two images a class are too few for a covariance; unasked, it is only left out."""
+    checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data', count=1)), two_outputs())
+    assert '--scores: mahalanobis cannot be served' in refused(
+        capsys, '--checkpoint', checkpoint, '--scores', 'mls,mahalanobis')
+    assert run('--checkpoint', checkpoint) == 0
+    assert 'not served: mahalanobis: ' in capsys.readouterr().out
+
+
+def test_the_module_is_a_door_to_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['openset', 'osr', '--checkpoint', 'nowhere.pth.tar'])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module('gradmix_timm.openset', run_name='__main__')
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith('error: no checkpoint at nowhere.pth.tar')
+
+
+def test_no_command_and_an_unknown_one(capsys):
+    assert run_console(osr.main, []) == 2
+    assert run_console(osr.main, ['osrr']) == 2
+    assert 'error: ' in capsys.readouterr().err
+    assert run_console(osr.main, ['osr', '--help']) == 0
