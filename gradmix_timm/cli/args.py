@@ -62,14 +62,10 @@ def build_parser() -> argparse.ArgumentParser:
                   'gradmix, ...), which switches mixing on by itself, or two joined by +')
     add_flags(group, _MIXING)
     group = parser.add_argument_group('GradMix', 'options of --mixup-mode gradmix, random-box and center-box')
-    add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS if name not in _WITHHELD))
+    add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS))
     add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
     add_flags(parser.add_argument_group('Objective'), _OBJECTIVE)
     return parser
-
-
-# Options of GradMix that the training loop does not serve.
-_WITHHELD = ('keep_clean',)
 
 
 def _gradmix_flag(name: str) -> Flag:

@@ -186,11 +186,11 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
         ValueError: Fewer training images than one batch.
     """
     config = built.data_config
-    common = {
+    common: dict[str, Any] = {
         'mean': config['mean'], 'std': config['std'], 'pin_memory': args.pin_mem,
         'img_dtype': hardware.dtype or torch.float32, 'device': hardware.device, 'distributed': args.distributed,
         'use_prefetcher': args.prefetcher}
-    evaluated = {
+    evaluated: dict[str, Any] = {
         'batch_size': args.validation_batch_size or args.batch_size, 'is_training': False,
         'interpolation': config['interpolation'], 'num_workers': _eval_workers(args), 'crop_pct': config['crop_pct']}
     if args.naflex_loader:
@@ -200,8 +200,8 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
         mixup = create_timm_mixup(plan, args.num_classes, args.task == 'multilabel', collate=args.prefetcher)
     # With a registered mixer or an open-set split workers are made anew each epoch: their seeds then come from the
     # random stream that a checkpoint keeps, and a resumed run goes on exactly. A plain run keeps timm's own.
-    workers = {'persistent_workers': not (plan.in_step or data.split)}
-    source = AugMixDataset(data.train, num_splits=args.aug_splits) if args.aug_splits > 1 else data.train
+    workers: dict[str, Any] = {'persistent_workers': not (plan.in_step or data.split)}
+    source: Any = AugMixDataset(data.train, num_splits=args.aug_splits) if args.aug_splits > 1 else data.train
     train = create_loader(
         source, input_size=config['input_size'], collate_fn=mixup if args.prefetcher else None,
         use_multi_epochs_loader=args.use_multi_epochs_loader, **_sizes(args), **common, **workers,

@@ -17,11 +17,12 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from gradmix_timm.mixers import BatchMixer
+from gradmix_timm.objectives import KeepCleanTask
 from gradmix_timm.records import MixDraw
 
 from .loaders import Loaders
 from .run_state import AtomicSaver
-from .stages import Hardware
+from .stages import Hardware, trainable
 
 __all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']
 
@@ -94,7 +95,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         run.loaders.switch_off_mixing()
         if run.mixer is not None:
             run.mixer.mixup_enabled = False
-    run.task.get_trainable_module().train()
+    trainable(run.task).train()
     pass_ = _Epoch(run, epoch)
     run.optimizer.zero_grad()
     for index, (input, target) in enumerate(run.loaders.train):
@@ -173,6 +174,8 @@ class _Epoch:
             run.samples[:] = [input[:_SAMPLES].detach().clone(), target[:_SAMPLES].clone()]
         began = time.time()
         run.mixer.set_step(self.epoch, index)
+        if isinstance(run.task, KeepCleanTask):  # mixes inside, with the maps of its own clean forward
+            return input, target
         # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
         with run.hardware.autocast():
             if isinstance(run.mixer, BatchMixer):

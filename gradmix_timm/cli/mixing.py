@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from timm.data import FastCollateMixup, Mixup
 
-from gradmix_timm.mixers import OPTIONS, TIMM_MODES, create_mixer, list_mixers
+from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, create_mixer, list_mixers
 from gradmix_timm.registry import nearest
 
 __all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
@@ -84,7 +84,7 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
 
 def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Any:
     """The registered mixer of a plan."""
-    return create_mixer(plan.name, num_classes=num_classes, rank=rank, **plan.options)
+    return create_mixer(str(plan.name), num_classes=num_classes, rank=rank, **plan.options)
 
 
 def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collate: bool) -> Mixup:
@@ -139,9 +139,6 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
     parts = {name: _own_options(args, name) for name in names}
     for key, value in args.mixup_kwargs.items():
         part, name = _addressed(key, names)
-        if name == 'keep_clean':
-            raise ValueError('--mixup-kwargs keep_clean: the training command does not train on the clean batch; '
-                             'leave it out')
         if name in ('num_classes', 'rank'):
             raise ValueError(f'--mixup-kwargs {name} is set by the run; leave it out')
         parts[part][name] = value
@@ -200,15 +197,32 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
             raise ValueError(f"{flag} {odd[0]} with {mode}: timm's mixers pair the images of a batch and need an even "
                              'number; type an even one, or --mixup-mode mixup, cutmix or gradmix, which take any')
         return
-    mixer = create_mixer(plan.name, num_classes=2, **plan.options)
+    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options)
     if args.naflex_loader:
         raise ValueError(f'--naflex-loader with {mode}: its batches are patch sequences, not images; leave one of them '
                          "out, or use timm's mixing (--mixup-mode batch --mixup 0.8)")
     if args.task == 'multilabel' and not getattr(mixer, 'multi_label', False):
         raise ValueError(f"--task multilabel with {mode}: its label weights are for one label an image; use timm's "
                          'mixing (--mixup-mode batch --mixup 0.8)')
+    if any(part.config.keep_clean for part in _parts(mixer)):
+        _refuse_clean_conflicts(args, plan)
     if getattr(mixer, 'requires_model', False):
         _refuse_model_conflicts(args, mode)
+
+
+def _parts(mixer: Any) -> list[GradMix]:
+    """The GradMix mixers in a mixer, itself included."""
+    found = (mixer, getattr(mixer, 'first', None), getattr(mixer, 'second', None))
+    return [part for part in found if isinstance(part, GradMix)]
+
+
+def _refuse_clean_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
+    """The clean forward can serve the attribution of one plain, uncompiled classifier."""
+    for flag, on in (('--kd-model-name', args.kd_model_name is not None), ('--torchcompile', bool(args.torchcompile)),
+                     (f'--mixup-mode {plan.name}', plan.name != 'gradmix')):
+        if on:
+            raise ValueError(f'--gradmix-keep-clean with {flag}: the clean forward serves the attribution of '
+                             '--mixup-mode gradmix on an uncompiled classifier alone; leave one of them out')
 
 
 def _refuse_model_conflicts(args: argparse.Namespace, mode: str) -> None:

@@ -28,6 +28,7 @@ from timm.task import (
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
+from gradmix_timm.objectives import KeepCleanTask
 
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Recorded', 'check_resume', 'check_writable', 'gather_streams',
@@ -60,13 +61,15 @@ def _recorded(task: type[TrainingTask]) -> Any:
     return type(task.__name__, (Recorded, task), {'__doc__': task.__doc__})
 
 
-#: timm's tasks by the value of --task or --kd-distill-type, with the section in their checkpoints.
+#: timm's tasks by the value of --task or --kd-distill-type, and ours of
+#: --gradmix-keep-clean, with the section in their checkpoints.
 RECORDED_TASKS: dict[str, Any] = {
     'classification': _recorded(ClassificationTask),
     'multilabel': _recorded(MultiLabelClassificationTask),
     'logit': _recorded(LogitDistillationTask),
     'feature': _recorded(FeatureDistillationTask),
     'token': _recorded(TokenDistillationTask),
+    'keep-clean': _recorded(KeepCleanTask),
 }
 
 
@@ -233,7 +236,7 @@ def set_up_average(path: str, args: argparse.Namespace, task: TrainingTask) -> N
     if not args.model_ema:
         return
     task.setup_ema(decay=args.model_ema_decay, use_warmup=args.model_ema_warmup,
-                   device='cpu' if args.model_ema_force_cpu else None)
+                   device=torch.device('cpu') if args.model_ema_force_cpu else None)
     if path:
         load_task_ema_checkpoint(task, path)
 

@@ -26,6 +26,7 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from gradmix_timm.attribution import unwrap
+from gradmix_timm.mixers import GradMix
 
 from .checks import create_loss
 from .mixing import MixPlan, create_step_mixer
@@ -33,7 +34,7 @@ from .run_state import RECORDED_TASKS
 
 __all__ = [
     'Built', 'Hardware', 'build_mixer', 'build_model', 'build_optimizer', 'build_schedule', 'build_task',
-    'compile_task', 'live_model', 'start']
+    'compile_task', 'live_model', 'start', 'trainable']
 
 _logger = logging.getLogger('train')
 
@@ -90,6 +91,8 @@ def start(args: argparse.Namespace) -> Hardware:
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     device = utils.init_distributed_device(args)
+    if args.distributed and args.sync_bn and device.type == 'cpu':
+        raise ValueError('--sync-bn with --device cpu: PyTorch synchronises norms on accelerators only; leave it out')
     _logger.info(f'Process {args.rank} of {args.world_size} on {args.device}.')
     hardware = _precision(args, device)
     utils.random_seed(args.seed, args.rank)
@@ -125,7 +128,7 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
         create_model: timm's, or what stands in its place.
     """
     resolved = _model_arguments(args)
-    model = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
+    model: Any = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
     with torch.no_grad():
         _start_head(args, model)
     if args.num_classes is None:
@@ -166,7 +169,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return resolve_model_input_args(args.model, requested, pretrained_cfg_overlay=overlay or None, **wanted)
 
 
-def _start_head(args: argparse.Namespace, model: nn.Module) -> None:
+def _start_head(args: argparse.Namespace, model: Any) -> None:
     if args.head_init_scale is not None:
         model.get_classifier().weight.mul_(args.head_init_scale)
         model.get_classifier().bias.mul_(args.head_init_scale)
@@ -204,13 +207,15 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
     return mixer
 
 
-def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: Hardware) -> TrainingTask:
-    """Timm's task for the flags: classification, multi-label, or one of the distillations."""
+def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: Hardware, mixer: Any) -> TrainingTask:
+    """Timm's task for the flags: classification, multi-label, one of the distillations; or ours with clean batches."""
     common = {'criterion': create_loss(args, plan, args.num_classes).to(device=hardware.device),
               'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
     if args.kd_model_name is None:
         if args.task == 'multilabel':
             return RECORDED_TASKS['multilabel'](model=built.model, threshold=args.multilabel_threshold, **common)
+        if isinstance(mixer, GradMix) and mixer.config.keep_clean:
+            return RECORDED_TASKS['keep-clean'](model=built.model, mixer=mixer, **common)
         return RECORDED_TASKS['classification'](model=built.model, **common)
     options: dict[str, Any] = {
         'student_model': built.model, 'teacher_model': args.kd_model_name,
@@ -228,7 +233,7 @@ def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: 
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
     """Timm's optimizer for what the task trains."""
-    optimizer = create_optimizer_v2(task.get_trainable_module(), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    optimizer = create_optimizer_v2(trainable(task), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     if utils.is_primary(args):
         defaults = {**copy.deepcopy(optimizer.defaults), 'weight_decay': args.weight_decay}
         listed = ', '.join(f'{name}: {value}' for name, value in defaults.items())
@@ -250,9 +255,16 @@ def compile_task(args: argparse.Namespace, task: TrainingTask, hardware: Hardwar
         task.prepare_distributed(device_ids=device_ids, broadcast_buffers=not args.no_ddp_bb)
 
 
+def trainable(task: TrainingTask) -> nn.Module:
+    """The module whose weights the task trains."""
+    module = task.get_trainable_module()
+    assert module is not None
+    return module
+
+
 def live_model(task: TrainingTask) -> nn.Module:
     """The classifier that the task trains, without wrappers; of a feature distillation the student."""
-    module = unwrap(task.get_trainable_module())
+    module = unwrap(trainable(task))
     return module.student if isinstance(module, FeatureDistillationTrainableModule) else module
 
 

@@ -145,8 +145,8 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
         check_resume(resumed, built.name, data.known, args.num_classes)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
-    task = build_task(args, plan, built, hardware)
-    section = Section(_record(args, plan, built, mixer, data))
+    task = build_task(args, plan, built, hardware, mixer)
+    section: Any = Section(_record(args, plan, built, mixer, data))
     task.section = section
     optimizer = build_optimizer(args, task)
     first = resume(resumed, args, task, optimizer, hardware.scaler) if resumed else None
@@ -284,7 +284,8 @@ def _share_norms(run: Run, module: Any) -> None:
 
 def _validate(run: Run) -> OrderedDict[str, float] | None:
     """Metrics of the model, or of its moving average where one is kept on the device; None without images."""
-    args, task, loader = run.args, run.task, run.loaders.eval
+    args, loader = run.args, run.loaders.eval
+    task: Any = run.task  # timm types its modules as optional
     if loader is None:
         return None
     metrics = validate(args, task, task.get_eval_model(), loader, run.hardware)
@@ -324,10 +325,10 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     from .show import save_mixes
     names = data.known or tuple(map(str, range(run.args.num_classes)))
     images, labels = run.samples
-    mixer = run.mixer
+    mixer, model = run.mixer, live_model(run.task)
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
-    save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.data_config)
+    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.data_config)
 
 
 if __name__ == '__main__':

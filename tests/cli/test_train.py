@@ -365,3 +365,11 @@ def test_a_run_moves_no_flag_of_the_process(images, tmp_path):
     before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
     run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--epochs', 1)
     assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
+
+
+def test_the_clean_batch_is_trained_on_too(tmp_path, capsys):
+    train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', '--model', 'test_resnet', '--img-size', '32',
+                '--in-chans', '1', '--mixup-mode', 'gradmix', '--gradmix-keep-clean', '--epochs', '1', '--batch-size', '64',
+                '--device', 'cpu', '--workers', '0', '--output', str(tmp_path), '--experiment', 'clean'])
+    assert (tmp_path / 'clean' / 'model_best.pth.tar').exists()
+    assert '"top1"' in capsys.readouterr().out
