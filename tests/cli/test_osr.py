@@ -9,6 +9,7 @@ import runpy
 import shutil
 import sys
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +152,20 @@ def test_mistakes_are_the_extremes_beyond_the_threshold(done):
     assert [item['knownness'] for item in mistakes['rejected']] == sorted(known[known < tau])[:12]
     assert {item['class'] for item in mistakes['accepted']} <= set(SPLIT.unknown)
     assert all(item['file'].split('/')[-2] == item['class'] for item in mistakes['accepted'] + mistakes['rejected'])
+
+
+def test_only_what_lies_beyond_the_threshold_is_a_mistake(done):
+    results = results_of(done[0])
+    with np.load(done[0] / 'arrays.npz') as stored:
+        arrays = dict(stored)
+    name = results['threshold']['score']
+    results['threshold']['value'] = np.sort(arrays[f'unknown/{name}'])[-3]
+    arrays[f'known/{name}'][4:] = results['threshold']['value']
+    test = open_dataset('sklearn/digits', split='test')
+    images = SimpleNamespace(known=select_classes(test, SPLIT.known), unknown=select_classes(test, SPLIT.unknown))
+    mistakes = osr._mistakes(results, arrays, images)
+    assert len(mistakes['accepted']) == 3
+    assert len(mistakes['rejected']) == (arrays[f'known/{name}'][:4] < results['threshold']['value']).sum()
 
 
 def test_figures_are_those_of_the_model_on_plain_images(done):
