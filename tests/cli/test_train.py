@@ -368,8 +368,8 @@ def test_a_run_moves_no_flag_of_the_process(images, tmp_path):
 
 
 def test_the_clean_batch_is_trained_on_too(tmp_path, capsys):
-    train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', '--model', 'test_resnet', '--img-size', '32',
-                '--in-chans', '1', '--mixup-mode', 'gradmix', '--gradmix-keep-clean', '--epochs', '1', '--batch-size', '64',
-                '--device', 'cpu', '--workers', '0', '--output', str(tmp_path), '--experiment', 'clean'])
+    train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', *TINY, '--in-chans', '1', '--mixup-mode',
+                'gradmix', '--gradmix-keep-clean', '--epochs', '1', '--batch-size', '64', '--output', str(tmp_path),
+                '--experiment', 'clean'])
     assert (tmp_path / 'clean' / 'model_best.pth.tar').exists()
     assert '"top1"' in capsys.readouterr().out

@@ -29,6 +29,8 @@ CASES = {
     'accumulation with a remainder': '--mixup 0.2 --grad-accum-steps 3 --channels-last --drop 0.2',
     'adamw on updates, layer decay': '--opt adamw --sched-on-updates --layer-decay 0.8 --lr-noise 0.1 0.9',
     'augmentation splits': '--aug-splits 2 --jsd-loss --split-bn --resplit --reprob 0.3',
+    'patches': '--model naflexvit_base_patch16_gap --model-kwargs depth=1 embed_dim=24 num_heads=2 --naflex-loader '
+               '--naflex-train-seq-lens 4 9 --naflex-max-seq-len 9 --mixup 0.4',
     'sizes': '--train-img-sizes 24 32 --train-batch-sizes 8 6 --variable-batch-loss-scale sqrt',
 }
 
