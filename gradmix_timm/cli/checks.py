@@ -136,8 +136,9 @@ def _check_loaders(args: argparse.Namespace) -> None:
                          ('--aug-splits', args.aug_splits > 0)):
             if on:
                 raise ValueError(f'--naflex-loader with {flag}: they build batches in different ways; leave one out')
-    if args.train_img_sizes is None and args.train_batch_sizes is not None:
-        raise ValueError('--train-batch-sizes goes with --train-img-sizes, a size for each')
+    for name in ('train_batch_sizes', 'train_size_probs', 'train_batches_per_epoch'):
+        if args.train_img_sizes is None and getattr(args, name) is not None:
+            raise ValueError(f'--{name.replace("_", "-")} goes with --train-img-sizes')
     if args.aug_splits == 1 or args.aug_splits < 0:
         raise ValueError(f'--aug-splits is 0, or 2 and more, got {args.aug_splits}')
     if args.split_bn and not (args.aug_splits > 1 or args.resplit):
@@ -167,6 +168,8 @@ def _check_task(args: argparse.Namespace) -> None:
             raise ValueError(f'--multilabel-threshold is in (0, 1), got {args.multilabel_threshold}')
     elif args.target_format == 'multihot':
         raise ValueError('--target-format multihot goes with --task multilabel')
+    if args.loss != 'poly' and (args.poly_gamma != 0 or args.poly_epsilon != 2):
+        raise ValueError('--poly-gamma and --poly-epsilon go with --loss poly')
 
 
 def _check_names(args: argparse.Namespace) -> None:

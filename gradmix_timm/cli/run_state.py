@@ -181,14 +181,16 @@ def check_writable(args: argparse.Namespace) -> None:
         raise ValueError(f'--output: no right to write in {existing}; choose another folder, --output DIR')
 
 
-def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int) -> None:
-    """Refuse a file of another model or of other classes.
+def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
+                 held: tuple[int, ...] | None = None) -> None:
+    """Refuse a file of another model, of other classes, or one that trained on images now held out.
 
     Args:
         path: The file.
         model: Name of the model now.
         known: Its classes in head order, as far as they are known.
         num_classes: Width of its head.
+        held: Positions of the validation images in the train split; None: not known yet.
 
     Raises:
         ValueError: It is of another run, or no checkpoint at all.
@@ -201,10 +203,11 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
     if section is None:
         stored = getattr(checkpoint.get('args'), 'model', None) if isinstance(checkpoint, dict) else None
         classes: tuple[str, ...] = ()
+        was_held: tuple[int, ...] | None = None
         width = getattr(checkpoint.get('args'), 'num_classes', None) if stored else None
     else:
         record = RunRecord.from_state(section)
-        stored, classes = record.model, record.known_classes
+        stored, classes, was_held = record.model, record.known_classes, record.val_indices
         width = record.model_kwargs.get('num_classes')
     if stored is not None and stored != model:
         raise ValueError(f'--resume {path}: it is of --model {stored} and this run is of --model {model}')
@@ -214,6 +217,9 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         place = next(i for i, (a, b) in enumerate(zip(classes, known, strict=True)) if a != b)
         raise ValueError(f'--resume {path}: class {place} of its head is {classes[place]!r} and of this run '
                          f'{known[place]!r}; train on the same classes in the same order')
+    if held is not None and was_held is not None and held != was_held:
+        raise ValueError(f'--resume {path}: other images were held out for validation, so that it has trained on some '
+                         'of these; type its --seed and --osr-val-fraction')
 
 
 def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer,

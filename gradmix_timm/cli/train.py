@@ -47,6 +47,7 @@ from .run_state import (
 )
 from .stages import (
     Built,
+    Hardware,
     build_mixer,
     build_model,
     build_optimizer,
@@ -116,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         if run.bar is not None:
             run.bar.close()
-        if args.distributed:
-            torch.distributed.destroy_process_group()
+    if args.distributed:  # not after an error: it could wait for processes that are gone
+        torch.distributed.destroy_process_group()
     _report(run, results)
     if interrupted is not None:
         good = run.saver.last_good() if run.saver is not None else None
@@ -142,7 +143,7 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
-        check_resume(resumed, built.name, data.known, args.num_classes)
+        check_resume(resumed, built.name, data.known, args.num_classes, data.val_indices)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
@@ -159,8 +160,8 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     span = Span(first=_first_epoch(args, first), stop=args.stop_epoch or epochs, resumed=resumed)
     _wind_on(args, scheduler, span.first, updates)
     _continue_folder(span, saver, output_dir)
-    if resumed and span.first == first and not restore_streams(resumed, args, hardware.device):
-        _logger.info('The checkpoint holds no random streams of as many processes: the order of images starts anew.')
+    if resumed and span.first == first:
+        _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
     model = live_model(task) if mixer is not None else None
     run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
               _open_bar(args, span, updates), [])
@@ -192,8 +193,8 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         objective=args.objective, seed=args.seed, versions=versions())
 
 
-def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer, hardware: Any,
-                 built: Built, decreasing: bool) -> tuple[AtomicSaver | None, str | None]:
+def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer,
+                 hardware: Hardware, built: Built, decreasing: bool) -> tuple[AtomicSaver | None, str | None]:
     """The run folder and its saver, on the first process."""
     if not utils.is_primary(args):
         return None, None
@@ -242,6 +243,14 @@ def _continue_folder(span: Span, saver: AtomicSaver | None, output_dir: str | No
     trim_summary(str(Path(output_dir) / 'summary.csv'), span.first)
     if span.resumed and Path(span.resumed).resolve().parent == Path(output_dir).resolve():
         saver.load_state_dict_from_checkpoint(span.resumed)
+
+
+def _continue_streams(args: argparse.Namespace, path: str, hardware: Hardware, exact: bool) -> None:
+    if not restore_streams(path, args, hardware.device):
+        _logger.info('The checkpoint holds no random streams of as many processes: the order of images starts anew.')
+    elif not exact:
+        _logger.info("Loader workers of timm's plain run have streams that no checkpoint holds: the order of images "
+                     'goes on, their augmentation is drawn anew (--workers 0 goes on exactly).')
 
 
 def _open_bar(args: argparse.Namespace, span: Span, updates_per_epoch: int) -> Any:

@@ -211,6 +211,8 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--loss zlpr', 'multi-label'),
     ('--bce-sum', 'bce'),
     ('--target-format multihot', '--task multilabel'),
+    ('--poly-gamma 1', '--loss poly'),
+    ('--train-size-probs 1 2', '--train-img-sizes'),
     ('--resume auto', '--experiment'),
     ('--sched cosin', "did you mean 'cosine'"),
     ('--opt adamm', 'adam'),

@@ -222,6 +222,12 @@ def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeyp
     assert record.data_config['input_size'] == (3, 32, 32)
 
 
+def test_without_a_held_out_share_every_known_image_trains_and_the_loss_picks(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--known-classes', 'dog,ant', '--osr-val-fraction', 0, classes=None)
+    assert 'eval_top1' not in rows(folder)[0]
+    assert load_checkpoint(folder / 'model_best.pth.tar').record.val_indices == ()
+
+
 def test_the_digits_protocol_runs_and_its_checkpoint_builds_the_model(tmp_path):
     train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', '--osr-trial', '1', *TINY, '--epochs', '1',
                 '-b', '128', '--img-size', '16', '--output', str(tmp_path), '--experiment', 'run', '--mixup-mode',

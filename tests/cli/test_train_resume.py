@@ -116,6 +116,13 @@ def test_classes_in_another_order_are_refused(images, tmp_path):
                  name='b', classes=None)
 
 
+def test_a_file_that_trained_on_the_validation_images_is_refused(images, tmp_path):
+    flags = ('--osr-val-fraction', 0.3, '--known-classes', 'ant,bee,cat')
+    run_tiny(images, tmp_path, *flags, '--stop-epoch', 1, classes=None)
+    with pytest.raises(UsageError, match='held out'):
+        run_tiny(images, tmp_path, *flags, '--resume', 'auto', '--seed', 1, classes=None)
+
+
 def test_what_is_no_checkpoint_is_refused(images, tmp_path):
     (tmp_path / 'x.pth.tar').write_text('hello')
     with pytest.raises(UsageError, match='not a training checkpoint'):
