@@ -105,8 +105,8 @@ def _load(files: Sequence[Path], config: dict[str, Any]) -> Tensor:
 
 def _labels(model: nn.Module, images: Tensor, files: Sequence[Path], classes: Sequence[str]) -> Tensor:
     """The class folder where the model knows that name, else what the model says."""
-    with torch.inference_mode():
-        predicted = torch.cat([model(part).argmax(1) for part in images.split(64)]).clone()
+    with torch.no_grad():
+        predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])
     position = {name: index for index, name in enumerate(classes)}
     for row, path in enumerate(files):
         if path.parent.name in position:
@@ -215,12 +215,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with mendable():
         model, loaded = _model(args)
         config = _data_config(args, model, loaded)
+        classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
         files = _files(args.images)
+        files = [path for path in files if path.parent.name in classes] or files  # what the model was taught
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
         files = [files[i] for i in order[:args.deletion_images if args.deletion else max(args.num, 2)]]
-        classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
-        if args.deletion and classes:
-            files = [path for path in files if path.parent.name in classes] or files
         images = _load(files, config).to(args.device)
         labels = _labels(model, images, files, classes)
         num_classes = int(getattr(model, 'num_classes', 0)) or int(labels.max()) + 1

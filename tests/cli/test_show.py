@@ -123,3 +123,17 @@ def test_the_deletion_table_is_printed_and_written(images, tmp_path, capsys):
     assert '| center |' in capsys.readouterr().out
     table = json.loads(out.read_text())['fall_of_log_odds']
     assert {'random', 'center'} < set(table)
+
+
+def test_a_checkpoint_names_the_classes_and_folders_give_the_labels(images, tmp_path):
+    from tiny_training import run_tiny, write_images
+    write_images(tmp_path / 'data')
+    folder = run_tiny(tmp_path / 'data', tmp_path / 'out', '--mixup-mode', 'gradmix')
+    out = tmp_path / 'x.png'
+    names = sorted(path.name for path in (tmp_path / 'data' / 'train').iterdir())
+    assert run_console(main, ['--checkpoint', str(folder / 'model_best.pth.tar'), '--images',
+                              str(tmp_path / 'data' / 'train'), '--out', str(out)]) == 0
+    facts = json.loads(out.with_suffix('.json').read_text())
+    assert facts['mixer'] == 'gradmix'
+    assert {row['class'] for row in facts['images']} <= set(names)
+    assert len({row['class'] for row in facts['images']}) > 1, 'labels are folders, not an untrained guess'
