@@ -99,7 +99,7 @@ def _caption(scene: MixScene, classes: Sequence[str], row: int) -> str:
     weights, order = scene.targets[row].sort(descending=True)
     parts = [f'{_name(classes, int(k))} {w:.2f}' for w, k in zip(weights[:2], order[:2], strict=False) if w > 0.02]
     lam = '' if scene.draw is None else f'\nkept {scene.draw.lam[row]:.0%}'
-    return ' + '.join(parts) + lam
+    return '\n'.join(parts) + lam
 
 
 def draw_mixes(scene: MixScene, path: Path, classes: Sequence[str], mean: Sequence[float], std: Sequence[float],
@@ -117,7 +117,7 @@ def draw_mixes(scene: MixScene, path: Path, classes: Sequence[str], mean: Sequen
     rows = min(rows, len(scene.images))
     original, mixed = pixels(scene.images, mean, std), pixels(scene.mixed, mean, std)
     columns = ['original', *(name for name, _ in scene.maps), *(['partner'] if scene.draw else []), 'mixed']
-    figure = Figure(figsize=(_CELL * len(columns) + 0.3, (_CELL + 0.52) * rows + 0.3), layout='constrained')
+    figure = Figure(figsize=(_CELL * len(columns) + 0.3, (_CELL + 0.62) * rows + 0.3), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for row in range(rows):
