@@ -186,7 +186,7 @@ def _manifest(args: argparse.Namespace, subject: Subject, images: Images, second
     count = sum(map(len, there.values()))
     return {
         'model': subject.name, 'parameters': sum(p.numel() for p in subject.model.parameters()),
-        **_checkpoint_facts(subject.loaded),
+        **_checkpoint_facts(subject.loaded), **_run_folder(args),
         'data': {**images.source, **{f'n_{name}': len(cut) for name, cut in there.items()}},
         'list_sha256': {name: list_hash(cut) for name, cut in there.items()},
         'preprocessing': {key: list(value) if isinstance(value, tuple) else value
@@ -208,6 +208,10 @@ def _checkpoint_facts(loaded: Loaded | None) -> dict[str, Any]:
         facts |= {'mixer': record.mixer, 'mixer_options': record.mixer_options, 'objective': record.objective,
                   'trained_with': record.versions}
     return facts
+
+
+def _run_folder(args: argparse.Namespace) -> dict[str, str]:
+    return {'run_folder': str(Path(args.checkpoint).absolute().parent)} if args.checkpoint else {}
 
 
 def _device_name(subject: Subject) -> str:
@@ -235,8 +239,9 @@ def _draw(folder: Path) -> None:
     results = read_results(folder)
     for name, png in draw_figures(results, read_arrays(folder)).items():
         write_atomic(folder / FIGURES / name, png)
-    run_folder = next((place for place in (Path(results['checkpoint']).parent, folder.parent)
-                       if (place / 'mixes.png').is_file()), None)
+    # Where the run was, else (it was moved, evaluation and all) the folder above.
+    places = [Path(results['manifest'].get('run_folder', '')), folder.absolute().parent]
+    run_folder = next((place for place in places if place.is_absolute() and (place / 'mixes.png').is_file()), None)
     write_atomic(folder / REPORT, render_report(folder, run_folder))
 
 

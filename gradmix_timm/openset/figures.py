@@ -127,8 +127,10 @@ def draw_confusion(counts: NDArray[np.int64], known: Sequence[str], unknown: Seq
         A PNG file; shares of each column.
     """
     share = counts / np.maximum(counts.sum(0), 1)
+    few = share.shape[1] <= 24
+    if not few:  # one row in hundreds could not be seen
+        share = np.concatenate([share, np.repeat(share[-1:], len(known) // 12, axis=0)])
     rows, columns = share.shape
-    few = columns <= 24
     figure, axes = _figure(min(max(_WIDTH * rows / columns, 1.6), 6.) + (1.5 if few else 0.9))
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
     if few:
@@ -136,8 +138,8 @@ def draw_confusion(counts: NDArray[np.int64], known: Sequence[str], unknown: Seq
         axes.set_yticks(range(rows), [*known, 'rejected'])
         _write_shares(axes, share)
     else:
-        axes.set_xticks([len(known) / 2, len(known) + len(unknown) / 2], ['known classes', 'unknown classes'])
-        axes.set_yticks([rows / 2, rows - 1], ['known classes', 'rejected'])
+        axes.set_xticks([len(known) / 2, len(known) + len(unknown) / 2], ['known', 'unknown'])
+        axes.set_yticks([len(known) / 2, (rows + len(known)) / 2], ['known classes', 'rejected'])
     axes.axvline(len(known) - 0.5, color='black', linewidth=1.6)
     axes.axhline(len(known) - 0.5, color='black', linewidth=1.6)
     axes.set_xlabel('true class (right of the line: unknown)' if few else 'true class')

@@ -220,8 +220,8 @@ def _thumbnail(item: Values, true: str, answer: str) -> str:
     small = ' class="tiny"' if max(item['size']) < 48 else ''
     words = f'{item["class"]}, answered {item["answer"]}'
     return (f'<li><img{small} src="data:image/png;base64,{escape(item["png"])}" alt="{escape(words)}">'
-            f'<span class="{true}">{escape(item["class"])}</span> &rarr; '
-            f'<span class="{answer}">{escape(item["answer"])}</span><br>{_number(item["knownness"])}</li>')
+            f'<span class="{true}">{_breakable(item["class"])}</span> &rarr; '
+            f'<span class="{answer}">{_breakable(item["answer"])}</span><br>{_number(item["knownness"])}</li>')
 
 
 def _mixes(facts: Values, png: bytes | None) -> str:
@@ -269,6 +269,11 @@ def _told(value: Any) -> str:
 
 def _rate(value: float) -> str:
     return f'{value:.1%}'
+
+
+def _breakable(name: str) -> str:
+    """A name that may go on in the next line after an underscore."""
+    return escape(name).replace('_', '_<wbr>')
 
 
 def _number(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """`openset osr`: one command from a checkpoint to table, files and page; what a user gets wrong ends in one line."""
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -223,6 +224,20 @@ def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
     results = results_of(tmp_path / 'osr')
     assert results['unknown_classes'] == ['bee', 'cat']
     assert results['manifest']['preprocessing']['input_size'] == [3, 32, 32]
+
+
+def test_a_checkpoint_of_timms_own_script(tmp_path, capsys):
+    """It tells the model, the data and the preprocessing, and its classes have to be named."""
+    told = argparse.Namespace(model='test_resnet', num_classes=2, in_chans=None, input_size=None, img_size=32, gp=None,
+                              model_kwargs={}, dataset='', data_dir=str(folders(tmp_path / 'data')),
+                              train_split='train', mean=[0.4], std=[0.2], crop_pct=0.9, interpolation='nearest')
+    checkpoint = save(tmp_path / 'last.pth.tar', None, two_outputs(), args=told)
+    assert '--known-classes' in refused(capsys, '--checkpoint', checkpoint)
+    assert run('--checkpoint', checkpoint, '--known-classes', 'ant,bee', '--scores', 'mls') == 0
+    results = results_of(tmp_path / 'osr')
+    assert results['unknown_classes'] == ['cat', 'dog']
+    config = results['manifest']['preprocessing']
+    assert (config['input_size'], config['mean'], config['crop_pct']) == ([3, 32, 32], [0.4] * 3, 0.9)
 
 
 def test_groups_of_a_protocol_file(tmp_path, capsys):

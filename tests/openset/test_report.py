@@ -27,7 +27,7 @@ from gradmix_timm.openset.report import (
 )
 
 NAMES = ('<b>ant & "co"</b>', 'bee', 'cat', 'dog')
-VOID = {'meta', 'img', 'br'}
+VOID = {'meta', 'img', 'br', 'wbr'}
 
 
 def made(scores=('msp', 'mls', 'knn')):
