@@ -12,6 +12,7 @@ from timm import utils
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import Tensor, nn
 
+from .interrupt import Interrupt
 from .stages import Hardware
 
 __all__ = ['check_metric', 'validate']
@@ -55,7 +56,7 @@ class _BatchMeans:
 
 
 def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loader: Any, hardware: Hardware,
-             suffix: str = '') -> OrderedDict[str, float]:
+             interrupt: Interrupt, suffix: str = '') -> OrderedDict[str, float]:
     """One pass over the validation images.
 
     Args:
@@ -64,6 +65,7 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
         model: What is judged, set to evaluation mode.
         loader: Of validation batches.
         hardware: Of the run.
+        interrupt: Asked after every batch.
         suffix: For log lines: ' (EMA)'.
 
     Returns:
@@ -78,6 +80,7 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
     with torch.inference_mode():
         for index, batch in enumerate(loader):
             _judge(args, model, batch, hardware, evaluator)
+            interrupt.check()
             batch_time.update(time.time() - began)
             began = time.time()
             if utils.is_primary(args) and (index == last or index % args.log_interval == 0):

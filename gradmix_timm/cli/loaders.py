@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +188,22 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
     Raises:
         ValueError: Fewer training images than one batch.
     """
+    loaders = _create(args, hardware, built, plan, data)
+    for loader in (loaders.train, loaders.eval):
+        inner = getattr(loader, 'loader', loader)
+        if inner is not None:
+            inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
+    return loaders
+
+
+def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
+    """Leave Ctrl-C to the main process: a terminal sends it to all, and a loader whose workers die raises instead."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if start is not None:
+        start(number)
+
+
+def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: MixPlan, data: Data) -> Loaders:
     config = built.data_config
     common: dict[str, Any] = {
         'mean': config['mean'], 'std': config['std'], 'pin_memory': args.pin_mem,

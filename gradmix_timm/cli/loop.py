@@ -20,6 +20,7 @@ from gradmix_timm.mixers import BatchMixer
 from gradmix_timm.objectives import KeepCleanTask
 from gradmix_timm.records import MixDraw
 
+from .interrupt import Interrupt
 from .loaders import Loaders
 from .run_state import AtomicSaver
 from .stages import Hardware, trainable
@@ -52,6 +53,7 @@ class Run:
         output_dir: On the first process, else None.
         epochs: Length of the schedule.
         bar: Progress bar over all updates of the run, or None.
+        interrupt: Whether the user wants it to stop.
         samples: Images and labels of the newest epoch's first batch, before mixing; filled where a mixer is on.
     """
 
@@ -67,6 +69,7 @@ class Run:
     output_dir: str | None
     epochs: int
     bar: Any
+    interrupt: Interrupt
     samples: list[Tensor]
 
     @property
@@ -89,6 +92,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
 
     Raises:
         NonFiniteLossError: With the step, the learning rate and the last good checkpoint.
+        KeyboardInterrupt: The user stopped it.
     """
     _set_epoch(run.loaders.train, epoch)
     if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
@@ -100,6 +104,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
     run.optimizer.zero_grad()
     for index, (input, target) in enumerate(run.loaders.train):
         pass_.step(index, input, target)
+        run.interrupt.check()
     if hasattr(run.optimizer, 'sync_lookahead'):
         run.optimizer.sync_lookahead()
     loss = pass_.losses.avg

@@ -30,6 +30,7 @@ from .args import build_config_parser, build_parser, parse_args
 from .checks import scheduled_epochs
 from .evaluate import check_metric, validate
 from .exits import mendable, run_console
+from .interrupt import Interrupt, held_interrupt
 from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .loop import Run, train_one_epoch
 from .mixing import MixPlan, plan_mixing
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results: list[dict[str, Any]] = []
     interrupted = None
     try:
-        with logging_redirect_tqdm() if run.bar is not None else nullcontext():
+        with held_interrupt(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
             _train(run, span, section, results)
     except KeyboardInterrupt as stop:
         interrupted = stop
@@ -164,7 +165,7 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
         _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
     model = live_model(task) if mixer is not None else None
     run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
-              _open_bar(args, span, updates), [])
+              _open_bar(args, span, updates), Interrupt(), [])
     return run, span, section, data, built
 
 
@@ -297,12 +298,12 @@ def _validate(run: Run) -> OrderedDict[str, float] | None:
     task: Any = run.task  # timm types its modules as optional
     if loader is None:
         return None
-    metrics = validate(args, task, task.get_eval_model(), loader, run.hardware)
+    metrics = validate(args, task, task.get_eval_model(), loader, run.hardware, run.interrupt)
     average = task.get_trainable_module(ema=True)
     if average is None or args.model_ema_force_cpu:
         return metrics
     _share_norms(run, average)
-    return validate(args, task, task.get_eval_model(ema=True), loader, run.hardware, ' (EMA)')
+    return validate(args, task, task.get_eval_model(ema=True), loader, run.hardware, run.interrupt, ' (EMA)')
 
 
 def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 
 import pytest
@@ -13,7 +15,7 @@ from tiny_training import CLASSES, TINY, rows, run_tiny, write_images
 from torch import nn
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
-from gradmix_timm.cli import loaders, stages, train
+from gradmix_timm.cli import loaders, loop, stages, train
 from gradmix_timm.cli.exits import UsageError
 from gradmix_timm.cli.mixing import SwitchedCollate
 from gradmix_timm.mixers import create_mixer
@@ -317,6 +319,25 @@ def test_an_interrupt_is_130_and_names_the_last_checkpoint(images, tmp_path, mon
     printed = capsys.readouterr()
     assert f'last checkpoint: {tmp_path / "run" / "last.pth.tar"}' in printed.err
     assert [r['epoch'] for r in json.loads(printed.out.split('--result\n')[1])] == [0]
+
+
+def test_ctrl_c_waits_for_the_end_of_a_batch(images, tmp_path, monkeypatch):
+    steps = []
+    update = loop._Epoch._updated
+
+    def pressed(self, index, *rest):
+        steps.append((self.epoch, index))
+        if steps[-1] == (1, 1):
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append('after')
+        update(self, index, *rest)
+
+    monkeypatch.setattr(loop._Epoch, '_updated', pressed)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(images, tmp_path, '--workers', 1)
+    assert steps[-2:] == [(1, 1), 'after']
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_results_are_printed_for_programs_best_last(images, tmp_path, capsys):

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,21 @@ def test_multi_epochs_loader_and_images_on_disk(images, tmp_path):
     folder = run_tiny(images, tmp_path, *GRADMIX, '--use-multi-epochs-loader', '--save-images', '--workers', 1)
     assert len(rows(folder)) == 2
     assert list(folder.glob('train-batch-*.jpg'))
+
+
+def test_ctrl_c_on_a_run_with_workers_is_130_and_names_the_last_checkpoint(images, tmp_path):
+    command = [sys.executable, str(ROOT / 'train.py'), '--data-dir', str(images), '--num-classes', '4', *TINY,
+               '--output', str(tmp_path), '--experiment', 'run', '--epochs', '500', '--workers', '2', *GRADMIX]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    last, waited = tmp_path / 'run' / 'last.pth.tar', time.monotonic() + 120
+    while not last.exists() and running.poll() is None and time.monotonic() < waited:
+        time.sleep(0.1)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process of the run
+    told = running.communicate(timeout=60)[1]
+    assert running.returncode == 130, told
+    assert told.splitlines()[-1] == f'error: interrupted; last checkpoint: {last}'
+    assert 'Traceback' not in told
 
 
 def test_the_script_itself_ends_with_one_line(tmp_path):
