@@ -1,4 +1,4 @@
-"""README's quickstart figures from benchmarks/results/quickstart: ``python benchmarks/readme_figures.py`` writes them."""
+"""README quickstart figures from benchmarks/results/quickstart: ``python benchmarks/readme_figures.py``."""
 from __future__ import annotations
 
 import json

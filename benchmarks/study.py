@@ -43,8 +43,8 @@ def run(args: argparse.Namespace, mixer: str, trial: int, seed: int, out: Path) 
     with tempfile.TemporaryDirectory() as folder:
         train = [sys.executable, 'train.py', '--config', args.config, '--mixup-mode', mixer, '--osr-trial', str(trial),
                  '--seed', str(seed), '--output', folder, '--experiment', 'run', *args.rest]
-        judge = [sys.executable, '-m', 'gradmix_timm.openset', 'osr', '--checkpoint', f'{folder}/run/model_best.pth.tar',
-                 '--output', f'{folder}/osr']
+        judge = [sys.executable, '-m', 'gradmix_timm.openset', 'osr', '--output', f'{folder}/osr',
+                 '--checkpoint', f'{folder}/run/model_best.pth.tar']
         for command in (train, judge):
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
