@@ -57,7 +57,8 @@ class KeepCleanTask(ClassificationTask):
             output = self.trainable_module(input)
             return {'loss': self.criterion(output, rows), 'output': output}
         inner = unwrap(self.trainable_module)
-        with watch(inner, resolve_layers(inner, (input.shape[1], input.shape[2], input.shape[3]), config.layers)) as seen:
+        size = (input.shape[1], input.shape[2], input.shape[3])
+        with watch(inner, resolve_layers(inner, size, config.layers)) as seen:
             output = self.trainable_module(input)
         with torch.autocast(input.device.type, enabled=False):
             logits = output.float()
