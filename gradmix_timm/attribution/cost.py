@@ -56,7 +56,7 @@ def cost_share(model: nn.Module, target: TargetLayer, input_size: Size) -> float
         >>> model = timm.create_model('resnet18')
         >>> layers = usable_layers(model, (3, 64, 64))
         >>> [round(cost_share(model, layer, (3, 64, 64)), 2) for layer in layers]
-        [0.68, 0.45, 0.23, 0.0]
+        [0.68, 0.46, 0.23, 0.0]
     """
     return cost_shares(model, [target], input_size)[0]
 
