@@ -1,4 +1,4 @@
-"""docs/cost.md and its picture from benchmarks/results: ``python benchmarks/tabulate.py``."""
+"""docs/cost.md and its picture from benchmarks/results: ``python benchmarks/cost_tables.py``."""
 from __future__ import annotations
 
 import json
@@ -57,7 +57,7 @@ def mixing_table(figures: dict) -> str:
 
 
 def main() -> None:
-    parts = ['# What mixing costs\n\nMade by `make bench` and `python benchmarks/tabulate.py` from '
+    parts = ['# What mixing costs\n\nMade by `make bench` and `python benchmarks/cost_tables.py` from '
              '`benchmarks/results/*.json`. Ratios are medians over rounds in which every variant runs once; the '
              'machine is shared and small, so counts (FLOPs, peak bytes of live tensors) say more than times.\n']
     for kind in ('', '_cuda'):
