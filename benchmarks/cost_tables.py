@@ -43,7 +43,7 @@ def plot(figures: dict, path: Path) -> None:
     axis.set_yticks(range(len(figures)), list(figures), fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel('time of a training step / step without mixing (median of interleaved rounds)')
-    axis.legend(fontsize=7, loc='lower right')
+    figure.legend(fontsize=7, loc='outside upper center', ncols=3)
     figure.savefig(path, dpi=110)
 
 
