@@ -1,0 +1,151 @@
+"""Reading any checkpoint that timm can hold; nothing in it is ever executed."""
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models import clean_state_dict
+from torch import Tensor
+
+from .record import KEY, RunRecord, brief
+
+_EXPECTED = ("expected a checkpoint of this package's or timm's training, a state dict saved with torch.save, or a "
+             '.safetensors file')
+# Leading bytes of what people hand over by mistake.
+_KINDS = {
+    b'\x89PNG': 'a PNG image', b'\xff\xd8\xff': 'a JPEG image', b'GIF8': 'a GIF image', b'%PDF': 'a PDF',
+    b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive', b'\x93NUMPY': 'a NumPy array',
+    b'version https://git-lfs': 'a Git LFS pointer, not the file itself (git lfs pull fetches it)',
+    b'PK': 'a zip archive that is cut short or not from torch.save',
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint in memory, on the CPU.
+
+    Attributes:
+        record: What this package wrote about the run, or None.
+        args: timm's training arguments, or None.
+        state_dict: Weights, without prefixes of wrappers.
+        epoch: Of the checkpoint, or None.
+        metric: By which it was kept, or None.
+        sha256: Of the file, hexadecimal.
+        path: Where it was read.
+        ema: Whether the weights are the moving average.
+        arch: timm's name for the model in a checkpoint without args, or None.
+    """
+
+    record: RunRecord | None
+    args: dict[str, Any] | None
+    state_dict: dict[str, Tensor]
+    epoch: int | None
+    metric: float | None
+    sha256: str
+    path: str
+    ema: bool = False
+    arch: str | None = None
+
+    @property
+    def model(self) -> str | None:
+        """The model's name as far as the checkpoint knows it."""
+        if self.record is not None:
+            return self.record.model
+        return (self.args or {}).get('model') or self.arch
+
+    @property
+    def model_kwargs(self) -> dict[str, Any]:
+        """What ``timm.create_model`` needs besides the name."""
+        if self.record is not None:
+            return dict(self.record.model_kwargs)
+        args = self.args or {}
+        channels = args.get('in_chans') or next(iter(args.get('input_size') or ()), None)
+        found = {'num_classes': args.get('num_classes'), 'in_chans': channels, 'global_pool': args.get('gp'),
+                 **(args.get('model_kwargs') or {})}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Loaded:
+    """Read a checkpoint: ours, timm's, a bare state dict or safetensors; nothing in it is ever executed.
+
+    Args:
+        path: The file.
+        ema: True: the moving average, which must be there; False: the plain weights; None: the average where there is
+            one, as timm's training picks its best checkpoint by it.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: A file that is something else; the message says what it is and what was expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = next((n for n in ('model_best.pth.tar', 'last.pth.tar') if (path / n).is_file()), '*.pth.tar')
+        raise ValueError(f'{path} is a folder, a checkpoint is a file; name the file: {path / inside}')
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint at {path}; give the path of model_best.pth.tar in a run folder')
+    content = _read(path)
+    entry, averaged = _weights_entry(content, path, ema)
+    weights = content[entry] if entry else content
+    if not _is_state_dict(weights):
+        raise ValueError(f'{path} holds {brief(weights)}, no weights; {_EXPECTED}')
+    content = content if entry else {}
+    args, arch = content.get('args'), content.get('arch')
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return Loaded(
+        record=RunRecord.from_state(content[KEY]) if KEY in content else None,
+        args=args if isinstance(args, dict) else None, state_dict=clean_state_dict(weights),
+        epoch=content.get('epoch'), metric=content.get('metric'), sha256=digest, path=str(path), ema=averaged,
+        arch=arch if isinstance(arch, str) and timm.is_model(arch) else None)
+
+
+def _read(path: Path) -> Any:
+    if path.stat().st_size == 0:
+        raise ValueError(f'{path} is empty (0 bytes); {_EXPECTED}')
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        # timm stores its parsed arguments; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # whatever a reader raises on foreign bytes
+        raise ValueError(f'{path} is {_kind(path)}; {_EXPECTED}') from error
+
+
+def _kind(path: Path) -> str:
+    with path.open('rb') as file:
+        head = file.read(64)
+    objects = []
+    with suppress(Exception), torch.serialization.safe_globals([argparse.Namespace]):  # raises on other files
+        objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    if objects:
+        named = ', '.join(sorted(objects)[:3])
+        return f'a pickle of objects that are not loaded: that can run code ({named}); save model.state_dict() instead'
+    text = head.isascii() and head.translate(None, b'\r\n\t').decode().isprintable()
+    other = f'text, beginning {head[:24].decode()!r}' if text else 'no checkpoint, or a damaged one'
+    return next((kind for magic, kind in _KINDS.items() if head.startswith(magic)), other)
+
+
+def _weights_entry(content: Any, path: Path, ema: bool | None) -> tuple[str, bool]:
+    """Key of the weights ('' for a bare state dict) and whether they are the moving average."""
+    found: dict[str, Any] = content if isinstance(content, dict) else {}
+    averaged = next((key for key in ('state_dict_ema', 'model_ema') if found.get(key) is not None), '')
+    if ema and not averaged:
+        raise ValueError(f'{path} holds no moving average (EMA) of the weights; leave the EMA flag out')
+    if averaged and ema is not False:
+        return averaged, True
+    return next((key for key in ('state_dict', 'model') if isinstance(found.get(key), dict)), ''), False
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (isinstance(content, dict) and len(content) > 0
+            and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()))

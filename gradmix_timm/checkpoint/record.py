@@ -1,0 +1,144 @@
+"""What a checkpoint says of the run that wrote it."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+#: The entry of a checkpoint that holds :meth:`RunRecord.to_state`.
+KEY = 'gradmix_timm'
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """Everything about a training run that judging its model needs.
+
+    Attributes:
+        format: Version of this record.
+        model: timm's model name.
+        model_kwargs: All that ``timm.create_model`` needs besides: num_classes, in_chans, img_size, ...
+        known_classes: Names in head order: position = index of the logit.
+        unknown_classes: Names kept from training.
+        protocol: Open-set protocol, or None.
+        family: Family of its trials, or None.
+        trial: Number of the trial, or None.
+        dataset: As in ``--dataset``.
+        data_dir: Where it lay.
+        splits: Split names, ``{'train': ..., 'test': ...}``.
+        val_indices: Positions in the train split that were held out for validation.
+        data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode, ...
+        mixer: Name of the mixer, or None.
+        mixer_options: Its resolved options.
+        objective: Name of the training objective.
+        seed: Of the run.
+        versions: See :func:`versions`.
+    """
+
+    format: int = FORMAT
+    model: str
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    known_classes: tuple[str, ...] = ()
+    unknown_classes: tuple[str, ...] = ()
+    protocol: str | None = None
+    family: str | None = None
+    trial: int | None = None
+    dataset: str = ''
+    data_dir: str | None = None
+    splits: dict[str, str] = field(default_factory=dict)
+    val_indices: tuple[int, ...] = ()
+    data_config: dict[str, Any] = field(default_factory=dict)
+    mixer: str | None = None
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    objective: str = 'ce'
+    seed: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ('known_classes', 'unknown_classes', 'val_indices'):
+            object.__setattr__(self, name, tuple(_plain(tuple(getattr(self, name)), name)))
+        for kind in ('known', 'unknown'):
+            names = getattr(self, f'{kind}_classes')
+            if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+                raise ValueError(f'{kind}_classes of a run are different names, got {names}')
+        classes = self.model_kwargs.get('num_classes') or 0
+        if self.known_classes and classes not in (0, len(self.known_classes)):
+            raise ValueError(f'the head has num_classes={classes} outputs and {len(self.known_classes)} known classes '
+                             'are named; one output a class is expected')
+
+    def to_state(self) -> dict[str, Any]:
+        """The record as builtin types, which ``torch.load(weights_only=True)`` takes.
+
+        Raises:
+            ValueError: A value that is not made of numbers, strings, lists and dicts, with its place.
+        """
+        return {f.name: _plain(getattr(self, f.name), f.name) for f in fields(self)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> RunRecord:
+        """The record of a checkpoint; entries that this version does not know are left out.
+
+        Raises:
+            ValueError: Not a record, or one of a newer format.
+        """
+        if not isinstance(state, Mapping) or not isinstance(state.get('model'), str):
+            raise ValueError(f"the checkpoint's {KEY!r} entry is not a record of a run: expected a dict with 'model', "
+                             f'got {brief(state)}')
+        version = state.get('format', FORMAT)
+        if not isinstance(version, int) or version > FORMAT:
+            raise ValueError(f"the checkpoint's record has format {version!r}, this version reads up to {FORMAT}; "
+                             'pip install -U gradmix-timm')
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in state.items() if name in known})
+
+
+def check_known(record: RunRecord, names: Sequence[str]) -> None:
+    """Refuse class names that are not the head's, in the head's order: every label would be read wrongly.
+
+    Raises:
+        ValueError: With the first place where they differ.
+    """
+    known = record.known_classes
+    if len(known) != len(names):
+        raise ValueError(f'the checkpoint knows {len(known)} classes and {len(names)} were given; its classes are '
+                         f'{", ".join(known)}')
+    place = next((i for i, name in enumerate(names) if name != known[i]), None)
+    if place is not None:
+        raise ValueError(f'class {place} of the head is {known[place]!r} and {names[place]!r} was given; head order is '
+                         f'{", ".join(known)}')
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {}
+    for name in ('gradmix-timm', 'torch', 'torchvision', 'timm', 'numpy', 'pillow', 'scikit-learn'):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def brief(value: Any) -> str:
+    """What a value is, for a message: its type, or the first keys of a dict."""
+    if isinstance(value, Mapping):
+        keys = [str(key) for key in value]
+        return f'a dict of {", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""}' if keys else 'an empty dict'
+    return f'a {type(value).__name__}'
+
+
+def _plain(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, f'{where}[{key!r}]') for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_plain(entry, f'{where}[{i}]') for i, entry in enumerate(value)])
+    raise ValueError(f'{where} of a run record is {brief(value)}; expected numbers, strings, lists and dicts')
