@@ -10,6 +10,7 @@ from timm.utils import ParseKwargs
 
 from gradmix_timm.mixers import OPTIONS
 
+from .augment import AUGMENTATION
 from .checks import check_args
 from .config_file import layer, read_config, words
 from .exits import ConsoleParser
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(group, _MIXING)
     group = parser.add_argument_group('GradMix', 'options of --mixup-mode gradmix, random-box and center-box')
     add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS))
+    add_flags(parser.add_argument_group('Image transforms'), AUGMENTATION)
     add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
     add_flags(parser.add_argument_group('Objective'), _OBJECTIVE)
     return parser

@@ -14,6 +14,7 @@ from torch import nn
 
 from gradmix_timm.registry import nearest
 
+from .augment import check_augmentation
 from .mixing import MixPlan, plan_mixing
 
 __all__ = ['check_args', 'create_loss', 'scheduled_epochs']
@@ -43,6 +44,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
     if args.drop_connect is not None:
         _logger.warning('--drop-connect is deprecated and unused: --drop-path')
     _check_loaders(args)
+    check_augmentation(args)
     _check_numbers(args)
     _check_task(args)
     plan = plan_mixing(args)

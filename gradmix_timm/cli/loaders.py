@@ -32,6 +32,7 @@ from gradmix_timm.data import (
     select_classes,
 )
 
+from .augment import build_transforms, set_transforms
 from .mixing import MixPlan, create_timm_mixup
 from .stages import Built, Hardware
 
@@ -188,7 +189,9 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
     Raises:
         ValueError: Fewer training images than one batch.
     """
+    transforms = build_transforms(args, built)
     loaders = _create(args, hardware, built, plan, data)
+    set_transforms(transforms, loaders.train, loaders.eval)
     for loader in (loaders.train, loaders.eval):
         inner = getattr(loader, 'loader', loader)
         if inner is not None:

@@ -7,7 +7,7 @@ from typing import Any
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
-__all__ = ['LATER_GROUPS', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'flag']
+__all__ = ['LATER_GROUPS', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
 
 #: Option strings, and what argparse's ``add_argument`` takes beside them.
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -307,3 +307,10 @@ def add_timm_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, UNGROUPED)
     for title, description, flags in LATER_GROUPS:
         add_flags(parser.add_argument_group(title, description), flags)
+
+
+def default_of(name: str) -> Any:
+    """Default of a flag of timm's script by its place in the namespace."""
+    groups = [flags for _, _, flags in TIMM_GROUPS + LATER_GROUPS]
+    return next(options['default'] for flags in groups for names, options in flags
+                if names[0].removeprefix('--').replace('-', '_') == name)

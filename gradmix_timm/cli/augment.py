@@ -1,0 +1,96 @@
+"""Which image transforms a command line asks for besides timm's, and what they contradict."""
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset
+
+from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
+
+from .timm_flags import default_of, flag
+
+if TYPE_CHECKING:
+    from .stages import Built  # it checks flags through this module
+
+__all__ = ['AUGMENTATION', 'build_transforms', 'check_augmentation', 'set_transforms']
+
+_logger = logging.getLogger('train')
+
+AUGMENTATION = (
+    flag('--aug-backend', type=str, default='timm', choices=('timm', 'albumentations'),
+         text='who transforms the training images'),
+    flag('--aug-config', type=str, metavar='FILE',
+         text='albumentations pipelines, YAML or JSON as albumentations.save writes them, under train: and eval:; '
+              'ready ones are in configs/aug'),
+)
+
+# timm's flags that shape an image before the loader; a pipeline from a file replaces what they do.
+_REPLACED = ('no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
+             'grayscale_prob', 'gaussian_blur_prob', 'aa', 'train_interpolation')
+
+
+def check_augmentation(args: argparse.Namespace) -> None:
+    """Refuse, before anything is built, what the wanted transforms contradict and files that are no pipelines.
+
+    Raises:
+        ValueError: Naming both flags, or the file and its fault.
+        OSError: The file cannot be read.
+    """
+    if args.aug_backend == 'timm':
+        if args.aug_config:
+            raise ValueError(f'--aug-config {args.aug_config} goes with --aug-backend albumentations')
+        return
+    if not args.aug_config:
+        raise ValueError('--aug-backend albumentations takes its pipelines from a file: --aug-config FILE.yaml (ready '
+                         'ones: configs/aug)')
+    _refuse(args, '--aug-backend albumentations', _REPLACED, 'the pipeline says it in its place')
+    for name, on in (('--aug-splits', args.aug_splits > 0), ('--naflex-loader', args.naflex_loader),
+                     ('--train-img-sizes', args.train_img_sizes is not None),
+                     ('--reprob with --no-prefetcher', args.reprob > 0 and args.no_prefetcher)):
+        if on:
+            raise ValueError(f"{name} with --aug-backend albumentations: it is part of timm's transform, which the "
+                             'pipeline replaces; leave one of them out')
+    read_pipelines(args.aug_config)
+
+
+def _refuse(args: argparse.Namespace, wanted: str, names: tuple[str, ...], reason: str) -> None:
+    """An error for the first flag that is not at its default."""
+    for name in names:
+        if getattr(args, name) != default_of(name):
+            raise ValueError(f'--{name.replace("_", "-")} with {wanted}: {reason}; leave one of them out')
+
+
+def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, PipelineTransform]:
+    """The transforms of the run by split, tried on blank images; empty where timm's are wanted.
+
+    Raises:
+        ValueError: A pipeline that does not fit the model's input.
+    """
+    if args.aug_backend == 'timm':
+        return {}
+    pipelines: Pipelines = read_pipelines(args.aug_config)
+    config = built.data_config
+    found = {}
+    for split, pipeline in (('train', pipelines.train), ('eval', pipelines.eval)):
+        if pipeline is not None:
+            found[split] = build_pipeline(
+                pipeline, f'{pipelines.path}: {split}', tuple(config['input_size']), tuple(config['mean']),
+                tuple(config['std']), config['crop_pct'], normalize=not args.prefetcher)
+    if 'eval' in found:
+        _logger.info(f"Validation images go through {pipelines.path}; the open-set evaluation uses timm's transform.")
+    return found
+
+
+def set_transforms(transforms: dict[str, PipelineTransform], train: Any, evaluated: Any) -> None:
+    """Put the transforms into timm's loaders, which have set their own, and try them on the first image of each.
+
+    Raises:
+        ValueError: An image that the pipeline cannot take.
+    """
+    for split, loader in (('train', train), ('eval', evaluated)):
+        if split in transforms and loader is not None:
+            loader.dataset.transform = transforms[split]
+            if not isinstance(loader.dataset, IterableDataset):
+                loader.dataset[0]
