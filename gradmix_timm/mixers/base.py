@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import mix_targets, soft_targets
-from gradmix_timm.records import MixDraw, Mixed
+from gradmix_timm.records import Captured, MixDraw, Mixed
 
 __all__ = ['BatchMixer', 'kept_draw', 'to_device']
 
@@ -147,6 +148,11 @@ class BatchMixer:
             if not coins.any():
                 return kept_draw(batch, images.device, self.name)
             return self._draw(images, targets, model, rng, coins, partner)
+
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
+                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+        """As :meth:`draw`, with maps from layers already captured; a mixer without a model draws as ever."""
+        return self.draw(images, torch.zeros(images.shape[0], dtype=torch.int64), None, generator)
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """The mix that ``draw`` describes; deterministic, no randomness of its own, no model."""

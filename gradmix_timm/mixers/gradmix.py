@@ -21,6 +21,7 @@ from gradmix_timm.ops import (
     image_size,
     noise_fill,
     paste,
+    paste_donors,
     paste_resized,
     sample_center,
     soft_targets,
@@ -206,14 +207,25 @@ class GradMix(BatchMixer):
 
     # ---- the draw
 
-    def draw_from(self, images: Tensor, captured: Sequence[Captured]) -> MixDraw:
-        """The next draw with maps from layers already captured, e.g. by the forward of the clean batch."""
-        rng = self._generator(None)
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
+                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+        """The next draw with maps from layers already captured, e.g. by the forward of the clean batch.
+
+        Args:
+            images: [B, C, H, W].
+            captured: Layers of a forward pass that these images were part of.
+            rows: Where in that pass's batch they were.
+            generator: See :meth:`draw`.
+        """
+        if not self.requires_model:
+            return super().draw_from(images, captured, rows, generator)
+        rng = self._generator(generator)
         batch = images.shape[0]
         coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
         partner = rng.permutation(batch)
         with torch.no_grad():
-            attribution = self.fused(captured, image_size(images))
+            found = self.fused(captured, image_size(images))
+            attribution = AttributionMap(found.map[rows], found.degenerate[rows], found.stride)
             return self._place(images, rng, coins, partner, attribution)
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
@@ -303,9 +315,9 @@ class GradMix(BatchMixer):
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         if self.config.fill == 'donor':
-            return paste(images, images[draw.partner], draw.dst)
+            return paste_donors(images, draw.partner, draw.dst)
         if self.config.fill == 'donor-resized':
-            return paste_resized(images, images[draw.partner], draw.src, draw.dst)
+            return paste_resized(images, images.index_select(0, draw.partner), draw.src, draw.dst)
         if self.config.fill == 'mean':
             return paste(images, images.float().mean((2, 3), keepdim=True), draw.dst)
         if draw.noise_seed is None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste
+from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste_donors
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, kept_draw, to_device
@@ -92,7 +92,7 @@ class Mixup(_AlphaMixer):
             fallback=torch.zeros(batch, dtype=torch.bool, device=images.device), name=self.name)
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return images.clone() if draw.mask is None else blend(images, images[draw.partner], draw.mask)
+        return images.clone() if draw.mask is None else blend(images, images.index_select(0, draw.partner), draw.mask)
 
 
 class CutMix(_AlphaMixer):
@@ -121,4 +121,4 @@ class CutMix(_AlphaMixer):
             noise_seed=None, fallback=torch.zeros(batch, dtype=torch.bool, device=device), name=self.name)
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return paste(images, images[draw.partner], draw.dst)
+        return paste_donors(images, draw.partner, draw.dst)

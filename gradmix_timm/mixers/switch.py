@@ -1,13 +1,14 @@
 """Two mixers in turn: ``a+b`` picks b with ``switch_prob`` for each batch."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.records import MixDraw
+from gradmix_timm.records import Captured, MixDraw
 
 from .base import BatchMixer
 
@@ -52,6 +53,13 @@ class SwitchMixer(BatchMixer):
         rng = self._generator(generator)
         chosen = self.second if rng.random() < self.switch_prob else self.first
         return chosen.draw(images, targets, model, rng)
+
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
+                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+        """The same with maps from layers already captured."""
+        rng = self._generator(generator)
+        chosen = self.second if rng.random() < self.switch_prob else self.first
+        return chosen.draw_from(images, captured, rows, rng)
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """By the one that drew."""

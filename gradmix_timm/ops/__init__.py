@@ -10,7 +10,7 @@ from .boxes import (
     sample_center,
     window_boxes,
 )
-from .paste import blend, noise_fill, paste, paste_resized
+from .paste import blend, noise_fill, paste, paste_donors, paste_resized
 from .targets import mix_targets, soft_targets
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     'mix_targets',
     'noise_fill',
     'paste',
+    'paste_donors',
     'paste_resized',
     'sample_center',
     'soft_targets',

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .boxes import box_mask, image_size
 
-__all__ = ['blend', 'like', 'noise_fill', 'paste', 'paste_resized']
+__all__ = ['blend', 'like', 'noise_fill', 'paste', 'paste_donors', 'paste_resized']
 
 
 def like(images: Tensor, template: Tensor) -> Tensor:
@@ -28,6 +28,22 @@ def paste(images: Tensor, fill: Tensor, boxes: Tensor) -> Tensor:
         A new tensor like ``images``; pixels outside the box are bit-equal.
     """
     return like(torch.where(box_mask(boxes, image_size(images)), fill.to(images.dtype), images), images)
+
+
+def paste_donors(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
+    """Each image with its box replaced by the same place of its partner: one copy of the batch, written twice.
+
+    Args:
+        images: [B, C, H, W], any float dtype.
+        partner: Row of each donor, int64 [B].
+        boxes: Half-open (yl, yh, xl, xh), int64 [B, 4].
+
+    Returns:
+        A new tensor like ``images``; every pixel is bit-equal to the image's or the donor's.
+    """
+    # Into a tensor of the same memory format: index_select alone would answer in NCHW.
+    donors = torch.index_select(images, 0, partner, out=torch.empty_like(images))
+    return torch.where(box_mask(boxes, image_size(images)), donors, images, out=donors)
 
 
 def blend(images: Tensor, donors: Tensor, keep: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gradmix_timm.ops import blend, mix_targets, noise_fill, paste, paste_resized, soft_targets
+from gradmix_timm.ops import blend, mix_targets, noise_fill, paste, paste_donors, paste_resized, soft_targets
 
 BOXES = torch.tensor([[2, 9, 3, 20], [0, 20, 0, 24], [5, 5, 1, 4]])
 
@@ -17,13 +17,15 @@ def test_paste_equals_slices_and_keeps_dtype_and_format(dtype, memory, channels)
     images = torch.randn(3, channels, 20, 24).to(dtype).contiguous(memory_format=memory)
     before, donors = images.clone(), images.flip(0)
     mixed = paste(images, donors, BOXES)
+    taken = paste_donors(images, torch.tensor([2, 1, 0]), BOXES)
     want = images.clone()
     for row, (yl, yh, xl, xh) in enumerate(BOXES.tolist()):
         want[row, :, yl:yh, xl:xh] = donors[row, :, yl:yh, xl:xh]
-    assert torch.equal(mixed, want)
     assert torch.equal(images, before)
-    assert mixed.dtype == dtype
-    assert mixed.is_contiguous(memory_format=memory)
+    for found in (mixed, taken):
+        assert torch.equal(found, want)
+        assert found.dtype == dtype
+        assert found.is_contiguous(memory_format=memory)
 
 
 def test_resized_paste_is_the_antialiased_bilinear_resize():
