@@ -9,6 +9,7 @@ from typing import Any
 from gradmix_timm.registry import Registry, nearest
 
 from .base import BatchMixer
+from .callables import CallableMixer, TorchvisionMixer
 from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .plain import CutMix, Mixup, NoMix
 from .switch import SwitchMixer
@@ -19,6 +20,7 @@ __all__ = [
     'RECIPES',
     'TIMM_MODES',
     'BatchMixer',
+    'CallableMixer',
     'CutMix',
     'GradMix',
     'GradMixOptions',
@@ -26,6 +28,7 @@ __all__ = [
     'NoMix',
     'SwitchMixer',
     'TimmMixup',
+    'TorchvisionMixer',
     'create_mixer',
     'list_mixers',
     'register_mixer',
@@ -38,24 +41,46 @@ _SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank'
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
 
 
-def register_mixer(name: str, summary: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorator that enters a mixer class or factory into the registry, and so into ``--mixup-mode``.
+def register_mixer(name: str, summary: str, function: bool = False
+                   ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator that enters a mixer class, a factory or a plain function into the registry, and so into --mixup-mode.
 
     Args:
         name: For :func:`create_mixer`; a word without ``+``.
         summary: One line for :func:`list_mixers`.
+        function: What is decorated is no class or factory of mixers but a mixer itself, ``(images, labels, **options)
+            -> (images, soft targets)``; see :class:`CallableMixer` for what it gets and how it is seeded.
 
     Raises:
         ValueError: The name is taken.
 
     Example:
+        >>> import torch
         >>> @register_mixer('doctest-mixup', 'mixup with a mild alpha')
         ... def mild(num_classes, **common):
         ...     return Mixup(num_classes, alpha=0.2, **common)
         >>> create_mixer('doctest-mixup', num_classes=3).alpha
         0.2
+        >>> @register_mixer('doctest-half', 'the mean of each image and its neighbour', function=True)
+        ... def half(images, labels, share=0.5):
+        ...     rows = torch.nn.functional.one_hot(labels, 3).float()
+        ...     return images.lerp(images.roll(1, 0), share), rows.lerp(rows.roll(1, 0), share)
+        >>> mixer = create_mixer('doctest-half', num_classes=3, share=0.25, prob=1.0)
+        >>> mixer(torch.zeros(2, 1, 4, 4), torch.tensor([0, 2]))[1]
+        tensor([[0.7500, 0.0000, 0.2500],
+                [0.2500, 0.0000, 0.7500]])
     """
-    return _MIXERS.register(name, summary)
+    enter = _MIXERS.register(name, summary)
+    if not function:
+        return enter
+
+    def enter_function(mix: Callable[..., Any]) -> Callable[..., Any]:
+        def create(num_classes: int, **options: Any) -> CallableMixer:
+            return CallableMixer(name, mix, num_classes, **options)
+        enter(create)
+        return mix
+
+    return enter_function
 
 
 def list_mixers() -> dict[str, str]:
@@ -146,3 +171,6 @@ register_mixer('random-box', 'control: GradMix with its box anywhere, no model')
 register_mixer('center-box', 'control: GradMix with its box in the middle, no model')(
     partial(GradMix, attribution='center'))
 register_mixer('gradmix', "a box over the model's own evidence, filled from a partner (arXiv:2505.12803)")(GradMix)
+for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
+    register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
+        partial(TorchvisionMixer, _kind))

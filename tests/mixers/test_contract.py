@@ -180,7 +180,8 @@ def test_prob_is_the_rate_of_mixed_batches_and_prob_elem_of_images(name, toy):
     assert changed(prob=0.0).sum() == 0
 
 
-@pytest.mark.parametrize('name', ['gradmix', 'cutmix', 'random-box', 'center-box', 'mixup'])
+@pytest.mark.parametrize('name', [
+    'gradmix', 'cutmix', 'random-box', 'center-box', 'mixup', 'torchvision-mixup', 'torchvision-cutmix'])
 def test_lam_and_partner_read_back_from_label_coded_images(name, toy):
     """A constant image a row: what is pasted shows whose it is, and how much."""
     labels = torch.arange(8)

@@ -1,0 +1,175 @@
+"""Mixers written by others as one call, (images, labels) -> (images, soft targets), under this registry's contract."""
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.ops import box_lam, image_size, soft_targets
+from gradmix_timm.records import MixDraw
+from gradmix_timm.registry import nearest
+
+from .base import BatchMixer, to_device
+from .plain import area_weight
+
+__all__ = ['CallableMixer', 'TorchvisionMixer', 'seeded_streams']
+
+
+@contextmanager
+def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
+    """Python's, NumPy's and torch's global random streams start at ``seed`` inside and go on as before behind.
+
+    Args:
+        seed: Not negative.
+        device: Its stream is taken care of besides the CPU's.
+    """
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a foreign mixer draws from
+    devices = [] if device.type in ('cpu', 'meta') else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else 'cuda'):
+        try:
+            random.seed(seed)
+            np.random.seed(seed % 2 ** 32)  # noqa: NPY002
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU for good
+            if devices:
+                getattr(torch, device.type).manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
+class CallableMixer(BatchMixer):
+    """A function ``(images, labels, **options) -> (images, soft targets)`` as a mixer.
+
+    The function gets copies, labels as they come (int64 [B] or float [B, K], not smoothed), and global random streams
+    that are seeded for the step and put back afterwards, so that it reproduces itself whatever it draws from. What it
+    did is known to it alone: in its draws ``lam`` is 0 for every image that was handed to it and ``partner`` the image
+    itself.
+
+    Args:
+        name: In the registry.
+        function: Returns images of the same shape, and targets float [B, K] or int64 [B].
+        num_classes: K.
+        **options: See :class:`BatchMixer`; others are the function's own.
+    """
+
+    def __init__(self, name: str, function: Callable[..., tuple[Tensor, Tensor]], num_classes: int, **options: Any
+                 ) -> None:
+        shared = [*inspect.signature(BatchMixer.__init__).parameters][2:]
+        super().__init__(num_classes, **{key: options.pop(key) for key in shared if key in options})
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][2:]
+        stray = [key for key in options if key not in known]
+        if stray and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise ValueError(f'mixer {name!r} has no option {stray[0]!r}: {nearest(stray[0], [*known, *shared])}')
+        self.name = name  # type: ignore[misc]
+        self.function, self.own = function, options
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option as plain values."""
+        return {**self.own, **super().options}
+
+    def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """What the function makes of the batch from the draw's seed.
+
+        Raises:
+            ValueError: It returns something else than images of the same shape and targets [B] or [B, K].
+        """
+        if draw.noise_seed is None:
+            return super().apply(images, targets, draw)
+        with torch.no_grad(), seeded_streams(draw.noise_seed, images.device):
+            given = images.clone(memory_format=torch.preserve_format)
+            mixed, rows = self._checked(self.function(given, targets.clone(), **self.own), images)
+        kept = (draw.lam == 1).to(images.device)
+        own, new = (soft_targets(t, self.num_classes, self.label_smoothing, images.device) for t in (targets, rows))
+        mixed = torch.where(kept[:, None, None, None], images, mixed.to(images.dtype))
+        return mixed, torch.where(kept[:, None], own, new)
+
+    def _checked(self, made: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(made, tuple | list) or len(made) != 2 or not all(isinstance(part, Tensor) for part in made):
+            raise ValueError(f'mixer {self.name!r} should return two tensors, images and targets, got '
+                             f'{type(made).__name__}')
+        mixed, rows = made
+        if mixed.shape != images.shape:
+            raise ValueError(f'mixer {self.name!r} should return images {list(images.shape)}, got {list(mixed.shape)}')
+        if list(rows.shape) not in ([len(images)], [len(images), self.num_classes]):
+            raise ValueError(f'mixer {self.name!r} should return targets [{len(images)}, {self.num_classes}], got '
+                             f'{list(rows.shape)}')
+        return mixed, rows
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        batch, device = images.shape[0], images.device
+        boxes = torch.zeros(batch, 4, dtype=torch.int64, device=device)
+        lam = to_device((~coins).astype(np.float32), device)
+        return MixDraw(
+            partner=torch.arange(batch, device=device), src=boxes, dst=boxes, lam=lam, weight=area_weight(lam),
+            mask=None, noise_seed=int(rng.integers(2 ** 62)), name=self.name,
+            fallback=torch.zeros(batch, dtype=torch.bool, device=device))
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        return images.clone()
+
+
+class TorchvisionMixer(BatchMixer):
+    """``torchvision.transforms.v2.MixUp`` or ``CutMix`` with a seed of its own: one lam a batch, partner the row above.
+
+    Images are bit for bit what torchvision makes of the same seed; smoothing, ``prob`` and ``prob_elem`` are this
+    registry's.
+
+    Args:
+        kind: 'MixUp' or 'CutMix'.
+        num_classes: K.
+        alpha: Of Beta(alpha, alpha).
+        **common: See :class:`BatchMixer`.
+    """
+
+    #: The registry's name of each class.
+    NAMES: ClassVar[dict[str, str]] = {'MixUp': 'torchvision-mixup', 'CutMix': 'torchvision-cutmix'}
+
+    def __init__(self, kind: str, num_classes: int, alpha: float = 1.0, **common: Any) -> None:
+        from torchvision.transforms import v2  # slow to import, and only these mixers need it
+        super().__init__(num_classes, **common)
+        if not alpha > 0:
+            raise ValueError(f'alpha of the Beta distribution is above 0, got {alpha}')
+        self.name = self.NAMES[kind]  # type: ignore[misc]
+        self.alpha = float(alpha)
+        self.transform = getattr(v2, kind)(alpha=self.alpha, num_classes=self.num_classes)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option as plain values."""
+        return {'alpha': self.alpha, **super().options}
+
+    def _params(self, images: Tensor, seed: int) -> dict[str, Any]:
+        with seeded_streams(seed, torch.device('cpu')):
+            return {'labels': None, 'batch_size': len(images), **self.transform.make_params([images])}
+
+    def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
+              coins: np.ndarray, partner: np.ndarray) -> MixDraw:
+        seed, batch, device = int(rng.integers(2 ** 62)), images.shape[0], images.device
+        params = self._params(images, seed)
+        left, top, right, bottom = params.get('box', (0, 0, 0, 0))
+        boxes = to_device(np.array([[top, bottom, left, right]]) * coins[:, None], device)
+        if 'box' in params:
+            lam = box_lam(boxes, image_size(images))
+        else:
+            lam = to_device(np.where(coins, params['lam'], 1.0).astype(np.float32), device)
+        return MixDraw(
+            partner=to_device(np.roll(np.arange(batch), 1), device), src=boxes, dst=boxes, lam=lam,
+            weight=area_weight(lam), mask=None, noise_seed=seed, name=self.name,
+            fallback=torch.zeros(batch, dtype=torch.bool, device=device))
+
+    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
+        if draw.noise_seed is None:
+            return images.clone()
+        # Drawn again rather than read from the draw, which would wait for a GPU and round lam.
+        mixed = self.transform.transform(images, self._params(images, draw.noise_seed))
+        return torch.where((draw.lam < 1)[:, None, None, None], mixed, images)
