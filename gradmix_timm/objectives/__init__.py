@@ -1,5 +1,34 @@
 """What is minimised: contrastive losses and the tasks around them."""
 from .clean import KeepCleanTask
-from .losses import JointConfig, joint_loss, mix_loss, ssl_loss, supcon_loss, supconmix_loss
+from .contrastive import ContrastiveTask, JointTask, guiding_mixer
+from .heads import Projected, ProjectionHead, classifier_layers
+from .losses import (
+    JointConfig,
+    instance_logits,
+    joint_loss,
+    joint_terms,
+    mix_loss,
+    ssl_loss,
+    supcon_loss,
+    supconmix_loss,
+)
+from .moco import MocoTask
 
-__all__ = ['JointConfig', 'KeepCleanTask', 'joint_loss', 'mix_loss', 'ssl_loss', 'supcon_loss', 'supconmix_loss']
+__all__ = [
+    'ContrastiveTask',
+    'JointConfig',
+    'JointTask',
+    'KeepCleanTask',
+    'MocoTask',
+    'Projected',
+    'ProjectionHead',
+    'classifier_layers',
+    'guiding_mixer',
+    'instance_logits',
+    'joint_loss',
+    'joint_terms',
+    'mix_loss',
+    'ssl_loss',
+    'supcon_loss',
+    'supconmix_loss',
+]

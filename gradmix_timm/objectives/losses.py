@@ -1,12 +1,15 @@
 """Contrastive losses on unit features of several views: SimCLR, SupCon, their GradMix terms, and the joint loss."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ['JointConfig', 'joint_loss', 'mix_loss', 'ssl_loss', 'supcon_loss', 'supconmix_loss']
+__all__ = [
+    'JointConfig', 'instance_logits', 'joint_loss', 'joint_terms', 'mix_loss', 'ssl_loss', 'supcon_loss',
+    'supconmix_loss', 'weigh_terms']
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,45 @@ def supconmix_loss(
         return anchors.mean(anchors.mixed(mixed), anchors.same_class(labels), offset=authors_offset)
 
 
+def joint_terms(
+        clean: Tensor,
+        mixed: Tensor | None,
+        labels: Tensor | None,
+        lam: Tensor | float = 1.0,
+        config: JointConfig | None = None,
+        rows: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The terms of :func:`joint_loss`, which takes the same arguments, before their weights.
+
+    Returns:
+        Scalars: 'sup' where gamma > 0; 'ssl' and, with ``mixed``, 'mix' (its lam included) where ssl_weight > 0.
+
+    Raises:
+        ValueError: See :func:`joint_loss`.
+    """
+    config = config or JointConfig()
+    terms: dict[str, Tensor] = {}
+    with torch.autocast(clean.device.type, enabled=False):
+        anchors = _Anchors(clean, config.temperature, config.base_temperature, rows)
+        if config.gamma:
+            if labels is None:
+                raise ValueError(f'gamma={config.gamma} weights a supervised term, which needs labels; '
+                                 'give labels or set gamma=0')
+            terms['sup'] = anchors.mean(anchors.clean, anchors.same_class(labels))
+        if config.ssl_weight:
+            positives = anchors.same_image()
+            terms['ssl'] = anchors.mean(anchors.clean, positives)
+            if mixed is not None:
+                terms['mix'] = anchors.mean(anchors.mixed(mixed), positives, lam, config.authors_offset)
+    return terms
+
+
+def weigh_terms(terms: Mapping[str, Tensor], config: JointConfig) -> Tensor:
+    """The weighted sum gamma * sup + ssl_weight * (ssl + mix), of the terms that are there."""
+    weights = {'sup': config.gamma, 'ssl': config.ssl_weight, 'mix': config.ssl_weight}
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
 def joint_loss(
         clean: Tensor,
         mixed: Tensor | None,
@@ -275,18 +317,28 @@ def joint_loss(
         ValueError: Another shape, fewer than two views, labels missing.
     """
     config = config or JointConfig()
+    return weigh_terms(joint_terms(clean, mixed, labels, lam, config, rows), config)
+
+
+def instance_logits(clean: Tensor, temperature: float = 0.05, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The self-supervised loss as a classifier of slots: logits, and the slot of each anchor's other view.
+
+    Cross-entropy of the two is :func:`ssl_loss` without T / T0, anchor by anchor; so every score of the attribution
+    (log-odds, logit, loss) has its meaning without a class.
+
+    Args:
+        clean: Unit features of two views, float [B, 2, D].
+        temperature: T.
+        rows: See :func:`ssl_loss`.
+
+    Returns:
+        S_ij, [anchors, 2 B], -inf at the anchor's own slot; labels int64 [anchors].
+
+    Raises:
+        ValueError: Another shape, other than two views.
+    """
     with torch.autocast(clean.device.type, enabled=False):
-        anchors = _Anchors(clean, config.temperature, config.base_temperature, rows)
-        loss = clean.new_zeros((), dtype=anchors.clean.dtype)
-        if config.gamma:
-            if labels is None:
-                raise ValueError(f'gamma={config.gamma} weights a supervised term, which needs labels; '
-                                 'give labels or set gamma=0')
-            loss = loss + config.gamma * anchors.mean(anchors.clean, anchors.same_class(labels))
-        if config.ssl_weight:
-            positives = anchors.same_image()
-            loss = loss + config.ssl_weight * anchors.mean(anchors.clean, positives)
-            if mixed is not None:
-                loss = loss + config.ssl_weight * anchors.mean(
-                    anchors.mixed(mixed), positives, lam, config.authors_offset)
-        return loss
+        anchors = _Anchors(clean, temperature, temperature, rows)
+        if clean.shape[1] != 2:
+            raise ValueError(f'an anchor has one other view where there are two, got features {list(clean.shape)}')
+        return anchors.clean.masked_fill(anchors.own_slot, -torch.inf), anchors.same_image().int().argmax(1)

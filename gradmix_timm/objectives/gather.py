@@ -1,0 +1,63 @@
+"""Rows of every process, with gradients, so that a contrastive loss sees the whole batch."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+__all__ = ['gather_rows', 'own_rows', 'world_size']
+
+
+def world_size() -> int:
+    """Processes that train together; 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def own_rows(batch: int, device: torch.device) -> Tensor | None:
+    """Where the rows of this process are among the gathered ones, int64 [batch]; None with one process: all."""
+    if world_size() == 1:
+        return None
+    return distributed.get_rank() * batch + torch.arange(batch, device=device)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums what every process asks of each row.
+
+    torch.distributed.nn has one, but its backward is a reduce-scatter that gloo does not offer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        found = [torch.empty_like(rows) for _ in range(world_size())]
+        distributed.all_gather(found, rows.contiguous())
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        distributed.all_reduce(grad)
+        return grad.chunk(world_size())[distributed.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks; every process holds as many.
+
+    The gradient of a row is the sum of what the losses of all processes ask of it. With each process's loss the mean
+    over its own anchors, and gradients averaged as DistributedDataParallel does, that is the gradient of one process
+    with the joined batch.
+
+    Args:
+        rows: [B, ...], any dtype that the backend takes.
+
+    Returns:
+        [processes * B, ...]; the very tensor where there is one process.
+    """
+    if world_size() == 1:
+        return rows
+    if rows.requires_grad and torch.is_grad_enabled():
+        gathered: Tensor = _Gather.apply(rows)
+        return gathered
+    found = [torch.empty_like(rows) for _ in range(world_size())]
+    distributed.all_gather(found, rows.contiguous())
+    return torch.cat(found)
