@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradmix_timm.attribution import attribute
+    from gradmix_timm.classifier import OpenSetClassifier
     from gradmix_timm.mixers import GradMix, create_mixer, list_mixers, register_mixer
 
 __version__ = '0.1.0'
-__all__ = ['GradMix', 'attribute', 'create_mixer', 'list_mixers', 'register_mixer']
+__all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'list_mixers', 'register_mixer']
 
 # Loaded on first use, so that `gradmix_timm.openset` does not import the mixers it judges.
 _HOMES = {
     'GradMix': 'gradmix_timm.mixers',
+    'OpenSetClassifier': 'gradmix_timm.classifier',
     'attribute': 'gradmix_timm.attribution',
     'create_mixer': 'gradmix_timm.mixers',
     'list_mixers': 'gradmix_timm.mixers',

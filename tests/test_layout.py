@@ -18,7 +18,7 @@ ROOMS = {
     'data': {'records', 'registry', 'timm'},
     'openset': {'records', 'registry', 'ops', 'timm'},
     'checkpoint': {'records', 'registry', 'timm'},
-    'classifier': {'records', 'registry', 'openset', 'checkpoint', 'timm'},
+    'classifier': {'records', 'registry', 'data', 'openset', 'checkpoint', 'timm'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.

@@ -72,6 +72,16 @@ class Loaded:
                  **(args.get('model_kwargs') or {})}
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """What the checkpoint says of preprocessing, as arguments of timm's ``resolve_data_config``."""
+        if self.record is not None:
+            config = self.record.data_config
+            return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+        names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+        told = self.args or {}
+        return {name: told[name] for name in names if told.get(name) is not None}
+
 
 def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Loaded:
     """Read a checkpoint: ours, timm's, a bare state dict or safetensors; nothing in it is ever executed.

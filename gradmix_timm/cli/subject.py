@@ -139,7 +139,7 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     if num_classes is not None and outputs != num_classes:
         raise ValueError(f'the head of {args.model} has {outputs} outputs and {num_classes} known classes are named; '
                          'train a head for them, or name one class an output with --known-classes')
-    known = _known_config(loaded)
+    known = {} if loaded is None else loaded.data_config
     if args.img_size:
         own: Any = getattr(model, 'default_cfg', {})
         channels = next(iter(known.get('input_size') or own.get('input_size', (3,))))
@@ -280,18 +280,6 @@ def _other_source(args: argparse.Namespace, split: ClassSplit, source: dict[str,
                          '(and --unknown-dataset NAME)')
     source['unknown_dataset'], source['unknown_data_dir'] = name or '', folder
     return open_dataset(name or '', folder, source['test'], **options)
-
-
-def _known_config(loaded: Loaded | None) -> dict[str, Any]:
-    """What a checkpoint says of preprocessing, as arguments of timm's resolve_data_config."""
-    if loaded is None:
-        return {}
-    if loaded.record is not None:
-        config = dict(loaded.record.data_config)
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    told = loaded.args or {}
-    names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
-    return {name: told[name] for name in names if told.get(name) is not None}
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,0 +1,230 @@
+"""From a checkpoint to a fitted score and a threshold: held-out images of known classes alone decide."""
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from gradmix_timm.checkpoint import Loaded, build_model, check_known, load_checkpoint
+from gradmix_timm.data import CutDataset, open_dataset, select_classes, take
+from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.openset.scores import SCORES, Head, Score, fit_score
+from gradmix_timm.openset.thresholds import conformal_threshold
+from gradmix_timm.records import Embeddings
+
+from .images import batches, evaluation_transform
+
+__all__ = ['Plan', 'Source', 'calibrate', 'find_device']
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where the training images are; None: as the checkpoint says."""
+
+    data_dir: str | os.PathLike[str] | None = None
+    dataset: str | None = None
+    train_split: str | None = None
+    class_map: str = ''
+    workers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The arguments of :meth:`OpenSetClassifier.from_checkpoint`."""
+
+    path: str | os.PathLike[str]
+    score: str
+    known_acceptance: float
+    validation: Any
+    threshold: float | None
+    score_options: Mapping[str, Any]
+    known_classes: Sequence[str] | None
+    model: str | None
+    device: torch.device | str | None
+    amp_dtype: torch.dtype | None
+    batch_size: int
+    ema: bool | None
+    source: Source
+
+
+def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
+    """The model, the score fit on training images, and the manifest's entries with the threshold.
+
+    Raises:
+        ValueError: As :meth:`OpenSetClassifier.from_checkpoint` says; what needs no image is found before one is read.
+    """
+    _check(plan)
+    loaded = load_checkpoint(plan.path, plan.ema)
+    names = _known_names(plan, loaded)
+    if plan.threshold is None and plan.validation is None:
+        _check_held_out(plan, loaded)
+    # The embeddings are taken where predictions will be made.
+    net = build_model(loaded, plan.model, len(names)).to(find_device(plan.device))
+    config = resolve_data_config(loaded.data_config, model=net)
+    config['crop_mode'] = loaded.data_config.get('crop_mode', config.get('crop_mode'))
+    eye = _Eye(plan, net, config)
+    train, held = _cuts(plan, loaded, names, config)
+    seen = None if train is None else eye.see(train, 'known training images')
+    score = fit_score(plan.score, seen, head=_head(plan.score, net), **plan.score_options)
+    threshold, count, source = _threshold(plan, score, eye, held)
+    name = str(plan.model or loaded.model)
+    kwargs = loaded.model_kwargs if name == loaded.model else {
+        key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
+    return net, score, {
+        'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
+        'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
+        'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': config,
+        'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'),
+        'checkpoint': _origin(loaded)}
+
+
+def find_device(device: torch.device | str | None) -> torch.device:
+    """The device that is named; cuda where none is and there is one.
+
+    Raises:
+        ValueError: A device that PyTorch cannot use here.
+    """
+    if device is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f'device {str(device)!r}: PyTorch {torch.__version__} cannot use it here '
+                         f"({str(error).splitlines()[0]}); give 'cpu'") from error
+    return found
+
+
+# ---- checks that need no image
+
+def _check(plan: Plan) -> None:
+    SCORES[plan.score]  # an unknown name raises, with the nearest
+    if not 0 < plan.known_acceptance < 1:
+        raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
+                         f'{plan.known_acceptance}')
+    if plan.threshold is not None and plan.validation is not None:
+        raise ValueError('validation images and a threshold were given; the first would set the second, give one')
+    if plan.threshold is not None and not math.isfinite(plan.threshold):
+        raise ValueError(f'threshold={plan.threshold}; give a finite number')
+    if plan.amp_dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f'amp_dtype is torch.bfloat16, torch.float16 or None, got {plan.amp_dtype}')
+
+
+def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
+    recorded = loaded.record.known_classes if loaded.record is not None else ()
+    if plan.known_classes is None and not recorded:
+        raise ValueError(f'{loaded.path} does not say which classes its head knows; name them in head order, '
+                         'known_classes=[...]')
+    if plan.known_classes is None:
+        return recorded
+    names = tuple(plan.known_classes)
+    if loaded.record is not None and recorded:
+        check_known(loaded.record, names)
+    return names
+
+
+def _check_held_out(plan: Plan, loaded: Loaded) -> None:
+    held = len(loaded.record.val_indices) if loaded.record is not None else 0
+    if not held:
+        why = ('comes without a record of its training' if loaded.record is None
+               else 'was trained without held-out images (--osr-val-fraction 0)')
+        raise ValueError(f'{loaded.path} {why}, so there is nothing to set a threshold on; pass validation=[...], '
+                         'images of known classes that took no part in training, or threshold=NUMBER')
+    _check_enough(held, plan.known_acceptance)
+
+
+def _check_enough(count: int, acceptance: float) -> None:
+    needed = math.ceil(1 / (1 - acceptance) - 1e-9) - 1
+    if count < needed:
+        raise ValueError(f'{count} held-out images are too few to promise known_acceptance={acceptance:g}: {needed} '
+                         f'are needed; {count} can promise {count / (count + 1):.4g} at most, or pass more, '
+                         'validation=[...]')
+
+
+# ---- images
+
+@dataclass(frozen=True, slots=True)
+class _Eye:
+    """The model as predictions will use it."""
+
+    plan: Plan
+    net: nn.Module
+    config: dict[str, Any]
+
+    def see(self, images: Any, title: str) -> Embeddings:
+        """Embeddings of a cut of the data set, or of images of any kind."""
+        transform, size = evaluation_transform(self.config), self.plan.batch_size
+        loader: Any
+        if isinstance(images, CutDataset):
+            images.transform = transform
+            loader = DataLoader(images, size, num_workers=self.plan.source.workers)  # type: ignore[arg-type]
+        else:
+            loader = batches(images, transform, 'RGB' if self.config['input_size'][0] == 3 else 'L', size)
+        return extract(self.net, loader, next(self.net.parameters()).device, self.plan.amp_dtype,
+                       progress=title)
+
+
+def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], config: dict[str, Any],
+          ) -> tuple[CutDataset | None, CutDataset | None]:
+    """Known training images (None where the score needs none) and those held out (None where not wanted)."""
+    held_wanted = plan.threshold is None and plan.validation is None
+    train_wanted = SCORES[plan.score].needs_train
+    if not held_wanted and not train_wanted:
+        return None, None
+    whole = _open(plan, loaded, names, 'RGB' if config['input_size'][0] == 3 else 'L')
+    held = list(loaded.record.val_indices) if loaded.record is not None else []
+    rest = sorted(set(whole.indices.tolist()) - set(held))
+    return take(whole, rest) if train_wanted else None, take(whole, held) if held_wanted else None
+
+
+def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDataset:
+    """The known classes of the training split; no other split is ever opened."""
+    record, source = loaded.record, plan.source
+    told = loaded.args or {}
+    dataset = source.dataset if source.dataset is not None else (
+        record.dataset if record is not None else told.get('dataset') or '')
+    folder = source.data_dir
+    if folder is None and source.dataset is None:
+        folder = record.data_dir if record is not None else told.get('data_dir')
+    split = source.train_split or (record.splits.get('train') if record is not None else None) or 'train'
+    try:
+        opened = open_dataset(dataset, folder, split, class_map=source.class_map, img_mode=mode)
+    except ValueError as error:
+        raise ValueError(f'the training images, of which the threshold and the score are made, could not be opened: '
+                         f'{error}. Where they moved: data_dir=FOLDER') from error
+    return select_classes(opened, names)
+
+
+def _head(score: str, net: nn.Module) -> Head | None:
+    return head_of(net) if SCORES[score].needs_head else None
+
+
+def _threshold(plan: Plan, score: Score, eye: _Eye, held: CutDataset | None) -> tuple[float, int, str]:
+    if plan.threshold is not None:
+        return float(plan.threshold), 0, 'given by hand'
+    seen = eye.see(held if held is not None else plan.validation, 'held-out images')
+    _check_enough(len(seen.label), plan.known_acceptance)
+    values: Tensor = score(seen)
+    kind = 'training images of the known classes that were held out' if held is not None else 'validation images'
+    threshold = conformal_threshold(values.numpy(), 1 - plan.known_acceptance)
+    if not math.isfinite(threshold):
+        raise ValueError(f'{plan.score} of the held-out images gives the threshold {threshold}; choose another score')
+    return (threshold, len(values),
+            f'set on {len(values)} {kind}, so as to accept at least {plan.known_acceptance:g} of new known images')
+
+
+def _origin(loaded: Loaded) -> dict[str, Any]:
+    facts: dict[str, Any] = {'file': Path(loaded.path).name, 'sha256': loaded.sha256, 'epoch': loaded.epoch,
+                             'moving_average': loaded.ema}
+    if loaded.record is not None:
+        record = loaded.record
+        facts |= {name: getattr(record, name) for name in ('protocol', 'family', 'trial', 'mixer', 'objective', 'seed')}
+    return facts

@@ -1,0 +1,96 @@
+"""One ONNX graph of normalisation, model, score and threshold."""
+from __future__ import annotations
+
+import copy
+import json
+import os
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradmix_timm.checkpoint import atomic_path
+from gradmix_timm.openset.scores import SCORES, Score
+from gradmix_timm.records import Embeddings
+
+__all__ = ['Graph', 'export']
+
+
+class Graph(nn.Module):
+    """Pixels from 0 to 1 to (label, knownness, accepted).
+
+    Args:
+        model: Gives logits.
+        score: One that reads logits alone.
+        mean: Of the channels.
+        std: Of the channels.
+        threshold: Of knownness.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, score: Score, mean: tuple[float, ...], std: tuple[float, ...],
+                 threshold: float) -> None:
+        super().__init__()
+        self.model, self.score, self.threshold = model, score, threshold
+        self.register_buffer('mean', torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of float32 [N, C, H, W]: int64 [N], float64 [N], bool [N]."""
+        logits = self.model((images - self.mean) / self.std).float()
+        embeddings = Embeddings(logits, logits, None, logits.argmax(1), logits.argmax(1))
+        knownness = self.score.knownness(embeddings)
+        return self.score.predict(embeddings), knownness, knownness >= self.threshold
+
+
+def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
+    """Write the graph, whole or not at all.
+
+    Raises:
+        ValueError: A score that reads more than logits.
+        ImportError: Without onnx and onnxscript.
+    """
+    if score.reads != ('logits',) or score.needs_train:
+        able = [name for name, kind in SCORES.describe().items() if _exportable(name)]
+        raise ValueError(f'score {score.name!r} does not fit into a graph of the logits; those that do: '
+                         f'{", ".join(able)}: OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
+    missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{" and ".join(missing)} not installed; pip install gradmix-timm[onnx]')
+    config = manifest.data_config
+    net = Graph(copy.deepcopy(model).cpu().eval(), score, config['mean'], config['std'], manifest.threshold).eval()
+    example = torch.rand(2, *config['input_size'])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the exporter's own use of PyTorch
+        program = torch.onnx.export(
+            net, (example,), input_names=['images'], output_names=['label', 'knownness', 'accepted'], dynamo=True,
+            dynamic_shapes={'images': {0: torch.export.Dim('n')}}, verbose=False)
+    assert program is not None
+    proto = program.model_proto
+    for key, value in _metadata(score, manifest).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+
+
+def _exportable(name: str) -> bool:
+    return SCORES[name].reads == ('logits',) and not SCORES[name].needs_train
+
+
+def _metadata(score: Score, manifest: Any) -> dict[str, str]:
+    """What who calls the graph has to know, as text."""
+    config = manifest.data_config
+    facts = {
+        'known_classes': list(manifest.known_classes), 'score': score.name, 'score_options': score.options,
+        'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,
+        'input': 'float32 [N, C, H, W], pixels from 0 to 1, resized and cropped as said here; normalised in the graph',
+        **{key: config.get(key) for key in (
+            'input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')},
+        'model': manifest.model}
+    return {f'gradmix_timm.{key}': value if isinstance(value, str) else json.dumps(value)
+            for key, value in facts.items()}

@@ -1,0 +1,241 @@
+"""The open-set classifier: predicts a class name or "unknown"; made from a checkpoint, kept in two plain files."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from gradmix_timm.openset.extract import extract
+from gradmix_timm.openset.scores import Score
+
+from . import calibrating, files, graph
+from .images import batches, evaluation_transform
+
+__all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
+
+UNKNOWN = 'unknown'
+
+
+class Prediction(NamedTuple):
+    """What is said of one image.
+
+    Attributes:
+        label: Name of a known class, or ``'unknown'``.
+        knownness: The score; higher = more known. Accepted if at least the classifier's threshold.
+    """
+
+    label: str
+    knownness: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything of a classifier but its weights and its fitted score; plain values, as the saved file has them.
+
+    Attributes:
+        known_classes: Names in head order.
+        threshold: An image is accepted if its knownness is at least this.
+        known_acceptance: Share of new known images that is accepted at least; None where the threshold was given.
+        threshold_source: What the threshold was set on, in words.
+        n_validation: Held-out images it was set on.
+        model: timm's model name.
+        model_kwargs: For ``timm.create_model``.
+        data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
+        amp_dtype: 'bfloat16', 'float16', or None for full precision; the threshold holds for this one.
+        checkpoint: Name and SHA-256 of the file, and the run's protocol, family, trial, mixer and seed.
+    """
+
+    known_classes: tuple[str, ...]
+    threshold: float
+    known_acceptance: float | None
+    threshold_source: str
+    n_validation: int
+    model: str
+    model_kwargs: dict[str, Any]
+    data_config: dict[str, Any]
+    amp_dtype: str | None
+    checkpoint: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse class names that an answer could not be told by."""
+        if UNKNOWN in self.known_classes:
+            raise ValueError(f'a known class is called {UNKNOWN!r}, which is what a rejected image is called; name the '
+                             'classes otherwise, known_classes=[...] in head order')
+
+
+class OpenSetClassifier:
+    """Names the class of an image, or says that it is of none that the model knows.
+
+    A record of one image depends on that image alone, not on the others of the call (up to float32's rounding in the
+    model, which differs with the batch size).
+
+    Args:
+        model: In evaluation mode.
+        score: Fitted.
+        manifest: Classes, threshold, preprocessing.
+        device: Where the model runs; default: cuda where there is one.
+        batch_size: Images at a time; changes memory and speed alone.
+
+    Attributes:
+        known_classes: Names in head order.
+        threshold: An image is accepted if its knownness is at least this.
+
+    Example:
+        >>> classifier = OpenSetClassifier.from_checkpoint('run/model_best.pth.tar')    # doctest: +SKIP
+        >>> [(label, round(knownness, 2)) for label, knownness in classifier.predict(['a.png', 'b.png'])]
+        ...                                                                             # doctest: +SKIP
+        [('cat', 7.31), ('unknown', 2.05)]
+        >>> classifier.save('cats')                                                     # doctest: +SKIP
+        >>> classifier = OpenSetClassifier.load('cats')                                 # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, score: Score, manifest: Manifest, device: torch.device | str | None = None,
+                 batch_size: int = 64) -> None:
+        if batch_size < 1:
+            raise ValueError(f'batch_size is at least 1, got {batch_size}')
+        self.device = calibrating.find_device(device)
+        self.model = model.to(self.device).eval()
+        self.score, self.manifest, self.batch_size = score, manifest, batch_size
+        self.known_classes, self.threshold = manifest.known_classes, manifest.threshold
+        self._transform = evaluation_transform(manifest.data_config)
+
+    @classmethod
+    def from_checkpoint(
+            cls,
+            path: str | os.PathLike[str],
+            score: str = 'mls',
+            known_acceptance: float = 0.95,
+            *,
+            validation: Any = None,
+            threshold: float | None = None,
+            score_options: Mapping[str, Any] | None = None,
+            known_classes: Sequence[str] | None = None,
+            model: str | None = None,
+            device: torch.device | str | None = None,
+            amp_dtype: torch.dtype | None = None,
+            batch_size: int = 64,
+            ema: bool | None = None,
+            **source: Any,
+    ) -> OpenSetClassifier:
+        """A classifier whose threshold accepts at least ``known_acceptance`` of new known images.
+
+        The threshold is split conformal (:func:`~gradmix_timm.openset.thresholds.conformal_threshold`) on training
+        images of the known classes that were held out: those that the checkpoint lists, or ``validation``. The promise
+        is for new images of the same kind, on average over held-out sets; nothing is promised of unknown ones. The
+        test split is never opened.
+
+        Args:
+            path: A checkpoint; of this package's training it brings everything with it.
+            score: Of :func:`~gradmix_timm.openset.scores.list_scores`; those that need a fit read the training images.
+            known_acceptance: In (0, 1).
+            validation: Images of known classes that took no part in training, of any kind that :meth:`predict` takes;
+                in place of the checkpoint's held-out ones.
+            threshold: Set it by hand; ``known_acceptance`` is then not promised.
+            score_options: The score's own.
+            known_classes: Names in head order, for checkpoints that do not say them.
+            model: timm's model name, for weights that come without.
+            device: Default: cuda where there is one.
+            amp_dtype: torch.bfloat16 or torch.float16: mixed precision, here and in every prediction.
+            batch_size: Images at a time.
+            ema: Moving average or plain weights; see :func:`~gradmix_timm.checkpoint.load_checkpoint`.
+            **source: Where the training images are, over the checkpoint's: ``data_dir``, ``dataset``, ``train_split``,
+                ``class_map``, ``workers``.
+
+        Raises:
+            ValueError: No held-out images, too few of them, or what the checkpoint or the data lack; with the remedy.
+        """
+        plan = calibrating.Plan(
+            path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
+            score_options=dict(score_options or {}), known_classes=known_classes, model=model, device=device,
+            amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibrating.Source(**source))
+        net, fitted, facts = calibrating.calibrate(plan)
+        return cls(net, fitted, Manifest(**facts), device, batch_size)
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """The class of each image or ``'unknown'``, with its knownness.
+
+        Args:
+            images: One image or any iterable of them, kinds mixed as you like: paths, PIL images, arrays [H, W, C] or
+                [H, W], tensors [C, H, W]; or a batch as one array [B, H, W, C] or tensor [B, C, H, W]. Pixels as uint8,
+                or as floats from 0 to 1; the checkpoint's resizing and normalisation are applied here.
+
+        Returns:
+            One record an image, in order.
+
+        Raises:
+            ValueError: An image that cannot be read, with its place in the row.
+        """
+        classes, knownness = self.scores(images)
+        return [Prediction(self.known_classes[k] if value >= self.threshold else UNKNOWN, float(value))
+                for k, value in zip(classes.tolist(), knownness, strict=True)]
+
+    def scores(self, images: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Closed-set class (position in ``known_classes``) and knownness of each image, rejected or not.
+
+        Args:
+            images: As of :meth:`predict`.
+
+        Returns:
+            int64 [N] and float64 [N].
+        """
+        classes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        knownness: list[NDArray[np.float64]] = [np.empty(0)]
+        for batch in batches(images, self._transform, self.image_mode, self.batch_size):
+            embeddings = extract(self.model, [batch], self.device, self.amp_dtype)
+            classes.append(self.score.predict(embeddings).numpy())
+            knownness.append(self.score(embeddings).numpy())
+        return np.concatenate(classes), np.concatenate(knownness)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``classifier.json`` and ``classifier.safetensors``; reading them runs nothing.
+
+        Args:
+            folder: Made where it is missing; files in it are replaced whole.
+        """
+        files.save(folder, self.model, self.score, self.manifest)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: torch.device | str | None = None,
+             batch_size: int = 64) -> OpenSetClassifier:
+        """The classifier of :meth:`save`; the same answers, bit for bit, on the same machine.
+
+        Raises:
+            ValueError: Files that are missing, damaged, of a newer version, or not of one save.
+        """
+        model, score, facts = files.load(folder)
+        return cls(model, score, Manifest(**facts), device, batch_size)
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write one ONNX graph: normalisation, model, score and threshold.
+
+        Input ``images``: float32 [N, C, H, W], pixels from 0 to 1 at the model's size (the metadata say size,
+        interpolation and crop); N is free. Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool
+        [N]; class names are in the metadata. In full precision, whatever ``amp_dtype`` is.
+
+        Raises:
+            ValueError: A score that reads more than logits.
+            ImportError: Without the packages of ``pip install gradmix-timm[onnx]``.
+        """
+        graph.export(path, self.model, self.score, self.manifest)
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """Precision under which the model runs; None: full."""
+        return getattr(torch, self.manifest.amp_dtype) if self.manifest.amp_dtype else None
+
+    @property
+    def image_mode(self) -> str:
+        """PIL mode of the images that the model reads."""
+        return 'RGB' if self.manifest.data_config['input_size'][0] == 3 else 'L'
+
+    def __repr__(self) -> str:
+        share = self.manifest.known_acceptance
+        promise = 'given' if share is None else f'{share:.0%} of knowns accepted'
+        return (f'OpenSetClassifier({self.manifest.model}, {len(self.known_classes)} known classes, '
+                f'{self.score.name} >= {self.threshold:.6g}, {promise})')

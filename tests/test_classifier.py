@@ -1,0 +1,412 @@
+"""The open-set classifier: its promise on new images, what its threshold may see, its files, its graph."""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
+
+import gradmix_timm
+from gradmix_timm import OpenSetClassifier
+from gradmix_timm.classifier import calibrating
+from gradmix_timm.data import open_dataset, select_classes
+
+HELD = [*range(0, 20), *range(60, 80)]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
+def checkpoint(data, tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp('run') / 'model_best.pth.tar', data)
+
+
+@pytest.fixture(scope='module')
+def classifier(checkpoint):
+    return OpenSetClassifier.from_checkpoint(checkpoint, device='cpu')
+
+
+@pytest.fixture(scope='module')
+def files(data):
+    return sorted((data / 'test').rglob('*.png'))[::9]
+
+
+def pixels(path, mode='RGB'):
+    with Image.open(path) as image:
+        return np.asarray(image.convert(mode))
+
+
+# ---- the threshold
+
+def test_new_known_images_are_accepted_as_promised(data, tmp_path):
+    """Nothing was trained, so any held-out part is exchangeable with the rest: over parts the promise has to hold."""
+    whole = select_classes(open_dataset('', data, 'train'), ('cat', 'ant'))
+    images = [whole[row][0] for row in range(len(whole))]
+    rng, kept = np.random.default_rng(0), []
+    knownness = None
+    for number in range(12):
+        held = rng.permutation(len(whole))[:39]
+        path = save_checkpoint(tmp_path / f'{number}.pth.tar', data, held=sorted(whole.indices[held].tolist()))
+        found = OpenSetClassifier.from_checkpoint(path, known_acceptance=0.8, device='cpu')
+        knownness = found.scores(images)[1] if knownness is None else knownness
+        new = np.setdiff1d(np.arange(len(whole)), held)
+        kept.append((knownness[new] >= found.threshold).mean())
+    # 1 - 8 / 40 in expectation; one part's share has a standard deviation of 0.11 here.
+    assert 0.7 < np.mean(kept) < 0.9
+    assert max(kept) < 1
+
+
+def test_the_threshold_is_the_order_statistic_of_the_held_out_images(classifier, data):
+    whole = select_classes(open_dataset('', data, 'train'), ('cat', 'ant'))
+    held = [whole[int(np.flatnonzero(whole.indices == row)[0])][0] for row in HELD]
+    knownness = np.sort(classifier.scores(held)[1])
+    assert classifier.threshold == pytest.approx(knownness[int(0.05 * 41) - 1], rel=1e-5)
+    assert classifier.manifest.n_validation == 40
+    assert 'held out' in classifier.manifest.threshold_source
+
+
+def test_a_higher_share_gives_a_lower_threshold(checkpoint):
+    low, high = (OpenSetClassifier.from_checkpoint(checkpoint, known_acceptance=share, device='cpu').threshold
+                 for share in (0.5, 0.97))
+    assert high < low
+
+
+@pytest.mark.parametrize('score', ['mls', 'knn'])
+def test_the_test_split_is_never_opened(checkpoint, classifier, data, tmp_path, monkeypatch, score):
+    asked = []
+
+    def watched(name, root, split, **options):
+        asked.append(split)
+        return open_dataset(name, root, split, **options)
+
+    monkeypatch.setattr(calibrating, 'open_dataset', watched)
+    OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu')
+    assert asked == ['train']
+    alone = class_folders(tmp_path / 'alone', splits=('train',))
+    again = OpenSetClassifier.from_checkpoint(checkpoint, score, data_dir=alone, device='cpu')
+    assert score != 'mls' or again.threshold == classifier.threshold
+
+
+def test_only_held_out_images_are_read_for_a_score_without_a_fit(data, tmp_path):
+    """Every other image of the training split is broken."""
+    copy = class_folders(tmp_path / 'copy', splits=('train',))
+    source = open_dataset('', copy, 'train')
+    for row in set(range(90)) - set(HELD):
+        Path(source.filename(row, absolute=True)).write_bytes(b'broken')
+    path = save_checkpoint(tmp_path / 'm.pth.tar', copy)
+    assert OpenSetClassifier.from_checkpoint(path, device='cpu').manifest.n_validation == 40
+    with pytest.raises(ValueError, match=r'\.png cannot be read'):
+        OpenSetClassifier.from_checkpoint(path, 'knn', device='cpu')
+
+
+def test_a_fitted_score_does_not_see_the_held_out_images(checkpoint):
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'knn', device='cpu')
+    assert found.score.diagnostics['samples'] == 20  # of 60 known training images 40 are held out
+
+
+def test_without_held_out_images_the_error_offers_what_to_pass(data, tmp_path, files):
+    path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=())
+    with pytest.raises(ValueError, match=r'validation=\[\.\.\.\].*threshold=NUMBER'):
+        OpenSetClassifier.from_checkpoint(path, device='cpu')
+    given = OpenSetClassifier.from_checkpoint(path, threshold=1.5, device='cpu')
+    assert (given.threshold, given.manifest.known_acceptance) == (1.5, None)
+    passed = OpenSetClassifier.from_checkpoint(path, validation=files, known_acceptance=0.8, device='cpu')
+    assert passed.manifest.n_validation == len(files)
+
+
+def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):
+    path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=range(10))
+    with pytest.raises(ValueError, match=r'10 held-out images are too few .* 19 are needed'):
+        OpenSetClassifier.from_checkpoint(path, device='cpu')
+    with pytest.raises(ValueError, match=f'{len(files)} held-out images are too few'):
+        OpenSetClassifier.from_checkpoint(path, validation=files, known_acceptance=0.99, device='cpu')
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({'score': 'mlss'}, "did you mean 'mls'"), ({'known_acceptance': 95}, 'between 0 and 1'),
+    ({'threshold': 1., 'validation': []}, 'give one'), ({'threshold': float('nan')}, 'finite'),
+    ({'known_classes': ['ant', 'cat']}, 'class 0 of the head'), ({'device': 'nowhere'}, "'cpu'"),
+    ({'amp_dtype': torch.float64}, 'bfloat16'), ({'data_dir': 'nowhere'}, 'data_dir=FOLDER')])
+def test_what_is_asked_wrongly_is_said(checkpoint, options, words):
+    with pytest.raises(ValueError, match=words):
+        OpenSetClassifier.from_checkpoint(checkpoint, **{'device': 'cpu', **options})
+
+
+def test_weights_alone_ask_for_classes_and_then_serve(data, tmp_path, files):
+    path = tmp_path / 'bare.pth'
+    torch.manual_seed(0)
+    torch.save(timm.create_model('test_resnet', num_classes=2).state_dict(), path)
+    with pytest.raises(ValueError, match='known_classes'):
+        OpenSetClassifier.from_checkpoint(path, model='test_resnet', threshold=0., device='cpu')
+    found = OpenSetClassifier.from_checkpoint(
+        path, model='test_resnet', threshold=-100., known_classes=['cat', 'ant'], device='cpu')
+    assert {label for label, _ in found.predict(files)} <= {'cat', 'ant'}
+    found.save(tmp_path / 'kept')
+    assert OpenSetClassifier.load(tmp_path / 'kept', 'cpu').predict(files) == found.predict(files)
+
+
+def test_a_class_called_unknown_is_refused(data, tmp_path):
+    path = save_checkpoint(tmp_path / 'm.pth.tar', data, known_classes=('cat', 'unknown'))
+    with pytest.raises(ValueError, match="called 'unknown'"):
+        OpenSetClassifier.from_checkpoint(path, threshold=0., device='cpu')
+
+
+# ---- predictions
+
+def test_labels_follow_the_threshold(classifier, files):
+    records, (classes, knownness) = classifier.predict(files), classifier.scores(files)
+    for record, place, value in zip(records, classes, knownness, strict=True):
+        assert record.knownness == value
+        assert record.label == (('cat', 'ant')[place] if value >= classifier.threshold else 'unknown')
+    assert {label for label, _ in records} - {'unknown'}
+
+
+def test_answers_are_those_of_the_model_under_its_own_transform(classifier, checkpoint, files):
+    from timm.data import create_transform
+    model = timm.create_model('test_resnet', num_classes=2).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)['state_dict'])
+    transform = create_transform(**CONFIG)
+    with torch.inference_mode():
+        logits = model(torch.stack([transform(Image.open(path).convert('RGB')) for path in files]))
+    classes, knownness = classifier.scores(files)
+    np.testing.assert_array_equal(classes, logits.argmax(1))
+    np.testing.assert_allclose(knownness, logits.amax(1), rtol=1e-5)
+
+
+def test_every_kind_of_image_gives_the_same(classifier, files):
+    expected = classifier.predict(files)
+    arrays = [pixels(path) for path in files]
+    tensors = [torch.from_numpy(array.copy()).permute(2, 0, 1) for array in arrays]
+    assert classifier.predict([str(path) for path in files]) == expected
+    assert classifier.predict(Image.fromarray(array) for array in arrays) == expected
+    assert classifier.predict(np.stack(arrays)) == expected
+    assert classifier.predict(torch.stack(tensors)) == expected
+    assert classifier.predict([tensor / 255 for tensor in tensors]) == expected
+    assert classifier.predict([array.astype(np.float64) / 255 for array in arrays]) == expected
+    mixed = [(str(path), Image.fromarray(array), array, tensor)[place % 4]
+             for place, (path, array, tensor) in enumerate(zip(files, arrays, tensors, strict=True))]
+    assert classifier.predict(mixed) == expected
+    assert classifier.predict(files[0])[0].knownness == pytest.approx(expected[0].knownness, rel=1e-5)
+    assert len(classifier.predict(arrays[0])) == len(classifier.predict(tensors[0])) == 1
+    assert classifier.predict([]) == []
+
+
+def test_grey_images_of_every_form(classifier, files):
+    grey = pixels(files[0], 'L')
+    forms = [grey, grey[..., None], torch.from_numpy(grey.copy()), torch.from_numpy(grey.copy())[None],
+             Image.fromarray(grey), np.stack([grey] * 3, -1)]
+    assert len({record for form in forms for record in classifier.predict(form)}) == 1
+
+
+@pytest.mark.parametrize('score', ['mls', 'knn'])
+def test_a_record_depends_on_its_image_alone(checkpoint, files, score):
+    whole = OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu')
+    expected = whole.scores(files)
+    order = np.random.default_rng(0).permutation(len(files))
+    for size in (1, 3, 64):
+        part = OpenSetClassifier(whole.model, whole.score, whole.manifest, 'cpu', batch_size=size)
+        classes, knownness = part.scores([files[row] for row in order])
+        np.testing.assert_array_equal(classes, expected[0][order])
+        # Float32 sums are blocked by the batch size; nothing else may differ.
+        np.testing.assert_allclose(knownness, expected[1][order], rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_read_as_they_are_needed(checkpoint, files):
+    small = OpenSetClassifier.from_checkpoint(checkpoint, device='cpu', batch_size=2)
+    read, most = [], []
+
+    def images():
+        for path in files:
+            read.append(path)
+            yield path
+
+    embed = small.model.forward
+    small.model.forward = lambda batch: (most.append(len(read)), embed(batch))[1]
+    small.predict(images())
+    assert most == list(range(2, len(files) + 1, 2)) + [len(files)] * (len(files) % 2)
+
+
+@pytest.mark.parametrize(('image', 'kind', 'words'), [
+    ('nowhere.png', ValueError, 'image 0: there is no file nowhere.png'),
+    (np.zeros((4, 4, 5), np.uint8), ValueError, r'shape \[4, 4, 5\]'),
+    (np.zeros((4, 4, 3), np.int64), ValueError, 'int64; expected uint8'),
+    (torch.randn(3, 8, 8), ValueError, 'not yet normalised'),
+    (np.full((4, 4), np.nan), ValueError, 'expected 0 to 1'),
+    (object(), TypeError, 'got object')])
+def test_a_bad_image_is_named(classifier, image, kind, words):
+    with pytest.raises(kind, match=words):
+        classifier.predict([image])
+
+
+def test_a_broken_file_and_a_folder_are_named_with_their_place(classifier, files, tmp_path):
+    (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
+    with pytest.raises(ValueError, match=r'image 1: .*broken\.png cannot be read'):
+        classifier.predict([files[0], tmp_path / 'broken.png'])
+    with pytest.raises(ValueError, match='is a folder'):
+        classifier.predict([tmp_path])
+    with pytest.raises(TypeError, match='expected images'):
+        classifier.predict(7)
+
+
+def test_half_precision_stays_near_and_is_kept_in_the_file(checkpoint, classifier, files, tmp_path):
+    half = OpenSetClassifier.from_checkpoint(checkpoint, amp_dtype=torch.bfloat16, device='cpu')
+    assert half.predict(files) != classifier.predict(files)
+    np.testing.assert_allclose(half.scores(files)[1], classifier.scores(files)[1], rtol=0.05, atol=0.02)
+    half.save(tmp_path)
+    assert OpenSetClassifier.load(tmp_path, 'cpu').predict(files) == half.predict(files)
+
+
+def test_the_model_keeps_its_mode_and_weights(classifier, files):
+    before = {name: value.clone() for name, value in classifier.model.state_dict().items()}
+    classifier.predict(files)
+    assert not any(module.training for module in classifier.model.modules())
+    assert all(torch.equal(before[name], value) for name, value in classifier.model.state_dict().items())
+
+
+# ---- files
+
+@pytest.mark.parametrize('score', ['mls', 'gen', 'class-knn', 'mahalanobis', 'vim', 'react'])
+def test_a_loaded_classifier_answers_bit_for_bit(checkpoint, files, tmp_path, score):
+    options = {'react': {'percentile': 80}, 'vim': {'dim': 4}}.get(score)
+    found = OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu', score_options=options)
+    found.save(tmp_path)
+    again = OpenSetClassifier.load(tmp_path, 'cpu')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['classifier.json', 'classifier.safetensors']
+    assert again.predict(files) == found.predict(files)
+    assert again.manifest == found.manifest
+    assert again.score.options == found.score.options
+    json.loads((tmp_path / 'classifier.json').read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+
+
+def test_saving_goes_over_the_old_files_and_leaves_nothing_else(classifier, tmp_path):
+    classifier.save(tmp_path / 'a' / 'b')
+    classifier.save(tmp_path / 'a' / 'b')
+    assert len(list((tmp_path / 'a' / 'b').iterdir())) == 2
+
+
+def change(folder, **entries):
+    path = folder / 'classifier.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def rename_classes(folder):
+    """In the tensors' file, with a digest that fits."""
+    import hashlib
+    path = folder / 'classifier.safetensors'
+    save_file(load_file(path), path, {'format': '1', 'known_classes': '["ant", "cat"]'})
+    change(folder, tensors_sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@pytest.mark.parametrize(('harm', 'words'), [
+    (lambda folder: (folder / 'classifier.json').unlink(), 'no classifier.json in'),
+    (lambda folder: (folder / 'classifier.safetensors').unlink(), 'copy both files'),
+    (lambda folder: (folder / 'classifier.json').write_text('{"format":'), 'is damaged'),
+    (lambda folder: (folder / 'classifier.json').write_text('[1]'), 'not of a saved classifier'),
+    (lambda folder: (folder / 'classifier.json').write_text('{"format": 1}'), 'lacks amp_dtype'),
+    (lambda folder: change(folder, format=2), 'pip install -U'),
+    (lambda folder: change(folder, known_classes=['ant', 'cat']), 'weights were saved for cat, ant'),
+    (lambda folder: change(folder, known_classes=['ant']), 'weights were saved for cat, ant'),
+    (rename_classes, 'weights were saved for ant, cat'),
+    (lambda folder: change(folder, score={'name': 'mlss'}), "did you mean 'mls'"),
+    (lambda folder: change(folder, model='test_vit'), 'do not fit test_vit'),
+    (lambda folder: (folder / 'classifier.safetensors').write_bytes(b'{}'), 'damaged or not of one save'),
+    (lambda folder: (folder / 'classifier.safetensors').open('r+b').truncate(5000), 'damaged or not of one save')])
+def test_files_that_are_not_whole_are_refused(classifier, tmp_path, harm, words):
+    classifier.save(tmp_path)
+    harm(tmp_path)
+    with pytest.raises(ValueError, match=words):
+        OpenSetClassifier.load(tmp_path, 'cpu')
+
+
+def test_weights_of_another_save_are_refused(checkpoint, classifier, tmp_path):
+    classifier.save(tmp_path / 'a')
+    OpenSetClassifier.from_checkpoint(checkpoint, 'knn', device='cpu').save(tmp_path / 'b')
+    (tmp_path / 'a' / 'classifier.json').write_bytes((tmp_path / 'b' / 'classifier.json').read_bytes())
+    with pytest.raises(ValueError, match='not of one save'):
+        OpenSetClassifier.load(tmp_path / 'a', 'cpu')
+
+
+# ---- the graph
+
+def equal_in_onnx(found, path, count=5):
+    runtime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    found.export_onnx(path)
+    session = runtime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    told = session.get_modelmeta().custom_metadata_map
+    size = tuple(json.loads(told['gradmix_timm.input_size']))
+    images = np.random.default_rng(0).integers(0, 256, (count, *size), dtype=np.uint8)
+    classes, knownness = found.scores(torch.from_numpy(images))
+    label, value, accepted = session.run(None, {'images': images.astype(np.float32) / 255})
+    np.testing.assert_array_equal(label, classes)
+    np.testing.assert_allclose(value, knownness, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(accepted, knownness >= found.threshold)
+    assert json.loads(told['gradmix_timm.known_classes']) == list(found.known_classes)
+    assert (label.dtype, value.dtype, accepted.dtype) == (np.int64, np.float64, np.bool_)
+    return accepted
+
+
+@pytest.fixture(scope='module')
+def whole(data, tmp_path_factory):
+    """A checkpoint whose preprocessing keeps the whole image: at the model's size nothing is resized."""
+    return save_checkpoint(tmp_path_factory.mktemp('whole') / 'm.pth.tar', data,
+                           data_config={**CONFIG, 'crop_pct': 1.0})
+
+
+def half_accepted(checkpoint, score):
+    """The threshold in the middle of what the images of :func:`equal_in_onnx` will get, so that both answers occur."""
+    found = OpenSetClassifier.from_checkpoint(checkpoint, score, threshold=0., device='cpu')
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+    values = np.sort(found.scores(torch.from_numpy(images))[1])
+    return OpenSetClassifier.from_checkpoint(
+        checkpoint, score, threshold=float(values[1] + values[2]) / 2, device='cpu')
+
+
+def test_the_graph_answers_as_the_classifier(whole, tmp_path):
+    accepted = equal_in_onnx(half_accepted(whole, 'mls'), tmp_path / 'm.onnx')
+    assert accepted.any()
+    assert not accepted.all()
+    assert [path.name for path in tmp_path.iterdir()] == ['m.onnx']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('score', ['msp', 'energy', 'entropy', 'gen'])
+def test_every_score_of_the_logits_has_a_graph(whole, tmp_path, score):
+    assert equal_in_onnx(half_accepted(whole, score), tmp_path / 'm.onnx').any()
+
+
+def test_a_score_of_features_says_which_scores_have_a_graph(checkpoint, tmp_path):
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'knn', device='cpu')
+    with pytest.raises(ValueError, match='msp, mls, energy'):
+        found.export_onnx(tmp_path / 'm.onnx')
+    assert not (tmp_path / 'm.onnx').exists()
+
+
+def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
+    from gradmix_timm.classifier import graph
+    monkeypatch.setattr(graph, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match=r'gradmix-timm\[onnx\]'):
+        classifier.export_onnx(tmp_path / 'm.onnx')
+
+
+def test_the_package_gives_it_without_loading_it_first():
+    assert gradmix_timm.OpenSetClassifier is OpenSetClassifier
+    import subprocess
+    code = 'import sys, gradmix_timm; assert "gradmix_timm.classifier" not in sys.modules'
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_cpu(checkpoint, classifier, files):
+    there = OpenSetClassifier.from_checkpoint(checkpoint, device='cuda')
+    np.testing.assert_allclose(there.scores(files)[1], classifier.scores(files)[1], rtol=1e-3, atol=1e-3)
