@@ -36,6 +36,9 @@ class RunRecord:
         mixer: Name of the mixer, or None.
         mixer_options: Its resolved options.
         objective: Name of the training objective.
+        objective_options: Its options.
+        probe: What is known of a head that was fitted to frozen features afterwards: epochs, and its train_top1
+            in percent; empty where none was.
         seed: Of the run.
         versions: See :func:`versions`.
     """
@@ -56,6 +59,8 @@ class RunRecord:
     mixer: str | None = None
     mixer_options: dict[str, Any] = field(default_factory=dict)
     objective: str = 'ce'
+    objective_options: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 

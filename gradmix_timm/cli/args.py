@@ -14,6 +14,7 @@ from .augment import AUGMENTATION
 from .checks import check_args
 from .config_file import layer, read_config, words
 from .exits import ConsoleParser
+from .objectives import OBJECTIVE
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
 
 __all__ = ['build_config_parser', 'build_parser', 'parse_args']
@@ -40,11 +41,6 @@ _OPEN_SET = (
          text='split that the evaluation will read; training never opens it (default: --val-split, else test)'),
 )
 
-_OBJECTIVE = (
-    flag('--objective', type=str, default='ce', choices=('ce',), text='what is trained'),
-)
-
-
 def build_config_parser() -> argparse.ArgumentParser:
     """The parser of --config alone, which is read before the others."""
     parser = ConsoleParser(description='Training configuration', add_help=False)
@@ -66,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS))
     add_flags(parser.add_argument_group('Image transforms'), AUGMENTATION)
     add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
-    add_flags(parser.add_argument_group('Objective'), _OBJECTIVE)
+    add_flags(parser.add_argument_group('Objective'), OBJECTIVE)
     return parser
 
 

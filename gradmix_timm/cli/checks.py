@@ -16,6 +16,7 @@ from gradmix_timm.registry import nearest
 
 from .augment import check_augmentation
 from .mixing import MixPlan, plan_mixing
+from .objectives import check_objective, complete_objective
 
 __all__ = ['check_args', 'create_loss', 'scheduled_epochs']
 
@@ -39,6 +40,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
         args.data_dir = args.data
     _fold_loss_flags(args)
     _complete(args, given)
+    complete_objective(args, given)
     if args.resume == 'auto' and not args.experiment:
         raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
     if args.drop_connect is not None:
@@ -49,6 +51,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
     _check_task(args)
     plan = plan_mixing(args)
     create_loss(args, plan)
+    check_objective(args, plan)
     _check_open_set(args)
     _check_names(args)
     scheduled_epochs(args)

@@ -28,6 +28,8 @@ def check_metric(args: argparse.Namespace) -> None:
     Raises:
         ValueError: With those it gives.
     """
+    if args.objective != 'ce':  # has one metric, checked with its flags
+        return
     names = _MULTI_LABEL if args.task == 'multilabel' else _SINGLE_LABEL
     if args.eval_metric not in names:
         raise ValueError(f'--eval-metric {args.eval_metric}: validation of --task {args.task} gives '

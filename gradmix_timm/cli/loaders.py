@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from timm.data import (
     create_loader,
     create_naflex_loader,
 )
+from torch.utils.data import DataLoader
 
 from gradmix_timm.data import (
     ClassSplit,
+    TwoViews,
     check_split,
     class_names,
+    collate_views,
     hold_out,
     list_splits,
     load_split,
@@ -33,6 +37,7 @@ from gradmix_timm.data import (
 )
 
 from .augment import build_transforms, set_transforms
+from .caching import cached_loader, held_data
 from .mixing import MixPlan, create_timm_mixup
 from .stages import Built, Hardware
 
@@ -68,11 +73,12 @@ class Loaders:
     Attributes:
         train: Of training batches.
         eval: Of validation batches, or None.
-        mixup: timm's mixer in the step, where there is no prefetcher.
+        mixup: timm's mixer in the step, where there is no prefetcher or images are cached.
         scaling: How gradients scale with the size of a batch that varies: 'none', 'sqrt', 'linear'; None where it
             does not vary.
         batch_reference: Mean images a batch.
         naflex: Batches are dicts of patches.
+        bank: Of training images as validation sees them, for a contrastive objective; else None.
     """
 
     train: Any
@@ -81,6 +87,7 @@ class Loaders:
     scaling: str | None
     batch_reference: float
     naflex: bool
+    bank: Any = None
 
     def switch_off_mixing(self) -> None:
         """Mix no more with timm's mixer; its targets stay smoothed one-hots."""
@@ -190,11 +197,19 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
         ValueError: Fewer training images than one batch.
     """
     transforms = build_transforms(args, built)
+    data = held_data(args, built, data) if args.cache_images else data
     loaders = _create(args, hardware, built, plan, data)
+    if args.cache_images:
+        mixup = create_timm_mixup(plan, args.num_classes, args.task == 'multilabel', collate=False) if plan.timm else None
+        loaders = replace(loaders, train=cached_loader(args, hardware, built, data.train), mixup=mixup)
     set_transforms(transforms, loaders.train, loaders.eval)
-    for loader in (loaders.train, loaders.eval):
+    if args.objective != 'ce':
+        loaders.train.dataset.transform = TwoViews(loaders.train.dataset.transform)
+        if loaders.bank is not None:
+            loaders.bank.dataset.transform = loaders.eval.dataset.transform
+    for loader in (loaders.train, loaders.eval, loaders.bank):
         inner = getattr(loader, 'loader', loader)
-        if inner is not None:
+        if isinstance(inner, DataLoader):
             inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
     return loaders
 
@@ -220,29 +235,36 @@ def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: Mi
     mixup = None
     if plan.timm:
         mixup = create_timm_mixup(plan, args.num_classes, args.task == 'multilabel', collate=args.prefetcher)
+    contrastive = args.objective != 'ce'
     # With a registered mixer or an open-set split workers are made anew each epoch: their seeds then come from the
     # random stream that a checkpoint keeps, and a resumed run goes on exactly. A plain run keeps timm's own.
-    workers: dict[str, Any] = {'persistent_workers': not (plan.in_step or data.split)}
+    workers: dict[str, Any] = {'persistent_workers': not (plan.in_step or data.split or contrastive)}
+    collate = mixup if args.prefetcher else collate_views if contrastive else None
     source: Any = AugMixDataset(data.train, num_splits=args.aug_splits) if args.aug_splits > 1 else data.train
     train = create_loader(
-        source, input_size=config['input_size'], collate_fn=mixup if args.prefetcher else None,
+        source, input_size=config['input_size'], collate_fn=collate,
         use_multi_epochs_loader=args.use_multi_epochs_loader, **_sizes(args), **common, **workers,
         **_augmentation(args, config))
     if len(train) == 0:
         raise ValueError(f'{len(data.train)} training images are fewer than one batch of {args.batch_size}; type a '
                          'smaller --batch-size')
     scheduled = args.train_img_sizes is not None
-    evaluator = None
+    evaluator, bank = None, None
     if data.eval is not None:
         evaluator = create_loader(data.eval, input_size=config['input_size'], **common, **workers, **evaluated)
+        if contrastive:  # a copy, which has a transform of its own
+            bank = create_loader(
+                copy.copy(data.train), input_size=config['input_size'], **common, **workers, **evaluated)
     return Loaders(
         train, evaluator, None if args.prefetcher else mixup, args.variable_batch_loss_scale if scheduled else None,
-        float(train.batch_sampler.average_batch_size if scheduled else args.batch_size), False)
+        float(train.batch_sampler.average_batch_size if scheduled else args.batch_size), False, bank)
 
 
 def _eval_workers(args: argparse.Namespace) -> int:
     # Fewer workers, less padding: streamed readers split their files between all workers of all processes.
     streamed = args.distributed and ('tfds' in args.dataset or 'wds' in args.dataset)
+    if args.cache_images:
+        return 0
     return min(2, args.workers) if streamed else int(args.workers)
 
 

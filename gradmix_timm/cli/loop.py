@@ -17,7 +17,6 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from gradmix_timm.mixers import BatchMixer
-from gradmix_timm.objectives import KeepCleanTask
 from gradmix_timm.records import MixDraw
 
 from .interrupt import Interrupt
@@ -88,7 +87,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
     """Train on every batch once.
 
     Returns:
-        ``loss``: mean over the batches, over all processes.
+        ``loss``: mean over the batches, over all processes; of a task with several losses each, ``loss_NAME``.
 
     Raises:
         NonFiniteLossError: With the step, the learning rate and the last good checkpoint.
@@ -107,11 +106,11 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         run.interrupt.check()
     if hasattr(run.optimizer, 'sync_lookahead'):
         run.optimizer.sync_lookahead()
-    loss = pass_.losses.avg
+    means = OrderedDict(loss=pass_.losses.avg, **pass_.parts.means())
     if run.args.distributed:
-        own = torch.tensor([loss], device=run.hardware.device, dtype=torch.float32)
-        loss = utils.reduce_tensor(own, run.args.world_size).item()
-    return OrderedDict(loss=loss)
+        own = torch.tensor(list(means.values()), device=run.hardware.device, dtype=torch.float32)
+        means = OrderedDict(zip(means, utils.reduce_tensor(own, run.args.world_size).tolist(), strict=True))
+    return means
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
@@ -123,13 +122,30 @@ def _set_epoch(loader: Any, epoch: int) -> None:
             return
 
 
+class _Parts:
+    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def update(self, result: dict[str, Any], count: int) -> None:
+        for name in (name for name in result if name.startswith('loss_')):
+            self.sums[name] = self.sums.get(name, 0) + result[name].detach().double() * count
+            self.counts[name] = self.counts.get(name, 0) + count
+
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+
+
 class _Epoch:
     """One pass over the training batches: its meters and its place."""
 
     def __init__(self, run: Run, epoch: int) -> None:
         self.run, self.args, self.epoch = run, run.args, epoch
         self.update_time, self.data_time = utils.AverageMeter(), utils.AverageMeter()
-        self.mix_time, self.losses = utils.AverageMeter(), utils.AverageMeter()
+        self.mix_time, self.losses, self.parts = utils.AverageMeter(), utils.AverageMeter(), _Parts()
+        self.views = getattr(run.task, 'views', 1)  # rows of a batch that are one image
         self.second_order = bool(getattr(run.optimizer, 'is_second_order', False))
         self.can_skip_sync = run.args.distributed and hasattr(run.task.get_trainable_module(), 'no_sync')
         self.batches = len(run.loaders.train)
@@ -147,7 +163,7 @@ class _Epoch:
         input, target = self._placed(input, target)
         self.data_time.update(window * (time.time() - self.data_start))
         input, target = self._mixed(index, input, target, window)
-        count = input['patches'].shape[0] if self.run.loaders.naflex else input.shape[0]
+        count = input['patches'].shape[0] if self.run.loaders.naflex else input.shape[0] // self.views
         if self.can_skip_sync and not update:
             with self.run.task.no_sync():
                 loss = self._learn(input, target, window, count, update)
@@ -164,8 +180,8 @@ class _Epoch:
         hardware = self.run.hardware
         if not self.args.prefetcher:
             input, target = input.to(device=hardware.device, dtype=hardware.dtype), target.to(device=hardware.device)
-            if self.run.loaders.mixup is not None:
-                input, target = self.run.loaders.mixup(input, target)
+        if self.run.loaders.mixup is not None:
+            input, target = self.run.loaders.mixup(input, target)
         if self.args.channels_last and isinstance(input, Tensor):
             input = input.contiguous(memory_format=torch.channels_last)
         return input, target
@@ -176,10 +192,11 @@ class _Epoch:
         if run.mixer is None:
             return input, target
         if index == 0:
-            run.samples[:] = [input[:_SAMPLES].detach().clone(), target[:_SAMPLES].clone()]
+            shown = min(_SAMPLES, len(target) // self.views)
+            run.samples[:] = [input[:shown].detach().clone(), target[:shown].clone()]
         began = time.time()
         run.mixer.set_step(self.epoch, index)
-        if isinstance(run.task, KeepCleanTask):  # mixes inside, with the maps of its own clean forward
+        if getattr(run.task, 'mixes', False):  # inside, with the maps of its own clean forward
             return input, target
         # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
         with run.hardware.autocast():
@@ -201,7 +218,10 @@ class _Epoch:
     def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
         """Forward and backward; the loss of the batch over its window."""
         with self.run.hardware.autocast():
-            loss: Tensor = self.run.task(input, target)['loss']
+            result = self.run.task(input, target)
+        loss: Tensor = result['loss']
+        self.parts.update(result, count)
+        self._count_fallbacks(result.get('draw'))
         if window > 1:
             loss /= window
         self._backward(loss if self.run.loaders.scaling is None else self._scaled(loss, count), update)

@@ -28,7 +28,7 @@ from timm.task import (
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
-from gradmix_timm.objectives import KeepCleanTask
+from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
 
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Recorded', 'check_resume', 'check_writable', 'gather_streams',
@@ -62,7 +62,7 @@ def _recorded(task: type[TrainingTask]) -> Any:
 
 
 #: timm's tasks by the value of --task or --kd-distill-type, and ours of
-#: --gradmix-keep-clean, with the section in their checkpoints.
+#: --gradmix-keep-clean and --objective, with the section in their checkpoints.
 RECORDED_TASKS: dict[str, Any] = {
     'classification': _recorded(ClassificationTask),
     'multilabel': _recorded(MultiLabelClassificationTask),
@@ -70,6 +70,9 @@ RECORDED_TASKS: dict[str, Any] = {
     'feature': _recorded(FeatureDistillationTask),
     'token': _recorded(TokenDistillationTask),
     'keep-clean': _recorded(KeepCleanTask),
+    'supcon+ssl': _recorded(JointTask),
+    'simclr': _recorded(JointTask),
+    'moco': _recorded(MocoTask),
 }
 
 
@@ -182,7 +185,7 @@ def check_writable(args: argparse.Namespace) -> None:
 
 
 def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
-                 held: tuple[int, ...] | None = None) -> None:
+                 held: tuple[int, ...] | None = None, objective: str = 'ce') -> None:
     """Refuse a file of another model, of other classes, or one that trained on images now held out.
 
     Args:
@@ -191,6 +194,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         known: Its classes in head order, as far as they are known.
         num_classes: Width of its head.
         held: Positions of the validation images in the train split; None: not known yet.
+        objective: Of this run.
 
     Raises:
         ValueError: It is of another run, or no checkpoint at all.
@@ -209,6 +213,10 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         record = RunRecord.from_state(section)
         stored, classes, was_held = record.model, record.known_classes, record.val_indices
         width = record.model_kwargs.get('num_classes')
+    was = 'ce' if section is None else record.objective
+    if was != objective and {was, objective} != {'supcon+ssl', 'simclr'}:  # the same parts, weighed otherwise
+        raise ValueError(f'--resume {path}: it is of --objective {was} and this run is of --objective {objective}; to '
+                         'start from its weights alone type --initial-checkpoint in place of --resume')
     if stored is not None and stored != model:
         raise ValueError(f'--resume {path}: it is of --model {stored} and this run is of --model {model}')
     if width is not None and width != num_classes:

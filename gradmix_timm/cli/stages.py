@@ -30,6 +30,7 @@ from gradmix_timm.mixers import GradMix
 
 from .checks import create_loss
 from .mixing import MixPlan, create_step_mixer
+from .objectives import build_objective_task
 from .run_state import RECORDED_TASKS
 
 __all__ = [
@@ -209,8 +210,11 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
 
 def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: Hardware, mixer: Any) -> TrainingTask:
     """Timm's task for the flags: classification, multi-label, one of the distillations; or ours with clean batches."""
-    common = {'criterion': create_loss(args, plan, args.num_classes).to(device=hardware.device),
-              'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
+    common: dict[str, Any] = {
+        'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
+    if args.objective != 'ce':
+        return build_objective_task(args, built.model, mixer, common)
+    common['criterion'] = create_loss(args, plan, args.num_classes).to(device=hardware.device)
     if args.kd_model_name is None:
         if args.task == 'multilabel':
             return RECORDED_TASKS['multilabel'](model=built.model, threshold=args.multilabel_threshold, **common)

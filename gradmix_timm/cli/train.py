@@ -31,9 +31,11 @@ from .checks import scheduled_epochs
 from .evaluate import check_metric, validate
 from .exits import mendable, run_console
 from .interrupt import Interrupt, held_interrupt
+from .knn_validation import validate_neighbours
 from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .loop import Run, train_one_epoch
 from .mixing import MixPlan, plan_mixing
+from .objectives import objective_options
 from .run_state import (
     AtomicSaver,
     Section,
@@ -125,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         good = run.saver.last_good() if run.saver is not None else None
         interrupted.add_note(f'last checkpoint: {good or "none yet"}')
         raise interrupted
-    if run.samples and run.output_dir is not None:
+    if run.samples and run.output_dir is not None and _can_show(run):
         _write_mixes(run, data, built)
 
 
@@ -140,11 +142,11 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     resumed = resume_path(args)
     built = build_model(args, hardware, create_model)
     if resumed:
-        check_resume(resumed, built.name, split.known if split else (), args.num_classes)
+        check_resume(resumed, built.name, split.known if split else (), args.num_classes, objective=args.objective)
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
-        check_resume(resumed, built.name, data.known, args.num_classes, data.val_indices)
+        check_resume(resumed, built.name, data.known, args.num_classes, data.val_indices, args.objective)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
@@ -191,7 +193,7 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
         val_indices=data.val_indices, data_config=built.data_config, mixer=plan.name, mixer_options=options,
-        objective=args.objective, seed=args.seed, versions=versions())
+        objective=args.objective, objective_options=objective_options(args), seed=args.seed, versions=versions())
 
 
 def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer,
@@ -298,12 +300,19 @@ def _validate(run: Run) -> OrderedDict[str, float] | None:
     task: Any = run.task  # timm types its modules as optional
     if loader is None:
         return None
-    metrics = validate(args, task, task.get_eval_model(), loader, run.hardware, run.interrupt)
+    metrics = _judge(run, task.get_eval_model())
     average = task.get_trainable_module(ema=True)
     if average is None or args.model_ema_force_cpu:
         return metrics
     _share_norms(run, average)
-    return validate(args, task, task.get_eval_model(ema=True), loader, run.hardware, run.interrupt, ' (EMA)')
+    return _judge(run, task.get_eval_model(ema=True), ' (EMA)')
+
+
+def _judge(run: Run, model: Any, suffix: str = '') -> OrderedDict[str, float]:
+    """The classifier's metrics; of a contrastive objective, whose head is not trained yet, those of its features."""
+    if run.loaders.bank is not None:
+        return validate_neighbours(run.args, model, run.loaders, run.hardware, run.interrupt, suffix)
+    return validate(run.args, run.task, model, run.loaders.eval, run.hardware, run.interrupt, suffix)
 
 
 def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
@@ -328,6 +337,14 @@ def _report(run: Run, results: list[dict[str, Any]]) -> None:
     ranked = sorted(results, key=lambda line: line.get('validation', line['train']).get(name, 0),
                     reverse=run.saver.decreasing)
     print(f'--result\n{json.dumps(ranked[-10:], indent=4)}')
+
+
+def _can_show(run: Run) -> bool:
+    """Whether a picture of mixes shows what was trained on: of two views a map is not that of a class."""
+    if run.args.objective == 'ce' or not run.mixer.requires_model:
+        return True
+    _logger.info(f'No mixes.png: the maps of --objective {run.args.objective} are of a pair of views.')
+    return False
 
 
 def _write_mixes(run: Run, data: Data, built: Built) -> None:

@@ -14,14 +14,17 @@ from .protocols import (
     n_trials,
 )
 from .sources import list_splits, open_dataset
+from .views import TwoViews, collate_views
 
 __all__ = [
     'ClassSplit',
     'CutDataset',
     'ImageSource',
+    'TwoViews',
     'UnreadableImageError',
     'check_split',
     'class_names',
+    'collate_views',
     'custom_split',
     'duplicates',
     'find_classes',

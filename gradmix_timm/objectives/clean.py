@@ -1,7 +1,7 @@
 """Train on the clean batch and on its mix; the clean forward serves the loss and the attribution."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.task import ClassificationTask
@@ -31,6 +31,9 @@ class KeepCleanTask(ClassificationTask):
         ValueError: A mixer without target layers.
     """
 
+    #: The task calls its mixer itself.
+    mixes: ClassVar[bool] = True
+
     def __init__(self, model: nn.Module, mixer: GradMix, criterion: Any = None, **options: Any) -> None:
         super().__init__(model, criterion, **options)
         if not isinstance(mixer, GradMix) or not mixer.requires_model or mixer.config.attribution == 'input-gradient':
@@ -41,7 +44,7 @@ class KeepCleanTask(ClassificationTask):
                              '--gradmix-attr-scale')
         self.mixer = mixer
 
-    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
         """Losses of one batch.
 
         Args:
@@ -49,13 +52,14 @@ class KeepCleanTask(ClassificationTask):
             target: int64 [B] or float [B, K].
 
         Returns:
-            'loss' (mean of both), 'output' (clean logits), 'loss_clean', 'loss_mixed'.
+            'loss' (mean of both), 'output' (clean logits), 'loss_clean', 'loss_mixed', 'draw'.
         """
         mixer, config = self.mixer, self.mixer.config
         rows = soft_targets(target, mixer.num_classes, mixer.label_smoothing, input.device)
         if not mixer.mixup_enabled:
             output = self.trainable_module(input)
-            return {'loss': self.criterion(output, rows), 'output': output}
+            loss = self.criterion(output, rows)
+            return {'loss': loss, 'output': output, 'loss_clean': loss.detach(), 'loss_mixed': torch.zeros_like(loss)}
         inner = unwrap(self.trainable_module)
         size = (input.shape[1], input.shape[2], input.shape[3])
         with watch(inner, resolve_layers(inner, size, config.layers)) as seen:
@@ -69,4 +73,4 @@ class KeepCleanTask(ClassificationTask):
         clean_loss = self.criterion(output, rows)
         mixed_loss = self.criterion(self.trainable_module(mixed), targets)
         return {'loss': (clean_loss + mixed_loss) / 2, 'output': output,
-                'loss_clean': clean_loss.detach(), 'loss_mixed': mixed_loss.detach()}
+                'loss_clean': clean_loss.detach(), 'loss_mixed': mixed_loss.detach(), 'draw': draw}

@@ -147,7 +147,12 @@ class ContrastiveTask(TrainingTask):
     @property
     def _mixing(self) -> bool:
         """Whether the mixed term is on; the same for all processes, whatever they draw."""
-        return self.mixer is not None and self.mixer.name != 'none' and self.mixer.mixup_enabled
+        return self._mixable and self.mixer.mixup_enabled
+
+    @property
+    def _mixable(self) -> bool:
+        """Whether there is a mixed term at all; switched off it is 0, so that a table of losses keeps its columns."""
+        return self.mixer is not None and self.mixer.name != 'none'
 
     @contextmanager
     def _watched(self, images: Tensor) -> Iterator[Watch | None]:
@@ -187,8 +192,8 @@ class ContrastiveTask(TrainingTask):
     def _again(self, images: Tensor) -> Tensor:
         """A second forward in the same step.
 
-        Past DistributedDataParallel: its hooks on the parameters fire all the same, once for both passes; entering it
-        again would overwrite the buffers that the first pass's graph holds.
+        Past DistributedDataParallel, whose hooks on the parameters fire all the same, once for both passes: entering
+        it again would only broadcast the buffers again.
         """
         module = self.trainable_module
         inner = module.module if isinstance(module, DistributedDataParallel) else module
@@ -265,6 +270,8 @@ class JointTask(ContrastiveTask):
             mixed, lam = gather_rows(_paired(self._again(views))), gather_rows(draw.lam)
         labels = gather_rows(target[:batch]) if self.config.gamma else None
         terms = joint_terms(clean, mixed, labels, lam, self.config, own)
+        if self._mixable:
+            terms.setdefault('mix', output.new_zeros(()))
         return {'loss': weigh_terms(terms, self.config), 'output': output.detach(),
                 **{f'loss_{name}': term.detach() for name, term in terms.items()},
                 **({'draw': draw} if draw is not None else {})}

@@ -188,6 +188,8 @@ class MocoTask(ContrastiveTask):
             mixed = self._again(self._paste(view, draw))
             mix = (draw.lam * self._info_nce(mixed, key, queue)).mean()
             loss, result['loss_mix'], result['draw'] = loss + mix, mix.detach(), draw
+        elif self._mixable:
+            result['loss_mix'] = torch.zeros_like(loss)
         self.queue.push(gather_rows(key))
         return {'loss': loss, **result}
 

@@ -1,0 +1,85 @@
+"""Validation of features while they are trained: held-out images named by their nearest training images."""
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm import utils
+from torch import Tensor, nn
+
+from gradmix_timm.objectives.gather import gather_rows
+from gradmix_timm.openset.extract import extract
+from gradmix_timm.openset.neighbour_scores import top_cosines
+
+from .interrupt import Interrupt
+from .loaders import Loaders
+from .objectives import METRIC
+from .stages import Hardware
+
+__all__ = ['neighbour_votes', 'validate_neighbours']
+
+_logger = logging.getLogger('train')
+# The weighted vote of arXiv:1805.01978; its k = 200 is for 1.3 million images.
+_NEIGHBOURS, _TEMPERATURE = 20, 0.07
+
+
+def neighbour_votes(features: Tensor, bank: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Votes of the 20 nearest training images by cosine, each weighing exp(cosine / 0.07): [N, K].
+
+    Args:
+        features: Of the images in question, [N, D].
+        bank: Of training images, [M, D].
+        labels: Of these, int64 [M].
+        num_classes: K.
+    """
+    cosines, places = top_cosines(features, bank, min(_NEIGHBOURS, len(bank)))
+    weights = ((cosines - 1) / _TEMPERATURE).exp()
+    return weights.new_zeros(len(features), num_classes).scatter_add_(1, labels[places], weights)
+
+
+def validate_neighbours(args: argparse.Namespace, model: nn.Module, loaders: Loaders, hardware: Hardware,
+                        interrupt: Interrupt, suffix: str = '') -> OrderedDict[str, float]:
+    """Accuracy on the validation images of a vote among the training images; no head is read and nothing is fitted.
+
+    One pass over the training images without augmentation (--val-interval spares some), one over the validation images.
+    With several processes each reads its share of both and sees all training images.
+
+    Args:
+        args: Checked flags.
+        model: The classifier whose features are judged.
+        loaders: With ``bank`` and ``eval``.
+        hardware: Of the run.
+        interrupt: Asked after every batch.
+        suffix: For the log line: ' (EMA)'.
+
+    Returns:
+        ``knn_top1``, in percent.
+    """
+    began = time.time()
+    amp = getattr(torch, args.amp_dtype) if args.amp else None
+
+    def embedded(loader: Any) -> tuple[Tensor, Tensor]:
+        found = extract(model, _checked(loader, hardware, interrupt), hardware.device, amp, args.channels_last)
+        return found.features.to(hardware.device), found.label.to(hardware.device)
+
+    bank, labels = (gather_rows(rows) for rows in embedded(loaders.bank))
+    features, truth = embedded(loaders.eval)
+    right = (neighbour_votes(features, bank, labels, int(labels.max()) + 1).argmax(1) == truth).float().mean()
+    if args.distributed:
+        right = utils.reduce_tensor(right, args.world_size)
+    top1 = 100 * right.item()
+    if utils.is_primary(args):
+        _logger.info(f'Test{suffix}: {len(bank)} training images  Time: {time.time() - began:.3f}  kNN@1: {top1:>7.3f}')
+    return OrderedDict([(METRIC, top1)])
+
+
+def _checked(loader: Any, hardware: Hardware, interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches in the model's dtype, with the user's wish to stop heard between them."""
+    for images, labels in loader:
+        interrupt.check()
+        yield images.to(hardware.device, hardware.dtype), labels

@@ -1,0 +1,175 @@
+"""Which objective a command line asks for: its flags, what it cannot be combined with, and the task that trains it."""
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from timm.task import TrainingTask
+from torch import nn
+
+from gradmix_timm.mixers import create_mixer
+from gradmix_timm.objectives import JointConfig, guiding_mixer
+
+from .mixing import MixPlan
+from .run_state import RECORDED_TASKS
+from .timm_flags import flag
+
+__all__ = [
+    'METRIC', 'OBJECTIVE', 'build_objective_task', 'check_objective', 'complete_objective', 'objective_options']
+
+#: What validation of a contrastive objective gives: accuracy of nearest neighbours, in percent.
+METRIC = 'knn_top1'
+
+OBJECTIVE = (
+    flag('--objective', type=str, default='ce', choices=('ce', 'supcon+ssl', 'simclr', 'moco'),
+         text='what is trained: the classifier, or features of two views of every image'),
+    flag('--objective-temperature', type=float, metavar='T', text='of the contrastive losses (default: 0.05)'),
+    flag('--objective-gamma', type=float, metavar='W',
+         text='supcon+ssl: weight of the supervised term, 0: none (default: 1)'),
+    flag('--objective-ssl-weight', type=float, metavar='W',
+         text='supcon+ssl: weight of the self-supervised and the mixed term (default: 1)'),
+    flag('--objective-dim', type=int, metavar='N', text='width of the projection (default: 128)'),
+    flag('--objective-hidden', type=int, metavar='N',
+         text="width inside the projection head (default: the features')"),
+    flag('--objective-queue', type=int, metavar='N', text='moco: keys kept as negatives (default: 4096)'),
+    flag('--objective-momentum', type=float, metavar='M', text='moco: momentum of the key encoder (default: 0.999)'),
+    flag('--probe-epochs', type=int, metavar='N',
+         text='after a contrastive objective: epochs of a linear head on the frozen features of the training images, '
+              '0: none (default: 10)'),
+)
+
+_SHARED: dict[str, Any] = {'objective_temperature': 0.05, 'objective_dim': 128, 'objective_hidden': None,
+                           'probe_epochs': 10}
+# Options of each objective, by their place in the namespace, with what they are where nothing is said.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    'ce': {},
+    'supcon+ssl': {**_SHARED, 'objective_gamma': 1.0, 'objective_ssl_weight': 1.0},
+    'simclr': _SHARED,
+    'moco': {**_SHARED, 'objective_queue': 4096, 'objective_momentum': 0.999},
+}
+_NAMES = tuple(dict.fromkeys(name for options in _DEFAULTS.values() for name in options))
+
+
+def complete_objective(args: argparse.Namespace, given: set[str]) -> None:
+    """Set what the objective leaves open; refuse options of another one.
+
+    Args:
+        args: Every flag; the objective's options and ``eval_metric`` are set.
+        given: Names of the flags that the user set.
+
+    Raises:
+        ValueError: An option that this objective does not have.
+    """
+    defaults = _DEFAULTS[args.objective]
+    for name in _NAMES:
+        if getattr(args, name) is None:
+            setattr(args, name, defaults.get(name))
+        elif name not in defaults:
+            homes = [objective for objective, options in _DEFAULTS.items() if name in options]
+            raise ValueError(f'--{name.replace("_", "-")} goes with --objective {" or ".join(homes)}; this run has '
+                             f'--objective {args.objective}')
+    if args.objective != 'ce' and 'eval_metric' not in given:
+        args.eval_metric = METRIC
+
+
+def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
+    """Refuse what a contrastive objective contradicts, before anything is built.
+
+    Raises:
+        ValueError: Naming both flags and the remedy.
+    """
+    if args.objective == 'ce':
+        return
+    wanted = f'--objective {args.objective}'
+    for name, on, reason in _contradictions(args, plan):
+        if on:
+            raise ValueError(f'{name} with {wanted}: {reason}')
+    if args.probe_epochs < 0:
+        raise ValueError(f'--probe-epochs is 0 or more, got {args.probe_epochs}')
+    _check_numbers(args)
+    if plan.in_step:
+        try:
+            guide = guiding_mixer(create_mixer(str(plan.name), num_classes=2, **plan.options))
+        except ValueError as error:
+            raise ValueError(f'{wanted}: {error}') from error
+        hidden = {'--torchcompile': bool(args.torchcompile), '--grad-checkpointing': args.grad_checkpointing}
+        for name, on in hidden.items():
+            if on and guide is not None:
+                raise ValueError(f'{name} with {wanted} --mixup-mode {plan.name}: the forward of the clean views also '
+                                 'gives the maps, and hooks see nothing inside it; leave it out')
+
+
+def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, bool, str]]:
+    labels = 'labels enter through the contrastive loss, there is no other; leave it out'
+    batches = 'a batch is two views of every image, at one size; leave it out'
+    streamed = args.dataset.partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
+    return [
+        ('--bce-loss' if args.bce_loss else '--jsd-loss' if args.jsd_loss else '--loss', args.loss is not None, labels),
+        ('--loss-pos-weight', args.loss_pos_weight is not None, labels),
+        ('--loss-class-weight', args.loss_class_weight is not None, labels),
+        ('--class-stats', args.class_stats is not None, labels),
+        ('--kd-model-name', args.kd_model_name is not None, 'a distillation teaches logits; leave one of them out'),
+        ('--task multilabel', args.task == 'multilabel', 'positives are images of one class; leave one of them out'),
+        ('--aug-splits', args.aug_splits > 0, 'it makes two views itself; leave --aug-splits out'),
+        ('--aug-repeats', args.aug_repeats > 0, 'a repeated image would be its own negative; leave it out'),
+        ('--naflex-loader', args.naflex_loader, batches),
+        ('--train-img-sizes', args.train_img_sizes is not None, batches),
+        ('--torchscript', args.torchscript, 'the features before the classifier are read; leave it out'),
+        ('--tta', args.tta > 1, 'validation compares single images with their neighbours; leave it out'),
+        (f'--mixup-mode {args.mixup_mode}', plan.timm,
+         "timm's mixers mix all views and tell no share; type --mixup-mode mixup or cutmix"),
+        ('--batch-size 1', args.batch_size < 2, 'an image needs others to differ from; type a larger one'),
+        (f'--dataset {args.dataset}', streamed, 'validation compares with all training images, which a stream gives '
+                                                'once; use the form on disk'),
+        (f'--eval-metric {args.eval_metric}', args.eval_metric != METRIC,
+         f'validation gives {METRIC}, the accuracy of nearest neighbours; leave it out'),
+    ]
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ('temperature', 'dim', 'hidden', 'queue'):
+        value = getattr(args, f'objective_{name}')
+        if value is not None and not value > 0:
+            raise ValueError(f'--objective-{name} is above 0, got {value}')
+    if args.objective_momentum is not None and not 0 <= args.objective_momentum <= 1:
+        raise ValueError(f'--objective-momentum is in [0, 1], got {args.objective_momentum}')
+    if args.objective == 'supcon+ssl':
+        _joint_config(args)
+    if args.objective_queue is not None and args.objective_queue < args.batch_size:
+        raise ValueError(f'--objective-queue {args.objective_queue} with --batch-size {args.batch_size}: the queue '
+                         'takes the keys of a whole batch, of all processes; type a larger one')
+
+
+def _joint_config(args: argparse.Namespace) -> JointConfig:
+    if args.objective == 'simclr':
+        return JointConfig(gamma=0.0, temperature=args.objective_temperature)
+    try:
+        return JointConfig(args.objective_gamma, args.objective_ssl_weight, args.objective_temperature)
+    except ValueError as error:
+        raise ValueError(f'--objective-gamma, --objective-ssl-weight, --objective-temperature: {error}') from error
+
+
+def objective_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The objective's options for the record of a run, by their names without the prefix."""
+    return {name.removeprefix('objective_'): getattr(args, name) for name in _DEFAULTS[args.objective]
+            if name != 'probe_epochs'}
+
+
+def build_objective_task(args: argparse.Namespace, model: nn.Module, mixer: Any, common: dict[str, Any],
+                         ) -> TrainingTask:
+    """The task of a contrastive objective.
+
+    Args:
+        args: Checked flags.
+        model: The classifier.
+        mixer: Registered mixer of the run, or None.
+        common: Device, dtype and verbosity.
+    """
+    options: dict[str, Any] = {'dim': args.objective_dim, 'hidden': args.objective_hidden, **common}
+    if args.objective == 'moco':
+        options.update(queue=args.objective_queue, momentum=args.objective_momentum,
+                       temperature=args.objective_temperature)
+    else:
+        options['config'] = _joint_config(args)
+    task: TrainingTask = RECORDED_TASKS[args.objective](model, mixer, **options)
+    return task
