@@ -208,6 +208,13 @@ def test_grey_images_of_every_form(classifier, files):
     assert len({record for form in forms for record in classifier.predict(form)}) == 1
 
 
+def test_float_pixels_are_rounded_to_the_nearest(classifier):
+    nearly = np.full((32, 32, 3), 127 / 255 + 0.49 / 255)
+    assert classifier.predict(nearly) == classifier.predict(np.full((32, 32, 3), 127, np.uint8))
+    nearly += 0.02 / 255
+    assert classifier.predict(nearly) == classifier.predict(np.full((32, 32, 3), 128, np.uint8))
+
+
 @pytest.mark.parametrize('score', ['mls', 'knn'])
 def test_a_record_depends_on_its_image_alone(checkpoint, files, score):
     whole = OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu')

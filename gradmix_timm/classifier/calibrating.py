@@ -122,7 +122,7 @@ def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
     recorded = loaded.record.known_classes if loaded.record is not None else ()
     if plan.known_classes is None and not recorded:
         raise ValueError(f'{loaded.path} does not say which classes its head knows; name them in head order, '
-                         'known_classes=[...]')
+                         'known_classes=[...] (--known-classes A,B,...)')
     if plan.known_classes is None:
         return recorded
     names = tuple(plan.known_classes)
@@ -136,8 +136,9 @@ def _check_held_out(plan: Plan, loaded: Loaded) -> None:
     if not held:
         why = ('comes without a record of its training' if loaded.record is None
                else 'was trained without held-out images (--osr-val-fraction 0)')
-        raise ValueError(f'{loaded.path} {why}, so there is nothing to set a threshold on; pass validation=[...], '
-                         'images of known classes that took no part in training, or threshold=NUMBER')
+        raise ValueError(f'{loaded.path} {why}, so there is nothing to set a threshold on; pass images '
+                         'of known classes that took no part in training, validation=[...] (--validation PATH ...), or '
+                         'threshold=NUMBER (--threshold)')
     _check_enough(held, plan.known_acceptance)
 
 
@@ -146,7 +147,7 @@ def _check_enough(count: int, acceptance: float) -> None:
     if count < needed:
         raise ValueError(f'{count} held-out images are too few to promise known_acceptance={acceptance:g}: {needed} '
                          f'are needed; {count} can promise {count / (count + 1):.4g} at most, or pass more, '
-                         'validation=[...]')
+                         'validation=[...] (--validation PATH ...)')
 
 
 # ---- images
@@ -199,7 +200,7 @@ def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDat
         opened = open_dataset(dataset, folder, split, class_map=source.class_map, img_mode=mode)
     except ValueError as error:
         raise ValueError(f'the training images, of which the threshold and the score are made, could not be opened: '
-                         f'{error}. Where they moved: data_dir=FOLDER') from error
+                         f'{error}. Where they moved: data_dir=FOLDER (--data-dir)') from error
     return select_classes(opened, names)
 
 

@@ -1,0 +1,18 @@
+"""``python -m gradmix_timm.predict``: a door to :mod:`gradmix_timm.cli.predict`."""
+from __future__ import annotations
+
+import sys
+
+from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.predict import main
+
+__all__ = ['console']
+
+
+def console() -> None:
+    """Entry point of ``gradmix-predict``."""
+    sys.exit(run_console(main))
+
+
+if __name__ == '__main__':
+    console()
