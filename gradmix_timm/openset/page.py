@@ -1,13 +1,11 @@
 """The report as one HTML page: sections made of results, figures and thumbnails, nothing fetched from anywhere."""
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Mapping
 from html import escape
-from importlib import resources
-from string import Template
 from typing import Any
+
+from .html import breakable, cell, figure, folded, frame, interval, number, rate, table, told, uri
 
 __all__ = ['render']
 
@@ -41,8 +39,7 @@ def render(results: Values, images: Mapping[str, bytes], mistakes: Values, mixes
         _head(results), _facts(results), _scores(results), _groups(results), _figures(results, images),
         _histograms(results, images), _classes(results), _mistakes(results, mistakes),
         _mixes(mixes, images.get('mixes.png')), _manifest(results)])
-    page = resources.files(__package__) / 'templates' / 'report.html'
-    return Template(page.read_text(encoding='utf-8')).substitute(title=escape(_title(results)), body=body)
+    return frame(_title(results), body)
 
 
 # ---- what stands at the top
@@ -56,13 +53,13 @@ def _head(results: Values) -> str:
     closed, name = results['closed_set'], results['threshold']['score']
     score = results['scores'][name]
     best = max(results['scores'], key=lambda key: results['scores'][key]['auroc'])
-    lead = (f'The model names <b>{_rate(closed["top1"])}</b> of the images of known classes rightly '
-            f'({_interval(closed["top1_ci"])}), and <b>{escape(name)}</b> tells known from unknown with an AUROC of '
-            f'<b>{_rate(score["auroc"])}</b> ({_interval(score["auroc_ci"])}).')
+    lead = (f'The model names <b>{rate(closed["top1"])}</b> of the images of known classes rightly '
+            f'({interval(closed["top1_ci"])}), and <b>{escape(name)}</b> tells known from unknown with an AUROC of '
+            f'<b>{rate(score["auroc"])}</b> ({interval(score["auroc_ci"])}).')
     if best != name:
         top = results['scores'][best]
         lead += (f' The highest AUROC among the {len(results["scores"])} scores is that of <b>{escape(best)}</b>, '
-                 f'{_rate(top["auroc"])} ({_interval(top["auroc_ci"])}); picked on these very images, it flatters a '
+                 f'{rate(top["auroc"])} ({interval(top["auroc_ci"])}); picked on these very images, it flatters a '
                  'little.')
     trial = ''.join(f', {word} {escape(str(results[word]))}'
                     for word in ('family', 'trial') if results[word] is not None)
@@ -74,9 +71,9 @@ def _head(results: Values) -> str:
 def _facts(results: Values) -> str:
     name = results['threshold']['score']
     score = results['scores'][name]
-    facts = ((_rate(results['closed_set']['top1']), 'closed-set accuracy'), (_rate(score['auroc']), f'AUROC, {name}'),
-             (_rate(score['oscr']), f'OSCR, {name}'),
-             (_rate(score['fpr_at_95_known']), f'unknowns accepted at 95% of knowns, {name}'))
+    facts = ((rate(results['closed_set']['top1']), 'closed-set accuracy'), (rate(score['auroc']), f'AUROC, {name}'),
+             (rate(score['oscr']), f'OSCR, {name}'),
+             (rate(score['fpr_at_95_known']), f'unknowns accepted at 95% of knowns, {name}'))
     cells = ''.join(f'<div><b>{value}</b><span>{escape(words)}</span></div>' for value, words in facts)
     return f'<div class="facts">{cells}</div>'
 
@@ -85,7 +82,7 @@ def _facts(results: Values) -> str:
 
 def _scores(results: Values) -> str:
     n, m = results['n_known'], results['n_unknown']
-    words = {'chance_in': _rate(n / (n + m)), 'chance_out': _rate(m / (n + m))}
+    words = {'chance_in': rate(n / (n + m)), 'chance_out': rate(m / (n + m))}
     terms = ''.join(f'<dt>{head.replace("<br>", ", ")}</dt><dd>{text.format(**words)}</dd>'
                     for _, head, text in _METRICS)
     left_out = ''.join(f'<li><b>{escape(name)}</b>: {escape(reason)}</li>'
@@ -104,11 +101,11 @@ def _score_table(part: Values, caption: str, headline: str | None = None) -> str
     heads = [head for _, head, _ in _METRICS] + [f'Right at<br>FPR {100 * float(rate):g}%' for rate in rates]
     rows = []
     for name, values in part['scores'].items():
-        cells = [_cell(values[key], values.get(f'{key}_ci')) for key, _, _ in _METRICS]
-        cells += [_cell(values['ccr_at_fpr'][rate]) for rate in rates]
+        cells = [cell(values[key], values.get(f'{key}_ci')) for key, _, _ in _METRICS]
+        cells += [cell(values['ccr_at_fpr'][rate]) for rate in rates]
         note = ' <small>constant</small>' if values['degenerate'] else ''
         rows.append((f'{escape(name)}{note}', cells, name == headline))
-    return _table(['score', *heads], rows, caption)
+    return table(['score', *heads], rows, caption)
 
 
 def _groups(results: Values) -> str:
@@ -124,39 +121,21 @@ def _groups(results: Values) -> str:
 
 def _classes(results: Values) -> str:
     name, source = results['threshold']['score'], results['threshold']
-    where = (f'An image is accepted if its {escape(name)} is at least {_number(source["value"])}. This threshold was '
-             f'{escape(source["source"])}. It accepts {_rate(source["known_accepted"])} of the known test images and '
-             f'{_rate(source["unknown_accepted"])} of the unknown ones.')
-    known = [(escape(row['class']), [str(row['n']), _cell(row['accuracy']), _cell(row['accepted']),
-                                     _number(row['mean_knownness'])], False) for row in results['per_class']['known']]
-    unknown = [(escape(row['class']), [str(row['n']), _cell(row['accepted']), _number(row['mean_knownness']),
+    where = (f'An image is accepted if its {escape(name)} is at least {number(source["value"])}. This threshold was '
+             f'{escape(source["source"])}. It accepts {rate(source["known_accepted"])} of the known test images and '
+             f'{rate(source["unknown_accepted"])} of the unknown ones.')
+    known = [(escape(row['class']), [str(row['n']), cell(row['accuracy']), cell(row['accepted']),
+                                     number(row['mean_knownness'])], False) for row in results['per_class']['known']]
+    unknown = [(escape(row['class']), [str(row['n']), cell(row['accepted']), number(row['mean_knownness']),
                                        escape(row['taken_for'])], False) for row in results['per_class']['unknown']]
-    tables = (
-        _table(['class', 'images', 'accuracy %', 'accepted %', f'mean {escape(name)}'], known,
+    both = (
+        table(['class', 'images', 'accuracy %', 'accepted %', f'mean {escape(name)}'], known,
                'Known classes: accuracy in the closed set; share accepted, which should be about 95.'),
-        _table(['class', 'images', 'accepted %', f'mean {escape(name)}', 'most often taken for'], unknown,
+        table(['class', 'images', 'accepted %', f'mean {escape(name)}', 'most often taken for'], unknown,
                'Unknown classes, most accepted first: share accepted, which should be near 0.'))
-    shown = [_folded(table, len(rows), what) for table, rows, what in zip(
-        tables, (known, unknown), ('known', 'unknown'), strict=True)]
+    shown = [folded(content, len(rows), f'{what} classes') for content, rows, what in zip(
+        both, (known, unknown), ('known', 'unknown'), strict=True)]
     return f'<h2>Class by class</h2><p>{where}</p>{"".join(shown)}'
-
-
-def _folded(table: str, rows: int, what: str) -> str:
-    """A long table behind a line to click on."""
-    return table if rows <= 30 else f'<details><summary>{rows} {what} classes</summary>{table}</details>'
-
-
-def _table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]], caption: str) -> str:
-    """A table that scrolls sideways by itself; heads and cells are HTML, a row is (head, cells, marked)."""
-    top = ''.join(f'<th scope="col">{head}</th>' for head in heads)
-    lines = ''.join(
-        f'<tr{" class=headline" if marked else ""}><th scope="row">{head}</th>'
-        + ''.join(f'<td>{cell}</td>' for cell in cells) + '</tr>' for head, cells, marked in rows)
-    # The words stand above the box: a caption would be as wide as the table and scroll out of sight.
-    label = f'table-{sha256((caption + lines).encode()).hexdigest()[:8]}'
-    return (f'<p class="soft caption" id="{label}">{caption}</p><div class="scroll" tabindex="0" role="region" '
-            f'aria-labelledby="{label}"><table aria-labelledby="{label}"><thead><tr>{top}</tr></thead><tbody>{lines}'
-            '</tbody></table></div>')
 
 
 # ---- pictures
@@ -177,7 +156,7 @@ def _figures(results: Values, images: Mapping[str, bytes]) -> str:
         ('reliability.png', 'Confidence against accuracy',
          'Known images only. A line below the diagonal is overconfident, above it too modest; few images (grey) make '
          'it jump.'))
-    shown = ''.join(_figure(images[file], title, words) for file, title, words in captions if file in images)
+    shown = ''.join(figure(images[file], title, words) for file, title, words in captions if file in images)
     return f'<h2>Figures</h2><div class="figures">{shown}</div>' if shown else ''
 
 
@@ -185,7 +164,7 @@ def _histograms(results: Values, images: Mapping[str, bytes]) -> str:
     main = results['threshold']['score']
     words = ('Two separate hills are good; images left of the dotted line are rejected. The outer half percent of '
              'images is gathered in the end bars.')
-    parts = {name: _figure(images[f'histogram-{name}.png'], name, words if name == main else '')
+    parts = {name: figure(images[f'histogram-{name}.png'], name, words if name == main else '')
              for name in results['scores'] if f'histogram-{name}.png' in images}
     if main not in parts:
         return ''
@@ -193,12 +172,6 @@ def _histograms(results: Values, images: Mapping[str, bytes]) -> str:
     rest = (f'<details><summary>The other {len(parts) - 1} scores</summary><div class="figures">{others}</div>'
             '</details>') if others else ''
     return f'<h2>How the scores are spread</h2><div class="figures">{parts[main]}</div>{rest}'
-
-
-def _figure(png: bytes, title: str, words: str) -> str:
-    alt = escape(f'{title}. {words}'.strip())
-    return (f'<figure><img src="{_uri(png)}" alt="{alt}"><figcaption><b>{escape(title)}.</b> {words}</figcaption>'
-            '</figure>')
 
 
 def _mistakes(results: Values, mistakes: Values) -> str:
@@ -220,26 +193,26 @@ def _thumbnail(item: Values, true: str, answer: str) -> str:
     small = ' class="tiny"' if max(item['size']) < 48 else ''
     words = f'{item["class"]}, answered {item["answer"]}'
     return (f'<li><img{small} src="data:image/png;base64,{escape(item["png"])}" alt="{escape(words)}">'
-            f'<span class="{true}">{_breakable(item["class"])}</span> &rarr; '
-            f'<span class="{answer}">{_breakable(item["answer"])}</span><br>{_number(item["knownness"])}</li>')
+            f'<span class="{true}">{breakable(item["class"])}</span> &rarr; '
+            f'<span class="{answer}">{breakable(item["answer"])}</span><br>{number(item["knownness"])}</li>')
 
 
 def _mixes(facts: Values, png: bytes | None) -> str:
     if png is None:
         return ''
-    rows = [(escape(str(row['class'])), [escape(str(row['partner_class'])), _cell(row['lam']),
-                                         ' / '.join(_cell(weight) for weight in row['weight']),
+    rows = [(escape(str(row['class'])), [escape(str(row['partner_class'])), cell(row['lam']),
+                                         ' / '.join(cell(weight) for weight in row['weight']),
                                          '&thinsp;&ndash;&thinsp;'.join(map(str, row['box'][:2])) + ', '
                                          + '&thinsp;&ndash;&thinsp;'.join(map(str, row['box'][2:]))], False)
             for row in facts.get('images', ())]
     layers = ', '.join(f'<code>{escape(str(layer))}</code>' for layer in facts.get('layers', ()))
     words = 'One training image a row: original, where the model looked, partner, result.' + (
         f' Attribution at {layers}.' if layers else '')
-    table = _table(['class', 'partner', 'kept %', 'label weights %', 'box: rows, columns'], rows,
-                   'The same images in numbers; boxes in pixels.') if rows else ''
+    numbers = table(['class', 'partner', 'kept %', 'label weights %', 'box: rows, columns'], rows,
+                    'The same images in numbers; boxes in pixels.') if rows else ''
     mixer = escape(str(facts.get('mixer') or 'mixer'))
-    return (f'<h2>What {mixer} mixed</h2><figure class="wide"><img src="{_uri(png)}" '
-            f'alt="Training images and their mixes"><figcaption>{words}</figcaption></figure>{table}')
+    return (f'<h2>What {mixer} mixed</h2><figure class="wide"><img src="{uri(png)}" '
+            f'alt="Training images and their mixes"><figcaption>{words}</figcaption></figure>{numbers}')
 
 
 # ---- what it was made from
@@ -249,49 +222,7 @@ def _manifest(results: Values) -> str:
              ('created', results['created']), ('known classes', results['known_classes']),
              ('unknown classes', results['unknown_classes']), ('calibration', results['calibration']),
              *results['manifest'].items(), ('versions', results['versions'])]
-    rows = ''.join(f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th><td>{_told(value)}</td></tr>'
+    rows = ''.join(f'<tr><th scope="row">{escape(str(name).replace("_", " "))}</th><td>{told(value)}</td></tr>'
                    for name, value in lines if value not in (None, {}, []))
     return ('<h2>How it was made</h2><details><summary>Checkpoint, data, settings, versions</summary>'
             f'<div class="scroll manifest"><table><tbody>{rows}</tbody></table></div></details>')
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return '<br>'.join(f'{escape(str(key).replace("_", " "))}: {_told(entry)}' for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ', '.join(_told(entry) for entry in value)
-    if isinstance(value, float):
-        return f'{value:.6g}'
-    return escape(str(value))
-
-
-# ---- small words
-
-def _rate(value: float) -> str:
-    return f'{value:.1%}'
-
-
-def _breakable(name: str) -> str:
-    """A name that may go on in the next line after an underscore."""
-    return escape(name).replace('_', '_<wbr>')
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return '&infin;'
-    return f'{value:.3f}' if 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f'{100 * ends[0]:.1f} to {100 * ends[1]:.1f}'
-
-
-def _cell(value: float | None, ends: Sequence[float] | None = None) -> str:
-    if value is None:
-        return ''
-    small = f'<small>{100 * ends[0]:.1f}&thinsp;&ndash;&thinsp;{100 * ends[1]:.1f}</small>' if ends else ''
-    return f'{100 * value:.1f}{small}'
-
-
-def _uri(png: bytes) -> str:
-    return 'data:image/png;base64,' + base64.b64encode(png).decode()
