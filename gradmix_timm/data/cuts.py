@@ -38,11 +38,15 @@ class CutDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image = self.source.read(int(self.indices[index]))[0]
+        image = self.picture(index)
         return image if self.transform is None else self.transform(image), int(self.targets[index])
 
     def __repr__(self) -> str:
         return f'CutDataset({len(self)} of {len(self.source)} images, {len(self.classes)} classes)'
+
+    def picture(self, index: int) -> Any:
+        """An image as it lies in the data set, before any transform."""
+        return self.source.read(int(self.indices[index]))[0]
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
         """Name of an image's file, as timm's ``ImageDataset.filename``."""

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gradmix_timm.checkpoint import KEY, RunRecord
-from gradmix_timm.cli import osr
+from gradmix_timm.cli import osr, outcome
 from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
 from gradmix_timm.openset.extract import extract
@@ -164,7 +164,7 @@ def test_only_what_lies_beyond_the_threshold_is_a_mistake(done):
     arrays[f'known/{name}'][4:] = results['threshold']['value']
     test = open_dataset('sklearn/digits', split='test')
     images = SimpleNamespace(known=select_classes(test, SPLIT.known), unknown=select_classes(test, SPLIT.unknown))
-    mistakes = osr._mistakes(results, arrays, images)
+    mistakes = outcome.find_mistakes(results, arrays, images)
     assert len(mistakes['accepted']) == 3
     assert len(mistakes['rejected']) == (arrays[f'known/{name}'][:4] < results['threshold']['value']).sum()
 
