@@ -1,4 +1,4 @@
-"""Which image transforms a command line asks for besides timm's, and what they contradict."""
+"""Which image transforms a command line asks for besides timm's, pipelines or cached images; what they contradict."""
 from __future__ import annotations
 
 import argparse
@@ -24,11 +24,17 @@ AUGMENTATION = (
     flag('--aug-config', type=str, metavar='FILE',
          text='albumentations pipelines, YAML or JSON as albumentations.save writes them, under train: and eval:; '
               'ready ones are in configs/aug'),
+    flag('--cache-images', default=False, action='store_true',
+         text='hold all images in memory and augment them in batches on the device; for small images of one size'),
+    flag('--crop-padding', type=int, metavar='N',
+         text='with --cache-images: crop from the image with a border of N pixels, not a random resized crop'),
 )
 
 # timm's flags that shape an image before the loader; a pipeline from a file replaces what they do.
 _REPLACED = ('no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',
              'grayscale_prob', 'gaussian_blur_prob', 'aa', 'train_interpolation')
+# Defaults of flags that are not timm's.
+_OURS = {'aug_backend': 'timm', 'objective': 'ce'}
 
 
 def check_augmentation(args: argparse.Namespace) -> None:
@@ -38,6 +44,10 @@ def check_augmentation(args: argparse.Namespace) -> None:
         ValueError: Naming both flags, or the file and its fault.
         OSError: The file cannot be read.
     """
+    if args.crop_padding is not None and (not args.cache_images or args.crop_padding < 0):
+        raise ValueError(f'--crop-padding {args.crop_padding}: expected a number from 0 on, with --cache-images')
+    if args.cache_images:
+        _check_cache(args)
     if args.aug_backend == 'timm':
         if args.aug_config:
             raise ValueError(f'--aug-config {args.aug_config} goes with --aug-backend albumentations')
@@ -55,10 +65,23 @@ def check_augmentation(args: argparse.Namespace) -> None:
     read_pipelines(args.aug_config)
 
 
+def _check_cache(args: argparse.Namespace) -> None:
+    """Cached images are augmented by what is written for batches, which is not all that timm has."""
+    wanted = '--cache-images'
+    _refuse(args, wanted, ('train_crop_mode', 'gaussian_blur_prob', 'aa', 'aug_splits', 'aug_repeats', 'naflex_loader',
+                           'train_img_sizes', 'no_prefetcher', 'aug_backend', 'objective', 'epoch_repeats'),
+            'held images are cropped, flipped and coloured in batches alone')
+    if args.crop_padding is not None:
+        _refuse(args, '--crop-padding', ('scale', 'ratio', 'train_interpolation', 'no_aug'), 'nothing is resized')
+    elif args.train_interpolation not in ('random', 'bilinear', 'bicubic', ''):
+        raise ValueError(f'--train-interpolation {args.train_interpolation} with {wanted}: expected random, bilinear '
+                         'or bicubic')
+
+
 def _refuse(args: argparse.Namespace, wanted: str, names: tuple[str, ...], reason: str) -> None:
     """An error for the first flag that is not at its default."""
     for name in names:
-        if getattr(args, name) != default_of(name):
+        if getattr(args, name) != (_OURS[name] if name in _OURS else default_of(name)):
             raise ValueError(f'--{name.replace("_", "-")} with {wanted}: {reason}; leave one of them out')
 
 

@@ -200,7 +200,8 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
     data = held_data(args, built, data) if args.cache_images else data
     loaders = _create(args, hardware, built, plan, data)
     if args.cache_images:
-        mixup = create_timm_mixup(plan, args.num_classes, args.task == 'multilabel', collate=False) if plan.timm else None
+        multi = args.task == 'multilabel'
+        mixup = create_timm_mixup(plan, args.num_classes, multi, collate=False) if plan.timm else None
         loaders = replace(loaders, train=cached_loader(args, hardware, built, data.train), mixup=mixup)
     set_transforms(transforms, loaders.train, loaders.eval)
     if args.objective != 'ce':

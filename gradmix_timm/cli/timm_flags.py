@@ -311,6 +311,6 @@ def add_timm_flags(parser: argparse.ArgumentParser) -> None:
 
 def default_of(name: str) -> Any:
     """Default of a flag of timm's script by its place in the namespace."""
-    groups = [flags for _, _, flags in TIMM_GROUPS + LATER_GROUPS]
+    groups = [UNGROUPED, *(flags for _, _, flags in TIMM_GROUPS + LATER_GROUPS)]
     return next(options['default'] for flags in groups for names, options in flags
                 if names[0].removeprefix('--').replace('-', '_') == name)

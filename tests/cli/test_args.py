@@ -16,7 +16,8 @@ LATER = {a['dest'] for a in TABLE['known_changes_in_1_0_31']} - {'sweep_locks', 
 OURS = {'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol', 'osr_trial', 'osr_family',
         'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature', 'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
-        'probe_epochs', 'aug_backend', 'aug_config', *(f'gradmix_{name}' for name in OPTIONS)}
+        'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
+        *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
 
 

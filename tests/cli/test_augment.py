@@ -9,7 +9,7 @@ import yaml
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.cli import train
+from gradmix_timm.cli import caching, loop, train
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
 
@@ -151,3 +151,90 @@ def test_a_crop_larger_than_the_images_is_found_before_training(images, tmp_path
                             *map(str, flags)])
     assert status == 2
     assert 'pixels' in capsys.readouterr().err
+
+
+# ---- cached images
+
+CACHED = ('--cache-images',)
+
+
+def test_cached_images_without_augmentation_are_those_of_timms_loader(images, tmp_path, monkeypatch):
+    """The same training images in another order, the same validation batches."""
+    seen = []
+    monkeypatch.setattr(train, '_train', lambda run, *rest: seen.append(
+        [torch.cat([batch for batch, _ in loader]).flatten(1) for loader in (run.loaders.train, run.loaders.eval)]))
+    for name, more in (('timm', ()), ('cached', CACHED)):
+        run_tiny(images, tmp_path, '--no-aug', '-b', 8, '--epochs', 1, *more, name=name)
+    (left, left_eval), (right, right_eval) = seen
+    assert torch.allclose(left[left.sum(1).argsort()], right[right.sum(1).argsort()], atol=1e-5)
+    assert torch.equal(left_eval, right_eval)
+
+
+@pytest.mark.parametrize('flags', [
+    (), ('--crop-padding', 4, '--img-size', 40), ('--reprob', 0.5, '--mixup-mode', 'gradmix'),
+    ('--mixup', 0.5), ('--amp', '--amp-dtype', 'bfloat16'), ('--model-dtype', 'bfloat16', '--mixup-mode', 'cutmix'),
+    ('--known-classes', 'ant,cat', '--osr-val-fraction', 0.25)], ids=str)
+def test_cached_runs_reproduce_themselves_and_resume_exactly(flags, images, tmp_path):
+    classes = None if '--known-classes' in flags else 4
+    straight = run_tiny(images, tmp_path, *CACHED, *flags, name='straight', classes=classes)
+    run_tiny(images, tmp_path, *CACHED, *flags, '--stop-epoch', 1, name='parts', classes=classes)
+    parts = run_tiny(images, tmp_path, *CACHED, *flags, '--resume', 'auto', name='parts', classes=classes)
+    assert rows(parts) == rows(straight)
+    left, right = (load_checkpoint(f / 'last.pth.tar').state_dict for f in (straight, parts))
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_timms_mixup_acts_in_the_step_on_cached_images(images, tmp_path, monkeypatch):
+    targets = []
+    learn = loop._Epoch._learn
+    monkeypatch.setattr(
+        loop._Epoch, '_learn', lambda self, x, y, *rest: (targets.append(y), learn(self, x, y, *rest))[1])
+    run_tiny(images, tmp_path, *CACHED, '--mixup', 0.8, '--mixup-off-epoch', 1, '--smoothing', 0)
+    assert all(target.shape == (6, 4) for target in targets)
+    mixed, plain = torch.cat(targets[:5]), torch.cat(targets[5:])
+    assert (mixed.max(1).values < 0.99).any()
+    assert (plain.max(1).values == 1).all()
+
+
+def test_only_known_classes_are_held(images, tmp_path, monkeypatch):
+    held = []
+    keep = caching.hold_images
+    monkeypatch.setattr(caching, 'hold_images', lambda *a, **k: (held.append(keep(*a, **k)), held[-1])[1])
+    run_tiny(images, tmp_path, *CACHED, '--known-classes', 'dog,ant', '--osr-val-fraction', 0.25, '--epochs', 1,
+             classes=None)
+    assert [sorted(part.targets.tolist()) for part in held] == [[0] * 6 + [1] * 6, [0] * 2 + [1] * 2]
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (('--aa', 'rand-m9'), '--aa'),
+    (('--gaussian-blur-prob', 0.5), '--gaussian-blur-prob'),
+    (('--train-crop-mode', 'rkrc'), '--train-crop-mode'),
+    (('--no-prefetcher',), '--no-prefetcher'),
+    (('--train-interpolation', 'lanczos'), 'bicubic'),
+    (('--aug-backend', 'albumentations', '--aug-config', READY), '--aug-backend'),
+    (('--crop-padding', 4, '--scale', 0.5, 1.0), '--scale'),
+    (('--crop-padding', -1), '--crop-padding -1'),
+])
+def test_what_held_images_cannot_honour_is_refused_before_anything_is_read(flags, words, capsys):
+    assert words in refused(capsys, *CACHED, *flags)
+
+
+def test_crop_padding_goes_with_cached_images(capsys):
+    assert '--cache-images' in refused(capsys, '--crop-padding', 4)
+
+
+def test_images_too_small_for_a_padded_crop_or_a_batch_are_told_with_the_remedy(images, tmp_path, capsys):
+    line = ['--data-dir', str(images), '--num-classes', '4', *TINY, '--output', str(tmp_path), *CACHED]
+    assert train.console([*line, '--crop-padding', '2', '--img-size', '64']) == 2
+    assert '--img-size 40' in capsys.readouterr().err
+    assert train.console([*line, '-b', '64']) == 2
+    assert 'smaller --batch-size' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_share_cached_images(images, tmp_path):
+    from test_train_modes import torchrun
+    flags = (*CACHED, '--mixup-mode', 'cutmix', '--batch-size', 4)
+    straight = torchrun(images, tmp_path, *flags, name='straight')
+    torchrun(images, tmp_path, *flags, '--stop-epoch', 1, name='parts')
+    assert rows(torchrun(images, tmp_path, *flags, '--resume', 'auto', name='parts')) == rows(straight)
