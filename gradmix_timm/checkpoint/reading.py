@@ -42,6 +42,7 @@ class Loaded:
         path: Where it was read.
         ema: Whether the weights are the moving average.
         arch: timm's name for the model in a checkpoint without args, or None.
+        projection: Weights of the projection head of a contrastive objective, or None.
     """
 
     record: RunRecord | None
@@ -53,6 +54,7 @@ class Loaded:
     path: str
     ema: bool = False
     arch: str | None = None
+    projection: dict[str, Tensor] | None = None
 
     @property
     def model(self) -> str | None:
@@ -115,7 +117,8 @@ def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Lo
         record=RunRecord.from_state(content[KEY]) if KEY in content else None,
         args=args if isinstance(args, dict) else None, state_dict=clean_state_dict(weights),
         epoch=content.get('epoch'), metric=content.get('metric'), sha256=digest, path=str(path), ema=averaged,
-        arch=arch if isinstance(arch, str) and timm.is_model(arch) else None)
+        arch=arch if isinstance(arch, str) and timm.is_model(arch) else None,
+        projection=(content.get('task_state_ema' if averaged else 'task_state') or {}).get('projection_head'))
 
 
 def _read(path: Path) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from gradmix_timm.data import (
     select_classes,
     take,
 )
+from gradmix_timm.objectives import ProjectionHead
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
 
@@ -34,6 +36,8 @@ from .config_file import words
 __all__ = [
     'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
     'open_images', 'plan_split', 'read_checkpoint']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Subject:
         device: Where it runs.
         amp_dtype: Of autocast, or None.
         args: Flags of :func:`add_subject_flags`.
+        projection: The projection head of a contrastive objective, or None.
     """
 
     model: nn.Module
@@ -57,6 +62,7 @@ class Subject:
     device: torch.device
     amp_dtype: torch.dtype | None
     args: argparse.Namespace
+    projection: nn.Module | None = None
 
     def embed(self, images: CutDataset, title: str) -> Embeddings:
         """One pass over images, with the evaluation transform; ``title`` names them to whoever waits."""
@@ -67,7 +73,8 @@ class Subject:
             crop_mode=config.get('crop_mode'), num_workers=_workers(self.args.workers, images), device=self.device,
             # Pixels are normalised on the CPU, so that every device sees the same.
             use_prefetcher=False, pin_memory=self.device.type == 'cuda', persistent_workers=False)
-        return extract(self.model, loader, self.device, self.amp_dtype, self.args.channels_last, progress=title)
+        return extract(self.model, loader, self.device, self.amp_dtype, self.args.channels_last, progress=title,
+                       projection=self.projection)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,19 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     return Subject(
         model=model.to(device).eval(), name=str(args.model or (loaded and loaded.model)),
         loaded=loaded, config=config, device=device, args=args,
-        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None)
+        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None, projection=_projection(loaded, device))
+
+
+def _projection(loaded: Loaded | None, device: torch.device) -> nn.Module | None:
+    """The projection head of a contrastive objective; says so where its class head was never fitted."""
+    record = loaded.record if loaded is not None else None
+    if record is not None and record.objective != 'ce' and not record.probe:
+        _logger.warning(f'The class head was not trained: --objective {record.objective} without --probe-epochs, or '
+                        'before its last epoch. Logits, and all scores of them, mean nothing; class-knn, knn and other '
+                        'scores of features do.')
+    if loaded is None or loaded.projection is None:
+        return None
+    return ProjectionHead.from_state(loaded.projection).to(device)
 
 
 def read_checkpoint(args: argparse.Namespace) -> Loaded | None:

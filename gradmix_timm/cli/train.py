@@ -32,6 +32,7 @@ from .evaluate import check_metric, validate
 from .exits import mendable, run_console
 from .interrupt import Interrupt, held_interrupt
 from .knn_validation import validate_neighbours
+from .linear_head import Probe, check_head, fit_heads
 from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .loop import Run, train_one_epoch
 from .mixing import MixPlan, plan_mixing
@@ -127,6 +128,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         good = run.saver.last_good() if run.saver is not None else None
         interrupted.add_note(f'last checkpoint: {good or "none yet"}')
         raise interrupted
+    if args.probe_epochs and run.output_dir is not None:
+        _probe(run, span, data, built)
     if run.samples and run.output_dir is not None and _can_show(run):
         _write_mixes(run, data, built)
 
@@ -143,6 +146,8 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     built = build_model(args, hardware, create_model)
     if resumed:
         check_resume(resumed, built.name, split.known if split else (), args.num_classes, objective=args.objective)
+    if args.objective != 'ce':
+        check_head(args, built.model)
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
@@ -337,6 +342,14 @@ def _report(run: Run, results: list[dict[str, Any]]) -> None:
     ranked = sorted(results, key=lambda line: line.get('validation', line['train']).get(name, 0),
                     reverse=run.saver.decreasing)
     print(f'--result\n{json.dumps(ranked[-10:], indent=4)}')
+
+
+def _probe(run: Run, span: Span, data: Data, built: Built) -> None:
+    """A class head for the finished features, on the first process alone."""
+    if span.stop < run.epochs:
+        _logger.info(f'No class head yet: it is fitted after the last of {run.epochs} epochs, --resume goes on.')
+        return
+    fit_heads(Probe(run.args, run.hardware, built, data, live_model(run.task)), str(run.output_dir))
 
 
 def _can_show(run: Run) -> bool:

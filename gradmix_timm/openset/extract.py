@@ -5,7 +5,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -32,6 +32,7 @@ def extract(
         amp_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         progress: str | None = None,
+        projection: Callable[[Tensor], Tensor] | None = None,
 ) -> Embeddings:
     """Logits and features of every image, from one forward pass each, in evaluation and inference mode.
 
@@ -49,9 +50,10 @@ def extract(
         channels_last: Memory format of the images handed in.
         progress: What is being read, for a bar with the time left (a terminal) or a log line every half minute; None:
             silent.
+        projection: From features to a projection [B, P], on ``device``; of models that were trained with such a head.
 
     Returns:
-        Embeddings on the CPU; ``index`` counts the loader's images from 0.
+        Embeddings on the CPU; ``index`` counts the loader's images from 0; ``projection`` is None without one.
 
     Raises:
         ValueError: NaN among the logits (with the rows), a model without a classifier to read at, an empty loader.
@@ -60,7 +62,7 @@ def extract(
     inner = unwrap_model(model)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     cast = torch.autocast(device.type, amp_dtype) if amp_dtype is not None else nullcontext()
-    logits, features, labels, rows = [], [], [], 0
+    logits, features, projected, labels, rows = [], [], [], [], 0
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(_evaluating(inner))
@@ -69,15 +71,18 @@ def extract(
             with cast:
                 output = inner(images.to(device, non_blocking=True, memory_format=layout))
             logits.append(_checked(_logits(output).float().cpu(), rows, progress))
-            features.append(_join(read).float().cpu())
+            inputs = _join(read).float()
+            features.append(inputs.cpu())
+            if projection is not None:
+                projected.append(projection(inputs).float().cpu())
             labels.append(target.long().cpu())
             rows += len(target)
     if not rows:
         raise ValueError(f'{progress or "the loader"} holds no image; give it at least one')
     # Out of inference mode, so that the results may be written to.
     return Embeddings(
-        logits=torch.cat(logits), features=torch.cat(features), projection=None, label=torch.cat(labels),
-        index=torch.arange(rows))
+        logits=torch.cat(logits), features=torch.cat(features),
+        projection=torch.cat(projected) if projected else None, label=torch.cat(labels), index=torch.arange(rows))
 
 
 def head_of(model: nn.Module) -> Head:
