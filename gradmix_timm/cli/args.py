@@ -41,6 +41,12 @@ _OPEN_SET = (
          text='split that the evaluation will read; training never opens it (default: --val-split, else test)'),
 )
 
+_RUN = (
+    flag('--skip-nonfinite', action='store_true', default=False,
+         text='drop an update whose loss is infinite or not a number, on all processes, instead of stopping'),
+)
+
+
 def build_config_parser() -> argparse.ArgumentParser:
     """The parser of --config alone, which is read before the others."""
     parser = ConsoleParser(description='Training configuration', add_help=False)
@@ -63,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser.add_argument_group('Image transforms'), AUGMENTATION)
     add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
     add_flags(parser.add_argument_group('Objective'), OBJECTIVE)
+    add_flags(parser.add_argument_group('Run'), _RUN)
     return parser
 
 

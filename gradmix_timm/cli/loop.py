@@ -106,6 +106,8 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         run.interrupt.check()
     if hasattr(run.optimizer, 'sync_lookahead'):
         run.optimizer.sync_lookahead()
+    if not pass_.losses.count:
+        raise NonFiniteLossError(f'no batch of epoch {epoch} had a finite loss, learning rate {run.rate:.3g}')
     means = OrderedDict(loss=pass_.losses.avg, **pass_.parts.means())
     if run.args.distributed:
         own = torch.tensor(list(means.values()), device=run.hardware.device, dtype=torch.float32)
@@ -152,6 +154,7 @@ class _Epoch:
         self.updates = epoch * run.updates_per_epoch
         self.images = 0
         self.fallbacks: Tensor | None = None
+        self.dropped = False  # the update at the end of this window
         self.data_start = self.update_start = time.time()
 
     def step(self, index: int, input: Any, target: Tensor) -> None:
@@ -169,7 +172,8 @@ class _Epoch:
                 loss = self._learn(input, target, window, count, update)
         else:
             loss = self._learn(input, target, window, count, update)
-        self.losses.update(self._checked(index, loss.item() * window), count)
+        if not self.dropped:
+            self.losses.update(self._checked(index, loss.item() * window), count)
         self.images += count * self.args.world_size
         if update:
             self._updated(index, last, loss, input)
@@ -217,9 +221,15 @@ class _Epoch:
 
     def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
         """Forward and backward; the loss of the batch over its window."""
+        before = [b.clone() for b in self.run.task.buffers()] if self.args.skip_nonfinite else None
         with self.run.hardware.autocast():
             result = self.run.task(input, target)
         loss: Tensor = result['loss']
+        if before is not None and (self.dropped or not self._finite_everywhere(loss)):
+            self.dropped = True
+            for buffer, old in zip(self.run.task.buffers(), before, strict=True):
+                buffer.copy_(old)  # BatchNorm has averaged the broken batch in
+            return loss.detach()
         self.parts.update(result, count)
         self._count_fallbacks(result.get('draw'))
         if window > 1:
@@ -253,13 +263,19 @@ class _Epoch:
                 utils.dispatch_clip_grad(clipped, value=args.clip_grad, mode=args.clip_mode)
             run.optimizer.step()
 
+    def _finite_everywhere(self, loss: Tensor) -> bool:
+        """Whether the loss is finite on every process: they drop an update together or not at all."""
+        finite = loss.detach().isfinite().float()
+        return bool((utils.reduce_tensor(finite, self.args.world_size) if self.args.distributed else finite) == 1)
+
     def _checked(self, index: int, loss: float) -> float:
         if math.isfinite(loss):
             return loss
         good = self.run.saver.last_good() if self.run.saver is not None else None
         raise NonFiniteLossError(
             f'the loss is {loss} at epoch {self.epoch}, batch {index}, learning rate {self.run.rate:.3g}; last good '
-            f'checkpoint: {good or "none yet"}. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help')
+            f'checkpoint: {good or "none yet"}. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help; '
+            '--skip-nonfinite drops such updates')
 
     def _updated(self, index: int, last: bool, loss: Tensor, input: Any) -> None:
         """After an update: moving average, logs, recovery file, schedule."""
@@ -267,7 +283,11 @@ class _Epoch:
         self.updates += 1
         number = index // args.grad_accum_steps
         run.optimizer.zero_grad()
-        run.task.update_ema(step=self.updates)
+        if self.dropped:
+            _logger.warning(f'epoch {self.epoch}, update {number}: dropped, its loss is not finite (--skip-nonfinite)')
+        else:
+            run.task.update_ema(step=self.updates)
+        self.dropped = False
         if args.synchronize_step and run.hardware.device.type in ('cuda', 'npu'):
             getattr(torch, run.hardware.device.type).synchronize()
         now = time.time()

@@ -306,6 +306,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
     assert load_checkpoint(tmp_path / 'run' / 'last.pth.tar').epoch == 0
 
 
+@pytest.mark.parametrize('flags', [(), ('--grad-accum-steps', 2), ('--mixup-mode', 'gradmix')],
+                         ids=['plain', 'accumulated', 'gradmix'])
+def test_told_to_skip_a_broken_batch_changes_nothing_but_its_own_update(flags, images, tmp_path, monkeypatch, caplog):
+    placed, learn, kept = loop._Epoch._placed, loop._Epoch._learn, []
+
+    def poison(self, input, target):
+        input, target = placed(self, input, target)
+        self.seen = getattr(self, 'seen', -1) + 1
+        return (input * float('nan') if self.seen == 2 else input), target
+
+    def watched(self, *rest):
+        before = [value.clone() for value in self.run.task.state_dict().values()]
+        loss = learn(self, *rest)
+        kept.append(all(map(torch.equal, before, self.run.task.state_dict().values())))
+        return loss
+
+    monkeypatch.setattr(loop._Epoch, '_placed', poison)
+    monkeypatch.setattr(loop._Epoch, '_learn', watched)
+    assert train.console(line(images, tmp_path, '--num-classes', 4, '--epochs', 1, '--skip-nonfinite', *flags)) == 0
+    dropped = {2, 3} if '--grad-accum-steps' in flags else {2}
+    assert {index for index, same in enumerate(kept) if same} == dropped
+    assert sum('dropped' in record.message for record in caplog.records) == 1
+    (row,) = rows(tmp_path / 'run')
+    assert float(row['train_loss']) > 0
+    assert float(row['eval_loss']) > 0
+
+
+def test_an_epoch_of_broken_batches_stops_even_so(images, tmp_path, monkeypatch, capsys):
+    placed = loop._Epoch._placed
+    monkeypatch.setattr(loop._Epoch, '_placed', lambda self, x, y: (placed(self, x, y)[0] * float('inf'), y))
+    assert train.console(line(images, tmp_path, '--num-classes', 4, '--skip-nonfinite')) == 1
+    assert 'no batch of epoch 0 had a finite loss' in capsys.readouterr().err
+
+
 def test_an_interrupt_is_130_and_names_the_last_checkpoint(images, tmp_path, monkeypatch, capsys):
     step = train.train_one_epoch
 
