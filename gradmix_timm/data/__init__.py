@@ -1,7 +1,11 @@
 """Data sets, and the class cuts of the open-set protocols."""
+from .codecs import Codec, parse_codec, recode
 from .cuts import CutDataset, class_names, hold_out, labels_of, select_classes, take
+from .fingerprint import fingerprint
 from .images import ImageSource, UnreadableImageError
+from .made import list_made, made_images
 from .naming import find_classes
+from .outside import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
 from .protocols import (
     ClassSplit,
     check_split,
@@ -17,26 +21,38 @@ from .sources import list_splits, open_dataset
 from .views import TwoViews, collate_views
 
 __all__ = [
+    'OVERLAPS',
     'ClassSplit',
+    'Codec',
     'CutDataset',
     'ImageSource',
+    'Outside',
     'TwoViews',
+    'UnknownSpec',
     'UnreadableImageError',
+    'check_specs',
     'check_split',
     'class_names',
     'collate_views',
     'custom_split',
     'duplicates',
     'find_classes',
+    'fingerprint',
     'hold_out',
     'labels_of',
     'list_families',
+    'list_made',
     'list_protocols',
     'list_splits',
     'load_split',
+    'made_images',
     'n_distinct',
     'n_trials',
     'open_dataset',
+    'open_outside',
+    'parse_codec',
+    'parse_unknown',
+    'recode',
     'select_classes',
     'take',
 ]

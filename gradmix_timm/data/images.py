@@ -88,8 +88,9 @@ class TorchvisionReader(Reader):
         super().__init__()
         self.dataset = dataset
         self.classes = getattr(dataset, 'classes', None)
-        # CIFAR, MNIST and ImageFolder say targets, SVHN and STL10 labels.
-        self.targets = getattr(dataset, 'targets', getattr(dataset, 'labels', None))
+        # CIFAR, MNIST and ImageFolder say targets, SVHN and STL10 labels, DTD and others keep them to themselves.
+        found = (getattr(dataset, name, None) for name in ('targets', 'labels', '_labels'))
+        self.targets = next((labels for labels in found if labels is not None), None)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.dataset[index]
@@ -98,8 +99,10 @@ class TorchvisionReader(Reader):
         return len(self.dataset)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        samples = getattr(self.dataset, 'samples', None)
-        return str(samples[index][0]) if samples else f'{type(self.dataset).__name__}[{index}]'
+        if samples := getattr(self.dataset, 'samples', None):
+            return str(samples[index][0])
+        files = getattr(self.dataset, '_image_files', None)  # DTD, Flowers102, Food101
+        return str(files[index]) if files else f'{type(self.dataset).__name__}[{index}]'
 
 
 class DigitsReader(Reader):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['find_classes', 'name_hint']
+__all__ = ['find_classes', 'name_hint', 'shared_classes']
 
 _SYNONYMS = {'plane': 'airplane', 'aeroplane': 'airplane', 'car': 'automobile', 'auto': 'automobile'}
 
@@ -39,6 +39,20 @@ def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int,
                              f'{name_hint(name, all_classes)}')
         found.append(place)
     return tuple(found)
+
+
+def shared_classes(names: Sequence[str], others: Sequence[str]) -> dict[int, str]:
+    """Positions in ``names`` of classes that ``others`` has too, spelled as :func:`find_classes` allows.
+
+    Returns:
+        Position to the other's spelling.
+
+    Example:
+        >>> shared_classes(['car', 'monkey', 'truck'], ['automobile', 'truck'])
+        {0: 'automobile', 2: 'truck'}
+    """
+    theirs = {_key(name): name for name in others}
+    return {place: theirs[_key(name)] for place, name in enumerate(names) if _key(name) in theirs}
 
 
 def name_hint(name: str, known: Sequence[str]) -> str:
