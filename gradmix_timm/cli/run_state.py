@@ -82,8 +82,11 @@ class AtomicSaver(CheckpointSaver):
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         try:
             super()._save(save_path, epoch, metric)
-        except BaseException:
+        except BaseException as error:
             Path(save_path).unlink(missing_ok=True)
+            if isinstance(error, OSError | RuntimeError):  # torch's writer raises the latter on a full disk
+                error.add_note(f'{save_path} could not be written (is the disk full?); the checkpoints before it are '
+                               f'whole: --resume {self.last_good() or "auto"}')
             raise
 
     def _replace(self, src: str, dst: str) -> None:
