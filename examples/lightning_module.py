@@ -1,0 +1,57 @@
+"""GradMix in a LightningModule: the live model is self.model. Run: python examples/lightning_module.py"""
+from __future__ import annotations
+
+import lightning
+import timm
+import torch
+from digits import known_and_unknown
+from timm.loss import SoftTargetCrossEntropy
+from torch.utils.data import DataLoader
+
+from gradmix_timm import create_mixer
+
+
+class GradMixClassifier(lightning.LightningModule):
+    """A timm classifier that is trained on mixed batches."""
+
+    def __init__(self, backbone: str, num_classes: int, mixer: str = 'gradmix', lr: float = 2e-3) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = timm.create_model(backbone, num_classes=num_classes, in_chans=1)
+        self.mixer = None
+        self.loss_fn = SoftTargetCrossEntropy()
+
+    def on_fit_start(self):
+        # Here the process knows its rank, so that every process draws mixes of its own.
+        hparams = self.hparams
+        self.mixer = create_mixer(hparams.mixer, num_classes=hparams.num_classes, prob=0.5, rank=self.global_rank)
+
+    def training_step(self, batch, index):
+        images, labels = batch
+        self.mixer.set_step(self.current_epoch, index)  # a resumed run draws what an uninterrupted one would
+        images, targets = self.mixer(images, labels, self.model)
+        loss = self.loss_fn(self.model(images), targets)
+        self.log('train_loss', loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch, index):
+        images, labels = batch
+        self.log('accuracy', (self.model(images).argmax(1) == labels).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=self.hparams.lr, weight_decay=0.05)
+
+
+def main(backbone: str = 'test_resnet', epochs: int = 6, batch_size: int = 64, **trainer) -> dict[str, float]:
+    """Train on six digits; the metrics of the last epoch."""
+    lightning.seed_everything(0)
+    train, test, _ = known_and_unknown()
+    fit = lightning.Trainer(max_epochs=epochs, accelerator='cpu', devices=1, logger=False, enable_checkpointing=False,
+                            **trainer)
+    fit.fit(GradMixClassifier(backbone, 6), DataLoader(train, batch_size, shuffle=True, drop_last=True),
+            DataLoader(test, 256))
+    return {name: float(value) for name, value in fit.callback_metrics.items()}
+
+
+if __name__ == '__main__':
+    print(main())
