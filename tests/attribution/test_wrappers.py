@@ -188,6 +188,39 @@ def test_two_processes_keep_their_gradients_in_step_and_draw_differently(accumul
         assert not torch.equal(boxes, others)
 
 
+def _train_on_stored(model: nn.Module, batches, half: slice) -> torch.Tensor:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for mixed, rows in batches:
+        loss_of(model, mixed[half], rows[half]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def _stored_worker(rank: int, port: int, batches, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    torch.manual_seed(0)
+    wrapped = nn.parallel.DistributedDataParallel(timm.create_model('test_vit', img_size=32, num_classes=10))
+    results[rank] = _train_on_stored(wrapped, batches, slice(4 * rank, 4 * rank + 4))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_with_twice_the_batch_does():
+    torch.manual_seed(0)
+    model = timm.create_model('test_vit', img_size=32, num_classes=10)  # no BatchNorm: its statistics are per process
+    mixer = create_mixer('gradmix', num_classes=10)
+    batches = [mixer(torch.randn(8, 3, 32, 32), torch.arange(8), model) for _ in range(3)]
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    context = torch.multiprocessing.get_context('spawn')
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_stored_worker, (free_port(), batches, results), nprocs=2)
+        one = _train_on_stored(model, batches, slice(None))
+        assert torch.equal(results[0], results[1])
+        assert (results[0] - one).norm() < 1e-5 * (one - start).norm()
+
+
 def test_accumulated_gradients_survive_the_pass(tiny_cnn, batch):
     loss_of(tiny_cnn, batch[0], torch.eye(10)[batch[1]]).backward()
     before = copy.deepcopy([p.grad for p in tiny_cnn.parameters()])
