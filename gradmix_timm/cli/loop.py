@@ -125,19 +125,24 @@ def _set_epoch(loader: Any, epoch: int) -> None:
 
 
 class _Parts:
-    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch."""
+    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch.
+
+    What is not finite is left out: such a batch ends the run, or is dropped.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Tensor] = {}
 
     def update(self, result: dict[str, Any], count: int) -> None:
         for name in (name for name in result if name.startswith('loss_')):
-            self.sums[name] = self.sums.get(name, 0) + result[name].detach().double() * count
-            self.counts[name] = self.counts.get(name, 0) + count
+            value = result[name].detach().double()
+            usable = value.isfinite()
+            self.sums[name] = self.sums.get(name, 0) + torch.where(usable, value, 0) * count
+            self.counts[name] = self.counts.get(name, 0) + usable * count
 
     def means(self) -> dict[str, float]:
-        return {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+        return {name: float(value / self.counts[name].clamp_min(1)) for name, value in self.sums.items()}
 
 
 class _Epoch:
