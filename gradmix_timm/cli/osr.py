@@ -8,15 +8,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
+from gradmix_timm.openset.judge import Subjects, check_names, needs_train
+from gradmix_timm.openset.report import RESULTS, read_arrays, read_results
 
-from gradmix_timm.openset.extract import head_of
-from gradmix_timm.openset.judge import Judged, Subjects, check_names, judge, needs_train
-from gradmix_timm.openset.report import RESULTS, closed_set_line, read_arrays, read_results, score_table
-from gradmix_timm.openset.scores import list_scores
-
-from .config_file import words
+from .compare import add_compare
 from .exits import ConsoleParser, mendable
+from .judging import (
+    add_evaluation_flags,
+    classifier_of,
+    judge_with_bar,
+    pixel_statistics,
+    print_results,
+    trivial_probe,
+)
 from .outcome import REPORT, draw, identity, manifest, write
 from .subject import (
     Images,
@@ -40,16 +44,13 @@ def build_parser() -> argparse.ArgumentParser:
     osr = commands.add_parser('osr', help='known and unknown classes of one data set, by protocol',
                               description='Judge a checkpoint on the known and unknown classes of its protocol.')
     add_subject_flags(osr)
-    add = osr.add_argument_group('Evaluation').add_argument
-    add('--scores', type=words, metavar='A,B,...', help=f'(default: all of {", ".join(list_scores())})')
-    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
-    add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder osr beside the checkpoint)')
+    add_evaluation_flags(osr, 'osr')
     osr.set_defaults(run=run_osr)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folder', metavar='DIR', help='folder that `osr` wrote')
     report.set_defaults(run=run_report)
+    add_compare(commands)
     return parser
 
 
@@ -68,7 +69,7 @@ def run_osr(args: argparse.Namespace) -> int:
     began = time.monotonic()
     with mendable():
         check_names(args.scores)
-        check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size'))
+        check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images'))
         loaded = read_checkpoint(args)
         split = plan_split(args, loaded.record if loaded is not None else None)
         folder = _output(args)
@@ -77,18 +78,17 @@ def run_osr(args: argparse.Namespace) -> int:
         images = open_images(args, loaded, split, subject.config['input_size'][0])
         # A broken image or weights that give NaN are the user's to mend as well.
         subjects = _embed(subject, images)
-    passed = time.monotonic() - began
+        passed = time.monotonic() - began
+        trivial = trivial_probe(pixel_statistics(subject, images.known, subjects.known.index),
+                                pixel_statistics(subject, images.unknown, subjects.unknown.index), args.seed)
     with mendable():
-        judged = _judge(args, subjects)
+        judged = judge_with_bar(args, subjects)
     split = images.split
     cuts = {'train': images.train, 'validation': images.validation, 'known': images.known, 'unknown': images.unknown}
     results = {'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-               **identity(args, subject), **judged.results,
+               **identity(args, subject), **judged.results, 'trivial': trivial, 'skipped': subject.skipped,
                'manifest': manifest(args, subject, cuts, images.source, passed)}
-    print(f'\n{closed_set_line(results)}\n')
-    print(score_table(results))
-    for name, reason in results['not_served'].items():
-        print(f'not served: {name}: {reason}')
+    print_results(results)
     write(folder, results, judged, images)
     draw(folder)
     print(folder / REPORT)
@@ -117,25 +117,13 @@ def _output(args: argparse.Namespace) -> Path:
 
 def _embed(subject: Subject, images: Images) -> Subjects:
     """One pass over each set; the model is not needed after it."""
-    head, missing = None, ''
-    try:
-        head = head_of(subject.model)
-    except ValueError as error:
-        missing = str(error)
+    head, missing = classifier_of(subject.model)
     trained = subject.embed(images.train, 'known training images') if needs_train(subject.args.scores) else None
     validation = None if images.validation is None else subject.embed(images.validation, 'held-out images')
+    known = subject.embed(images.known, 'known test images')
+    unknown = subject.embed(images.unknown, 'unknown test images')
     return Subjects(
-        train=trained, known=subject.embed(images.known, 'known test images'),
-        unknown=subject.embed(images.unknown, 'unknown test images'), unknown_label=images.unknown_label,
+        # Rows that could not be read have no embedding.
+        train=trained, known=known, unknown=unknown, unknown_label=images.unknown_label[unknown.index.numpy()],
         known_classes=images.split.known, unknown_classes=images.split.unknown, validation=validation, head=head,
         head_missing=missing, groups=images.split.groups)
-
-
-def _judge(args: argparse.Namespace, subjects: Subjects) -> Judged:
-    with tqdm(total=len(args.scores or list_scores()), desc='scores', leave=False, delay=2.,
-              disable=None, file=sys.stderr) as bar:
-        def told(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update()
-
-        return judge(subjects, args.scores, args.bootstrap, args.seed, told)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from .curves import oscr_curve, roc_curve
 
-__all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_histogram', 'draw_oscr', 'draw_reliability', 'draw_roc']
+__all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_differences', 'draw_features', 'draw_histogram', 'draw_oscr',
+           'draw_reliability', 'draw_roc']
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is left out, it vanishes on white.
 KNOWN, UNKNOWN = '#0072B2', '#D55E00'
@@ -171,6 +172,54 @@ def draw_reliability(confidence: Floats, accuracy: Floats, share: Floats, error:
               label=f'known images, ECE {error:.1%}')
     _rates(axes, 'confidence (largest softmax)', 'accuracy')
     return _png(figure, axes)
+
+
+def draw_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]], what: str) -> bytes:
+    """Differences with their intervals, a row a score, a mark a group; the line is no difference.
+
+    Args:
+        gaps: Group to score to (value, low, high), fractions.
+        what: Label of the axis.
+
+    Returns:
+        A PNG file.
+    """
+    scores = list(dict.fromkeys(score for part in gaps.values() for score in part))
+    figure, axes = _figure(1.2 + 0.24 * max(len(scores) * len(gaps), 4))
+    for place, (group, part) in enumerate(gaps.items()):
+        rows = [scores.index(score) + 0.7 * ((place + 0.5) / len(gaps) - 0.5) for score in part]
+        value, low, high = (100 * np.array([entry[i] for entry in part.values()]) for i in range(3))
+        axes.errorbar(value, rows, xerr=[value - low, high - value], fmt='os^Dv'[place % 5], markersize=4.5,
+                      linewidth=1.4, capsize=2.5, color=_COLOURS[place % len(_COLOURS)], label=group)
+    axes.axvline(0, color='#767676', linewidth=1)
+    axes.set_yticks(range(len(scores)), scores)
+    axes.set_ylim(len(scores) - 0.4, -0.6)
+    axes.set_xlabel(f'{what}, percentage points')
+    return _png(figure, axes)
+
+
+def draw_features(points: Mapping[str, Floats], known: NDArray[np.bool_]) -> bytes:
+    """Where the images lie in the plane: a panel a projection, knowns and unknowns in two colours and shapes.
+
+    Args:
+        points: Name of a projection to float64 [N, 2].
+        known: Which images are of known classes, bool [N].
+
+    Returns:
+        A PNG file.
+    """
+    figure = Figure(figsize=(_WIDTH, 0.4 + 3.1 * len(points)), dpi=_DPI, layout='constrained', facecolor='white')
+    for place, (name, plane) in enumerate(points.items()):
+        axes = figure.add_subplot(len(points), 1, place + 1)
+        for side, colour, mark in ((True, KNOWN, 'o'), (False, UNKNOWN, '^')):
+            rows = known == side
+            axes.scatter(plane[rows, 0], plane[rows, 1], s=7, marker=mark, color=colour, alpha=0.45, linewidths=0,
+                         label=f'{"known" if side else "unknown"} ({rows.sum():,})')
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(name)
+        axes.spines[['top', 'right']].set_visible(False)
+    return _png(figure, figure.axes[0])
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

@@ -1,0 +1,138 @@
+"""``gradmix-openset compare``: groups of evaluated runs against each other, from their files alone."""
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.checkpoint import write_atomic
+from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.openset.comparison_page import render_comparison
+from gradmix_timm.openset.comparison_tables import (
+    METRICS,
+    comparison_csv,
+    comparison_latex,
+    comparison_markdown,
+    comparison_rows,
+    comparison_title,
+    grounds,
+    metrics_of,
+    text_table,
+    title_of,
+)
+from gradmix_timm.openset.figures import draw_differences
+from gradmix_timm.openset.report import ARRAYS, read_arrays
+from gradmix_timm.openset.runs import Run, find_runs, read_runs
+from gradmix_timm.registry import nearest
+
+from .config_file import words
+from .exits import UsageError, mendable
+from .subject import check_output
+
+__all__ = ['add_compare', 'run_compare']
+
+_NAME = 'comparison'
+_DRAWN = ('auroc', 'oscr')
+
+
+def add_compare(commands: Any) -> None:
+    """Register the sub-command.
+
+    Args:
+        commands: Of ``add_subparsers``.
+    """
+    compare = commands.add_parser(
+        'compare', help='groups of runs against each other, from results.json files',
+        description='Means of groups of runs and paired differences with intervals, from what `osr` wrote.')
+    compare.add_argument('runs', nargs='+', metavar='RUN', help='run folders, folders of evaluations, or folders above')
+    add = compare.add_argument
+    add('--paired', action='store_true', help='differences between runs of the same trial and seed')
+    add('--base', metavar='GROUP', help='that differences are taken to (default: none where there is such a group, '
+                                        'else the last)')
+    add('--by', type=words, default=['mixer'], metavar='A,B,...',
+        help='what makes a group: mixer, model, objective, folder, or options of the mixer (default: mixer)')
+    add('--common', action='store_true', help='leave out runs without a partner in place of refusing them')
+    add('--scores', type=words, metavar='A,B,...', help='(default: all that every run has)')
+    add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
+        help='that are printed; the files hold all (default: auroc,oscr)')
+    add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
+    add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
+    compare.set_defaults(run=run_compare)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Read, compare, print, write; the page's path comes last."""
+    folder = Path(args.output)
+    with mendable():
+        check_output(folder)
+        runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
+        comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays)
+        known = metrics_of(comparison)
+        for metric in args.metrics:
+            if metric not in known:
+                raise UsageError(f'--metrics: no metric {metric!r}: {nearest(metric, known)}')
+    _print(comparison, args.metrics)
+    _write(folder, comparison)
+    print(folder / f'{_NAME}.html')
+    return 0
+
+
+def _with_scores(runs: list[Run], names: list[str] | None) -> list[Run]:
+    """The runs with these scores alone."""
+    if names is None:
+        return runs
+    there = {score for run in runs for score, _ in run.values if score}
+    for name in names:
+        if name not in there:
+            raise UsageError(f'--scores: no score {name!r} in these runs: {nearest(name, there)}')
+    wanted = {'', *names}
+    return [replace(run, values={key: value for key, value in run.values.items() if key[0] in wanted}) for run in runs]
+
+
+def _arrays(run: Run) -> dict[str, Any] | None:
+    return read_arrays(run.folder) if (run.folder / ARRAYS).is_file() else None
+
+
+def _print(comparison: dict[str, Any], metrics: list[str]) -> None:
+    print(f'\n{comparison_title(comparison)}\n{grounds(comparison)}')
+    for metric in ('top1', *metrics):
+        heads, rows = comparison_rows(comparison, metric)
+        if rows:
+            print(f'\n{title_of(metric)}, percent\n{text_table(heads, rows)}')
+    print()
+    for note in comparison['notes']:
+        print(f'note: {note}')
+    for score, why in comparison['left_out'].items():
+        print(f'left out: {score}: {why}')
+    for name in comparison['left_out_runs']:
+        print(f'left out: {name}: no partner')
+
+
+def _write(folder: Path, comparison: dict[str, Any]) -> None:
+    """Each file whole or not at all."""
+    write_atomic(folder / f'{_NAME}.json', json.dumps(comparison, indent=1, allow_nan=False) + '\n')
+    write_atomic(folder / f'{_NAME}.csv', comparison_csv(comparison))
+    write_atomic(folder / f'{_NAME}.md', comparison_markdown(comparison))
+    write_atomic(folder / f'{_NAME}.tex', comparison_latex(comparison))
+    images = {}
+    for metric in _DRAWN:
+        gaps = _gaps(comparison, metric)
+        name = f'differences-{metric}.png'
+        if gaps:
+            images[name] = draw_differences(gaps, f'difference in {METRICS[metric]} to {comparison["base"]}')
+            write_atomic(folder / name, images[name])
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier comparison
+    write_atomic(folder / f'{_NAME}.html', render_comparison(comparison, images))
+
+
+def _gaps(comparison: dict[str, Any], metric: str) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Group to score to (value, low, high), where there are intervals."""
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for score, entries in comparison['scores'].items():
+        for group, gap in entries.get(metric, {}).get('differences', {}).items():
+            if gap['low'] is not None:
+                found.setdefault(group, {})[score] = (gap['value'], gap['low'], gap['high'])
+    return found

@@ -1,0 +1,219 @@
+"""Groups of runs against each other: means over class splits, paired differences with intervals, Holm's correction.
+
+The unit is the class split: trials whose class sets are the same (reordered) count once, and seeds of one split are
+averaged first. Where all runs share one split the unit is the run, and what is found holds for that split alone; a
+single pair is compared image by image.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .intervals import Difference, holm, over_trials, paired_delong, paired_difference
+from .runs import CLOSED_SET, Run, Split, check_runs, notes
+
+__all__ = ['LOWER_IS_BETTER', 'compare_runs']
+
+LOWER_IS_BETTER = ('fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error')
+
+Arrays = Mapping[str, NDArray[Any]]
+Key = tuple[str, str]
+
+
+def compare_runs(
+        runs: Sequence[Run],
+        base: str | None = None,
+        paired: bool = False,
+        common: bool = False,
+        level: float = 0.95,
+        arrays_of: Callable[[Run], Arrays | None] = lambda _: None,
+) -> dict[str, Any]:
+    """Every metric of every score, by group, and the differences to one group.
+
+    Args:
+        runs: Of :func:`~gradmix_timm.openset.runs.read_runs`.
+        base: Group that differences are taken to; None: ``none`` where there is one, else the last group.
+        paired: Take differences; each run needs its partner of the same trial and seed.
+        common: Leave out runs without partners in place of refusing them.
+        level: Coverage of the intervals, in (0, 1).
+        arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None where there is none.
+
+    Returns:
+        Plain values, ready for JSON: ``groups``, ``unit``, ``n_distinct``, ``notes``, ``left_out``; ``closed_set`` and
+        ``scores`` as {metric: {'groups': {...}, 'differences': {...}}}, fractions.
+
+    Raises:
+        ValueError: Runs that do not belong together, missing partners, an unknown base.
+    """
+    if not runs:
+        raise ValueError('no run to compare; name run folders')
+    check_runs(runs)
+    groups = {name: [run for run in runs if run.group == name] for name in dict.fromkeys(run.group for run in runs)}
+    base = _base(groups, base, paired)
+    left_out_runs: list[str] = []
+    if paired:
+        groups, left_out_runs = _partners(groups, base, common)
+    keys, left_out = _keys([run for part in groups.values() for run in part])
+    unit = _unit(groups, paired)
+    table = {key: {'groups': {name: _mean(part, key, level) for name, part in groups.items()},
+                   'differences': {name: _difference(part, groups[base], key, level, unit, arrays_of)
+                                   for name, part in groups.items() if paired and name != base}} for key in keys}
+    _correct(table)
+    splits = {run.split for part in groups.values() for run in part}
+    first = runs[0]
+    return {
+        'format': 1, 'protocol': first.protocol[0], 'family': first.protocol[1], 'paired': paired,
+        'base': base if paired else None, 'level': level, 'unit': unit, 'n_distinct': len(splits),
+        'groups': {name: _facts(part) for name, part in groups.items()}, 'notes': notes(runs),
+        'left_out': left_out, 'left_out_runs': left_out_runs,
+        'closed_set': {metric: entry for (score, metric), entry in table.items() if score == CLOSED_SET},
+        'scores': {score: {metric: entry for (name, metric), entry in table.items() if name == score}
+                   for score in dict.fromkeys(score for score, _ in table) if score != CLOSED_SET}}
+
+
+# ---- who is compared with whom
+
+def _base(groups: Mapping[str, Any], base: str | None, paired: bool) -> str:
+    names = list(groups)
+    if base is not None and base not in groups:
+        raise ValueError(f'--base {base}: no such group; there are {", ".join(names)}')
+    if paired and len(names) < 2:
+        raise ValueError(f'all {len(groups[names[0]])} runs are of {names[0]}; name runs of two groups, or tell them '
+                         'apart, --by model (or an option of the mixer, or folder)')
+    return base or ('none' if 'none' in groups else names[-1])
+
+
+def _partners(groups: dict[str, list[Run]], base: str, common: bool) -> tuple[dict[str, list[Run]], list[str]]:
+    """Runs in the same order of (trial, seed) in every group; those without partners left out or refused."""
+    cells = {name: {run.cell: run for run in part} for name, part in groups.items()}
+    shared = [cell for cell in cells[base] if all(cell in there for there in cells.values())]
+    single = [run for part in groups.values() for run in part if run.cell not in shared]
+    if not shared:
+        have = '; '.join(f'{name}: {", ".join(map(_cell, there))}' for name, there in cells.items())
+        raise ValueError(f'no trial and seed that all groups have ({have}); pairs share the trial and the seed')
+    if single and not common:
+        run = single[0]
+        lacks = next(name for name, there in cells.items() if run.cell not in there)
+        raise ValueError(f'{len(single)} runs have no partner: {lacks} has no run of {_cell(run.cell)}, which '
+                         f'{run.group} has ({run.folder}); run it, or --common to leave such runs out')
+    order = sorted(shared, key=lambda cell: tuple((value is None, value or 0) for value in cell))
+    return {name: [there[cell] for cell in order] for name, there in cells.items()}, [str(run.folder) for run in single]
+
+
+def _cell(cell: tuple[int | None, int | None]) -> str:
+    return f'trial {cell[0]}, seed {cell[1]}'
+
+
+def _keys(runs: Sequence[Run]) -> tuple[list[Key], dict[str, str]]:
+    """(score, metric) that all runs have, in the order of the first; scores that some lack, with how many."""
+    everywhere = [key for key in runs[0].values if all(key in run.values for run in runs)]
+    scores = {score for score, _ in everywhere}
+    lacking: dict[str, str] = {}
+    for score in dict.fromkeys(score for run in runs for score, _ in run.values):
+        if score not in scores and score != CLOSED_SET:
+            count = sum(not any(score == other for other, _ in run.values) for run in runs)
+            lacking[score] = f'not in {count} of {len(runs)} runs'
+    if not scores - {CLOSED_SET}:
+        raise ValueError('no score that all runs have; evaluate them with the same --scores')
+    return everywhere, lacking
+
+
+def _unit(groups: Mapping[str, Sequence[Run]], paired: bool) -> str:
+    parts = list(groups.values())
+    if all(len({run.split for run in part}) > 1 for part in parts):
+        return 'class split'
+    return 'image' if paired and len(parts[0]) == 1 else 'run'
+
+
+# ---- figures
+
+def _by_split(part: Sequence[Run], values: Sequence[float]) -> dict[Split, list[float]]:
+    found: dict[Split, list[float]] = {}
+    for run, value in zip(part, values, strict=True):
+        found.setdefault(run.split, []).append(value)
+    return found
+
+
+def _units(part: Sequence[Run], values: Sequence[float]) -> list[float]:
+    """One value a class split, or where there is one split, one a run."""
+    splits = _by_split(part, values)
+    return [float(np.mean(row)) for row in splits.values()] if len(splits) > 1 else list(values)
+
+
+def _mean(part: Sequence[Run], key: Key, level: float) -> dict[str, Any]:
+    values = [run.values[key] for run in part]
+    found = over_trials(_units(part, values), level)
+    return {'mean': found.mean, 'sd': _finite(found.sd), 'low': _finite(found.low), 'high': _finite(found.high),
+            'n': found.n, 'seed_sd': _seed_spread(list(_by_split(part, values).values()))}
+
+
+def _seed_spread(rows: Sequence[Sequence[float]]) -> float | None:
+    """Standard deviation within class splits, pooled; None without repeats."""
+    freedom = sum(len(row) - 1 for row in rows)
+    return math.sqrt(sum((len(row) - 1) * float(np.var(row, ddof=1)) for row in rows if len(row) > 1) / freedom
+                     ) if freedom else None
+
+
+def _difference(part: Sequence[Run], base: Sequence[Run], key: Key, level: float, unit: str,
+                arrays_of: Callable[[Run], Arrays | None]) -> dict[str, Any]:
+    gaps = [one.values[key] - other.values[key] for one, other in zip(part, base, strict=True)]
+    units = _units(part, gaps)
+    if len(units) > 1:
+        found: Difference | None = paired_difference(units, [0.] * len(units), level)
+    else:
+        found = _by_images(part[0], base[0], key, level, arrays_of)
+    entry: dict[str, Any] = {'value': float(np.mean(units)), 'low': None, 'high': None, 'error': None, 'p': None,
+                             'n': len(units), 'n_pairs': len(gaps), 'unit': unit, 'verdict': None}
+    if found is not None:
+        entry |= {'low': found.low, 'high': found.high, 'error': found.error, 'p': found.p, 'n': found.n,
+                  'verdict': _verdict(found.low, found.high, key[1])}
+    return entry
+
+
+def _by_images(one: Run, other: Run, key: Key, level: float, arrays_of: Callable[[Run], Arrays | None],
+               ) -> Difference | None:
+    """A single pair: AUROC image by image, where both runs kept what each image scored."""
+    if key[1] != 'auroc':
+        return None
+    first, second = arrays_of(one), arrays_of(other)
+    if first is None or second is None:
+        return None
+    names = [f'{side}_index' for side in ('known', 'unknown')]
+    if not all(np.array_equal(first[name], second[name]) for name in names):
+        return None
+    known, unknown = ((first[f'{side}/{key[0]}'], second[f'{side}/{key[0]}']) for side in ('known', 'unknown'))
+    return paired_delong(known, unknown, level)
+
+
+def _verdict(low: float, high: float, metric: str) -> str:
+    if low <= 0 <= high:
+        return 'not distinguishable'
+    return 'better' if (low > 0) != (metric in LOWER_IS_BETTER) else 'worse'
+
+
+def _correct(table: Mapping[Key, dict[str, Any]]) -> None:
+    """Holm's p-values, over the scores and groups of each metric."""
+    for metric in {metric for _, metric in table}:
+        entries = [entry for (_, name), both in table.items() if name == metric
+                   for entry in both['differences'].values()]
+        tested = [entry for entry in entries if entry['p'] is not None]
+        raised = holm([entry['p'] for entry in tested]) if tested else []
+        for entry in entries:
+            entry['p_holm'] = None
+        for entry, p in zip(tested, raised, strict=True):
+            entry['p_holm'] = p
+
+
+def _facts(part: Sequence[Run]) -> dict[str, Any]:
+    return {'n_runs': len(part), 'n_distinct': len({run.split for run in part}),
+            'trials': sorted({run.trial for run in part if run.trial is not None}),
+            'seeds': sorted({run.seed for run in part if run.seed is not None}),
+            'runs': [str(run.folder) for run in part]}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,177 @@
+"""A comparison as text: tables for a terminal, Markdown, LaTeX and CSV; figures in percent except in CSV."""
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .latex import latex_table
+
+__all__ = [
+    'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
+    'grounds', 'metrics_of', 'signed', 'text_table', 'title_of']
+
+#: Key and name, those that people look at first first.
+METRICS = {
+    'auroc': 'AUROC', 'oscr': 'OSCR', 'fpr_at_95_known': 'FPR95 (knowns kept)', 'aupr_in': 'AUPR in',
+    'aupr_out': 'AUPR out', 'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'detection_error': 'detection error',
+    'top1': 'closed-set accuracy'}
+
+Values = Mapping[str, Any]
+
+
+def metrics_of(comparison: Values) -> list[str]:
+    """Metrics of any score, those of METRICS first and in their order."""
+    there = dict.fromkeys(metric for part in comparison['scores'].values() for metric in part)
+    return [name for name in METRICS if name in there] + [name for name in there if name not in METRICS]
+
+
+def title_of(metric: str) -> str:
+    """A metric's name for people."""
+    rate = metric.removeprefix('ccr_at_fpr_')
+    return METRICS.get(metric) or (metric if rate == metric else f'right at FPR {100 * float(rate):g}%')
+
+
+def grounds(comparison: Values) -> str:
+    """What means and intervals are taken over, in a sentence."""
+    level, unit, count = f'{comparison["level"]:.0%}', comparison['unit'], comparison['n_distinct']
+    pairs = next(iter(comparison['groups'].values()))['n_runs']
+    if unit == 'class split':
+        over = f'over {count} different class splits (trials of the same classes and seeds are averaged first)'
+    elif unit == 'run':
+        over = 'over runs of one class split, so they hold for that split alone'
+    else:
+        over = 'of one run each; the interval of AUROC is over images, so it says nothing of another training run'
+    if not comparison['paired']:
+        return f'Mean ± standard deviation {over}; no differences were asked for, --paired gives them.'
+    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pairs of the same trial and seed, '
+            f'differences to {comparison["base"]}.')
+
+
+def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of one metric's table: means by group, then differences to the base.
+
+    Args:
+        comparison: Of :func:`~gradmix_timm.openset.comparing.compare_runs`.
+        metric: A key.
+    """
+    groups, base = list(comparison['groups']), comparison['base']
+    others = [name for name in groups if comparison['paired'] and name != base]
+    heads = ['score', *groups]
+    for name in others:
+        heads += [f'{name} − {base}', 'p (Holm)', 'verdict']
+    parts = {'': comparison['closed_set']} if metric == 'top1' else comparison['scores']
+    rows = []
+    for score, entries in parts.items():
+        if metric not in entries:
+            continue
+        entry = entries[metric]
+        row = [score or 'classifier', *(_mean(entry['groups'][name]) for name in groups)]
+        for name in others:
+            row += _difference(entry['differences'][name])
+        rows.append(row)
+    return heads, rows
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown that is readable in a terminal too.
+
+    Example:
+        >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
+        | score | AUROC |
+        |-------|------:|
+        | mls   |  90.1 |
+    """
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
+            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
+
+    rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
+    return '\n'.join([line(heads), rule, *map(line, rows)])
+
+
+def comparison_markdown(comparison: Values) -> str:
+    """Every metric's table, and what was compared."""
+    lines = [f'# {comparison_title(comparison)}', '', grounds(comparison), '']
+    for metric in ['top1', *metrics_of(comparison)]:
+        heads, rows = comparison_rows(comparison, metric)
+        if rows:
+            lines += [f'## {title_of(metric)}', '', text_table(heads, rows), '']
+    lines += ['Percent; differences in percentage points with their interval. The p-values are corrected after Holm '
+              'over the scores and groups of each metric.', '']
+    lines += [f'- note: {note}' for note in comparison['notes']]
+    lines += [f'- left out: {score}: {why}' for score, why in comparison['left_out'].items()]
+    lines += [f'- left out: {folder} has no partner' for folder in comparison['left_out_runs']]
+    for name, facts in comparison['groups'].items():
+        lines.append(f'- {name}: {facts["n_runs"]} runs, {facts["n_distinct"]} class splits: '
+                     + ', '.join(f'`{folder}`' for folder in facts['runs']))
+    return '\n'.join(lines) + '\n'
+
+
+def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
+    """A table for each of some metrics, for a paper; the verdict in the caption's terms, no p-values."""
+    parts = []
+    for metric in metrics:
+        heads, rows = comparison_rows(comparison, metric)
+        kept = [place for place, head in enumerate(heads) if head not in ('p (Holm)', 'verdict')]
+        if rows:
+            parts.append(latex_table(
+                [heads[place] for place in kept], [[row[place] for place in kept] for row in rows],
+                f'{title_of(metric)}, percent. {comparison_title(comparison)}. {grounds(comparison)}',
+                f'tab:compare-{metric}'))
+    return '\n'.join(parts)
+
+
+def comparison_csv(comparison: Values) -> str:
+    """One row a score, metric and group, fractions; the difference to the base in the row of the group."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, [
+        'score', 'metric', 'group', 'n', 'mean', 'sd', 'low', 'high', 'seed_sd', 'base', 'difference',
+        'difference_low', 'difference_high', 'p', 'p_holm', 'n_units', 'n_pairs', 'verdict'], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(_csv_rows(comparison))
+    return file.getvalue()
+
+
+def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:
+    for score, entries in {'': comparison['closed_set'], **comparison['scores']}.items():
+        for metric, entry in entries.items():
+            for group, mean in entry['groups'].items():
+                row = {'score': score, 'metric': metric, 'group': group, **mean}
+                gap = entry['differences'].get(group)
+                if gap is not None:
+                    row |= {'base': comparison['base'], 'difference': gap['value'], 'difference_low': gap['low'],
+                            'difference_high': gap['high'], 'n_units': gap['n'],
+                            **{key: gap[key] for key in ('p', 'p_holm', 'n_pairs', 'verdict')}}
+                yield row
+
+
+def comparison_title(comparison: Values) -> str:
+    """Who against whom, and on what."""
+    protocol = comparison['protocol'] or 'chosen classes'
+    family = f', {comparison["family"]}' if comparison['family'] else ''
+    return f'{" against ".join(comparison["groups"])} on {protocol}{family}'
+
+
+def _mean(entry: Values) -> str:
+    spread = '' if entry['sd'] is None else f' ± {100 * entry["sd"]:.2f}'
+    return f'{100 * entry["mean"]:.2f}{spread}'
+
+
+def _difference(entry: Values) -> list[str]:
+    value = signed(entry['value'])
+    if entry['low'] is None:
+        return [value, '', 'one pair: no interval']
+    return [f'{value} [{signed(entry["low"])}, {signed(entry["high"])}]', _p(entry['p_holm']), entry['verdict']]
+
+
+def signed(value: float) -> str:
+    """A difference in percentage points, with its sign."""
+    return f'{100 * value:+.2f}'.replace('-', '−')
+
+
+def _p(value: float) -> str:
+    return '<0.001' if value < 0.001 else f'{value:.3f}'

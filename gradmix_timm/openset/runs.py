@@ -1,0 +1,192 @@
+"""Evaluations on disk as records to compare: found, read, grouped, and checked for belonging together."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.registry import nearest
+
+from .report import RESULTS, read_results
+from .summary import RANK_METRICS
+
+__all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_runs', 'notes', 'read_runs']
+
+#: In place of a score: the metric that needs none, ``top1``.
+CLOSED_SET = ''
+# What makes two runs different ways of doing it, though no group is named by it.
+_FACTS = ('model', 'objective', 'moving_average')
+# Options of a mixer that say nothing of the method.
+_INCIDENTAL = ('seed', 'rank', 'num_classes')
+
+Split = tuple[frozenset[str], frozenset[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One evaluation.
+
+    Attributes:
+        group: Of the comparison: the mixer's name, or what ``by`` says.
+        folder: Where results.json is.
+        protocol: Name and family.
+        trial: Number, or None.
+        seed: Of the training run, or None.
+        split: Known and unknown class names as sets; trials of one protocol may share them.
+        values: (score, metric) to value; the score is CLOSED_SET for ``top1``.
+        images: Counts and hashes of the test images.
+        facts: Model, objective, ...
+        options: Of the mixer.
+    """
+
+    group: str
+    folder: Path
+    protocol: tuple[str | None, str | None]
+    trial: int | None
+    seed: int | None
+    split: Split
+    values: Mapping[tuple[str, str], float]
+    images: tuple[Any, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> tuple[int | None, int | None]:
+        """Trial and seed: what the runs of a pair share."""
+        return self.trial, self.seed
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
+    """Folders of evaluations among files, folders of evaluations, run folders and folders above; each once.
+
+    Raises:
+        ValueError: A path that is not there, or below which there is no results.json.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ValueError(f'there is no {path}; name run folders, or the folders that `openset osr` wrote')
+        if path.is_file():
+            inside = [path.parent] if path.name == RESULTS else []
+        elif (path / RESULTS).is_file():
+            inside = [path]
+        else:
+            inside = sorted(file.parent for file in path.rglob(RESULTS))
+            # Beside it may lie what other commands wrote of the same run.
+            inside = [folder for folder in inside if folder.name == 'osr'] or inside
+        if not inside:
+            raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {path}/model_best.pth.tar` first')
+        found |= {folder.resolve(): folder for folder in inside if folder.resolve() not in found}
+    return list(found.values())
+
+
+def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',)) -> list[Run]:
+    """Read results.json of each.
+
+    Args:
+        folders: Of :func:`find_runs`.
+        by: What makes a group: 'mixer', 'model', 'objective', 'folder' (its name), options of the mixer.
+
+    Raises:
+        ValueError: A file that is no evaluation, or lacks what ``by`` names.
+    """
+    return [_run(folder, read_results(folder), by) for folder in folders]
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Refuse runs that no mean or difference may be taken over.
+
+    Raises:
+        ValueError: Different protocols, other classes or images under one trial number, two runs of one group for one
+            trial and seed.
+    """
+    first = runs[0]
+    seen: dict[Any, Run] = {}
+    splits: dict[int | None, Run] = {}
+    for run in runs:
+        if run.protocol != first.protocol:
+            raise ValueError(f'runs of different protocols: {_protocol(first)} in {first.folder} and {_protocol(run)} '
+                             f'in {run.folder}; compare one protocol at a time')
+        other = splits.setdefault(run.trial, run)
+        if run.split != other.split:
+            which = 'runs' if run.trial is None else f'runs of trial {run.trial}'
+            raise ValueError(f'{which} with other classes: {other.folder} and {run.folder}'
+                             f'{_first_difference(other, run)}; compare runs of the same classes')
+        if any(a != b for a, b in zip(run.images, other.images, strict=True) if None not in (a, b)):
+            raise ValueError(f'{other.folder} and {run.folder} were judged on different images of the same classes; '
+                             'evaluate both on the same data')
+        twin = seen.setdefault((run.group, run.cell), run)
+        if twin is not run:
+            differ = sorted(key for key in {*twin.options, *run.options} - set(_INCIDENTAL)
+                            if twin.options.get(key) != run.options.get(key))
+            differ += [key for key in _FACTS if twin.facts.get(key) != run.facts.get(key)]
+            hint = f'tell them apart, --by mixer,{differ[0]}' if differ else 'leave one out, or --by mixer,folder'
+            raise ValueError(f'two runs of {run.group} for trial {run.trial}, seed {run.seed}: {twin.folder} and '
+                             f'{run.folder}; {hint}')
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """Differences among runs that the groups do not speak of, in words."""
+    found = []
+    for name in _FACTS:
+        values = sorted({str(run.facts.get(name)) for run in runs})
+        groups: dict[str, set[str]] = {run.group: set() for run in runs}
+        for run in runs:
+            groups[run.group].add(str(run.facts.get(name)))
+        if len(values) > 1:
+            each = '; '.join(f'{group}: {", ".join(sorted(has))}' for group, has in groups.items())
+            found.append(f'the runs differ in {name} as well ({each})')
+    for group in dict.fromkeys(run.group for run in runs):
+        options = [run.options for run in runs if run.group == group]
+        for key in sorted({key for one in options for key in one} - set(_INCIDENTAL)):
+            values = sorted({str(one.get(key)) for one in options})
+            if len(values) > 1:
+                found.append(f'the runs of {group} differ in {key} ({", ".join(values)})')
+    return found
+
+
+def _run(folder: Path, results: Mapping[str, Any], by: Sequence[str]) -> Run:
+    manifest = results['manifest']
+    values = {(score, metric): entry[metric] for score, entry in results['scores'].items() for metric in RANK_METRICS
+              if isinstance(entry.get(metric), int | float)}
+    values |= {(score, f'ccr_at_fpr_{rate}'): value for score, entry in results['scores'].items()
+               for rate, value in (entry.get('ccr_at_fpr') or {}).items()}
+    if results.get('closed_set'):
+        values[CLOSED_SET, 'top1'] = results['closed_set']['top1']
+    hashes = manifest.get('list_sha256', {})
+    return Run(
+        group=_group(folder, manifest, by), folder=folder, protocol=(results['protocol'], results['family']),
+        trial=results['trial'], seed=results['seed'],
+        split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])), values=values,
+        images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
+        facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {})
+
+
+def _group(folder: Path, manifest: Mapping[str, Any], by: Sequence[str]) -> str:
+    options = manifest.get('mixer_options') or {}
+    # A run's name says more than the folder of its evaluation, which is called osr in every run.
+    named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
+             'objective': manifest.get('objective'), 'folder': Path(manifest.get('run_folder') or folder).name}
+    parts = []
+    for key in by:
+        if key in named:
+            parts.append(str(named[key]))
+        elif key in options:
+            parts.append(f'{key}={options[key]}')
+        elif not options:
+            continue  # without a mixer there are none
+        else:
+            raise ValueError(f'--by: {folder} has no {key!r}: {nearest(key, {*named, *options} - set(_INCIDENTAL))}')
+    return ' '.join(parts)
+
+
+
+def _protocol(run: Run) -> str:
+    name, family = run.protocol
+    return (f'{name}, {family}' if family else str(name)) if name else 'chosen classes'
+
+
+def _first_difference(one: Run, other: Run) -> str:
+    missing = sorted((one.split[0] ^ other.split[0]) | (one.split[1] ^ other.split[1]))
+    return f' ({missing[0]} is not in both, or not on the same side)' if missing else ''

@@ -1,0 +1,167 @@
+"""`openset compare`: folders of evaluations in, table, files and page out; what a user gets wrong ends in one line."""
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradmix_timm.cli import osr
+from gradmix_timm.cli.exits import run_console
+from gradmix_timm.openset.intervals import paired_difference
+from gradmix_timm.openset.report import RESULTS
+from gradmix_timm.openset.summary import summarize
+
+FILES = ['comparison.csv', 'comparison.html', 'comparison.json', 'comparison.md', 'comparison.tex',
+         'differences-auroc.png', 'differences-oscr.png']
+
+
+def evaluation(folder, mixer, trial, seed, lift, **changes):
+    """results.json and arrays.npz as an evaluation leaves them; ``lift`` parts knowns from unknowns."""
+    rng = np.random.default_rng(10 * trial + seed)
+    known, unknown, correct = rng.normal(1 + lift, 1, 60), rng.normal(0, 1, 40), rng.random(60) < 0.9
+    results = {
+        'format': 1, 'protocol': 'toy', 'family': 'new', 'trial': trial, 'seed': seed, 'checkpoint': 'm.pth.tar',
+        'known_classes': ['cat', f'k{trial}'], 'unknown_classes': ['dog'], 'n_known': 60, 'n_unknown': 40,
+        'closed_set': {'top1': float(correct.mean()), 'top1_ci': [0.8, 1.]},
+        'scores': {name: summarize(known + noise, correct, unknown, draws=0)
+                   for name, noise in (('msp', 0.1), ('mls', 0.))},
+        'manifest': {'model': 'test_resnet', 'objective': 'ce', 'mixer': mixer, 'moving_average': False,
+                     'mixer_options': {'alpha': 1., 'seed': seed}, 'run_folder': str(folder.parent),
+                     'list_sha256': {'known': f'{trial}', 'unknown': f'{trial}'}}}
+    results |= changes
+    folder.mkdir(parents=True)
+    (folder / RESULTS).write_text(json.dumps(results))
+    np.savez(folder / 'arrays.npz', known_index=np.arange(60), unknown_index=np.arange(40), **{
+        f'{side}/{name}': rows for name in ('msp', 'mls') for side, rows in (('known', known), ('unknown', unknown))})
+    return results
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three trials, two seeds, two mixers, in run folders."""
+    for mixer, lift in (('gradmix', 0.6), ('cutmix', 0.2)):
+        for trial in range(3):
+            for seed in range(2):
+                evaluation(tmp_path / 'runs' / f'{mixer}-{trial}-{seed}' / 'osr', mixer, trial, seed, lift)
+    return tmp_path / 'runs'
+
+
+def run(*argv, output):
+    return run_console(osr.main, ['compare', *map(str, argv), '--output', str(output)])
+
+
+def test_one_command_prints_the_table_and_writes_every_file(runs, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert run(*sorted(runs.glob('gradmix-*')), *sorted(runs.glob('cutmix-*')), '--paired', output=out) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == str(out / 'comparison.html')
+    comparison = json.loads((out / 'comparison.json').read_text())
+    gap = comparison['scores']['mls']['auroc']['differences']['gradmix']
+    means = {mixer: [np.mean([json.loads((runs / f'{mixer}-{trial}-{seed}' / 'osr' / RESULTS).read_text())[
+        'scores']['mls']['auroc'] for seed in range(2)]) for trial in range(3)] for mixer in ('gradmix', 'cutmix')}
+    oracle = paired_difference(means['gradmix'], means['cutmix'])
+    assert (gap['value'], gap['low'], gap['high'], gap['p']) == pytest.approx(
+        (oracle.value, oracle.low, oracle.high, oracle.p))
+    assert (gap['n'], gap['n_pairs'], comparison['n_distinct'], comparison['base']) == (3, 6, 3, 'cutmix')
+    row = next(line for line in lines if line.startswith('| mls '))
+    assert f'{100 * gap["value"]:+.2f}' in row
+    assert sum(line.startswith('| mls ') for line in lines) == 2  # AUROC and OSCR
+    assert any(line.startswith('| classifier ') for line in lines)
+
+
+def test_files_hold_the_same_figures(runs, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert run(runs, '--paired', '--base', 'cutmix', output=out) == 0
+    comparison = json.loads((out / 'comparison.json').read_text())
+    gap = comparison['scores']['mls']['oscr']['differences']['gradmix']
+    with (out / 'comparison.csv').open() as file:
+        row = next(row for row in csv.DictReader(file)
+                   if (row['score'], row['metric'], row['group']) == ('mls', 'oscr', 'gradmix'))
+    assert float(row['difference_low']) == gap['low']
+    shown = f'{100 * gap["value"]:+.2f}'
+    for name in ('comparison.md', 'comparison.tex', 'comparison.html'):
+        assert shown in (out / name).read_text(), name
+    page = (out / 'comparison.html').read_text()
+    assert page.count('<img') == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for name in ('auroc', 'oscr'):
+        assert Image.open(out / f'differences-{name}.png').width == 720
+
+
+def test_only_result_files_are_read(runs, tmp_path):
+    """No checkpoint, no data set, nothing else in the folders; and what another command wrote is left alone."""
+    evaluation(runs / 'gradmix-0-0' / 'ood', 'gradmix', 0, 0, 0., protocol='near')
+    for file in runs.rglob('arrays.npz'):
+        file.unlink()
+    assert run(runs, '--paired', output=tmp_path / 'out') == 0
+
+
+def test_a_single_pair_is_compared_by_its_images(runs, tmp_path):
+    out = tmp_path / 'out'
+    assert run(runs / 'gradmix-0-0', runs / 'cutmix-0-0' / 'osr' / RESULTS, '--paired', output=out) == 0
+    comparison = json.loads((out / 'comparison.json').read_text())
+    gap = comparison['scores']['mls']['auroc']['differences']['gradmix']
+    assert (comparison['unit'], gap['n']) == ('image', 100)
+    assert gap['low'] < gap['value'] < gap['high']
+
+
+def test_means_alone_without_pairs_and_no_stale_picture(runs, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert run(runs, '--paired', output=out) == 0
+    assert run(runs, output=out) == 0
+    assert 'differences-auroc.png' not in {path.name for path in out.iterdir()}
+    assert '<img' not in (out / 'comparison.html').read_text()
+
+
+def test_runs_are_told_apart_by_what_is_asked(runs, tmp_path):
+    for trial in range(3):
+        evaluation(runs / f'gradmix-other-{trial}' / 'osr', 'gradmix', trial, 0, 0.4, manifest={
+            'model': 'test_vit', 'mixer': 'gradmix', 'mixer_options': {'alpha': 2.}})
+    for path in runs.glob('*-[0-9]-1'):
+        (path / 'osr' / RESULTS).unlink()
+    for by, groups in (('mixer,alpha', {'gradmix alpha=1.0', 'gradmix alpha=2.0', 'cutmix alpha=1.0'}),
+                       ('mixer,model', {'gradmix test_resnet', 'gradmix test_vit', 'cutmix test_resnet'})):
+        assert run(runs, '--by', by, '--paired', output=tmp_path / 'out') == 0
+        assert set(json.loads((tmp_path / 'out' / 'comparison.json').read_text())['groups']) == groups
+
+
+def mistakes(runs, tmp_path):
+    evaluation(tmp_path / 'other' / 'osr', 'gradmix', 0, 0, 0., protocol='cub')
+    evaluation(tmp_path / 'single' / 'osr', 'gradmix', 2, 9, 0.)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / RESULTS).write_text('{')
+    return {
+        'there is no nowhere': ('nowhere',),
+        'no results.json in': (tmp_path / 'empty',),
+        'is not JSON': (tmp_path / 'broken',),
+        'runs of different protocols: toy, new': (runs, tmp_path / 'other'),
+        'has no run of trial 2, seed 9': (runs, tmp_path / 'single', '--paired'),
+        'are of gradmix': (*sorted(runs.glob('gradmix-*')), '--paired'),
+        '--base cutmx': (runs, '--paired', '--base', 'cutmx'),
+        "--scores: no score 'mlss'": (runs, '--scores', 'mlss'),
+        "--metrics: no metric 'auc'": (runs, '--metrics', 'auc'),
+        '--by': (runs, '--by', 'mixr'),
+        'level': (runs, '--level', '95')}
+
+
+def test_what_a_user_gets_wrong_ends_in_one_line(runs, tmp_path, capsys):
+    for words, argv in mistakes(runs, tmp_path).items():
+        assert run(*argv, output=tmp_path / 'out') == 2, argv
+        out, err = capsys.readouterr()
+        assert len(err.splitlines()) == 1, err
+        assert err.startswith('error: ')
+        assert words in err
+        assert out == ''
+    assert not (tmp_path / 'out').exists()
+
+
+def test_runs_without_partners_are_left_out_on_demand(runs, tmp_path, capsys):
+    evaluation(tmp_path / 'single' / 'osr', 'gradmix', 2, 9, 0.)
+    assert run(runs, tmp_path / 'single', '--paired', '--common', output=tmp_path / 'out') == 0
+    assert f'left out: {tmp_path / "single" / "osr"}: no partner' in capsys.readouterr().out

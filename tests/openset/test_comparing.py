@@ -1,0 +1,273 @@
+"""Groups of runs: means over class splits, pairs by trial and seed, Holm, and runs that do not belong together."""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.openset.comparison_tables import (
+    comparison_csv,
+    comparison_latex,
+    comparison_markdown,
+    comparison_rows,
+    grounds,
+    text_table,
+)
+from gradmix_timm.openset.intervals import holm, paired_delong
+from gradmix_timm.openset.runs import Run, notes
+
+
+def make_run(group, trial, seed, auroc, split=None, **changes):
+    split = split if split is not None else (frozenset({'a', f'k{trial}'}), frozenset({f'u{trial}'}))
+    values = {('mls', 'auroc'): auroc, ('mls', 'fpr_at_95_known'): 1 - auroc, ('', 'top1'): 0.9,
+              ('mls', 'ccr_at_fpr_0.1'): auroc / 2}
+    return Run(**{'group': group, 'folder': Path(f'{group}-{trial}-{seed}'), 'protocol': ('toy', None), 'trial': trial,
+                  'seed': seed, 'split': split, 'values': values, 'images': (10, 5, 'x', f'{trial}'), **changes})
+
+
+def made(gaps, spread=0.02, seed=0):
+    """Runs of 'ours' and 'base' whose AUROC differs by ``gaps`` [trials, seeds]."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for (trial, number), gap in np.ndenumerate(np.asarray(gaps, dtype=float)):
+        level = 0.8 + spread * rng.normal()
+        found += [make_run('ours', trial, number, level + gap), make_run('base', trial, number, level)]
+    return found
+
+
+GAPS = [[0.01, 0.03], [0.02, 0.03], [0.03, 0.00], [0.03, 0.01]]
+
+
+def gap_of(comparison, metric='auroc', score='mls', group='ours'):
+    return comparison['scores'][score][metric]['differences'][group]
+
+
+# ---- figures
+
+def test_paired_difference_is_students_over_class_splits():
+    """Seeds are averaged within a trial first; SciPy's paired t-test on the trial means is the oracle."""
+    runs = made(GAPS)
+    found = gap_of(compare_runs(runs, paired=True))
+    by_trial = {name: [np.mean([run.values['mls', 'auroc'] for run in runs if run.group == name and run.trial == trial])
+                       for trial in range(4)] for name in ('ours', 'base')}
+    oracle = stats.ttest_rel(by_trial['ours'], by_trial['base'])
+    low, high = oracle.confidence_interval(0.95)
+    assert found['value'] == pytest.approx(np.mean(GAPS))
+    assert (found['low'], found['high'], found['p']) == pytest.approx((low, high, oracle.pvalue))
+    assert (found['n'], found['n_pairs'], found['unit']) == (4, 8, 'class split')
+    assert found['verdict'] == 'better'
+
+
+def test_means_and_spreads_of_a_group():
+    runs = made(GAPS)
+    entry = compare_runs(runs, paired=True)['scores']['mls']['auroc']['groups']['base']
+    values = np.array([[run.values['mls', 'auroc'] for run in runs if run.group == 'base' and run.trial == trial]
+                       for trial in range(4)])
+    means = values.mean(1)
+    assert (entry['mean'], entry['sd'], entry['n']) == pytest.approx((means.mean(), means.std(ddof=1), 4))
+    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    assert (entry['low'], entry['high']) == pytest.approx((means.mean() - half, means.mean() + half))
+    assert entry['seed_sd'] == pytest.approx(math.sqrt(values.var(1, ddof=1).mean()))
+
+
+def test_lower_is_better_where_it_is():
+    comparison = compare_runs(made(GAPS), paired=True)
+    rates = gap_of(comparison, 'fpr_at_95_known')
+    assert rates['value'] < 0
+    assert rates['verdict'] == 'better'
+    reverse = compare_runs(made(-np.array(GAPS)), paired=True)
+    assert gap_of(reverse, 'fpr_at_95_known')['verdict'] == 'worse'
+    assert gap_of(reverse)['verdict'] == 'worse'
+    assert gap_of(compare_runs(made(np.array([[0.02], [-0.02], [0.01]])), paired=True))['verdict'] == (
+        'not distinguishable')
+
+
+def test_trials_of_the_same_classes_count_once():
+    """Trials 0 and 1 are one class set in another order."""
+    same = (frozenset({'a', 'k0'}), frozenset({'u0'}))
+    runs = [make_run(group, trial, 0, 0.8 + 0.01 * trial + gap * (1 + trial), same if trial < 2 else None)
+            for group, gap in (('ours', 0.01), ('base', 0.)) for trial in range(4)]
+    comparison = compare_runs(runs, paired=True)
+    found = gap_of(comparison)
+    assert (comparison['n_distinct'], found['n'], found['n_pairs']) == (3, 3, 4)
+    oracle = stats.ttest_1samp([0.015, 0.03, 0.04], 0)
+    assert (found['value'], found['p']) == pytest.approx((np.mean([0.015, 0.03, 0.04]), oracle.pvalue))
+    assert '3 different class splits' in grounds(comparison)
+
+
+def test_one_class_split_is_compared_over_runs_and_says_so():
+    comparison = compare_runs(made([[0.01, 0.02, 0.03]]), paired=True)
+    found = gap_of(comparison)
+    assert (comparison['unit'], found['n'], comparison['n_distinct']) == ('run', 3, 1)
+    assert found['p'] == pytest.approx(stats.ttest_1samp([0.01, 0.02, 0.03], 0).pvalue)
+    assert 'hold for that split alone' in grounds(comparison)
+
+
+def test_one_pair_is_compared_image_by_image():
+    rng = np.random.default_rng(0)
+    known, unknown = rng.normal(1, 1, (2, 80)), rng.normal(0, 1, (2, 60))
+    arrays = {group: {'known/mls': known[place], 'unknown/mls': unknown[place], 'known_index': np.arange(80),
+                      'unknown_index': np.arange(60)} for place, group in enumerate(('ours', 'base'))}
+    comparison = compare_runs(made([[0.02]]), paired=True, arrays_of=lambda run: arrays[run.group])
+    oracle = paired_delong((known[0], known[1]), (unknown[0], unknown[1]))
+    found = gap_of(comparison)
+    assert (found['low'], found['high'], found['p'], found['n']) == (oracle.low, oracle.high, oracle.p, 140)
+    assert comparison['unit'] == 'image'
+    assert gap_of(comparison, 'fpr_at_95_known')['low'] is None
+    arrays['base']['known_index'] = np.arange(80)[::-1]
+    other = compare_runs(made([[0.02]]), paired=True, arrays_of=lambda run: arrays[run.group])
+    assert gap_of(other)['low'] is None
+    assert 'no interval' in comparison_markdown(other)
+
+
+def test_p_values_are_corrected_over_the_scores_and_groups_of_a_metric():
+    runs = made(GAPS) + [make_run('third', trial, seed, 0.8 + 0.003 * trial * seed)
+                         for trial in range(4) for seed in range(2)]
+    comparison = compare_runs(runs, 'base', paired=True)
+    entries = [gap_of(comparison, group=group) for group in ('ours', 'third')]
+    assert [entry['p_holm'] for entry in entries] == pytest.approx(holm([entry['p'] for entry in entries]))
+    assert max(entry['p_holm'] for entry in entries) <= 1
+
+
+def test_intervals_cover_a_true_difference():
+    covered = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        found = gap_of(compare_runs(made(0.02 + 0.01 * rng.normal(size=(5, 1)), seed=seed), paired=True))
+        covered.append(found['low'] <= 0.02 <= found['high'])
+    assert 0.91 < np.mean(covered) < 0.985
+
+
+def test_without_pairs_there_are_means_alone():
+    runs = [*made(GAPS), make_run('third', 0, 9, 0.7)]
+    comparison = compare_runs(runs)
+    assert all(not entry['differences'] for entry in comparison['scores']['mls'].values())
+    assert comparison['base'] is None
+    assert comparison['scores']['mls']['auroc']['groups']['third']['sd'] is None
+    assert '--paired' in grounds(comparison)
+
+
+# ---- who is compared with whom
+
+def test_the_order_of_runs_does_not_matter():
+    runs = made(GAPS)
+    shuffled = [runs[i] for i in np.random.default_rng(0).permutation(len(runs))]
+    one, other = (compare_runs(part, 'base', paired=True) for part in (runs, shuffled))
+    assert one['scores'] == other['scores']
+
+
+@pytest.mark.parametrize(('names', 'expected'), [
+    (('gradmix', 'cutmix'), 'cutmix'), (('none', 'gradmix', 'cutmix'), 'none')])
+def test_the_base_is_none_or_the_last_named(names, expected):
+    runs = [make_run(name, trial, 0, 0.8 + 0.01 * trial) for name in names for trial in range(2)]
+    assert compare_runs(runs, paired=True)['base'] == expected
+    assert compare_runs(runs, names[0], paired=True)['base'] == names[0]
+    with pytest.raises(ValueError, match=r'--base cutmx: no such group'):
+        compare_runs(runs, 'cutmx', paired=True)
+
+
+def test_a_missing_partner_is_named_or_left_out_on_demand():
+    runs = [*made(GAPS), make_run('ours', 7, 1, 0.99)]
+    with pytest.raises(ValueError, match=r'base has no run of trial 7, seed 1, which ours has \(ours-7-1\).*--common'):
+        compare_runs(runs, paired=True)
+    comparison = compare_runs(runs, paired=True, common=True)
+    assert comparison['left_out_runs'] == ['ours-7-1']
+    assert gap_of(comparison) == gap_of(compare_runs(made(GAPS), paired=True))
+
+
+def bad(**changes):
+    trial = changes.pop('trial', 9)
+    seed = changes.pop('seed', 0)
+    return [*made(GAPS), make_run('ours', trial, seed, 0.9, **changes)]
+
+
+@pytest.mark.parametrize(('runs', 'words'), [
+    ([], 'no run to compare'),
+    (bad(protocol=('other', None)), r'different protocols: toy in ours-0-0 and other in ours-9-0'),
+    (bad(protocol=('toy', 'new')), 'toy, new'),
+    (bad(trial=0, seed=5, split=(frozenset({'a', 'x'}), frozenset({'u0'}))),
+     r'runs of trial 0 with other classes: .*\(k0 is not in both'),
+    (bad(trial=0, seed=5, images=(10, 6, 'x', '0')), 'different images'),
+    ([*made(GAPS), make_run('ours', 0, 0, 0.9)], 'two runs of ours for trial 0, seed 0.*--by mixer,folder'),
+    ([*made(GAPS), make_run('ours', 0, 0, 0.9, options={'layers': -2})], '--by mixer,layers'),
+    ([run for run in made(GAPS) if run.group == 'ours'], 'all 8 runs are of ours'),
+    ([run for run in made(GAPS) if (run.group == 'ours') == (run.trial == 0)], 'no trial and seed that all groups'),
+    ([run if run.group == 'ours' else make_run('base', run.trial, run.seed, 0.8, values={('msp', 'auroc'): 0.7})
+      for run in made(GAPS)], 'no score that all runs have')])
+def test_runs_that_do_not_belong_together_are_refused(runs, words):
+    with pytest.raises(ValueError, match=words):
+        compare_runs(runs, paired=True)
+
+
+def test_scores_that_some_runs_lack_are_left_out_and_told():
+    runs = made(GAPS)
+    more = [make_run(run.group, run.trial, run.seed, 0.8, values={**run.values, ('vim', 'auroc'): 0.9})
+            if run.trial == 0 else run for run in runs]
+    comparison = compare_runs(more, paired=True)
+    assert list(comparison['scores']) == ['mls']
+    assert comparison['left_out'] == {'vim': 'not in 12 of 16 runs'}
+
+
+def test_other_differences_among_runs_are_told():
+    runs = [make_run('ours', 0, 0, 0.8, facts={'model': 'vit'}, options={'layers': '-1', 'seed': 1}),
+            make_run('ours', 1, 0, 0.8, facts={'model': 'vit'}, options={'layers': '-2', 'seed': 2}),
+            make_run('base', 0, 0, 0.8, facts={'model': 'resnet'}), make_run('base', 1, 0, 0.8, facts={'model': 'vit'})]
+    told = notes(runs)
+    assert told == ['the runs differ in model as well (ours: vit; base: resnet, vit)',
+                    'the runs of ours differ in layers (-1, -2)']
+
+
+# ---- files
+
+@pytest.fixture
+def comparison():
+    return compare_runs(made(GAPS), paired=True)
+
+
+def test_json_is_plain(comparison):
+    assert json.loads(json.dumps(comparison, allow_nan=False)) == comparison
+
+
+def test_a_row_says_mean_spread_difference_interval_and_verdict(comparison):
+    heads, rows = comparison_rows(comparison, 'auroc')
+    assert heads == ['score', 'ours', 'base', 'ours − base', 'p (Holm)', 'verdict']
+    entry = comparison['scores']['mls']['auroc']
+    mean, gap = entry['groups']['ours'], entry['differences']['ours']
+    assert rows[0][1] == f'{100 * mean["mean"]:.2f} ± {100 * mean["sd"]:.2f}'
+    assert rows[0][3] == f'+2.00 [{100 * gap["low"]:+.2f}, {100 * gap["high"]:+.2f}]'
+    assert rows[0][5] == 'better'
+    assert comparison_rows(comparison, 'top1')[1][0][0] == 'classifier'
+    assert len({len(line) for line in text_table(heads, rows).splitlines()}) == 1
+
+
+def test_csv_holds_every_score_metric_and_group(comparison):
+    import csv
+    import io
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
+    assert len(rows) == 4 * 2
+    row = next(row for row in rows if (row['metric'], row['group']) == ('auroc', 'ours'))
+    assert float(row['difference']) == comparison['scores']['mls']['auroc']['differences']['ours']['value']
+    assert (row['base'], row['n'], row['n_pairs'], row['verdict']) == ('base', '4', '8', 'better')
+
+
+def test_latex_balances_and_escapes(comparison):
+    named = {**comparison, 'protocol': 'cifar_10 & co'}
+    text = comparison_latex(named)
+    assert text.count(r'\begin{table}') == text.count(r'\end{table}') == 2
+    assert r'cifar\_10 \& co' in text
+    assert r'$\pm$' in text
+    assert 'ours $-$ base' in text
+    body = [line for line in text.splitlines() if line.endswith(r'\\')]
+    assert len({line.count(' & ') for line in body}) == 1
+
+
+def test_markdown_names_the_runs_and_what_was_left_out(comparison):
+    text = comparison_markdown({**comparison, 'left_out': {'vim': 'not in 1 of 2 runs'}, 'left_out_runs': ['x']})
+    for words in ('`ours-0-0`', 'left out: vim: not in 1 of 2 runs', 'left out: x has no partner', '## AUROC',
+                  '## right at FPR 10%', '4 different class splits', '8 pairs'):
+        assert words in text
