@@ -6,12 +6,12 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from timm.data import ImageDataset, create_loader, resolve_data_config
+from timm.data import resolve_data_config
 from torch import nn
 
 from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, load_checkpoint
@@ -28,10 +28,11 @@ from gradmix_timm.data import (
     take,
 )
 from gradmix_timm.objectives import ProjectionHead
-from gradmix_timm.openset.extract import extract
+from gradmix_timm.openset.cache import EmbeddingCache
 from gradmix_timm.records import Embeddings
 
 from .config_file import words
+from .embedding import embed_images, open_cache
 
 __all__ = [
     'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
@@ -53,6 +54,8 @@ class Subject:
         amp_dtype: Of autocast, or None.
         args: Flags of :func:`add_subject_flags`.
         projection: The projection head of a contrastive objective, or None.
+        cache: Of --cache, or None.
+        skipped: Title of a set to the names of its images that could not be read, with --skip-bad.
     """
 
     model: nn.Module
@@ -63,18 +66,22 @@ class Subject:
     amp_dtype: torch.dtype | None
     args: argparse.Namespace
     projection: nn.Module | None = None
+    cache: EmbeddingCache | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def embed(self, images: CutDataset, title: str) -> Embeddings:
-        """One pass over images, with the evaluation transform; ``title`` names them to whoever waits."""
-        config, source = self.config, cast(ImageDataset, images)  # all that the loader asks of one
-        loader = create_loader(
-            source, input_size=config['input_size'], batch_size=self.args.batch_size, is_training=False,
-            interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
-            crop_mode=config.get('crop_mode'), num_workers=_workers(self.args.workers, images), device=self.device,
-            # Pixels are normalised on the CPU, so that every device sees the same.
-            use_prefetcher=False, pin_memory=self.device.type == 'cuda', persistent_workers=False)
-        return extract(self.model, loader, self.device, self.amp_dtype, self.args.channels_last, progress=title,
-                       projection=self.projection)
+        """One pass over images, with the evaluation transform; ``title`` names them to whoever waits.
+
+        Goes through the cache; with --skip-bad ``index`` has no place for an image that could not be read.
+        """
+        return embed_images(self, images, title)
+
+    def workers(self, count: int) -> int:
+        """Loader processes for so many images."""
+        if self.args.workers is not None:
+            return int(self.args.workers)
+        # Starting processes takes longer than reading a few small images.
+        return 0 if count < 2000 else min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add('--class-map', default='', metavar='FILE', help='class name to label, as in training')
     add('--batch-size', type=int, default=128, metavar='N', help='(default: 128)')
     add('--workers', type=int, metavar='N', help='loader processes (default: by the number of images, at most 4)')
+    add('--cache', metavar='DIR', help='keep embeddings there: a second run reads them, one cut short goes on')
+    add('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
     add = parser.add_argument_group('Known and unknown classes').add_argument
     add('--known-classes', type=words, metavar='A,B,...', help='in head order; all others are unknown')
     add('--osr-protocol', metavar='NAME', help='a protocol or a YAML file; see train.py --help')
@@ -162,7 +171,8 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     return Subject(
         model=model.to(device).eval(), name=str(args.model or (loaded and loaded.model)),
         loaded=loaded, config=config, device=device, args=args,
-        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None, projection=_projection(loaded, device))
+        amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None, projection=_projection(loaded, device),
+        cache=open_cache(args.cache))
 
 
 def _projection(loaded: Loaded | None, device: torch.device) -> nn.Module | None:
@@ -313,13 +323,6 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _workers(asked: int | None, images: CutDataset) -> int:
-    if asked is not None:
-        return asked
-    # Starting processes takes longer than reading a few small images.
-    return 0 if len(images) < 2000 else min(4, os.cpu_count() or 1)
-
-
 def check_output(folder: Path) -> None:
     """Refuse a folder that cannot be made or written, before anything is computed.
 
@@ -334,12 +337,12 @@ def check_output(folder: Path) -> None:
 
 
 def check_positive(args: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse counts below their least value; ``bootstrap`` and ``workers`` may be 0.
+    """Refuse counts below their least value; some may be 0.
 
     Raises:
         ValueError: With the flag.
     """
     for name in names:
-        value, least = getattr(args, name), 0 if name in ('bootstrap', 'workers', 'seed') else 1
+        value, least = getattr(args, name), 0 if name in ('bootstrap', 'workers', 'seed', 'trivial_images') else 1
         if value is not None and value < least:
             raise ValueError(f'--{name.replace("_", "-")} {value}: expected {least} or more')

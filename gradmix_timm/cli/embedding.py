@@ -1,0 +1,144 @@
+"""One pass over a set of images: through the cache where there is one, past unreadable images where that is asked."""
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset, create_loader
+from torch.utils.data import Dataset
+
+from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
+from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
+from gradmix_timm.openset.extract import extract
+from gradmix_timm.records import Embeddings
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+__all__ = ['Skipping', 'embed_images', 'loader_of', 'open_cache', 'rows_of']
+
+# The target of a row whose image could not be read; unknown images have -1.
+_UNREADABLE = -2
+
+
+class Skipping(Dataset):
+    """A set whose unreadable images are blank and have the target -2, so that a loader goes on.
+
+    Args:
+        images: Whose ``transform`` this one's is.
+    """
+
+    def __init__(self, images: CutDataset) -> None:
+        self.images = images
+
+    @property
+    def transform(self) -> Any:
+        """The images' own."""
+        return self.images.transform
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.images.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            return self.images[index]
+        except UnreadableImageError:
+            blank = Image.new(self.images.source.input_img_mode or 'RGB', (32, 32))
+            return blank if self.transform is None else self.transform(blank), _UNREADABLE
+
+
+def embed_images(subject: Subject, images: CutDataset, title: str) -> Embeddings:
+    """Embeddings of a set, with the evaluation transform.
+
+    Args:
+        subject: Model, preprocessing and flags (``cache``, ``skip_bad``).
+        images: Which.
+        title: What they are, for whoever waits.
+
+    Returns:
+        ``index`` holds rows of ``images``: all of them, but for those left out by --skip-bad, which are added to
+        ``subject.skipped``.
+
+    Raises:
+        ValueError: NaN among the logits; an image that cannot be read, or with --skip-bad none that can.
+    """
+    args, count = subject.args, len(images)
+    parts = _parts(subject, images) if subject.cache is not None else None
+    if subject.cache is None or parts is None:
+        found = _pass(subject, images, title)
+    else:
+        def make(start: int, stop: int) -> Embeddings:
+            part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
+            return _pass(subject, rows_of(images, np.arange(start, stop)), part)
+
+        found = subject.cache.fetch(parts, count, make, title)
+    bad = (found.label == _UNREADABLE).nonzero().flatten()
+    if not len(bad):
+        return found
+    if not getattr(args, 'skip_bad', False):
+        images.picture(int(bad[0]))  # raises, as the pass would have without the cache
+        raise UnreadableImageError(f'{images.filename(int(bad[0]))} could not be read when the cache was filled')
+    subject.skipped[title] = [images.filename(int(row)) for row in bad]
+    if len(bad) == count:
+        raise UnreadableImageError(f'none of the {count} {title} can be read ({subject.skipped[title][0]}, ...)')
+    kept = (found.label != _UNREADABLE).nonzero().flatten()
+    return _take(found, kept)
+
+
+def rows_of(images: CutDataset, rows: np.ndarray) -> CutDataset:
+    """Rows of a set, by position in it."""
+    return CutDataset(images.source, images.indices[rows], images.targets[rows], images.classes, images.transform)
+
+
+def loader_of(subject: Subject, images: CutDataset) -> Any:
+    """A loader of timm's with the evaluation transform, in the set's order."""
+    config, source = subject.config, rows_of(images, np.arange(len(images)))
+    dataset = Skipping(source) if getattr(subject.args, 'skip_bad', False) else source
+    return create_loader(
+        cast(ImageDataset, dataset),  # all that the loader asks of one
+        input_size=config['input_size'], batch_size=subject.args.batch_size, is_training=False,
+        interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
+        crop_mode=config.get('crop_mode'), num_workers=subject.workers(len(images)), device=subject.device,
+        # Pixels are normalised on the CPU, so that every device sees the same.
+        use_prefetcher=False, pin_memory=subject.device.type == 'cuda', persistent_workers=False)
+
+
+def _pass(subject: Subject, images: CutDataset, title: str) -> Embeddings:
+    return extract(subject.model, loader_of(subject, images), subject.device, subject.amp_dtype,
+                   subject.args.channels_last, progress=title, projection=subject.projection)
+
+
+def _parts(subject: Subject, images: CutDataset) -> dict[str, Any] | None:
+    """Everything that embeddings depend on; None for images that cannot be told from others."""
+    files = fingerprint(images)
+    if files is None:
+        return None
+    loaded = subject.loaded
+    return {
+        'weights': weights_hash(subject.model, subject.projection), 'model': subject.name,
+        'model_kwargs': {} if loaded is None else {key: str(value) for key, value in loaded.model_kwargs.items()},
+        # Two modules with the same weights may differ in their forward pass: pooling, activation.
+        'modules': hashlib.sha256(str(subject.model).encode()).hexdigest(),
+        'transform': {key: str(value) for key, value in subject.config.items()},
+        'images': files, 'amp': str(subject.amp_dtype), 'channels_last': subject.args.channels_last,
+        'device': subject.device.type, 'versions': {name: version(name) for name in ('torch', 'timm', 'pillow')}}
+
+
+def open_cache(folder: str | None) -> EmbeddingCache | None:
+    """The cache of ``--cache DIR``, or None."""
+    return EmbeddingCache(folder) if folder else None
+
+
+def _take(found: Embeddings, rows: torch.Tensor) -> Embeddings:
+    cut = {name: getattr(found, name)[rows] for name in ('logits', 'features', 'projection', 'label', 'index')
+           if getattr(found, name) is not None}
+    return replace(found, **cut)

@@ -1,0 +1,133 @@
+"""What the commands that tell known from unknown share: flags, the scores with a bar, pixel statistics, the table."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from gradmix_timm.data import CutDataset
+from gradmix_timm.openset.extract import head_of
+from gradmix_timm.openset.judge import Judged, Subjects, judge
+from gradmix_timm.openset.report import closed_set_line, score_table
+from gradmix_timm.openset.scores import Head, list_scores
+from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
+
+from .config_file import words
+from .embedding import rows_of
+from .subject import Subject
+
+__all__ = ['add_evaluation_flags', 'classifier_of', 'judge_with_bar', 'pixel_statistics', 'print_results',
+           'trivial_probe']
+
+
+class _Names(argparse.Action):
+    """Names in one word or several: ``msp,mls`` and ``msp mls``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, [name for part in values for name in part])
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
+    """Flags of scores, intervals, pixel statistics and output.
+
+    Args:
+        parser: Of the command.
+        folder: Default name of the output beside the checkpoint.
+    """
+    add = parser.add_argument_group('Evaluation').add_argument
+    add('--scores', type=words, nargs='+', action=_Names, metavar='A,B,...',
+        help=f'(default: all of {", ".join(list_scores())})')
+    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
+    add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
+    add('--trivial-images', type=int, default=500, metavar='N',
+        help='images of each set whose brightness, sharpness, ... are compared; 0: none (default: 500)')
+    add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
+
+
+def classifier_of(model: nn.Module) -> tuple[Head | None, str]:
+    """The model's head, or None and why there is none."""
+    try:
+        return head_of(model), ''
+    except ValueError as error:
+        return None, str(error)
+
+
+def judge_with_bar(args: argparse.Namespace, subjects: Subjects) -> Judged:
+    """:func:`~gradmix_timm.openset.judge.judge`, with word of which score has its turn."""
+    with tqdm(total=len(args.scores or list_scores()), desc='scores', leave=False, delay=2.,
+              disable=None, file=sys.stderr) as bar:
+        def told(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        return judge(subjects, args.scores, args.bootstrap, args.seed, told)
+
+
+class _Statistics:
+    """A transform: an image to its statistics, measured as the model sees it but for the normalisation."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        channels = config['input_size'][0]
+        self.transform = create_transform(
+            config['input_size'], is_training=False, interpolation=config['interpolation'], mean=(0.,) * channels,
+            std=(1.,) * channels, crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        pixels: Any = self.transform(image)
+        return torch.from_numpy(measure(pixels.permute(1, 2, 0).numpy(), image.size))
+
+
+def pixel_statistics(subject: Subject, images: CutDataset, rows: NDArray[Any] | Tensor) -> NDArray[np.float64]:
+    """Statistics of at most --trivial-images images, spread evenly over the set.
+
+    Args:
+        subject: Preprocessing and flags.
+        images: A set.
+        rows: Those of its rows that can be read.
+
+    Returns:
+        float64 [n, 7]; none where there is nothing to measure.
+    """
+    rows = np.asarray(rows)
+    count = min(subject.args.trivial_images, len(rows))
+    chosen = rows_of(images, rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
+    chosen.transform = _Statistics(subject.config)
+    loader = DataLoader(chosen, batch_size=32, num_workers=subject.workers(count))
+    return torch.cat([torch.empty(0, 7, dtype=torch.float64), *(part[0] for part in loader)]).numpy()
+
+
+def trivial_probe(known: NDArray[np.float64], unknown: NDArray[np.float64], seed: int,
+                  whose: str = 'the unknown images') -> dict[str, Any] | None:
+    """The block ``trivial`` of results.json, with its warnings; None where nothing was measured."""
+    if not len(known) or not len(unknown):
+        return None
+    compared = compare_statistics(known, unknown, seed)
+    return {**compared, 'warnings': warnings_of(compared, whose)}
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Accuracy, table, what could not be served, and what to beware of."""
+    for title, names in results['skipped'].items():
+        print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
+    print(f'\n{closed_set_line(results)}\n')
+    print(score_table(results))
+    for name, reason in results['not_served'].items():
+        print(f'not served: {name}: {reason}')
+    for part in (results, *results['groups'].values()):
+        for warning in (part.get('trivial') or {}).get('warnings', ()):
+            print(f'warning: {warning}')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:10]) + (f' and {len(names) - 10} more (all are in results.json)' if len(names) > 10 else '')
