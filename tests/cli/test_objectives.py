@@ -88,6 +88,7 @@ def test_every_objective_has_its_defaults_and_no_others():
     ((*SUPCON, '--kd-model-name', 'resnet18'), '--kd-model-name'),
     ((*SUPCON, '--task', 'multilabel'), '--task multilabel'),
     ((*SUPCON, '--aug-splits', 2), '--aug-splits'),
+    ((*SUPCON, '--split-bn', '--resplit'), '--split-bn with'),
     ((*SUPCON, '--aug-repeats', 3), '--aug-repeats'),
     ((*SUPCON, '--naflex-loader'), '--naflex-loader'),
     ((*SUPCON, '--train-img-sizes', 32, 48), '--train-img-sizes'),
@@ -334,3 +335,19 @@ def test_validation_never_reads_the_test_split_and_leaves_the_views_alone(images
         name, root, split, **o))
     run_tiny(images, tmp_path, *SUPCON, '--known-classes', 'bee,cat', '--epochs', 2, '--probe-epochs', 1, classes=None)
     assert opened == ['train']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [(*SUPCON, *GRADMIX), MOCO], ids=['supcon+ssl', 'moco'])
+def test_two_processes_train_validate_fit_a_head_and_go_on(flags, images, tmp_path):
+    from test_train_modes import torchrun
+    flags = (*flags, '--epochs', 3, '--probe-epochs', 2)
+    straight = torchrun(images, tmp_path, *flags, name='straight')
+    torchrun(images, tmp_path, *flags, '--stop-epoch', 1, name='parts')
+    parts = torchrun(images, tmp_path, *flags, '--resume', 'auto', name='parts')
+    assert rows(parts) == rows(straight)
+    left, right = (content(folder / 'last.pth.tar') for folder in (straight, parts))
+    assert same(left['state_dict'], right['state_dict'])
+    assert same(left['task_state']['projection_head'], right['task_state']['projection_head'])
+    assert same(left['task_state'].get('queue'), right['task_state'].get('queue'))
+    assert left[KEY]['probe']['epochs'] == 2
