@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
+from gradmix_timm.openset.plane import project_features
 from gradmix_timm.openset.report import RESULTS, read_arrays, read_results
 
 from .compare import add_compare
@@ -45,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
                               description='Judge a checkpoint on the known and unknown classes of its protocol.')
     add_subject_flags(osr)
     add_evaluation_flags(osr, 'osr')
+    osr.add_argument('--feature-map', type=int, default=1000, metavar='N',
+                     help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     osr.set_defaults(run=run_osr)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
@@ -69,7 +72,8 @@ def run_osr(args: argparse.Namespace) -> int:
     began = time.monotonic()
     with mendable():
         check_names(args.scores)
-        check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images'))
+        check_positive(args, (
+            'batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'feature_map'))
         loaded = read_checkpoint(args)
         split = plan_split(args, loaded.record if loaded is not None else None)
         folder = _output(args)
@@ -83,6 +87,8 @@ def run_osr(args: argparse.Namespace) -> int:
                                 pixel_statistics(subject, images.unknown, subjects.unknown.index), args.seed)
     with mendable():
         judged = judge_with_bar(args, subjects)
+    judged.arrays.update(project_features(
+        subjects.known.features, subjects.unknown.features, args.feature_map, args.seed))
     split = images.split
     cuts = {'train': images.train, 'validation': images.validation, 'known': images.known, 'unknown': images.unknown}
     results = {'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,

@@ -20,6 +20,7 @@ from PIL import Image
 from gradmix_timm.checkpoint import Loaded, atomic_path, versions, write_atomic
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import Judged
+from gradmix_timm.openset.latex import results_latex
 from gradmix_timm.openset.report import (
     ARRAYS,
     FIGURES,
@@ -119,6 +120,7 @@ def write(folder: Path, results: dict[str, Any], judged: Judged, images: Any) ->
     write_atomic(folder / MISTAKES, json.dumps(find_mistakes(results, judged.arrays, images)) + '\n')
     write_atomic(folder / 'results.csv', results_csv(results))
     write_atomic(folder / 'results.md', results_markdown(results))
+    write_atomic(folder / 'results.tex', results_latex(results))
     write_atomic(folder / RESULTS, json.dumps(_finite(results), indent=1, allow_nan=False) + '\n')
 
 

@@ -39,6 +39,7 @@ __all__ = [
     'open_images', 'plan_split', 'read_checkpoint']
 
 _logger = logging.getLogger(__name__)
+_MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map')
 
 
 @dataclass(frozen=True)
@@ -343,6 +344,6 @@ def check_positive(args: argparse.Namespace, names: Sequence[str]) -> None:
         ValueError: With the flag.
     """
     for name in names:
-        value, least = getattr(args, name), 0 if name in ('bootstrap', 'workers', 'seed', 'trivial_images') else 1
+        value, least = getattr(args, name), 0 if name in _MAY_BE_ZERO else 1
         if value is not None and value < least:
             raise ValueError(f'--{name.replace("_", "-")} {value}: expected {least} or more')

@@ -155,7 +155,11 @@ def _figures(results: Values, images: Mapping[str, bytes]) -> str:
          'for.'),
         ('reliability.png', 'Confidence against accuracy',
          'Known images only. A line below the diagonal is overconfident, above it too modest; few images (grey) make '
-         'it jump.'))
+         'it jump.'),
+        ('features.png', 'Where the features lie',
+         'Test images by what the classifier reads: an impression, nothing is measured on it, and what overlaps in the '
+         'plane may lie apart in the other dimensions. PCA keeps the directions in which the known images vary most; '
+         't-SNE keeps neighbours together, its distances and the sizes of its clusters mean little.'))
     shown = ''.join(figure(images[file], title, words) for file, title, words in captions if file in images)
     return f'<h2>Figures</h2><div class="figures">{shown}</div>' if shown else ''
 

@@ -113,6 +113,9 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
             arrays['confusion'], results['known_classes'], results['unknown_classes']),
         'reliability.png': figures.draw_reliability(
             arrays['bin_confidence'], arrays['bin_accuracy'], arrays['bin_share'], results['calibration']['ece'])}
+    if 'plane/known' in arrays:
+        planes = {name: arrays[f'plane/{name}'] for name in ('PCA', 't-SNE') if f'plane/{name}' in arrays}
+        drawn['features.png'] = figures.draw_features(planes, arrays['plane/known'])
     for name in names:
         line = threshold['value'] if name == main else None
         drawn[f'histogram-{name}.png'] = figures.draw_histogram(name, known[name], unknown[name], line)

@@ -27,7 +27,7 @@ from gradmix_timm.openset.extract import extract
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.3,) * 3, 'std': (0.3,) * 3,
           'crop_pct': 1.0, 'crop_mode': 'center'}
 SPLIT = load_split('digits')
-QUICK = ('--bootstrap', '10', '--device', 'cpu')
+QUICK = ('--bootstrap', '10', '--device', 'cpu', '--feature-map', '30')
 
 
 def save(path, record=None, model=None, **extra):
@@ -134,9 +134,10 @@ def test_table_is_printed_with_the_accuracy_above_and_the_page_last(done):
 def test_every_file_is_written_and_nothing_else(done):
     folder = done[0]
     assert sorted(path.name for path in folder.iterdir()) == [
-        'arrays.npz', 'figures', 'mistakes.json', 'report.html', 'results.csv', 'results.json', 'results.md']
+        'arrays.npz', 'figures', 'mistakes.json', 'report.html', 'results.csv', 'results.json', 'results.md',
+        'results.tex']
     names = {path.name for path in (folder / 'figures').iterdir()}
-    assert {'roc.png', 'oscr.png', 'confusion.png', 'reliability.png', 'histogram-mls.png'} <= names
+    assert {'roc.png', 'oscr.png', 'confusion.png', 'reliability.png', 'features.png', 'histogram-mls.png'} <= names
     with (folder / 'results.csv').open() as file:
         assert [row['score'] for row in csv.DictReader(file)] == list(results_of(folder)['scores'])
     assert 'mixed' in (folder / 'report.html').read_text()
@@ -309,7 +310,7 @@ def test_mistakes_end_in_one_line(argv, words, tmp_path, capsys):
     torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'bare.pth')
     places = {'good': good, 'text': tmp_path / 'notes.txt', 'bare': tmp_path / 'bare.pth'}
     given = [word.format(**places) for word in argv]
-    code = run_console(osr.main, ['osr', *given, *(() if '--device' in given else QUICK[2:])])
+    code = run_console(osr.main, ['osr', *given, *(() if '--device' in given else QUICK[2:4])])
     captured = capsys.readouterr()
     assert code == 2
     error = captured.err.strip().splitlines()[-1]

@@ -16,6 +16,8 @@ from embedded import make, make_head
 from PIL import Image
 
 from gradmix_timm.openset.judge import Subjects, judge
+from gradmix_timm.openset.latex import results_latex
+from gradmix_timm.openset.plane import project_features
 from gradmix_timm.openset.report import (
     draw_figures,
     read_arrays,
@@ -263,3 +265,23 @@ def test_no_page_scrolls_sideways_in_a_browser(folder, tmp_path, width):
          f'--user-data-dir={tmp_path / "profile"}', '--virtual-time-budget=5000', '--dump-dom',
          (tmp_path / 'frame.html').as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
     assert re.search(r'wide (-?\d+)', shown.split('</iframe>')[1])[1] == '0'
+
+
+def test_latex_holds_every_score_of_every_group(evaluation):
+    text = results_latex(evaluation[0])
+    assert text.count(r'\begin{table}') == text.count(r'\end{table}') == 3
+    rows = [line for line in text.splitlines() if line.strip().startswith('mls & ')]
+    assert len(rows) == 3
+    assert rows[0].split(' & ')[1].startswith(f'{100 * evaluation[0]["scores"]["mls"]["auroc"]:.1f} [')
+    assert r'test\_resnet' in text
+    assert len(set(re.findall(r'\\label{(.*?)}', text))) == 3
+
+
+def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
+    results, arrays = evaluation
+    planes = project_features(make(60, seed=1).features, make(60, seed=2, unknown=True).features, 40)
+    drawn = draw_figures(results, {**arrays, **planes})
+    assert 'features.png' in drawn
+    assert 'features.png' not in draw_figures(results, arrays)
+    (folder / 'figures' / 'features.png').write_bytes(drawn['features.png'])
+    assert 'Where the features lie' in ' '.join(Page(render_report(folder, None)).text)
