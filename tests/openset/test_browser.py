@@ -1,0 +1,131 @@
+"""The pages in a real browser: no error in the console, every figure drawn, words readable, nothing too wide."""
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_comparing import GAPS
+from test_comparing import made as made_runs
+from test_report import made
+
+from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.openset.comparison_page import render_comparison
+from gradmix_timm.openset.figures import draw_differences
+from gradmix_timm.openset.plane import project_features
+from gradmix_timm.openset.report import draw_figures, render_report
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason='no chromium here')]
+
+FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+         '--disable-background-networking', '--disable-component-update', '--disable-sync', '--hide-scrollbars',
+         '--enable-logging=stderr', '--virtual-time-budget=5000')
+
+# Run in the page, with everything unfolded: what is too wide, which pictures did not load, how small the words are.
+PROBE = """<script>
+addEventListener('load', () => {
+  for (const fold of document.querySelectorAll('details')) fold.open = true;
+  const seen = element => element.getClientRects().length > 0;
+  const texts = [...document.querySelectorAll('body *')].filter(element => seen(element)
+    && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(value => {
+      const c = value / 255; return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!colour.endsWith(', 0)')) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const contrast = element => {
+    const [a, b] = [getComputedStyle(element).color, ground(element)].map(luminance).sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const told = {
+    width: document.documentElement.clientWidth,
+    over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    images: document.images.length,
+    broken: [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.alt),
+    narrow: [...document.images].filter(image => !seen(image) || image.clientWidth < 90).map(image => image.alt),
+    smallest: Math.min(...texts.map(element => parseFloat(getComputedStyle(element).fontSize))),
+    contrast: Math.min(...texts.map(contrast)),
+    headings: [...document.querySelectorAll('h1, h2')].map(element => element.textContent),
+  };
+  parent.postMessage(JSON.stringify(told), '*');
+});
+</script>"""
+
+
+def opened(page: str, folder: Path, width: int) -> tuple[dict, str]:
+    """What the page says of itself at a width, and the browser's log."""
+    (folder / 'page.html').write_text(page.replace('</body>', f'{PROBE}</body>'))
+    # A headless window has a least width; a frame has none.
+    (folder / 'frame.html').write_text(
+        '<body><pre id="told"></pre><script>onmessage = event => {told.textContent = event.data}</script>'
+        f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe></body>')
+    done = subprocess.run(
+        [BROWSER, *FLAGS, f'--user-data-dir={folder / "profile"}', '--dump-dom', (folder / 'frame.html').as_uri()],
+        capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1])), done.stderr
+
+
+def evaluation_page(folder: Path) -> tuple[str, int]:
+    """A report with every section, and how many pictures it should show."""
+    results, arrays = made()
+    rng = np.random.default_rng(0)
+    arrays = {**arrays, **project_features(torch.from_numpy(rng.normal(size=(20, 4))),
+                                           torch.from_numpy(rng.normal(size=(20, 4))))}
+    (folder / 'figures').mkdir()
+    (folder / 'results.json').write_text(json.dumps(results))
+    drawn = draw_figures(results, arrays)
+    for name, content in drawn.items():
+        (folder / 'figures' / name).write_bytes(content)
+    assert 'features.png' in drawn
+    return render_report(folder, None), len(drawn)
+
+
+def comparison_page(folder: Path) -> tuple[str, int]:
+    comparison = compare_runs(made_runs(GAPS), paired=True)
+    gaps = {'ours': {'mls': (0.02, 0.01, 0.03)}}
+    return render_comparison(comparison, {'differences-auroc.png': draw_differences(gaps, 'difference in AUROC')}), 1
+
+
+@pytest.mark.parametrize('width', [375, 1200])
+@pytest.mark.parametrize('make_page', [evaluation_page, comparison_page])
+def test_a_page_is_whole_at_every_width(make_page, width, tmp_path):
+    page, pictures = make_page(tmp_path)
+    told, log = opened(page, tmp_path, width)
+    assert told['width'] == width
+    assert told['over'] <= 0
+    assert told['images'] == pictures
+    assert told['broken'] == []
+    assert told['narrow'] == []
+    assert told['smallest'] >= 11
+    assert told['contrast'] >= 4.5  # WCAG 2.1 AA
+    assert len(told['headings']) > 2
+    assert not [line for line in log.splitlines() if 'CONSOLE' in line]
+
+
+def test_the_probe_sees_what_is_wrong(tmp_path):
+    """A page with each fault: the test above could tell."""
+    page = ('<!DOCTYPE html><html><body style="margin:0"><h1 style="width:600px">wide</h1><p style="font-size:7px;'
+            'color:#bbb">pale</p><img src="data:image/png;base64,AAAA" alt="broken"><script>console.error("no")'
+            '</script></body></html>')
+    told, log = opened(page, tmp_path, 375)
+    assert told['over'] == 225
+    assert told['broken'] == ['broken']
+    assert told['smallest'] == 7
+    assert told['contrast'] < 2
+    assert any('CONSOLE' in line for line in log.splitlines())
