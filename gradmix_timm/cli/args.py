@@ -16,6 +16,7 @@ from .config_file import layer, read_config, words
 from .exits import ConsoleParser
 from .objectives import OBJECTIVE
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
+from .tracking import TRACKING
 
 __all__ = ['build_config_parser', 'build_parser', 'parse_args']
 
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_flags(parser.add_argument_group('Image transforms'), AUGMENTATION)
     add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
     add_flags(parser.add_argument_group('Objective'), OBJECTIVE)
-    add_flags(parser.add_argument_group('Run'), _RUN)
+    add_flags(parser.add_argument_group('Run'), _RUN + TRACKING)
     return parser
 
 

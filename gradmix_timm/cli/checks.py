@@ -17,6 +17,7 @@ from gradmix_timm.registry import nearest
 from .augment import check_augmentation
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
+from .tracking import check_tracking
 
 __all__ = ['check_args', 'create_loss', 'scheduled_epochs']
 
@@ -54,6 +55,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
     check_objective(args, plan)
     _check_open_set(args)
     _check_names(args)
+    check_tracking(args)
     scheduled_epochs(args)
 
 

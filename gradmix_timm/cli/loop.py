@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from gradmix_timm.mixers import BatchMixer
-from gradmix_timm.records import MixDraw
 
 from .interrupt import Interrupt
 from .loaders import Loaders
 from .run_state import AtomicSaver
 from .stages import Hardware, trainable
+from .tracking import MixStats, Tracker
 
 __all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']
 
@@ -54,6 +54,8 @@ class Run:
         bar: Progress bar over all updates of the run, or None.
         interrupt: Whether the user wants it to stop.
         samples: Images and labels of the newest epoch's first batch, before mixing; filled where a mixer is on.
+        tracker: On the first process, else None.
+        mixes: How much of the newest epoch was mixed, by this process.
     """
 
     args: argparse.Namespace
@@ -70,6 +72,8 @@ class Run:
     bar: Any
     interrupt: Interrupt
     samples: list[Tensor]
+    tracker: Tracker | None = None
+    mixes: dict[str, float] = field(default_factory=dict)
 
     @property
     def updates_per_epoch(self) -> int:
@@ -108,6 +112,8 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         run.optimizer.sync_lookahead()
     if not pass_.losses.count:
         raise NonFiniteLossError(f'no batch of epoch {epoch} had a finite loss, learning rate {run.rate:.3g}')
+    run.mixes.clear()
+    run.mixes.update(pass_.mixes.values())
     means = OrderedDict(loss=pass_.losses.avg, **pass_.parts.means())
     if run.args.distributed:
         own = torch.tensor(list(means.values()), device=run.hardware.device, dtype=torch.float32)
@@ -158,7 +164,7 @@ class _Epoch:
         self.batches = len(run.loaders.train)
         self.updates = epoch * run.updates_per_epoch
         self.images = 0
-        self.fallbacks: Tensor | None = None
+        self.mixes = MixStats(run.mixer, run.hardware.device)
         self.dropped = False  # the update at the end of this window
         self.data_start = self.update_start = time.time()
 
@@ -208,21 +214,15 @@ class _Epoch:
         if getattr(run.task, 'mixes', False):  # inside, with the maps of its own clean forward
             return input, target
         # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
-        with run.hardware.autocast():
+        with self.mixes.timed(), run.hardware.autocast():
             if isinstance(run.mixer, BatchMixer):
                 mixed = run.mixer.mix(input, target, run.model)
                 input, target = mixed.input, mixed.target
-                self._count_fallbacks(mixed.draw)
+                self.mixes.update(mixed.draw)
             else:
                 input, target = run.mixer(input, target, run.model)
         self.mix_time.update(window * (time.time() - began))
         return input, target
-
-    def _count_fallbacks(self, draw: MixDraw | None) -> None:
-        """Images whose map was flat or broken, so that their box is random; summed on the device, read when logged."""
-        if draw is not None and getattr(self.run.mixer, 'requires_model', False):
-            counts = torch.stack([draw.fallback.sum(), (draw.lam < 1).sum()])
-            self.fallbacks = counts if self.fallbacks is None else self.fallbacks + counts
 
     def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
         """Forward and backward; the loss of the batch over its window."""
@@ -236,7 +236,7 @@ class _Epoch:
                 buffer.copy_(old)  # BatchNorm has averaged the broken batch in
             return loss.detach()
         self.parts.update(result, count)
-        self._count_fallbacks(result.get('draw'))
+        self.mixes.update(result.get('draw'))
         if window > 1:
             loss /= window
         self._backward(loss if self.run.loaders.scaling is None else self._scaled(loss, count), update)
@@ -321,9 +321,9 @@ class _Epoch:
         if run.bar is None:
             total, took, data = run.updates_per_epoch, self.update_time, self.data_time
             mix = '' if run.mixer is None else f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})'
-            if self.fallbacks is not None:
-                flat, mixed = self.fallbacks.tolist()
-                mix += f'  Random boxes: {flat}/{mixed}'
+            boxes = self.mixes.random_boxes()
+            if boxes is not None:
+                mix += f'  Random boxes: {boxes[0]}/{boxes[1]}'
             _logger.info(
                 f'Train: {self.epoch} [{number:>4d}/{total} ({100. * (number + 1) / total:>3.0f}%)]  '
                 f'Loss: {newest:#.3g} ({average:#.3g})  Time: {took.val:.3f}s, {self.images / took.val:>7.2f}/s  '

@@ -9,10 +9,11 @@ import json
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ from .stages import (
     live_model,
     start,
 )
+from .tracking import Tracker
 
 __all__ = ['config_parser', 'console', 'create_model', 'main', 'parser']
 
@@ -115,12 +117,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     interrupted = None
     try:
         with held_interrupt(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
-            _train(run, span, section, results)
+            _train(run, span, section, results, partial(_write_mixes, run, data, built))
     except KeyboardInterrupt as stop:
         interrupted = stop
     finally:
-        if run.bar is not None:
-            run.bar.close()
+        for open_one in (run.bar, run.tracker):
+            if open_one is not None:
+                open_one.close()
     if args.distributed:  # not after an error: it could wait for processes that are gone
         torch.distributed.destroy_process_group()
     _report(run, results)
@@ -172,7 +175,7 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
         _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
     model = live_model(task) if mixer is not None else None
     run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
-              _open_bar(args, span, updates), Interrupt(), [])
+              _open_bar(args, span, updates), Interrupt(), [], _open_tracker(args, output_dir, span.first))
     return run, span, section, data, built
 
 
@@ -215,20 +218,13 @@ def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer:
         checkpoint_dir=output_dir, recovery_dir=output_dir, decreasing=decreasing, max_history=args.checkpoint_hist,
         task=task)
     write_atomic(Path(output_dir) / 'args.yaml', args_text)
-    if args.log_wandb:
-        _open_wandb(args, name)
     return saver, output_dir
 
 
-def _open_wandb(args: argparse.Namespace, name: str) -> None:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError('--log-wandb needs a package that is not installed: pip install wandb') from error
-    if args.wandb_resume_id and not args.resume:
-        raise ValueError('--wandb-resume-id goes with --resume')
-    wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags,
-               resume='must' if args.wandb_resume_id else None, id=args.wandb_resume_id or None)
+def _open_tracker(args: argparse.Namespace, output_dir: str | None, first: int) -> Tracker | None:
+    if output_dir is None or not (args.log_tensorboard or args.log_wandb):
+        return None
+    return Tracker(args, output_dir, Path(output_dir).name, first)
 
 
 def _first_epoch(args: argparse.Namespace, resumed: int | None) -> int:
@@ -268,8 +264,8 @@ def _open_bar(args: argparse.Namespace, span: Span, updates_per_epoch: int) -> A
     return tqdm(total=max(span.stop - span.first, 0) * updates_per_epoch, unit='update', dynamic_ncols=True)
 
 
-def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]]) -> None:
-    """The epochs; each that is validated and saved adds its metrics to ``results``."""
+def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:
+    """The epochs; each that is validated and saved adds its metrics to ``results``, some a picture of mixes."""
     for epoch in range(span.first, span.stop):
         train_metrics = train_one_epoch(run, epoch)
         _share_norms(run, run.task.get_trainable_module())
@@ -280,6 +276,7 @@ def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]]
         eval_metrics = _validate(run)
         metric = (eval_metrics or train_metrics)[run.args.eval_metric if eval_metrics else 'loss']
         section.streams = gather_streams(run.args, run.hardware.device)
+        _track(run, epoch, train_metrics, eval_metrics, picture)
         _save(run, epoch, train_metrics, eval_metrics, metric)
         section.streams = None
         if run.scheduler is not None:
@@ -318,6 +315,19 @@ def _judge(run: Run, model: Any, suffix: str = '') -> OrderedDict[str, float]:
     if run.loaders.bank is not None:
         return validate_neighbours(run.args, model, run.loaders, run.hardware, run.interrupt, suffix)
     return validate(run.args, run.task, model, run.loaders.eval, run.hardware, run.interrupt, suffix)
+
+
+def _track(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
+           picture: Callable[[], None]) -> None:
+    """What TensorBoard and W&B get of an epoch, beyond what timm's summary sends to W&B."""
+    if run.tracker is None:
+        return
+    metrics = {**{f'train/{name}': value for name, value in train_metrics.items()},
+               **{f'eval/{name}': value for name, value in (eval_metrics or {}).items()}}
+    run.tracker.log(epoch, {**metrics, 'lr': run.rate}, run.mixes)
+    if run.samples and run.tracker.wants_picture(epoch) and _can_show(run):
+        picture()
+        run.tracker.picture(epoch, Path(str(run.output_dir)) / 'mixes.png')
 
 
 def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,

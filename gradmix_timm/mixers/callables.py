@@ -59,6 +59,9 @@ class CallableMixer(BatchMixer):
         **options: See :class:`BatchMixer`; others are the function's own.
     """
 
+    #: Its draws say how much of an image is kept.
+    tells_lam: ClassVar[bool] = False
+
     def __init__(self, name: str, function: Callable[..., tuple[Tensor, Tensor]], num_classes: int, **options: Any
                  ) -> None:
         shared = [*inspect.signature(BatchMixer.__init__).parameters][2:]

@@ -17,6 +17,7 @@ OURS = {'skip_nonfinite', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'o
         'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature', 'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
+        'log_tensorboard', 'log_mixes_interval',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
 

@@ -1,0 +1,166 @@
+"""What a run tells TensorBoard and Weights & Biases: metrics, losses in parts, how much was mixed, pictures of it."""
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gradmix_timm.records import MixDraw
+
+from .timm_flags import flag
+
+__all__ = ['TRACKING', 'MixStats', 'Tracker', 'check_tracking']
+
+TRACKING = (
+    flag('--log-tensorboard', action='store_true', default=False, text='log to TensorBoard, in the run folder'),
+    flag('--log-mixes-interval', type=int, default=10, metavar='N',
+         text='with --log-tensorboard or --log-wandb: epochs between pictures of mixed images, 0: none'),
+)
+_PACKAGES = {'log_tensorboard': 'tensorboard', 'log_wandb': 'wandb'}
+
+
+def check_tracking(args: argparse.Namespace) -> None:
+    """Refuse, before anything is built, a tracker whose package is not there.
+
+    Raises:
+        ValueError: With the package to install.
+    """
+    for name, package in _PACKAGES.items():
+        if getattr(args, name) and find_spec(package) is None:
+            raise ValueError(f'--{name.replace("_", "-")} needs a package that is not installed: pip install {package}')
+    if args.log_mixes_interval < 0:
+        raise ValueError(f'--log-mixes-interval is a number of epochs from 0 on, got {args.log_mixes_interval}')
+
+
+class MixStats:
+    """How much of an epoch was mixed, and how long that took; summed on the device, read once.
+
+    Args:
+        mixer: The registered mixer, or None.
+        device: Of the run; on CUDA time is that of the device.
+    """
+
+    def __init__(self, mixer: Any, device: torch.device) -> None:
+        self.requires_model = bool(getattr(mixer, 'requires_model', False))
+        self.tells_lam = bool(getattr(mixer, 'tells_lam', True))
+        self.cuda = device.type == 'cuda'
+        self.sums: Tensor | None = None
+        self.seconds, self.began = 0.0, time.perf_counter()
+        self._pair: tuple[Any, Any] | None = None
+
+    def update(self, draw: MixDraw | None) -> None:
+        """Count the images of a batch; no draw, no images."""
+        if draw is None:
+            return
+        mixed = draw.lam < 1
+        images = torch.ones_like(draw.lam)
+        counts = torch.stack([draw.fallback.sum(), mixed.sum(), (draw.lam * mixed).sum(), images.sum()])
+        self.sums = counts if self.sums is None else self.sums + counts
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the time of what runs inside."""
+        if self.cuda:
+            self._drain()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            yield
+            end.record()
+            self._pair = start, end
+        else:
+            begin = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - begin
+
+    def random_boxes(self) -> tuple[int, int] | None:
+        """Images whose map was flat or broken, so that their box is random, and mixed images; None without maps."""
+        if self.sums is None or not self.requires_model:
+            return None
+        flat, mixed = self.sums[:2].tolist()
+        return int(flat), int(mixed)
+
+    def values(self) -> dict[str, float]:
+        """The figures of the epoch so far; empty where nothing was drawn."""
+        if self.sums is None:
+            return {}
+        self._drain()
+        flat, mixed, kept, images = self.sums.tolist()
+        found = {'mix/mixed_images': mixed / images}
+        if mixed and self.tells_lam:
+            found['mix/lam'] = kept / mixed
+        if mixed and self.requires_model:
+            found['mix/random_boxes'] = flat / mixed
+        if self.seconds:
+            found['time/mixing'] = self.seconds / (time.perf_counter() - self.began)
+        return found
+
+    def _drain(self) -> None:
+        """Read the time of the last pair of events; the step has waited for it since."""
+        if self._pair is not None:
+            self._pair[1].synchronize()
+            self.seconds += self._pair[0].elapsed_time(self._pair[1]) / 1000
+            self._pair = None
+
+
+class Tracker:
+    """Writes one epoch after another to what the flags name; of the first process alone.
+
+    Args:
+        args: Checked flags.
+        folder: Of the run.
+        name: Of the run.
+        first: Epoch that it begins with; what TensorBoard has of later ones is dropped.
+    """
+
+    def __init__(self, args: argparse.Namespace, folder: str, name: str, first: int = 0) -> None:
+        self.board = self.wandb = None
+        self.interval = args.log_mixes_interval
+        if args.log_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(folder, purge_step=first or None)
+        if args.log_wandb:
+            self.wandb = _open_wandb(args, name)
+
+    def log(self, epoch: int, metrics: Mapping[str, float], mixes: Mapping[str, float]) -> None:
+        """The figures of an epoch. W&B gets ``metrics`` from timm's own summary, which also closes the step."""
+        if self.board is not None:
+            for key, value in {**metrics, **mixes}.items():
+                self.board.add_scalar(key, value, epoch)
+            self.board.flush()
+        if self.wandb is not None and mixes:
+            self.wandb.log(dict(mixes), commit=False)
+
+    def wants_picture(self, epoch: int) -> bool:
+        """Whether this epoch ends with a picture of mixes: the first, and each after an interval."""
+        return bool((self.board or self.wandb) and self.interval and epoch % self.interval == 0)
+
+    def picture(self, epoch: int, path: Path) -> None:
+        """A picture of mixes."""
+        if self.board is not None:
+            with Image.open(path) as image:
+                self.board.add_image('mixes', np.asarray(image.convert('RGB')), epoch, dataformats='HWC')
+        if self.wandb is not None:
+            self.wandb.log({'mixes': self.wandb.Image(str(path))}, commit=False)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self.board is not None:
+            self.board.close()
+
+
+def _open_wandb(args: argparse.Namespace, name: str) -> Any:
+    import wandb
+    if args.wandb_resume_id and not args.resume:
+        raise ValueError('--wandb-resume-id goes with --resume')
+    wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags,
+               resume='must' if args.wandb_resume_id else None, id=args.wandb_resume_id or None)
+    return wandb
