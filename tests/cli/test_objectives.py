@@ -12,13 +12,13 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm import list_mixers
 from gradmix_timm.checkpoint import KEY, build_model, load_checkpoint
-from gradmix_timm.cli import train
+from gradmix_timm.cli import loop, train
 from gradmix_timm.cli.exits import UsageError
 from gradmix_timm.cli.knn_validation import neighbour_votes
 from gradmix_timm.cli.subject import add_subject_flags, load_subject
 from gradmix_timm.data import TwoViews, collate_views, open_dataset
 from gradmix_timm.mixers import TIMM_MODES
-from gradmix_timm.objectives import ProjectionHead
+from gradmix_timm.objectives import JointTask, ProjectionHead
 from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import fit_score
@@ -136,6 +136,22 @@ def test_batches_hold_view_1_of_every_image_then_view_2(prefetcher, images):
     dataset.transform.transform.transforms[0].scale = (0.2, 0.4)
     batch = next(iter(loader))[0]
     assert (batch[:5] != batch[5:]).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize('prefetcher', [(), ('--no-prefetcher',)])
+def test_a_run_trains_on_two_different_views_and_counts_images(prefetcher, images, tmp_path, monkeypatch):
+    seen, counts = [], []
+    forward, update = JointTask.forward, loop._Parts.update
+    monkeypatch.setattr(JointTask, 'forward', lambda self, input, target: seen.append((input.clone(), target)) or (
+        forward(self, input, target)))
+    monkeypatch.setattr(loop._Parts, 'update', lambda self, result, count: counts.append(count) or update(
+        self, result, count))
+    run_tiny(images, tmp_path, *SUPCON, *QUICK, *prefetcher)
+    for batch, labels in seen:
+        assert len(batch) == 12
+        assert torch.equal(labels[:6], labels[6:])
+        assert (batch[:6] != batch[6:]).flatten(1).any(1).all()
+    assert counts == [6] * len(seen)
 
 
 # ---- runs
