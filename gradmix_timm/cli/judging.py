@@ -124,9 +124,13 @@ def print_results(results: dict[str, Any]) -> None:
     print(score_table(results))
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
-    for part in (results, *results['groups'].values()):
-        for warning in (part.get('trivial') or {}).get('warnings', ()):
-            print(f'warning: {warning}')
+    warnings = [warning for part in (results, *results['groups'].values())
+                for warning in (part.get('trivial') or {}).get('warnings', ())]
+    for warning in warnings:
+        print(f'warning: {warning}')
+    if warnings:
+        print('A score may owe part of its figure to that: see that both sides went through one resize and one codec '
+              '(openset ood has --codec jpeg:85).')
 
 
 def _some(names: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from .judging import (
     print_results,
     trivial_probe,
 )
+from .ood import add_ood
 from .outcome import REPORT, draw, identity, manifest, write
 from .subject import (
     Images,
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folder', metavar='DIR', help='folder that `osr` wrote')
     report.set_defaults(run=run_report)
+    add_ood(commands)
     add_compare(commands)
     return parser
 

@@ -77,7 +77,8 @@ def manifest(args: argparse.Namespace, subject: Subject, cuts: Mapping[str, CutD
         'settings': {'batch_size': args.batch_size, 'amp_dtype': args.amp_dtype if args.amp else None,
                      'channels_last': args.channels_last, 'bootstrap': args.bootstrap, 'bootstrap_seed': args.seed,
                      'level': 0.95},
-        'extraction': {'seconds': round(seconds, 2), 'images': sum(map(len, there.values()))},
+        'extraction': {'seconds': round(seconds, 2), 'images': sum(map(len, there.values())),
+                       **({} if subject.cache is None else {'from_cache': subject.cache.hits})},
         'command': args.command_line}
 
 

@@ -36,7 +36,7 @@ from .embedding import embed_images, open_cache
 
 __all__ = [
     'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
-    'open_images', 'plan_split', 'read_checkpoint']
+    'open_images', 'plan_split', 'read_checkpoint', 'source_of']
 
 _logger = logging.getLogger(__name__)
 _MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map')
@@ -238,7 +238,7 @@ def open_images(args: argparse.Namespace, loaded: Loaded | None, split: ClassSpl
         ValueError: Data that is not there or does not hold the classes; no unknown class left.
     """
     record = loaded.record if loaded is not None else None
-    source = _source(args, loaded)
+    source = source_of(args, loaded)
     options = {'class_map': args.class_map, 'img_mode': 'RGB' if channels == 3 else 'L'}
     train = open_dataset(source['dataset'], source['data_dir'], source['train'], **options)
     test = open_dataset(source['dataset'], source['data_dir'], source['test'], **options)
@@ -273,7 +273,7 @@ def _recorded_split(record: RunRecord) -> ClassSplit:
                       family=record.family, trial=record.trial)
 
 
-def _source(args: argparse.Namespace, loaded: Loaded | None) -> dict[str, Any]:
+def source_of(args: argparse.Namespace, loaded: Loaded | None) -> dict[str, Any]:
     """Data set, folder and split names: the flags', else the checkpoint's."""
     record = loaded.record if loaded is not None else None
     told: dict[str, Any] = (loaded.args or {}) if loaded is not None else {}

@@ -4,7 +4,7 @@ from .cuts import CutDataset, class_names, hold_out, labels_of, select_classes, 
 from .fingerprint import fingerprint
 from .images import ImageSource, UnreadableImageError
 from .made import list_made, made_images
-from .naming import find_classes
+from .naming import find_classes, shared_classes
 from .outside import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
 from .protocols import (
     ClassSplit,
@@ -54,5 +54,6 @@ __all__ = [
     'parse_unknown',
     'recode',
     'select_classes',
+    'shared_classes',
     'take',
 ]

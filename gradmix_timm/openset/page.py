@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from .html import breakable, cell, figure, folded, frame, interval, number, rate, table, told, uri
+from .sets_page import render_pixels, render_sets, render_skipped
 
 __all__ = ['render']
 
@@ -36,7 +37,8 @@ def render(results: Values, images: Mapping[str, bytes], mistakes: Values, mixes
         mixes: Of mixes.json.
     """
     body = '\n'.join([
-        _head(results), _facts(results), _scores(results), _groups(results), _figures(results, images),
+        _head(results), _facts(results), _scores(results), render_sets(results), render_pixels(results),
+        render_skipped(results), _groups(results), _figures(results, images),
         _histograms(results, images), _classes(results), _mistakes(results, mistakes),
         _mixes(mixes, images.get('mixes.png')), _manifest(results)])
     return frame(_title(results), body)
@@ -112,7 +114,8 @@ def _groups(results: Values) -> str:
     groups = results.get('groups') or {}
     parts = []
     for name, part in groups.items():
-        classes = f', {len(part["unknown_classes"])} classes' if 'unknown_classes' in part else ''
+        names = part.get('unknown_classes', ())
+        classes = f', {len(names)} classes' if len(names) > 1 else ''
         parts.append(f'<h3>{escape(name)}</h3>' + _score_table(
             part, f'{part["n_unknown"]:,} unknown images{classes}; the knowns are those of the whole.',
             results['threshold']['score']))

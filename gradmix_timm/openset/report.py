@@ -15,8 +15,8 @@ from . import figures
 from .page import render
 
 __all__ = [
-    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'read_arrays', 'read_results',
-    'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'read_arrays',
+    'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Names of the files in an evaluation's folder.
 RESULTS, ARRAYS, MISTAKES, FIGURES = 'results.json', 'arrays.npz', 'mistakes.json', 'figures'
@@ -53,20 +53,28 @@ def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
     rows = [['score', *_COLUMNS.values()]]
     rows += [[name, *(_percent(values, key, intervals) for key in _COLUMNS)]
              for name, values in results['scores'].items()]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # The heads are given a blank more than they need, so that the figures of a column stand under its end.
-    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
-    lines = ['| ' + ' | '.join([row[0].ljust(widths[0]), *(
-        cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) + ' |' for row in rows]
-    lines.insert(1, '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|')
-    return '\n'.join(lines)
+    return _aligned(rows)
+
+
+def means_table(results: Mapping[str, Any], metric: str = 'auroc') -> str:
+    """One metric of every score by data set, then near and far; Markdown, in percent.
+
+    Args:
+        results: Of results.json, with groups and means.
+        metric: Of the scores.
+    """
+    groups, means = results['groups'], results.get('means') or {}
+    heads = [*groups, *(f'{kind} (mean of {len(part["data_sets"])})' for kind, part in means.items())]
+    parts = [*groups.values(), *means.values()]
+    return _aligned([['score', *heads]] + [
+        [name, *(f'{100 * part["scores"][name][metric]:.2f}' for part in parts)] for name in results['scores']])
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
-    """One row a group and score; fractions, with the ends of the intervals; the group 'all' comes first."""
+    """One row a group and score; fractions, with the ends of the intervals; 'all' first, means over sets last."""
     file = io.StringIO()
     rows = [{'group': group, 'score': name, **_flat(values)}
-            for group, part in _groups(results) for name, values in part['scores'].items()]
+            for group, part in (*_groups(results), *_means(results)) for name, values in part['scores'].items()]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(file, fields, lineterminator='\n')
     writer.writeheader()
@@ -80,10 +88,16 @@ def results_markdown(results: Mapping[str, Any]) -> str:
              score_table(results, intervals=True), '']
     for group, part in list(_groups(results))[1:]:
         lines += [f'## {group} ({part["n_unknown"]} unknown images)', '', score_table(part, intervals=True), '']
+    if results.get('means') is not None:
+        lines += ['## AUROC by data set', '', means_table(results), '']
     lines += ['Percent; in brackets 95% intervals. Knownness: higher = more known. AUPR in: knowns are the positives; '
               'out: unknowns are. FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; (unknowns '
               'caught): knowns rejected where 95% of the unknowns are.', '']
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
+    lines += [f'- warning: {warning}' for _, part in _groups(results)
+              for warning in (part.get('trivial') or {}).get('warnings', ())]
+    lines += [f'- skipped {len(names)} of the {title} that cannot be read: {", ".join(names[:20])}'
+              for title, names in (results.get('skipped') or {}).items()]
     lines += [f'- {name}: {value}' for name, value in (
         ('protocol', results['protocol']), ('family', results['family']), ('trial', results['trial']),
         ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes'])),
@@ -180,9 +194,25 @@ def _json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def _aligned(rows: list[list[str]]) -> str:
+    """A Markdown table whose columns stand under each other; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    # The heads are given a blank more than they need, so that the figures of a column stand under its end.
+    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
+    lines = ['| ' + ' | '.join([row[0].ljust(widths[0]), *(
+        cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) + ' |' for row in rows]
+    lines.insert(1, '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|')
+    return '\n'.join(lines)
+
+
 def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield 'all', results
     yield from results.get('groups', {}).items()
+
+
+def _means(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for kind, part in (results.get('means') or {}).items():
+        yield f'mean {kind}', part
 
 
 def _percent(values: Mapping[str, Any], key: str, intervals: bool) -> str:

@@ -114,23 +114,23 @@ def combined_auroc(known: Floats, unknown: Floats, seed: int = 0) -> dict[str, A
 
 
 def warnings_of(compared: Mapping[str, Any], whose: str = 'the unknown images') -> list[str]:
-    """Words for each statistic that tells the sides apart: AUROC above 0.6, and by more than chance.
+    """Words for a set that statistics tell from the knowns: AUROC above 0.6, and by more than chance.
 
     Args:
         compared: Of :func:`compare_statistics`.
         whose: What the unknowns are called.
+
+    Returns:
+        One sentence with every such statistic, the largest first; nothing where there is none.
     """
-    found = [f'{STATISTICS[name].split(" (")[0]} alone tells {whose} from the known ones with AUROC '
-             f'{values["auroc"]:.2f} ({values["higher"]} images have more)'
+    found = [f'{name.replace("_", " ")} {values["auroc"]:.2f} ({values["higher"]} higher)'
              for name, values in _by_size(compared['statistics']) if _alarming(values)]
     combined = compared['combined']
-    if combined is not None and _alarming(combined) and not found:
-        found.append(f'statistics of pixels together tell {whose} from the known ones with AUROC '
-                     f'{combined["auroc"]:.2f}')
-    if found:
-        found[-1] += ('; part of every figure may be this, so see that both sides went through one resize and codec '
-                      '(--codec jpeg:85)')
-    return found
+    if not found and combined is not None and _alarming(combined):
+        found.append(f'all statistics together {combined["auroc"]:.2f}')
+    if not found:
+        return []
+    return [f'pixels alone tell {whose} from the known images, without a model; AUROC by {", ".join(found)}']
 
 
 def _by_size(statistics: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:

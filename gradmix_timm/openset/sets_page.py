@@ -1,0 +1,70 @@
+"""Sections of the report about sets of images: near and far, what pixels alone give away, images left out."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from .html import cell, table
+from .trivial import STATISTICS, WARN_ABOVE
+
+__all__ = ['render_pixels', 'render_sets', 'render_skipped']
+
+Values = Mapping[str, Any]
+
+
+def render_sets(results: Values) -> str:
+    """AUROC by data set, with means over the near and the far ones; empty where there are none."""
+    means = results.get('means')
+    if means is None:
+        return ''
+    parts = [*results['groups'].values(), *means.values()]
+    heads = ['score', *map(escape, results['groups']),
+             *(f'{escape(kind)}<br>mean of {len(part["data_sets"])}' for kind, part in means.items())]
+    rows = [(escape(name), [cell(part['scores'][name]['auroc'], part['scores'][name].get('auroc_ci'))
+                            for part in parts], name == results['threshold']['score'])
+            for name in results['scores']]
+    left_out = ''.join(
+        f'<li>{escape(name)}: {part["dropped_images"]:,} images of {len(part["dropped_classes"])} classes that are '
+        'known were left out</li>' for name, part in results['groups'].items() if part.get('dropped_images'))
+    kept = ''.join(
+        f'<li>{escape(name)} has classes of known names ({escape(", ".join(part["known_classes_kept"][:5]))}), judged '
+        'as unknown all the same</li>' for name, part in results['groups'].items() if part.get('known_classes_kept'))
+    notes = f'<ul class="soft">{left_out}{kept}</ul>' if left_out or kept else ''
+    return '<h2>Data sets of unknowns</h2>' + table(
+        heads, rows, 'AUROC in percent, each set against all known test images; a mean is over sets, whatever their '
+                     'size. The figures at the top pool all unknown images, so there large sets weigh more.') + notes
+
+
+def render_pixels(results: Values) -> str:
+    """How well statistics of pixels tell known from unknown; empty where nothing was measured."""
+    found = [('all unknowns', results.get('trivial')),
+             *((name, part.get('trivial')) for name, part in (results.get('groups') or {}).items())]
+    there = [(name, part) for name, part in found if part]
+    if not there:
+        return ''
+    heads = ['unknown images', *(name.replace('_', ' ') for name in STATISTICS), 'all together']
+    rows = []
+    for name, part in there:
+        values = [part['statistics'][statistic] for statistic in STATISTICS] + [part['combined']]
+        rows.append((escape(name), ['' if value is None else _marked(value) for value in values], False))
+    warnings = ''.join(f'<li>{escape(text)}</li>' for _, part in there for text in part['warnings'])
+    words = '; '.join(f'{name.replace("_", " ")}: {what}' for name, what in STATISTICS.items())
+    return ('<h2>What pixels alone give away</h2>' + (f'<ul>{warnings}</ul>' if warnings else '') + table(
+        heads, rows, f'AUROC in percent of a statistic by itself, whichever side has more; 50 says nothing, above '
+                     f'{100 * WARN_ABOVE:.0f} (bold) a score may owe part of its figure to it.')
+            + f'<p class="soft">{escape(words)}. Measured at the size that the model sees, at most '
+              f'{max(part["n_known"] for _, part in there):,} images a side.</p>')
+
+
+def render_skipped(results: Values) -> str:
+    """Images that could not be read; empty where there are none."""
+    lines = ''.join(f'<li>{len(names):,} of the {escape(title)}: {escape(", ".join(names[:20]))}'
+                    f'{", ..." if len(names) > 20 else ""}</li>'
+                    for title, names in (results.get('skipped') or {}).items())
+    return f'<h2>Images left out because they cannot be read</h2><ul class="soft">{lines}</ul>' if lines else ''
+
+
+def _marked(value: Values) -> str:
+    text = cell(value['auroc'], value['auroc_ci'])
+    return f'<b>{text}</b>' if value['auroc'] > WARN_ABOVE else text
