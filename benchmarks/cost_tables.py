@@ -56,6 +56,31 @@ def mixing_table(figures: dict) -> str:
     return '\n'.join(lines)
 
 
+def half_table(pages: dict) -> str:
+    """One row a set of images and way to place the box."""
+    lines = ['| images | box from | layer | mean IoU with the exact box | share above 0.5 | fall of log-odds |',
+             '|---|---|---|---|---|---|']
+    for name, page in pages.items():
+        exact = f'{page["fall of log-odds"]:.2f}'
+        lines.append(f'| {name}, {page["images"]} | the image | {page["layer"]} | 1 | 1 | {exact} |')
+        for key, found in page.items():
+            if isinstance(found, dict):
+                lines.append(f'| | {key} | {found.get("layer", "")} | {found["mean_iou"]:.2f} '
+                             f'| {found["share_above_half"]:.2f} | {found["fall of log-odds"]:.2f} |')
+    return '\n'.join(lines)
+
+
+def stale_table(page: dict) -> str:
+    """One row an epoch, clean and mixed side by side."""
+    clean, mixed = page['clean batches'], page['batches mixed by the kept maps']
+    keys = ('iou', 'iou_of_a_random_box', 'iou_of_another_view')
+    lines = ['| epoch | clean: kept map | random box | another view, same weights | mixed by kept maps: kept map '
+             '| random box | another view, same weights |', '|---|' + '---|' * 6]
+    lines += [f'| {a["epoch"]} | ' + ' | '.join(f'{row[key]:.2f}' for row in (a, b) for key in keys) + ' |'
+              for a, b in zip(clean, mixed, strict=True)]
+    return '\n'.join(lines)
+
+
 def main() -> None:
     parts = ['# What mixing costs\n\nMade by `make bench` and `python benchmarks/cost_tables.py` from '
              '`benchmarks/results/*.json`. Ratios are medians over rounds in which every variant runs once; the '
@@ -76,8 +101,33 @@ def main() -> None:
     path = HERE / 'results' / 'mixing.json'
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
-                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch.\n",
+                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch. A box of each "
+                  "image's own costs less than timm's elem mode and more than torchvision's one box.\n",
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
+    path = HERE / 'results' / 'half_scale.json'
+    if path.exists():
+        pages = json.loads(path.read_text())
+        parts += ['## What a smaller copy loses\n',
+                  '`--gradmix-attr-scale 0.5` makes the attribution on a copy of half the side. Same draws as the '
+                  f'exact boxes; {next(iter(pages.values()))["model"]} trained at 32 px without mixing; by '
+                  '`benchmarks/half_scale.py`. Areas are those of uniform lam, so that boxes are large and random ones '
+                  'overlap too. The fall of log-odds is what the box is for: it says whether the smaller copy still '
+                  'names evidence.\n', half_table(pages) + '\n',
+                  'At 32 and 64 px the copy is so small that its boxes hide less than random ones: leave the scale at '
+                  '1 there. At 128 px half the scale keeps most of what the exact box hides.\n']
+    path = HERE / 'results' / 'stale_maps.json'
+    if path.exists():
+        page = json.loads(path.read_text())
+        parts += ['## Maps for free, tried and left out\n',
+                  "The training step's own backward passes the target layer, so that its gradient can be kept for each "
+                  'image and place the box of the next epoch. `benchmarks/stale_maps.py` tries it on digits with known '
+                  f'shifts: the tap costs {page["cost"]["flop_ratio"]:.2f} of the plain step in FLOPs and '
+                  f'{page["cost"]["time_ratio"]:.2f} in time. Overlap (IoU) of the box with the exact one:\n',
+                  stale_table(page) + '\n',
+                  'An epoch later the box is nearer to a random one than to what another view of the image gives by '
+                  'the same weights, most of all where the net trains on the mixed batches that it is for (their maps '
+                  'belong to two images). It would make GradMix a random box with a cache and a crop to keep track of, so it '
+                  'is not in the library.\n']
     (DOCS / 'cost.md').write_text('\n'.join(parts))
 
 

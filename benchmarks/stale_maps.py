@@ -5,8 +5,9 @@
 The gradient of the loss at the target layer exists in every backward; its map costs no forward. Kept for each image
 (float16, in the coordinates of the uncropped image) it could place the next epoch's box. Two questions are measured on
 digits with shifts drawn per image: how well the box from the kept map agrees with the exact one (IoU at equal side),
-when the net trains on clean batches and when it trains on the batches that those boxes mixed; and what the tap costs,
-in FLOPs and in time, against the plain step.
+when the net trains on clean batches and when it trains on the batches that those boxes mixed, beside a random box and
+the ceiling: the exact map of another shift of the same image by the same weights; and what the tap costs, in FLOPs and
+in time, against the plain step.
 """
 from __future__ import annotations
 
@@ -63,6 +64,10 @@ def tapped_step(model, layers, images, rows):
     return raw / raw.amax((1, 2), keepdim=True).clamp_min(torch.finfo(raw.dtype).tiny)
 
 
+def exact_boxes(model, images, labels, sides):
+    return window_boxes(to_pixels(attribute(model, images, labels).map, (SIZE, SIZE)), sides)
+
+
 def study(mix: bool, epochs: int, limit: int, seed: int) -> list[dict]:
     torch.manual_seed(seed)
     model = timm.create_model('resnet10t', num_classes=K, in_chans=1)
@@ -73,7 +78,7 @@ def study(mix: bool, epochs: int, limit: int, seed: int) -> list[dict]:
     sides = torch.full((32, 2), SIDE)
     found = []
     for epoch in range(epochs):
-        overlaps, hidden = [], []
+        overlaps, random, ceiling = [], [], []
         model.train()
         for index in torch.randperm(len(images)).split(32):
             if len(index) < 32:
@@ -83,9 +88,13 @@ def study(mix: bool, epochs: int, limit: int, seed: int) -> list[dict]:
             rows = soft_targets(y, K)
             if epoch:
                 stale = window_boxes(view(cache[index, None].float(), shift)[:, 0], sides)
-                exact = window_boxes(to_pixels(attribute(model, x, y).map, (SIZE, SIZE)), sides)
+                exact = exact_boxes(model, x, y, sides)
+                other = torch.randint(-PAD, PAD + 1, (32, 2))
+                again = to_pixels(attribute(model, view(images[index], other), y).map, (SIZE, SIZE))
+                moved = view(view(again[:, None], -other), shift)[:, 0]
+                ceiling.append(iou(window_boxes(moved, sides), exact))
                 overlaps.append(iou(stale, exact))
-                hidden.append(iou(window_boxes(torch.rand(32, SIZE, SIZE), sides), exact))
+                random.append(iou(window_boxes(torch.rand(32, SIZE, SIZE), sides), exact))
                 if mix:
                     partner = torch.randperm(32)
                     lam = box_lam(stale, (SIZE, SIZE))
@@ -97,7 +106,8 @@ def study(mix: bool, epochs: int, limit: int, seed: int) -> list[dict]:
             cache[index] = view(maps[:, None], -shift)[:, 0].half()
         if epoch:
             found.append({'epoch': epoch, 'iou': round(float(torch.cat(overlaps).mean()), 3),
-                          'iou_of_a_random_box': round(float(torch.cat(hidden).mean()), 3)})
+                          'iou_of_a_random_box': round(float(torch.cat(random).mean()), 3),
+                          'iou_of_another_view': round(float(torch.cat(ceiling).mean()), 3)})
     return found
 
 
