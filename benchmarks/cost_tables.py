@@ -126,8 +126,8 @@ def main() -> None:
                   stale_table(page) + '\n',
                   'An epoch later the box is nearer to a random one than to what another view of the image gives by '
                   'the same weights, most of all where the net trains on the mixed batches that it is for (their maps '
-                  'belong to two images). It would make GradMix a random box with a cache and a crop to keep track of, so it '
-                  'is not in the library.\n']
+                  'belong to two images). It would make GradMix a random box with a cache and a crop to keep track '
+                  'of, so it is not in the library.\n']
     (DOCS / 'cost.md').write_text('\n'.join(parts))
 
 
