@@ -62,9 +62,10 @@ def _section(comparison: Values, metric: str, png: bytes | None = None) -> str:
     if not rows:
         return ''
     title = title_of(metric)
+    title = title[0].upper() + title[1:]
     words = 'Percent; differences in percentage points with their interval.'
     shown = table([escape(head) for head in heads], [
-        (escape(row[0]), [escape(cell) for cell in row[1:]], False) for row in rows], f'{escape(title)}. {words}')
+        (escape(row[0]), [escape(cell) for cell in row[1:]], False) for row in rows], words)
     picture = '' if png is None else '<div class="figures">' + figure(
         png, f'Differences in {title}', 'An interval that crosses the line says that either may be the better one.'
     ) + '</div>'

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -194,7 +195,8 @@ def draw_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
     axes.axvline(0, color='#767676', linewidth=1)
     axes.set_yticks(range(len(scores)), scores)
     axes.set_ylim(len(scores) - 0.4, -0.6)
-    axes.set_xlabel(f'{what}, percentage points')
+    # A line holds so many letters beside the longest names of scores.
+    axes.set_xlabel(textwrap.fill(f'{what}, percentage points', 32))
     return _png(figure, axes)
 
 

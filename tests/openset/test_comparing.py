@@ -1,12 +1,15 @@
 """Groups of runs: means over class splits, pairs by trial and seed, Holm, and runs that do not belong together."""
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 from gradmix_timm.openset.comparing import compare_runs
@@ -18,6 +21,7 @@ from gradmix_timm.openset.comparison_tables import (
     grounds,
     text_table,
 )
+from gradmix_timm.openset.figures import draw_differences
 from gradmix_timm.openset.intervals import holm, paired_delong
 from gradmix_timm.openset.runs import Run, notes
 
@@ -222,6 +226,19 @@ def test_other_differences_among_runs_are_told():
                     'the runs of ours differ in layers (-1, -2)']
 
 
+# ---- pictures
+
+def test_differences_stand_where_they_are_and_no_word_is_cut():
+    gaps = {'random-box': {'class-knn-share': (0.05, 0.03, 0.07), 'mls': (-0.05, -0.06, -0.04)}}
+    content = draw_differences(gaps, 'difference in FPR95 (unknowns caught) to center-box-with-a-long-name')
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGB')).astype(int)
+    assert (pixels[:, :3] > 240).all()
+    assert (pixels[:, -3:] > 240).all()
+    blue = pixels[..., 2] - pixels[..., 0] > 60
+    upper, lower = (np.flatnonzero(half.any(0)) for half in (blue[:85], blue[85:155]))
+    assert lower.max() < upper.min()
+
+
 # ---- files
 
 @pytest.fixture
@@ -246,8 +263,6 @@ def test_a_row_says_mean_spread_difference_interval_and_verdict(comparison):
 
 
 def test_csv_holds_every_score_metric_and_group(comparison):
-    import csv
-    import io
     rows = list(csv.DictReader(io.StringIO(comparison_csv(comparison))))
     assert len(rows) == 4 * 2
     row = next(row for row in rows if (row['metric'], row['group']) == ('auroc', 'ours'))
