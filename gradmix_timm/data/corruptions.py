@@ -35,14 +35,14 @@ FAMILIES = {
     'weather': ('snow', 'frost', 'fog', 'brightness'),
     'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 }
-# What differs from the official definition: motion (and snow, which is smeared by it) is not ImageMagick's own, frost
-# is drawn rather than photographed, spatter is albumentations'.
-_APPROXIMATE = ('motion_blur', 'snow', 'frost', 'spatter')
+# What differs from the official definition: frost is drawn rather than photographed, spatter is albumentations'.
+_APPROXIMATE = ('frost', 'spatter')
 _SUFFIX = '_approx'
-# Why most are not albumentations' transforms of the same name (2.0.8): GaussNoise rounds where the files were cut,
-# ShotNoise counts in linear light, SaltAndPepper hits whole pixels, Defocus takes whole radii only (CIFAR-C has 0.3 to
-# 1.5), GlassBlur really swaps, ZoomBlur resizes without aligned corners, ImageCompression is another encoder's JPEG;
-# RandomFog, RandomSnow and ElasticTransform are other corruptions altogether, and there is no frost.
+# Why the rest are not albumentations' transforms of the same name (2.0.8), each of which gives other pixels: GaussNoise
+# rounds where the files were cut, ShotNoise counts in linear light, SaltAndPepper hits whole pixels, Defocus takes
+# whole radii (CIFAR-C has 0.3 to 1.5), GlassBlur swaps and MotionBlur does not fade, ZoomBlur resizes without aligned
+# corners, ImageCompression is another encoder's JPEG; RandomFog, RandomSnow and ElasticTransform are other corruptions
+# altogether, and there is no frost.
 _corruptions: Registry[Distortion] = Registry('corruption')
 
 
@@ -69,7 +69,7 @@ def find_corruptions(names: Iterable[str] | None, there: Iterable[str] | None = 
 
     Example:
         >>> find_corruptions(['weather'])
-        ('snow_approx', 'frost_approx', 'fog', 'brightness')
+        ('snow', 'frost_approx', 'fog', 'brightness')
     """
     known = tuple(there) if there is not None else tuple(list_corruptions(extra=True))
     by_official = {official_name(name): name for name in known}
@@ -89,8 +89,8 @@ def official_name(name: str) -> str:
     """The benchmark's name.
 
     Example:
-        >>> official_name('snow_approx')
-        'snow'
+        >>> official_name('frost_approx')
+        'frost'
     """
     return name.removesuffix(_SUFFIX)
 
@@ -173,7 +173,8 @@ def _spatter(image: Pixels, constant: tuple[float, ...], generator: Generator) -
     os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # it asks the network for a newer version otherwise
     made = importlib.import_module('albumentations').Spatter(
         mean=(mean, mean), std=(sd, sd), gauss_sigma=(sigma, sigma), cutout_threshold=(threshold, threshold),
-        intensity=(strength, strength), mode='mud' if mud else 'rain', p=1.)
+        intensity=(strength, strength), mode='mud' if mud else 'rain', p=1.,
+        color=(63, 42, 20) if mud else (175, 238, 238))  # its own defaults are these in blue, green, red
     made.set_random_state(generator, random.Random(int(generator.integers(2 ** 31))))
     colours = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
     return np.asarray(made(image=colours)['image'])[..., :image.shape[2]]
