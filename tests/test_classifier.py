@@ -208,6 +208,23 @@ def test_grey_images_of_every_form(classifier, files):
     assert len({record for form in forms for record in classifier.predict(form)}) == 1
 
 
+@pytest.mark.parametrize(('name', 'options', 'channels'), [
+    ('resnet10t', {'in_chans': 1}, 1), ('test_vit', {'img_size': 32}, 3)])
+def test_other_channels_and_backbones(data, files, tmp_path, name, options, channels):
+    torch.manual_seed(0)
+    path = save_checkpoint(
+        tmp_path / 'm.pth.tar', data, net=timm.create_model(name, num_classes=2, **options), model=name,
+        model_kwargs={'num_classes': 2, **options}, data_config={
+            **CONFIG, 'input_size': (channels, 32, 32), 'mean': (0.4,) * channels, 'std': (0.2,) * channels})
+    found = OpenSetClassifier.from_checkpoint(path, 'rmahalanobis', device='cpu')
+    found.save(tmp_path / 'kept')
+    assert OpenSetClassifier.load(tmp_path / 'kept', 'cpu').predict(files) == found.predict(files)
+    grey = [pixels(path, 'L') for path in files]
+    same = found.predict(grey) == found.predict([np.stack([image] * 3, -1) for image in grey])
+    assert same
+    assert (found.predict(grey) == found.predict(files)) == (channels == 1)
+
+
 def test_float_pixels_are_rounded_to_the_nearest(classifier):
     nearly = np.full((32, 32, 3), 127 / 255 + 0.49 / 255)
     assert classifier.predict(nearly) == classifier.predict(np.full((32, 32, 3), 127, np.uint8))
