@@ -47,7 +47,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     """
     add = parser.add_argument_group('Evaluation').add_argument
     add('--scores', type=words, nargs='+', action=_Names, metavar='A,B,...',
-        help=f'(default: all of {", ".join(list_scores())})')
+        help=f'(default: all of {", ".join(list_scores())}); pytorch-ood:NAME for a detector of that package')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',

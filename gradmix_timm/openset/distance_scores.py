@@ -13,7 +13,7 @@ from gradmix_timm.records import Embeddings
 
 from .fitting import SCORES, Head, Score, chunks
 
-__all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim']
+__all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimensions']
 
 _logger = logging.getLogger(__name__)
 # Of the mean variance, added to the diagonal where samples abound; dead ReLU units have no variance of their own.
@@ -156,7 +156,7 @@ class RelativeMahalanobis(Mahalanobis):
         return self.overall.nearest(features) - self.within.nearest(features)
 
 
-def _main_dimensions(width: int) -> int:
+def main_dimensions(width: int) -> int:
     """Dimensions of the main subspace, as the ViM authors choose them."""
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
 
@@ -185,7 +185,7 @@ class Vim(Score):
         assert train is not None
         assert head is not None
         width = train.features.shape[1]
-        dim = _main_dimensions(width) if self.dim is None else self.dim
+        dim = main_dimensions(width) if self.dim is None else self.dim
         if not 0 < dim < width:
             raise ValueError(f'vim: dim is at least 1 and less than the width {width} of the features, got {dim}')
         weight = head.weight.double()

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry, nearest
 
-__all__ = ['SCORES', 'Head', 'Score', 'chunks', 'fit_score', 'list_scores']
+__all__ = ['SCORES', 'Head', 'Score', 'chunks', 'fit_score', 'list_scores', 'score_kind']
 
 # Largest |W f + b - z| over the largest |z|: above bfloat16's rounding, far below what another head gives.
 _HEAD_TOLERANCE = 0.02
@@ -119,6 +119,18 @@ def list_scores() -> dict[str, str]:
     return SCORES.describe()
 
 
+def score_kind(name: str) -> type[Score]:
+    """The class of a score, registered here or of pytorch-ood ('pytorch-ood:NAME').
+
+    Raises:
+        ValueError: No such score; or pytorch-ood is not installed.
+    """
+    if name.startswith('pytorch-ood:'):
+        from .pytorch_ood import library_score  # imports what is in this file
+        return library_score(name)
+    return SCORES[name]
+
+
 def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **options: Any) -> Score:
     """A score of knownness, fit on training embeddings of the known classes.
 
@@ -126,7 +138,7 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
     and no test sample, may take part.
 
     Args:
-        name: Of :func:`list_scores`.
+        name: Of :func:`list_scores`, or 'pytorch-ood:NAME' for a detector of that package.
         train: Training embeddings with labels 0..K-1; None will do for scores of the logits alone.
         head: The classifier's weights, for scores that recompute logits.
         **options: The score's own; the error for an unknown one lists them.
@@ -144,7 +156,7 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
         >>> fit_score('mls', known)(known)
         tensor([2., 1.], dtype=torch.float64)
     """
-    kind = SCORES[name]
+    kind = score_kind(name)
     defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
     for key in options:
         if key not in defaults:

@@ -15,7 +15,7 @@ from gradmix_timm.registry import nearest
 
 from .calibration import brier, nll, reliability
 from .intervals import top1
-from .scores import SCORES, Head, fit_score, list_scores
+from .scores import Head, fit_score, list_scores, score_kind
 from .summary import summarize
 from .thresholds import conformal_threshold
 
@@ -144,16 +144,18 @@ def check_names(names: Sequence[str] | None) -> None:
     """Refuse the name of a score that is not registered.
 
     Raises:
-        ValueError: With the nearest.
+        ValueError: With the nearest; or pytorch-ood is not installed.
     """
     for name in names or ():
-        if name not in list_scores():
+        if name.startswith('pytorch-ood:'):
+            score_kind(name)
+        elif name not in list_scores():
             raise ValueError(f'--scores: no score {name!r}: {nearest(name, list_scores())}')
 
 
 def needs_train(names: Sequence[str] | None) -> bool:
     """Whether any of these scores (None: all) is fit on training images."""
-    return any(SCORES[name].needs_train for name in names or list_scores())
+    return any(score_kind(name).needs_train for name in names or list_scores())
 
 
 def observed_threshold(known: Floats, alpha: float = _ALPHA) -> float:

@@ -59,5 +59,5 @@ def test_one_point_and_more_than_one_image(share, reference, count, passes):
     if passes:
         assert check_accuracy(right(share, count), reference, 'images', 'the paper')['n'] == count
     else:
-        with pytest.raises(ValueError, match='the paper says .*--no-accuracy-gate'):
+        with pytest.raises(ValueError, match=r'the paper says .*--no-accuracy-gate'):
             check_accuracy(right(share, count), reference, 'images', 'the paper')
