@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,19 @@ def _check_room(size: int) -> None:
                          f'{memory / 2 ** 30:.1f} GiB of this machine; leave it out')
 
 
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """On the CPU a slice is too little work to share: threads that wait for each other cost more than they do."""
+    threads = torch.get_num_threads()
+    if device.type == 'cpu':
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == 'cpu':
+            torch.set_num_threads(threads)
+
+
 class EpochOrder:
     """Which images each process sees in an epoch, shuffled: a function of (seed, epoch), alike in length for all ranks.
 
@@ -181,11 +195,13 @@ class CachedLoader:
         rng = np.random.default_rng([word % 2 ** 64 for word in (sampler.seed, sampler.epoch, sampler.rank, 1)])
         order = torch.from_numpy(sampler.indices()).to(self.pixels.device)
         for rows in order[:len(self) * self.batch_size].split(self.batch_size):
-            pixels = self.pixels.index_select(0, rows).to(self.device, non_blocking=True)
-            batch = self._augmented(pixels.transpose(1, 2), rng)
-            if self.erasing is not None:
-                batch = self.erasing(batch)
-            yield batch, self.targets.index_select(0, rows).to(self.device, non_blocking=True)
+            with _one_thread(self.device):
+                pixels = self.pixels.index_select(0, rows).to(self.device, non_blocking=True)
+                batch = self._augmented(pixels.transpose(1, 2), rng)
+                if self.erasing is not None:
+                    batch = self.erasing(batch)
+                targets = self.targets.index_select(0, rows).to(self.device, non_blocking=True)
+            yield batch, targets
 
     def _augmented(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
         """Augmented and normalised, [B, C, h, w]."""

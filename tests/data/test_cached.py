@@ -245,3 +245,17 @@ def test_images_of_a_batch_are_drawn_apart():
     same = photos(1, (32, 32)).expand(300, -1, -1, -1)
     batch, _ = epoch(loader(same, (32, 32), batch_size=300))
     assert len(batch.flatten(1).unique(dim=0)) == 300
+
+
+def test_threads_are_as_they_were_while_a_batch_is_used_and_after():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert {torch.get_num_threads() for _ in loader(photos(8))} == {2}
+        broken = loader(photos(8), augment=None)
+        broken.augment = BatchAugment((24, 32), interpolation='nearest')
+        with pytest.raises(KeyError):
+            next(iter(broken))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
