@@ -1,0 +1,208 @@
+"""Robustness to corruptions: errors by corruption and severity, mCE and relative mCE, and open-set scores beside."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from gradmix_timm.records import Embeddings
+
+from .intervals import top1
+from .scores import fit_score
+from .summary import summarize
+
+__all__ = ['corruption_errors', 'judge_corrupted', 'mean_error_ci', 'relative_errors', 'summarize_corruptions']
+
+#: Corruption to severity to error, a share.
+Errors = Mapping[str, Mapping[int, float]]
+
+
+def corruption_errors(errors: Errors, reference: Mapping[str, float]) -> dict[str, float]:
+    """Corruption error of each corruption: CE_c = sum over severities of E_c,s / the reference model's sum.
+
+    Hendrycks and Dietterich, arXiv:1903.12261, section 4.2; mCE is the mean over the 15. 1 is as bad as the reference
+    (AlexNet in the paper, and then for ImageNet at 224 px alone).
+
+    Args:
+        errors: Corruption to severity to the model's error.
+        reference: Corruption to the reference model's error, a mean over the same severities.
+
+    Raises:
+        ValueError: A corruption that the reference lacks, or on which it makes no error.
+
+    Example:
+        >>> corruption_errors({'fog': {1: 0.25, 2: 0.5}}, {'fog': 0.75})
+        {'fog': 0.5}
+    """
+    found = {}
+    for name, by_severity in errors.items():
+        mean = _reference_of(name, reference)
+        if mean <= 0:
+            raise ValueError(f'the reference model makes no error on {name}, so nothing can be divided by it; leave '
+                             f'{name} out, or take another reference')
+        found[name] = _mean(by_severity) / mean
+    return found
+
+
+def relative_errors(errors: Errors, clean: float, reference: Mapping[str, float], reference_clean: float
+                    ) -> dict[str, float]:
+    """Relative CE of each corruption: what corruption adds to the clean error, over what it adds to the reference's.
+
+    Relative CE_c = sum over s of (E_c,s - E_clean) / the same of the reference. A model that degrades less than the
+    reference has less than 1 even if its errors are larger.
+
+    Args:
+        errors: Corruption to severity to the model's error.
+        clean: The model's error without corruption.
+        reference: Corruption to the reference model's error, a mean over the same severities.
+        reference_clean: The reference model's error without corruption.
+
+    Raises:
+        ValueError: A corruption that the reference lacks, or that does not make it worse.
+
+    Example:
+        >>> round(relative_errors({'fog': {1: 0.2, 2: 0.4}}, 0.1, {'fog': 0.6}, 0.2)['fog'], 4)
+        0.5
+    """
+    found = {}
+    for name, by_severity in errors.items():
+        added = _reference_of(name, reference) - reference_clean
+        if added <= 0:
+            raise ValueError(f'{name} does not make the reference model worse, so a relative error means nothing')
+        found[name] = (_mean(by_severity) - clean) / added
+    return found
+
+
+def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float, float]:
+    """Interval for the mean error over corruptions, which all show the same images: the image is the unit.
+
+    Student's interval on each image's share of corruptions that it fails under; errors of one image under 75
+    corruptions are anything but independent, and a binomial interval over all would be several times too narrow.
+
+    Args:
+        wrong: Whether image i was misclassified under corruption j, bool [corruptions, images].
+        level: Coverage, in (0, 1).
+
+    Returns:
+        (low, high), fractions in [0, 1].
+
+    Example:
+        >>> low, high = mean_error_ci(np.array([[True, False, False, True], [True, False, True, False]]))
+        >>> round(low, 3), round(high, 3)
+        (0.0, 1.0)
+    """
+    shares = wrong.mean(0)
+    if len(shares) < 2:
+        return 0., 1.
+    half = float(stdtrit(len(shares) - 1, (1 + level) / 2) * shares.std(ddof=1) / np.sqrt(len(shares)))
+    mean = float(shares.mean())
+    return max(mean - half, 0.), min(mean + half, 1.)
+
+
+def judge_corrupted(known: Embeddings, unknown: Embeddings | None, clean_unknown: Embeddings | None,
+                    scores: Sequence[str], draws: int = 0, seed: int = 0) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """One group: closed-set accuracy of corrupted knowns, and scores of them against unknowns.
+
+    Against corrupted unknowns (``scores``), both sides alike: a detector is then not paid for finding the corruption.
+    Against clean ones (``scores_clean_unknown``) it is asked whether corrupted knowns pass for unknown.
+
+    Args:
+        known: Of corrupted known images.
+        unknown: Of unknown images with the same corruption, or None.
+        clean_unknown: Of unknown images as they are, or None.
+        scores: Names of scores that need no training images.
+        draws: Resamples for the intervals but AUROC's; 0: none of those.
+        seed: Of the resamples.
+
+    Returns:
+        The group, plain numbers; which images were classified rightly, bool [N].
+    """
+    right = (known.logits.argmax(1) == known.label).numpy()
+    closed = top1(right)
+    low, high = closed['top1_ci']  # type: ignore[misc]  # a pair
+    group: dict[str, Any] = {
+        'n_known': len(right), 'n_unknown': 0 if unknown is None else len(unknown.label), 'closed_set': closed,
+        'error': 1 - float(right.mean()), 'error_ci': [1 - high, 1 - low], 'scores': {}}
+    for key, others in (('scores', unknown), ('scores_clean_unknown', clean_unknown)):
+        if others is None:
+            continue
+        group[key] = {}
+        for name in scores:
+            score = fit_score(name, None)
+            group[key][name] = summarize(
+                np.asarray(score(known), dtype=np.float64), right, np.asarray(score(others), dtype=np.float64),
+                draws=draws, seed=seed)
+    return group, right
+
+
+def summarize_corruptions(groups: Mapping[str, Mapping[str, Any]], clean: float, wrong: NDArray[np.bool_],
+                          reference: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Means over severities and corruptions, and over a reference model's errors where they are given.
+
+    Args:
+        groups: Of :func:`judge_corrupted`, each with ``corruption`` and ``severity`` as well.
+        clean: Error without corruption.
+        wrong: bool [groups, images].
+        reference: Corruption to mean error of the reference over the same severities, and 'clean'; None: no mCE.
+
+    Returns:
+        ``mean_error`` with its interval, ``by_corruption``, ``by_severity``; with a reference ``mce`` and
+        ``relative_mce``, or the reason why there is none in ``no_mce`` and ``no_relative_mce``.
+    """
+    errors: dict[str, dict[int, float]] = {}
+    for group in groups.values():
+        errors.setdefault(group['corruption'], {})[group['severity']] = group['error']
+    severities = sorted({group['severity'] for group in groups.values()})
+    found: dict[str, Any] = {
+        'clean_error': clean, 'mean_error': float(np.mean([_mean(row) for row in errors.values()])),
+        'mean_error_ci': list(mean_error_ci(wrong)), 'severities': severities,
+        'by_corruption': {name: {'error': _mean(row), 'auroc': _mean_auroc(groups, 'corruption', name)}
+                          for name, row in errors.items()},
+        'by_severity': {str(severity): {
+            'error': float(np.mean([row[severity] for row in errors.values() if severity in row])),
+            'auroc': _mean_auroc(groups, 'severity', severity)} for severity in severities}}
+    if reference is not None:
+        _divide(found, errors, clean, reference)
+    return found
+
+
+def _divide(found: dict[str, Any], errors: Errors, clean: float, reference: Mapping[str, float]) -> None:
+    """Add mCE and relative mCE, in total and by corruption."""
+    named = {key: value for key, value in reference.items() if key != 'clean'}
+    try:
+        parts = corruption_errors(errors, named)
+        found['mce'] = float(np.mean(list(parts.values())))
+        for name, value in parts.items():
+            found['by_corruption'][name]['ce'] = value
+    except ValueError as error:
+        found['no_mce'] = str(error)
+    try:
+        parts = relative_errors(errors, clean, named, reference['clean'])
+        found['relative_mce'] = float(np.mean(list(parts.values())))
+        for name, value in parts.items():
+            found['by_corruption'][name]['relative_ce'] = value
+    except ValueError as error:
+        found['no_relative_mce'] = str(error)
+
+
+def _mean_auroc(groups: Mapping[str, Mapping[str, Any]], key: str, value: Any) -> dict[str, dict[str, float]]:
+    """Score to mean AUROC against corrupted and against clean unknowns, over the groups of one kind."""
+    chosen = [group for group in groups.values() if group[key] == value]
+    found: dict[str, dict[str, float]] = {}
+    for side, field in (('corrupted', 'scores'), ('clean', 'scores_clean_unknown')):
+        for name in chosen[0].get(field, {}):
+            found.setdefault(name, {})[side] = float(np.mean([group[field][name]['auroc'] for group in chosen]))
+    return found
+
+
+def _mean(by_severity: Mapping[int, float]) -> float:
+    return float(np.mean(list(by_severity.values())))
+
+
+def _reference_of(name: str, reference: Mapping[str, float]) -> float:
+    if name not in reference:
+        raise ValueError(f'the reference model was not judged on {name}; it has {", ".join(reference)}')
+    return reference[name]
