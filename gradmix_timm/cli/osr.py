@@ -13,6 +13,7 @@ from gradmix_timm.openset.plane import project_features
 from gradmix_timm.openset.report import RESULTS, read_arrays, read_results
 
 from .compare import add_compare
+from .corrupt import add_corrupt, draw_corrupt
 from .exits import ConsoleParser, mendable
 from .judging import (
     add_evaluation_flags,
@@ -38,6 +39,9 @@ from .subject import (
 
 __all__ = ['build_parser', 'main']
 
+# What draws again the files of a command; osr and ood leave the same kind.
+_DRAW = {'corrupt': draw_corrupt}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser with a parser for each sub-command."""
@@ -56,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
+    add_corrupt(commands)
     return parser
 
 
@@ -109,10 +114,10 @@ def run_report(args: argparse.Namespace) -> int:
     with mendable():
         if folder.name == RESULTS:
             folder = folder.parent
-        read_results(folder)
+        command = read_results(folder).get('command', '')
         read_arrays(folder)
         check_output(folder)
-    draw(folder)
+    _DRAW.get(command, draw)(folder)
     print(folder / REPORT)
     return 0
 

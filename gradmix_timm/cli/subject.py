@@ -36,7 +36,7 @@ from .embedding import embed_images, open_cache
 
 __all__ = [
     'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
-    'open_images', 'plan_split', 'read_checkpoint', 'source_of']
+    'open_images', 'other_source', 'plan_split', 'read_checkpoint', 'source_of']
 
 _logger = logging.getLogger(__name__)
 _MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map')
@@ -242,7 +242,7 @@ def open_images(args: argparse.Namespace, loaded: Loaded | None, split: ClassSpl
     options = {'class_map': args.class_map, 'img_mode': 'RGB' if channels == 3 else 'L'}
     train = open_dataset(source['dataset'], source['data_dir'], source['train'], **options)
     test = open_dataset(source['dataset'], source['data_dir'], source['test'], **options)
-    others = _other_source(args, split, source, options)
+    others = other_source(args, split, source, options)
     split = check_split(split, class_names(test), None if others is None else class_names(others))
     whole = select_classes(train, split.known)
     held = [] if record is None else list(record.val_indices)
@@ -296,7 +296,7 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value), values[-1])
 
 
-def _other_source(args: argparse.Namespace, split: ClassSplit, source: dict[str, Any],
+def other_source(args: argparse.Namespace, split: ClassSplit, source: dict[str, Any],
                   options: dict[str, Any]) -> Any:
     """The data set of the unknowns, where it is another."""
     if split.unknown_dataset is None:

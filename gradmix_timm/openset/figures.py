@@ -17,7 +17,7 @@ from PIL import Image
 from .curves import oscr_curve, roc_curve
 
 __all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_differences', 'draw_features', 'draw_histogram', 'draw_oscr',
-           'draw_reliability', 'draw_roc']
+           'draw_panels', 'draw_reliability', 'draw_roc']
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is left out, it vanishes on white.
 KNOWN, UNKNOWN = '#0072B2', '#D55E00'
@@ -222,6 +222,47 @@ def draw_features(points: Mapping[str, Floats], known: NDArray[np.bool_]) -> byt
         axes.set_xlabel(name)
         axes.spines[['top', 'right']].set_visible(False)
     return _png(figure, figure.axes[0])
+
+
+def draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]], x: str, y: str,
+                lines: Mapping[str, float] | None = None) -> bytes:
+    """Rates over a few whole numbers, a panel a group, a line an entry, all on one scale; bands are intervals.
+
+    Args:
+        panels: Title to name to points (x, value, low, high); values are fractions.
+        x: What the whole numbers are.
+        y: What the values are.
+        lines: Name to a level that is drawn across every panel.
+
+    Returns:
+        A PNG file.
+    """
+    columns = 2 if len(panels) > 1 else 1
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(_WIDTH, 0.7 + (2.9 if columns == 2 else 3.2) * rows), dpi=_DPI, layout='constrained',
+                    facecolor='white')
+    grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, (title, entries) in zip(grid.flat, panels.items(), strict=False):
+        for place, (name, points) in enumerate(entries.items()):
+            at, value, low, high = np.array(points, dtype=float).T
+            colour = _COLOURS[place % len(_COLOURS)]
+            axes.plot(at, value, marker='os^Dv'[place % 5], markersize=4.5, linewidth=1.6, color=colour, label=name)
+            axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        for name, level in (lines or {}).items():
+            axes.axhline(level, color='#767676', linewidth=1, linestyle='--', label=name)
+        axes.set_xticks(sorted({point[0] for points in entries.values() for point in points}))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(color='#E2E2E2', linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.set_title(title, fontsize=10, loc='left')
+        axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), fontsize=8.5, frameon=False, handlelength=1.6,
+                    borderaxespad=0.2, labelspacing=0.25)
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    figure.supxlabel(x, fontsize=10)
+    figure.supylabel(y, fontsize=10)
+    return _png(figure)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:

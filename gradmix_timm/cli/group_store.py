@@ -1,0 +1,64 @@
+"""Groups of an evaluation kept as they are done, so that a run that was killed goes on where it stopped."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.checkpoint import write_atomic
+
+__all__ = ['GroupStore']
+
+
+class GroupStore:
+    """A file of one JSON line a group, under a key of everything that the groups depend on.
+
+    A file with another key is begun anew; a last line that was cut off while being written does not count.
+
+    Args:
+        path: The file; made when the first group is added.
+        parts: Everything that the groups depend on, plain values.
+
+    Attributes:
+        groups: Those that are done, by name.
+    """
+
+    def __init__(self, path: Path, parts: Mapping[str, Any]) -> None:
+        self.path = path
+        self.key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        self.groups = self._read()
+
+    def add(self, name: str, group: dict[str, Any]) -> None:
+        """Keep one more; on disk when this returns."""
+        line = json.dumps([name, group], allow_nan=False) + '\n'
+        if not self.groups:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path, json.dumps({'key': self.key}) + '\n')
+        with open(self.path, 'a', encoding='utf-8') as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.groups[name] = group
+
+    def _read(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            return {}
+        lines = self.path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+        groups: dict[str, Any] = {}
+        for place, line in enumerate(lines):
+            try:
+                value = json.loads(line) if line.endswith('\n') else None
+            except ValueError:
+                value = None
+            if place == 0:
+                if not isinstance(value, dict) or value.get('key') != self.key:
+                    return {}
+            elif isinstance(value, list) and len(value) == 2:
+                groups[value[0]] = value[1]
+            else:  # cut off; what follows is appended to whole lines alone
+                write_atomic(self.path, ''.join(lines[:place]))
+                break
+        return groups

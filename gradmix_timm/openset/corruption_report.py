@@ -1,0 +1,230 @@
+"""What an evaluation under corruption says, from its results alone: tables, CSV, Markdown, figures and the page."""
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .comparison_tables import text_table
+from .figures import draw_panels
+from .html import cell, interval, rate
+from .plain_page import Section, render_plain
+
+__all__ = ['corruption_csv', 'corruption_figures', 'corruption_line', 'corruption_markdown', 'corruption_table',
+           'render_corruption']
+
+Values = Mapping[str, Any]
+Images = Mapping[str, bytes]
+_FIELDS = (
+    'auroc', 'auroc_ci', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr')
+
+
+def corruption_line(results: Values) -> str:
+    """Clean accuracy, mean error and mCE in one line."""
+    part = results['corruption']
+    low, high = part['mean_error_ci']
+    parts = [f'clean error {part["clean_error"]:.2%}',
+             f'mean error under {_counted(part)} {part["mean_error"]:.2%} (95% interval {low:.2%} to {high:.2%})']
+    parts += [f'{title} {part[key]:.2%} of {part["reference"]}'
+              for key, title in (('mce', _mce(part)), ('relative_mce', f'relative {_mce(part)}')) if key in part]
+    return '; '.join(parts) + f'; {part["source"]}'
+
+
+def corruption_table(results: Values) -> str:
+    """One row a corruption: its error at each severity, their mean, and what else there is; percent, aligned."""
+    heads, rows = _cells(results)
+    return text_table(heads, rows)
+
+
+def corruption_csv(results: Values) -> str:
+    """One row a corruption and severity; fractions."""
+    rows = []
+    clean = {'corruption': 'clean', 'severity': 0, 'n_known': results['n_known'], 'n_unknown': results['n_unknown'],
+             'error': results['corruption']['clean_error'],
+             'error_ci': [1 - end for end in reversed(results['closed_set']['top1_ci'])], 'scores': results['scores']}
+    for group in (clean, *results['groups'].values()):
+        low, high = group['error_ci']
+        row: dict[str, Any] = {key: group[key] for key in ('corruption', 'severity', 'n_known', 'n_unknown', 'error')}
+        row |= {'error_low': low, 'error_high': high}
+        for side, prefix in (('scores', ''), ('scores_clean_unknown', 'clean_unknown_')):
+            for name, values in group.get(side, {}).items():
+                for key in _FIELDS:
+                    if key.endswith('_ci'):
+                        row |= dict(zip((f'{prefix}{name}_auroc_low', f'{prefix}{name}_auroc_high'), values[key],
+                                        strict=True))
+                    elif key in values:
+                        row[f'{prefix}{name}_{key}'] = values[key]
+        rows.append(row)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def corruption_markdown(results: Values) -> str:
+    """The table in percent, what it was measured on, and what it is not."""
+    part = results['corruption']
+    lines = [f'# {_title(results)}', '', f'{corruption_line(results)}.', '', corruption_table(results), '',
+             'Percent. ' + _words(part), '']
+    lines += [f'- no {title}: {part[key]}' for key, title in (
+        ('no_mce', _mce(part)), ('no_relative_mce', f'relative {_mce(part)}')) if key in part]
+    lines += [f'- {name}: {value}' for name, value in (
+        ('images', part['source']), ('known', ', '.join(results['known_classes'])),
+        ('unknown', ', '.join(results['unknown_classes']) or 'none'), ('images of known classes', results['n_known']),
+        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
+        ('created', results['created'])) if value is not None]
+    return '\n'.join(lines) + '\n'
+
+
+def corruption_figures(results: Values) -> dict[str, bytes]:
+    """``severity.png`` (error), and with unknown classes ``auroc.png``, each a PNG file."""
+    part = results['corruption']
+    low, high = (1 - end for end in reversed(results['closed_set']['top1_ci']))
+    clean = (0, part['clean_error'], low, high)
+    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    for group in results['groups'].values():
+        lines = panels.setdefault(group['family'], {})
+        lines.setdefault(_plain(group['corruption']), [clean]).append(
+            (group['severity'], group['error'], *group['error_ci']))
+    x = f'severity (0: clean), {"official files" if part["official"] else "generated"}'
+    drawn = {'severity.png': draw_panels(panels, x, 'closed-set error')}
+    if results['scores']:
+        drawn['auroc.png'] = draw_panels(_auroc(results), x, 'AUROC, mean over corruptions',
+                                         {'chance': 0.5})
+    return drawn
+
+
+def render_corruption(results: Values, images: Images) -> str:
+    """The page.
+
+    Args:
+        results: Of results.json.
+        images: PNG files by name.
+    """
+    part = results['corruption']
+    lead = (f'Of the images of known classes the model gets <b>{rate(part["clean_error"])}</b> wrong as they are, and '
+            f'<b>{rate(part["mean_error"])}</b> ({interval(part["mean_error_ci"])}) under {_counted(part)}.')
+    facts = [(rate(part['clean_error']), 'clean error'), (rate(part['mean_error']), 'mean error under corruption')]
+    facts += [(rate(part[key]), f'{title} (reference: {part["reference"]})') for key, title in (
+        ('mce', _mce(part)), ('relative_mce', f'relative {_mce(part)}')) if key in part]
+    note = (f'{escape(part["source"])}; {results["n_known"]:,} known and {results["n_unknown"]:,} unknown test images; '
+            f'intervals cover 95%.')
+    heads, rows = _cells(results)
+    table = [(escape(row[0]), [escape(text) for text in row[1:]], False) for row in rows]
+    figures = [(images[name], title, words) for name, title, words in (
+        ('severity.png', 'Error over severity', 'Flat lines are robust; the mean hides which corruption hurts. Bands: '
+                                                '95% intervals.'),
+        ('examples.png', 'One image', 'A row a corruption, in the order of the table; clean at the left, then by '
+                                      'severity.'),
+        ('auroc.png', 'Known against unknown',
+         'Corrupted knowns against unknowns corrupted alike, and against clean ones. A fall against clean unknowns '
+         'alone says that the score notices corruption.')) if name in images]
+    sections = [Section('Error by corruption', tables=[([escape(head) for head in heads], table,
+                                                        'Percent. ' + escape(_words(part)))], figures=figures),
+                _open_set(results)]
+    return render_plain(_title(results), lead, note, facts, sections, results)
+
+
+# ---- pieces
+
+def _title(results: Values) -> str:
+    made = 'official files' if results['corruption']['official'] else 'generated'
+    return f'{results["manifest"]["model"]} under corruption ({made})'
+
+
+def _counted(part: Values) -> str:
+    return f'{len(part["by_corruption"])} corruptions at severity {_range(part["severities"])}'
+
+
+def _range(severities: Sequence[int]) -> str:
+    whole = list(severities) == list(range(severities[0], severities[-1] + 1))
+    return f'{severities[0]} to {severities[-1]}' if whole and len(severities) > 1 else ', '.join(map(str, severities))
+
+
+def _mce(part: Values) -> str:
+    return 'mCE' if part['complete'] else f'mean CE of {len(part["by_corruption"])} corruptions'
+
+
+def _plain(name: str) -> str:
+    return name.replace('_', ' ')
+
+
+def _words(part: Values) -> str:
+    words = ('Error of the closed set at each severity. ' if part['complete'] else
+             "Error of the closed set at each severity; not all of the benchmark's corruptions and severities, so the "
+             'means are not comparable with published ones. ')
+    if not part['official']:
+        words += ("The images were generated here, with the benchmark's constants, and are not its files: figures are "
+                  'for comparing models with each other. Names that end in approx follow another definition. ')
+    if 'mce' in part:
+        words += ('CE: error over that of the reference; relative CE: what corruption adds to the clean error, over '
+                  "what it adds to the reference's. ")
+    if any(row['auroc'] for row in part['by_corruption'].values()):
+        words += f'AUROC: corrupted knowns against {dict(_sides(part))[_side(part)]}. '
+    return words.strip()
+
+
+def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table by corruption, text."""
+    part = results['corruption']
+    more = [key for key in ('ce', 'relative_ce') if all(key in row for row in part['by_corruption'].values())]
+    scores = list(next(iter(part['by_corruption'].values()))['auroc'])
+    heads = ['corruption', *map(str, part['severities']), 'mean', *({'ce': 'CE', 'relative_ce': 'relative CE'}[key]
+                                                                    for key in more), *(f'{s} AUROC' for s in scores)]
+    errors = {(group['corruption'], group['severity']): group['error'] for group in results['groups'].values()}
+    rows = []
+    for name, row in part['by_corruption'].items():
+        values = [errors.get((name, severity)) for severity in part['severities']]
+        values += [row['error'], *(row[key] for key in more), *(row['auroc'][score][_side(part)] for score in scores)]
+        rows.append([name, *('' if value is None else f'{100 * value:.1f}' for value in values)])
+    means = [part['by_severity'][str(severity)]['error'] for severity in part['severities']]
+    means += [part['mean_error'], *(part[{'ce': 'mce', 'relative_ce': 'relative_mce'}[key]] for key in more)]
+    means += [sum(row['auroc'][score][_side(part)] for row in part['by_corruption'].values()) / len(rows)
+              for score in scores]
+    rows.append(['mean', *(f'{100 * value:.1f}' for value in means)])
+    return heads, rows
+
+
+def _side(part: Values) -> str:
+    """'corrupted' where there are unknowns corrupted alike, else 'clean'."""
+    rows = [sides for row in part['by_corruption'].values() for sides in row['auroc'].values()]
+    return 'corrupted' if all('corrupted' in sides for sides in rows) else 'clean'
+
+
+def _sides(part: Values) -> list[tuple[str, str]]:
+    both = [('corrupted', 'unknowns corrupted alike'), ('clean', 'clean unknowns')]
+    return both if _side(part) == 'corrupted' else both[1:]
+
+
+def _auroc(results: Values) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
+    """Score to line to points; an interval would need the images' pairing, so the band is the line itself."""
+    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    for score, values in results['scores'].items():
+        clean = (0, values['auroc'], *values['auroc_ci'])
+        sides = _sides(results['corruption'])
+        panels[score] = {title: [clean] for _, title in sides}
+        for severity, row in results['corruption']['by_severity'].items():
+            for side, title in sides:
+                value = row['auroc'][score][side]
+                panels[score][title].append((int(severity), value, value, value))
+    return panels
+
+
+def _open_set(results: Values) -> Section:
+    """AUROC by severity, both ways."""
+    if not results['scores']:
+        return Section('Known against unknown')
+    part = results['corruption']
+    rows = []
+    for score, values in results['scores'].items():
+        for side, title in _sides(part):
+            cells = [cell(values['auroc'], values['auroc_ci'])]
+            cells += [cell(part['by_severity'][str(severity)]['auroc'][score][side])
+                      for severity in part['severities']]
+            rows.append((f'{escape(score)}, {title}', cells, False))
+    return Section('Known against unknown', tables=[(
+        ['score', 'clean', *(f'severity {severity}' for severity in part['severities'])], rows,
+        'AUROC in percent, mean over corruptions; in the first column all images are clean.')])
