@@ -203,7 +203,7 @@ def _auroc(results: Values) -> dict[str, dict[str, list[tuple[float, float, floa
     """Score to line to points; an interval would need the images' pairing, so the band is the line itself."""
     panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for score, values in results['scores'].items():
-        clean = (0, values['auroc'], *values['auroc_ci'])
+        clean = (0, *[values['auroc']] * 3)
         sides = _sides(results['corruption'])
         panels[score] = {title: [clean] for _, title in sides}
         for severity, row in results['corruption']['by_severity'].items():

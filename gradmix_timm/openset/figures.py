@@ -239,6 +239,7 @@ def draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
     """
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
+    shared = len({tuple(entries) for entries in panels.values()}) == 1
     figure = Figure(figsize=(_WIDTH, 0.7 + (2.9 if columns == 2 else 3.2) * rows), dpi=_DPI, layout='constrained',
                     facecolor='white')
     grid: Any = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -256,13 +257,16 @@ def draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
         axes.set_axisbelow(True)
         axes.spines[['top', 'right']].set_visible(False)
         axes.set_title(title, fontsize=10, loc='left')
-        axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), fontsize=8.5, frameon=False, handlelength=1.6,
-                    borderaxespad=0.2, labelspacing=0.25)
+        if not shared:
+            axes.legend(loc='upper center', bbox_to_anchor=(0.5, -0.1), fontsize=8.5, frameon=False, handlelength=1.6,
+                        borderaxespad=0.2, labelspacing=0.25)
+    if not lines:
+        grid[0, 0].set_ylim(bottom=0)
     for axes in grid.flat[len(panels):]:
         axes.set_visible(False)
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
-    return _png(figure)
+    return _png(figure, grid[0, 0] if shared else None)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
