@@ -32,6 +32,20 @@ def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     return -torch.logaddexp(zero, gap), -torch.logaddexp(zero, -gap)
 
 
+def _shifted(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits less the largest, their exponentials, where the largest is, and the sum of the other exponentials.
+
+    That sum is taken without the largest, whose exponential is 1, rather than by subtraction, which would lose what is
+    left of the probability once it is small.
+
+    Args:
+        logits: float64 [N, K].
+    """
+    shift = logits - logits.amax(1, keepdim=True)
+    weight, top = shift.exp(), shift == 0
+    return shift, weight, top, weight.masked_fill(top, 0.).sum(1) + (top.sum(1) - 1)
+
+
 def unsaturated(log_p: Tensor, log_rest: Tensor) -> Tensor:
     """A probability in (0, 1) whose order survives where exp(log_p) would round to 1.
 
@@ -75,7 +89,7 @@ class MaxLogit(Score):
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        return embeddings.logits.double().amax(1)
+        return embeddings.logits.amax(1).double()
 
 
 @SCORES.register('energy', 'T logsumexp(logits / T) (arXiv:2010.03759)')
@@ -94,23 +108,14 @@ class Energy(Score):
         return self.temperature * (embeddings.logits.double() / self.temperature).logsumexp(1)
 
 
-def _log_probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of p and 1 - p of every class, float64 [N, K], exact for the largest too."""
-    log_p = logits.log_softmax(1)
-    log_rest = torch.log1p(-log_p.exp())
-    place = logits.argmax(1, keepdim=True)
-    top, rest = log_odds_parts(logits)
-    return log_p.scatter(1, place, top[:, None]), log_rest.scatter(1, place, rest[:, None])
-
-
 @SCORES.register('entropy', 'negative entropy of the softmax')
 class Entropy(Score):
     """Sum over classes of p log p, in [-log K, 0]."""
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        log_p, _ = _log_probabilities(embeddings.logits.double())
-        return (log_p.exp() * log_p).sum(1)
+        shift, weight, _, rest = _shifted(embeddings.logits.double())
+        return (weight * shift).sum(1) / (1 + rest) - rest.log1p()
 
 
 @SCORES.register('gen', 'generalised entropy of the largest probabilities (GEN, CVPR 2023)')
@@ -129,6 +134,11 @@ class Gen(Score):
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        log_p, log_rest = _log_probabilities(embeddings.logits.double())
-        largest = log_p.topk(min(self.top, log_p.shape[1]), dim=1).indices
-        return -(self.gamma * (log_p + log_rest)).exp().gather(1, largest).sum(1)
+        shift, weight, top, rest = (part[:, None] if part.dim() == 1 else part
+                                    for part in _shifted(embeddings.logits.double()))
+        # log (1 - p), of the largest from what is left.
+        log_rest = torch.where(top, rest.log() - rest.log1p(), torch.log1p(-weight / (1 + rest)))
+        terms = (self.gamma * (shift - rest.log1p() + log_rest)).exp()
+        if self.top < terms.shape[1]:
+            terms = terms.gather(1, shift.topk(self.top, dim=1).indices)
+        return -terms.sum(1)

@@ -298,3 +298,20 @@ def test_dice_equals_numpy(train, queries):
     assert score.diagnostics['kept'] == pytest.approx(.25, abs=.03)
     whole = fit_score('dice', train, head, percentile=0)(queries)
     assert np.allclose(whole, energies(head, arrays(queries)[0]), rtol=1e-9)
+
+
+@pytest.mark.parametrize(('count', 'k'), [(40, 1), (40, 40), (900, 5), (900, 50), (3000, 20)])
+def test_neighbours_found_in_float32_are_those_of_float64(count, k, monkeypatch):
+    """Blocks that do not divide the samples, rows folded and not, samples within rounding of each other."""
+    from gradmix_timm.openset import neighbour_scores
+    monkeypatch.setattr(neighbour_scores, '_SAMPLES', 700)
+    monkeypatch.setattr(neighbour_scores, '_QUERIES', 16)
+    generator = torch.Generator().manual_seed(count + k)
+    samples, queries = torch.randn(count, 8, generator=generator), torch.randn(50, 8, generator=generator)
+    samples[count // 2:count // 2 + 10] = samples[:10] * (1 + 1e-7 * torch.randn(10, 8, generator=generator))
+    unit = torch.nn.functional.normalize
+    exact, order = (unit(queries.double(), dim=1) @ unit(samples.double(), dim=1).T).topk(k, dim=1)
+    cosines, places = neighbour_scores.top_cosines(queries, samples, k)
+    torch.testing.assert_close(cosines, exact, rtol=0, atol=1e-14)
+    assert (places == order).all()
+    assert (neighbour_scores.kth_neighbours(queries, samples, k) == order[:, -1]).all()
