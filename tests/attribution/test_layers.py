@@ -22,8 +22,10 @@ from gradmix_timm.attribution import (
     usable_layers,
 )
 from gradmix_timm.attribution import layers as layers_module
+from gradmix_timm.attribution.capture import capture
 from gradmix_timm.attribution.cost import cost_share, cost_shares
 from gradmix_timm.attribution.grids import Hints, fold, read_grid
+from gradmix_timm.attribution.maps import evidence
 from gradmix_timm.attribution.probe import hooked
 
 # Arguments that make families small.
@@ -610,3 +612,21 @@ def test_cost_shares_count_attention_product_by_product(name, expected):
     layers = [x for x in usable_layers(model, (3, 224, 224)) if x.name in expected]
     for target in layers:
         assert cost_share(model, target, (3, 224, 224)) == pytest.approx(expected[target.name], abs=0.001)
+
+
+@pytest.mark.parametrize('pool', ['token', 'avg'])
+def test_a_token_stream_read_through_a_layer_norm_alone_has_no_sign(pool):
+    """LayerNorm does not see a token's scale: sum_c G A = 0 before it, so a map there cannot tell for from against."""
+    model = create('test_vit', img_size=64, global_pool=pool, fc_norm=False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-12  # through eps it would see a little of the scale
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    blocks = [f'blocks.{i}' for i in range(len(model.blocks))]
+    stream = blocks[-2] if pool == 'token' else blocks[-1]
+    normed = f'{blocks[-1]}.norm1' if pool == 'token' else 'norm'
+    for layer, signed in ((stream, False), (normed, True)):
+        (found,) = capture(model, images, labels, resolve_layers(model, (3, 64, 64), layer), evidence)
+        product = found.activation * found.gradient
+        balance = product.sum(1).abs().max() / product.abs().sum(1).max()
+        assert bool(balance > 0.05) is signed, (layer, balance)
