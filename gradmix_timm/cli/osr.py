@@ -25,6 +25,7 @@ from .judging import (
 )
 from .ood import add_ood
 from .outcome import REPORT, draw, identity, manifest, write
+from .probe import add_probe, draw_probe
 from .subject import (
     Images,
     Subject,
@@ -40,7 +41,7 @@ from .subject import (
 __all__ = ['build_parser', 'main']
 
 # What draws again the files of a command; osr and ood leave the same kind.
-_DRAW = {'corrupt': draw_corrupt}
+_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_ood(commands)
     add_compare(commands)
     add_corrupt(commands)
+    add_probe(commands)
     return parser
 
 

@@ -9,13 +9,13 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm.cli import corrupt, osr
 from gradmix_timm.cli.exits import run_console
 from gradmix_timm.cli.group_store import GroupStore
 from gradmix_timm.data import labels_of, open_dataset, take
 from gradmix_timm.data.corrupted import corrupted
-from tests.tiny_checkpoints import class_folders, save_checkpoint
 
 NAMES = 'fog,gaussian_noise,contrast'
 QUICK = ('--device', 'cpu', '--corruptions', NAMES, '--severities', '1,5')

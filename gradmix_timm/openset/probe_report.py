@@ -1,0 +1,141 @@
+"""What probes of frozen features say, from their results alone: table, CSV, Markdown, figure and the page."""
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from .comparison_tables import text_table
+from .figures import draw_panels
+from .html import cell, interval, rate
+from .plain_page import Section, render_plain
+
+__all__ = ['probe_csv', 'probe_figures', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
+
+Values = Mapping[str, Any]
+
+_METRICS = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
+_WORDS = ('Accuracy on the test images of known classes. Every probe was fitted on training images without '
+          'augmentation, through the frozen model in evaluation mode; what is chosen (the strength of the linear '
+          "probe's penalty) was chosen on held-out training images. Few shots: mean over draws, with its deviation.")
+
+
+def probe_line(results: Values) -> str:
+    """The first probe's accuracy and what it was measured on."""
+    name, group = next(iter(results['groups'].items()))
+    low, high = group['closed_set']['top1_ci']
+    return (f'{name} probe: accuracy {group["closed_set"]["top1"]:.2%} (95% interval {low:.2%} to {high:.2%}), '
+            f'{results["n_known"]} test images of {len(results["known_classes"])} classes, '
+            f'{group["n_train"]} training images')
+
+
+def probe_table(results: Values) -> str:
+    """One row a probe, in percent, aligned."""
+    heads, rows = _cells(results)
+    return text_table(heads, rows)
+
+
+def probe_csv(results: Values) -> str:
+    """One row a probe; fractions."""
+    rows = []
+    for name, group in results['groups'].items():
+        closed = group['closed_set']
+        row = {'probe': name, 'n_train': group['n_train'], 'n_known': group['n_known'], 'top1': closed['top1'],
+               'top1_low': closed['top1_ci'][0], 'top1_high': closed['top1_ci'][1], 'top1_sd': group.get('top1_sd'),
+               'held_out_top1': group.get('held_out_top1')}
+        for score, values in group['scores'].items():
+            row |= {f'{score}_{key}': values[key] for key in _METRICS}
+        rows.append(row)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def probe_markdown(results: Values) -> str:
+    """The table, and what it was measured on."""
+    lines = [f'# {_title(results)}', '', f'{probe_line(results)}.', '', probe_table(results), '',
+             f'Percent. {_WORDS}', '']
+    lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
+    lines += [f'- warning: {warning}' for warning in results['warnings']]
+    lines += [f'- {name}: {value}' for name, value in (
+        ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes']) or 'none'),
+        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
+        ('created', results['created'])) if value is not None]
+    return '\n'.join(lines) + '\n'
+
+
+def probe_figures(results: Values) -> dict[str, bytes]:
+    """``shots.png``: accuracy over shots with the other probes as lines; nothing without few-shot probes."""
+    points = [(group['parameters']['shots'], group['closed_set']['top1'], *group['closed_set']['top1_ci'])
+              for group in results['groups'].values() if group['probe'] == 'few-shot']
+    if not points:
+        return {}
+    lines = {name: group['closed_set']['top1'] for name, group in results['groups'].items()
+             if group['probe'] != 'few-shot'}
+    return {'shots.png': draw_panels({'class means of a few shots': {'few-shot': points}}, 'training images of a class',
+                                     'accuracy', lines)}
+
+
+def render_probe(results: Values, images: Mapping[str, bytes]) -> str:
+    """The page.
+
+    Args:
+        results: Of results.json.
+        images: PNG files by name.
+    """
+    name, group = next(iter(results['groups'].items()))
+    closed = group['closed_set']
+    lead = (f'A {escape(name)} probe of the frozen features names <b>{rate(closed["top1"])}</b> of the test images '
+            f'rightly ({interval(closed["top1_ci"])}).')
+    note = (f'{len(results["known_classes"])} known and {len(results["unknown_classes"])} unknown classes; '
+            f'{results["n_known"]:,} and {results["n_unknown"]:,} test images; intervals cover 95%.')
+    facts = [(rate(part['closed_set']['top1']), key) for key, part in results['groups'].items()]
+    heads, rows = _cells(results)
+    figures = [(images[file], 'Accuracy over shots', 'Band: 95% interval of the mean over draws.')
+               for file in ('shots.png',) if file in images]
+    warnings = ''.join(f'<li>{escape(text)}</li>' for text in results['warnings'])
+    cells = [(escape(row[0]), [escape(text) for text in row[1:]], False) for row in rows]
+    sections = [
+        Section('Probes', tables=[([escape(head) for head in heads], cells, f'Percent. {escape(_WORDS)}')],
+                figures=figures), _penalties(results),
+        Section('Beware', f'</p><ul>{warnings}</ul><p>' if warnings else '')]
+    return render_plain(_title(results), lead, note, facts, sections, results)
+
+
+def _title(results: Values) -> str:
+    return f'Probes of the features of {results["manifest"]["model"]}'
+
+
+def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
+    scores = list(dict.fromkeys(name for group in results['groups'].values() for name in group['scores']))
+    heads = ['probe', 'accuracy', '95% interval', 'deviation', 'held out', 'training images',
+             *(f'{name} AUROC' for name in scores)]
+    rows = []
+    for name, group in results['groups'].items():
+        low, high = group['closed_set']['top1_ci']
+        values = [group.get('top1_sd'), group.get('held_out_top1')]
+        aurocs = [group['scores'].get(score, {}).get('auroc') for score in scores]
+        rows.append([name, f'{100 * group["closed_set"]["top1"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}',
+                     *map(_percent, values), str(group['n_train']), *map(_percent, aurocs)])
+    return heads, rows
+
+
+def _percent(value: float | None) -> str:
+    return '' if value is None else f'{100 * value:.2f}'
+
+
+def _penalties(results: Values) -> Section:
+    """Held-out accuracy at every strength of the linear probe's penalty: how much hangs on the choice."""
+    linear = results['groups'].get('linear')
+    if linear is None:
+        return Section('')
+    chosen = linear['parameters']['l2']
+    rows = [(f'{float(l2):g}', [cell(value)], float(l2) == chosen)
+            for l2, value in linear['parameters']['held_out_by_l2'].items()]
+    return Section('The choice of the penalty', tables=[(
+        ['l2', 'accuracy, held-out training images'], rows, 'Percent; the marked row was chosen. If it is the first or '
+                                                            'the last, a wider grid may do better.')])
