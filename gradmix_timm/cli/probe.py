@@ -212,13 +212,13 @@ def _judge(args: argparse.Namespace, subject: Subject, features: _Features
             groups[f'few-shot-{shots}'] = _few_shots(args, features, shots, fitted)
         except ValueError as error:
             missing[f'few-shot-{shots}'] = str(error)
+    if not groups:
+        raise ValueError('no probe could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     record = subject.loaded.record if subject.loaded is not None else None
     if record is not None and features.known.logits.shape[1] == features.num_classes and (
             record.objective == 'ce' or record.probe):
         groups['own head'] = {'probe': 'head', 'n_train': len(features.fit.label), 'parameters': {}, **_group(
             args, features, features.known.logits, dict.fromkeys(('msp', 'mls'), (features.known, features.unknown)))}
-    if not groups:
-        raise ValueError('no probe could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     return groups, fitted, missing
 
 
