@@ -1,0 +1,56 @@
+"""The table of docs/attribution.md from docs/deletion-*.json: ``python benchmarks/attribution_tables.py``."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / 'docs'
+START, END = '<!-- deletion table -->', '<!-- end of deletion table -->'
+# Net -> (files without and with shift, places). Its first place is what the library does by default.
+NETS = {
+    'resnet10t trained without mixing': (('deletion-resnet-unmixed',), (
+        'layercam evidence default window', 'layercam evidence default argmax', 'layercam evidence -2 window',
+        'layercam evidence -2,-1 window', 'gradcam evidence -2 window', 'layercam loss default window',
+        'input-gradient evidence default window')),
+    'resnet10t trained with GradMix': (('deletion-resnet',), (
+        'layercam evidence default window', 'layercam evidence -2 window', 'layercam evidence -2,-1 window',
+        'layercam loss default window')),
+    'ViT (4 blocks, patch 4) trained without mixing': (('deletion-vit-unmixed', 'deletion-vit-unmixed-norms'), (
+        'layercam evidence default window', 'layercam evidence -2 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence blocks.3.norm1 window',
+        'layercam evidence blocks.2.norm1 window', 'hirescam evidence blocks.2.norm1 window')),
+}
+
+
+def falls(names: tuple[str, ...], shifted: bool) -> dict[str, dict[str, float]]:
+    """Place -> side -> mean fall of the log-odds, from one or several files."""
+    merged: dict[str, dict[str, float]] = {}
+    for name in names:
+        page = json.loads((DOCS / f'{name}{"-shifted" if shifted else ""}.json').read_text())
+        merged = {**page['fall_of_log_odds'], **merged}
+    return merged
+
+
+def block() -> str:
+    """The table between its markers: percent of what a box in the middle hides."""
+    sides = ('8', '14', '20')
+    lines = [START, '', '| net | place | centred, 8 px | 14 px | 20 px | shifted, 8 px | 14 px | 20 px |',
+             '|---|---|---|---|---|---|---|---|']
+    for net, (names, places) in NETS.items():
+        found = [falls(names, shifted) for shifted in (False, True)]
+        own = [f'{page["center"][side]:.2f} ± {page["center"][f"{side}_se"]:.2f}' for page in found for side in sides]
+        lines.append(f'| {net} | *center box: fall of log-odds* | ' + ' | '.join(own) + ' |')
+        for place in ('random', *places):
+            shares = [f'{100 * page[place][side] / page["center"][side]:.0f}%' for page in found for side in sides]
+            lines.append(f'| | {place} | ' + ' | '.join(shares) + ' |')
+    return '\n'.join([*lines, '', END])
+
+
+def main() -> None:
+    path = DOCS / 'attribution.md'
+    path.write_text(re.sub(f'{START}.*?{END}', lambda match: block(), path.read_text(), flags=re.DOTALL))
+
+
+if __name__ == '__main__':
+    main()
