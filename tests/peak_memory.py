@@ -9,12 +9,16 @@ from torch.utils._pytree import tree_iter
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of storages made inside the block that are alive at once; ``peak`` is their maximum."""
+    """Bytes of storages made inside the block that are alive at once; ``peak`` is their maximum.
 
-    def __init__(self) -> None:
+    Args:
+        *outside: Tensors that were there before and whose views are to count nothing.
+    """
+
+    def __init__(self, *outside: torch.Tensor) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in outside}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))

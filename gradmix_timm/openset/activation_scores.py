@@ -15,12 +15,52 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, chunks
+from .fitting import SCORES, Head, Score, blocks, chunks
 
-__all__ = ['Ash', 'Dice', 'React', 'Scale']
+__all__ = ['Ash', 'Dice', 'React', 'Scale', 'percentile_of']
 
 # exp overflows float64 at 709; sums of features that are not negative stay far below.
 _MAX_EXPONENT = 700.
+# Values of which a percentile may copy all: 268 MB of float32.
+_FEW = 2 ** 26
+
+
+def percentile_of(rows: Tensor, percentile: float) -> float:
+    """A percentile of all values, interpolated as NumPy does; of many values without a copy of them.
+
+    float32 numbers are in the order of their bits (negative ones turned), so two counts, by the upper and by the lower
+    16 bits, find the exact ones.
+
+    Args:
+        rows: float [N, D], finite.
+        percentile: In percent.
+
+    Example:
+        >>> percentile_of(torch.arange(11.)[None], 25)
+        2.5
+    """
+    if rows.numel() <= _FEW or rows.dtype != torch.float32:
+        return float(np.percentile(rows.cpu().numpy(), percentile))
+    place = (rows.numel() - 1) * percentile / 100
+    low, high = (_nth_smallest(rows, number) for number in (math.floor(place), math.ceil(place)))
+    return low + (high - low) * (place - math.floor(place))
+
+
+def _nth_smallest(rows: Tensor, number: int) -> float:
+    """The value of rank ``number``, from 0, of float32 values."""
+    prefix = 0
+    for turn in (0, 1):
+        counts = np.zeros(2 ** 16, dtype=np.int64)
+        for block in blocks(rows):
+            bits = rows[block].flatten().view(torch.int32).cpu().numpy().view(np.uint32)
+            keys = bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+            digits = keys >> 16 if not turn else keys[keys >> 16 == prefix] & np.uint32(0xFFFF)
+            counts += np.bincount(digits, minlength=2 ** 16)
+        digit = int(np.searchsorted(counts.cumsum(), number, side='right'))
+        number -= int(counts[:digit].sum())
+        prefix = prefix << 16 | digit
+    found = np.array([prefix ^ (0x80000000 if prefix >> 31 else 0xFFFFFFFF)], dtype=np.uint32)
+    return float(found.view(np.float32)[0])
 
 
 class _Reshaped(Score):
@@ -77,7 +117,7 @@ class React(_Reshaped):
         """The clip."""
         assert train is not None
         super().fit(train, head)
-        self.clip = float(np.percentile(train.features.cpu().numpy(), self.percentile))
+        self.clip = percentile_of(train.features, self.percentile)
         self.diagnostics['clip'] = self.clip
 
     def reshape(self, features: Tensor) -> Tensor:
@@ -147,7 +187,10 @@ class Dice(_Reshaped):
         assert train is not None
         assert head is not None
         super().fit(train, head)
-        contribution = head.weight.double() * train.features.mean(0, dtype=torch.float64)
+        # torch's own mean in float64 makes a copy of all features in float64.
+        total = sum((train.features[rows].double().sum(0) for rows in blocks(train.features)),
+                    start=head.weight.new_zeros(head.weight.shape[1], dtype=torch.float64))
+        contribution = head.weight.double() * (total / len(train.features))
         bar = float(np.percentile(contribution.cpu().numpy(), self.percentile)) if self.percentile else -math.inf
         mask = contribution > bar
         self.head = Head(head.weight.double() * mask, head.bias.double())

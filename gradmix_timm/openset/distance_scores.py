@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, chunks
+from .fitting import SCORES, Head, Score, blocks, chunks
 
 __all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimensions']
 
@@ -34,16 +34,18 @@ class Gaussian:
         label: Centre of each row, int64 [N].
         centres: float64 [C, D].
         shrinkage: lambda; None chooses as above.
+        normalize: Divide rows by their norm first; block by block, without a copy of them all.
 
     Attributes:
         diagnostics: samples, width, shrinkage, rank (of S), condition (of the shrunk matrix).
     """
 
-    def __init__(self, features: Tensor, label: Tensor, centres: Tensor, shrinkage: float | None) -> None:
+    def __init__(self, features: Tensor, label: Tensor, centres: Tensor, shrinkage: float | None,
+                 normalize: bool = False) -> None:
         count, width = features.shape
         scatter = centres.new_zeros(width, width)
-        for rows in chunks(count, 65536):
-            off = features[rows].double() - centres[label[rows]]
+        for rows in blocks(features):
+            off = _prepared(features[rows], normalize).sub_(centres[label[rows]])
             scatter += off.T @ off
         covariance = scatter / (count - len(centres))
         mean_variance = float(covariance.diagonal().mean())
@@ -55,7 +57,7 @@ class Gaussian:
             # A second to import, and most scores do without.
             from sklearn.covariance import ledoit_wolf_shrinkage
 
-            off = features.double() - centres[label]
+            off = _prepared(features, normalize).sub_(centres[label])
             add = max(add, float(ledoit_wolf_shrinkage(off.cpu().numpy(), assume_centered=True)))
             keep = 1 - add
         spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0)
@@ -88,11 +90,17 @@ class Gaussian:
         return (squares - 2 * white @ self.centres.T).clamp(min=0).amin(1)
 
 
-def _class_means(features: Tensor, label: Tensor, classes: int) -> Tensor:
+def _prepared(rows: Tensor, normalize: bool) -> Tensor:
+    """A float64 copy of rows, of length 1 where that is asked."""
+    copy = rows.to(torch.float64, copy=True)
+    return F.normalize(copy, dim=1) if normalize else copy
+
+
+def _class_means(features: Tensor, label: Tensor, classes: int, normalize: bool = False) -> Tensor:
     """float64 [classes, D]."""
     total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    for rows in chunks(len(features), 65536):
-        total.index_add_(0, label[rows], features[rows].double())
+    for rows in blocks(features):
+        total.index_add_(0, label[rows], _prepared(features[rows], normalize))
     return total / label.bincount(minlength=classes)[:, None]
 
 
@@ -121,9 +129,8 @@ class Mahalanobis(Score):
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Class means and the covariance about them."""
         assert train is not None
-        features = self._features(train)
-        means = _class_means(features, train.label, train.logits.shape[1])
-        self.within = Gaussian(features, train.label, means, self.shrinkage)
+        means = _class_means(train.features, train.label, train.logits.shape[1], self.normalize)
+        self.within = Gaussian(train.features, train.label, means, self.shrinkage, self.normalize)
         self.diagnostics = dict(self.within.diagnostics)
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
@@ -146,8 +153,9 @@ class RelativeMahalanobis(Mahalanobis):
         """Both covariances."""
         assert train is not None
         super().fit(train, head)
-        features, one = self._features(train), torch.zeros_like(train.label)
-        self.overall = Gaussian(features, one, _class_means(features, one, 1), self.shrinkage)
+        features, one = train.features, torch.zeros_like(train.label)
+        mean = _class_means(features, one, 1, self.normalize)
+        self.overall = Gaussian(features, one, mean, self.shrinkage, self.normalize)
         self.diagnostics |= {f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
@@ -191,13 +199,13 @@ class Vim(Score):
         weight = head.weight.double()
         self.origin = -torch.linalg.pinv(weight, rtol=1e-4) @ head.bias.double()
         moment = weight.new_zeros(width, width)
-        for rows in chunks(len(train.features), 65536):
+        for rows in blocks(train.features):
             off = train.features[rows].double() - self.origin
             moment += off.T @ off
         spectrum, directions = torch.linalg.eigh(moment / len(train.features))
         self.residual_space = directions[:, :width - dim].contiguous()
         residual, length = float(self._residual(train.features).mean()), float(spectrum.sum().clamp(min=0).sqrt())
-        top = float(train.logits.double().amax(1).mean())
+        top = float(train.logits.amax(1).double().mean())
         if residual <= 1e-6 * length or top <= 0:
             raise ValueError(f'vim: features leave {residual:.3g} (of {length:.3g}) outside {dim} dimensions and the '
                              f'mean largest logit is {top:.3g}; both have to be positive, give a smaller dim '

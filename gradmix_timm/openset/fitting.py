@@ -13,11 +13,13 @@ from torch import Tensor
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry, nearest
 
-__all__ = ['SCORES', 'Head', 'Score', 'chunks', 'fit_score', 'list_scores', 'score_kind']
+__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'chunks', 'fit_score', 'list_scores', 'score_kind']
 
 # Largest |W f + b - z| over the largest |z|: above bfloat16's rounding, far below what another head gives.
 _HEAD_TOLERANCE = 0.02
 _HEAD_ROWS = 4096
+# Values of one block of a fit.
+_BLOCK = 2 ** 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,11 @@ class Head:
 def chunks(count: int, size: int = 4096) -> Iterator[slice]:
     """Slices that cover ``count`` rows; memory stays bounded, and no score may depend on where they fall."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def blocks(rows: Tensor) -> Iterator[slice]:
+    """Slices of rows of which one in float64 takes 32 MB, so that a fit never holds a copy of what it reads."""
+    return chunks(len(rows), max(1, _BLOCK // max(1, rows.shape[1])))
 
 
 class Score(ABC):

@@ -84,24 +84,28 @@ class OpenMax(Score):
         """Means and tails."""
         assert train is not None
         classes = train.logits.shape[1]
-        right = train.logits.argmax(1) == train.label
-        logits, label = train.logits[right].double(), train.label[right]
+        right = (train.logits.argmax(1) == train.label).nonzero()[:, 0]
+        label = train.label[right]
         counts = label.bincount(minlength=classes)
         few = (counts < 2).nonzero()[:, 0].tolist()
         if few:
             raise ValueError('openmax needs two training samples classified right of every class, too few of class '
                              f'{", ".join(map(str, few[:5]))} ({len(few)} of {classes} classes); '
                              'train the model longer or use another score')
-        total = logits.new_zeros(classes, classes).index_add_(0, label, logits)
+        # Block by block: the logits of ImageNet in float64 are 10 GB.
+        total = train.logits.new_zeros(classes, classes, dtype=torch.float64)
+        for rows in chunks(len(right), 8192):
+            total.index_add_(0, label[rows], train.logits[right[rows]].double())
         self.means = total / counts[:, None]
-        distance = (logits - self.means[label]).norm(dim=1)
+        distance = torch.cat([(train.logits[right[rows]].double() - self.means[label[rows]]).norm(dim=1)
+                              for rows in chunks(len(right), 8192)])
         tails = [distance[label == c].topk(min(self.tailsize, int(counts[c]))).values for c in range(classes)]
         tail = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True, padding_value=torch.nan)
         present = ~tail.isnan()
         self.law = WeibullTails(torch.where(present, tail, 0.), present)
         self.revised = min(self.alpha, classes)
         self.options['alpha'] = self.revised
-        self.diagnostics = {'samples': len(logits), 'right': float(right.double().mean()),
+        self.diagnostics = {'samples': len(right), 'right': len(right) / len(train.label),
                             'tail': int(present.sum(1).min()), 'shape': self.law.shape.tolist()}
 
     def knownness(self, embeddings: Embeddings) -> Tensor:

@@ -123,8 +123,7 @@ class _LibraryScore(Score):
             raise ValueError(f'{self.name} could not be fitted: {error or type(error).__name__}') from error
 
     def _input(self, embeddings: Embeddings, rows: slice) -> Tensor:
-        # A copy: some detectors write into what they are given.
-        values: Tensor = getattr(embeddings, self.reads[0])[rows].float().clone()
+        values: Tensor = getattr(embeddings, self.reads[0])[rows].float()
         return values[..., None, None] if self.method == 'feature_maps' else values
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
