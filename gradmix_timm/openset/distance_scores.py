@@ -220,9 +220,11 @@ class Vim(Score):
             'outside': float(spectrum[:width - dim].sum() / spectrum.sum())}
 
     def _residual(self, features: Tensor) -> Tensor:
-        found = [((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
-                 for rows in chunks(len(features))]
-        return torch.cat(found) if found else self.origin.new_empty(0)
+        # Small results kept between large ones would scatter the heap until it is as large as the features.
+        found = self.origin.new_empty(len(features))
+        for rows in blocks(features):
+            found[rows] = ((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
+        return found
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""

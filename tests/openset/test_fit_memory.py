@@ -38,7 +38,8 @@ def test_no_copy_of_the_features(name, options, stored, monkeypatch):
     # Blocks, and 4,096 rows on which the head is checked; the features take 1.0, in float64 2.0.
     assert memory.peak < 0.6 * train.features.numel() * 4
     query = embedded.make(50, seed=1, width=WIDTH)
-    torch.testing.assert_close(score(query), whole(query), rtol=1e-9, atol=1e-9)
+    # NumPy interpolates a percentile of float32 in float32.
+    torch.testing.assert_close(score(query), whole(query), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize('percentile', [0., 12.5, 50., 90., 99.99])
