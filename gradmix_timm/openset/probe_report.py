@@ -97,12 +97,11 @@ def render_probe(results: Values, images: Mapping[str, bytes]) -> str:
     heads, rows = _cells(results)
     figures = [(images[file], 'Accuracy over shots', 'Band: 95% interval of the mean over draws.')
                for file in ('shots.png',) if file in images]
-    warnings = ''.join(f'<li>{escape(text)}</li>' for text in results['warnings'])
     cells = [(escape(row[0]), [escape(text) for text in row[1:]], False) for row in rows]
     sections = [
         Section('Probes', tables=[([escape(head) for head in heads], cells, f'Percent. {escape(_WORDS)}')],
                 figures=figures), _penalties(results),
-        Section('Beware', f'</p><ul>{warnings}</ul><p>' if warnings else '')]
+        Section('Beware', '<br>'.join(map(escape, results['warnings'])))]
     return render_plain(_title(results), lead, note, facts, sections, results)
 
 

@@ -245,7 +245,7 @@ class Legacy:
     """The stream that the published code draws from."""
 
     def __init__(self, seed: int) -> None:
-        self.stream = np.random.RandomState(seed)  # noqa: NPY002
+        self.stream = np.random.RandomState(seed)
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)
