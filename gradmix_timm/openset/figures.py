@@ -249,8 +249,9 @@ def draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
             colour = _COLOURS[place % len(_COLOURS)]
             axes.plot(at, value, marker='os^Dv'[place % 5], markersize=4.5, linewidth=1.6, color=colour, label=name)
             axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        for name, level in (lines or {}).items():
-            axes.axhline(level, color='#767676', linewidth=1, linestyle='--', label=name)
+        for place, (name, level) in enumerate((lines or {}).items()):
+            axes.axhline(level, color='#767676' if len(lines or {}) == 1 else _COLOURS[3 + place % 4], linewidth=1.2,
+                         linestyle=_DASHES[1 + place % 2], label=name)
         axes.set_xticks(sorted({point[0] for points in entries.values() for point in points}))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(color='#E2E2E2', linewidth=0.7)
@@ -266,7 +267,10 @@ def draw_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
         axes.set_visible(False)
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
-    return _png(figure, grid[0, 0] if shared else None)
+    if shared:  # above, where the words of the axes do not stand
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, frameon=False,
+                      fontsize=9.5, handlelength=2.2, columnspacing=1.4)
+    return _png(figure)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
