@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 from gradmix_timm.checkpoint import Loaded, build_model, check_known, load_checkpoint
 from gradmix_timm.data import CutDataset, open_dataset, select_classes, take
 from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import SCORES, Head, Score, fit_score
-from gradmix_timm.openset.thresholds import conformal_threshold
 from gradmix_timm.records import Embeddings
 
 from .images import batches, evaluation_transform

@@ -125,7 +125,7 @@ class OpenSetClassifier:
     ) -> OpenSetClassifier:
         """A classifier whose threshold accepts at least ``known_acceptance`` of new known images.
 
-        The threshold is split conformal (:func:`~gradmix_timm.openset.thresholds.conformal_threshold`) on training
+        The threshold is split conformal (:func:`~gradmix_timm.openset.metrics.conformal_threshold`) on training
         images of the known classes that were held out: those that the checkpoint lists, or ``validation``. The promise
         is for new images of the same kind, on average over held-out sets; nothing is promised of unknown ones. The
         test split is never opened.

@@ -9,8 +9,8 @@ from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.openset.comparing import compare_runs
-from gradmix_timm.openset.comparison_page import render_comparison
-from gradmix_timm.openset.comparison_tables import (
+from gradmix_timm.openset.reports.comparison_page import render_comparison
+from gradmix_timm.openset.reports.comparison_tables import (
     METRICS,
     comparison_csv,
     comparison_latex,
@@ -22,8 +22,8 @@ from gradmix_timm.openset.comparison_tables import (
     text_table,
     title_of,
 )
-from gradmix_timm.openset.figures import draw_differences
-from gradmix_timm.openset.report import ARRAYS, read_arrays
+from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.report import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.data.corruptions import FAMILIES, SCALES, SEVERITIES, alexnet_errors, official_name
 from gradmix_timm.openset.corruption import judge_corrupted, summarize_corruptions
-from gradmix_timm.openset.corruption_report import (
+from gradmix_timm.openset.judge import check_names, needs_train
+from gradmix_timm.openset.reports.corruption_report import (
     corruption_csv,
     corruption_figures,
     corruption_line,
@@ -21,8 +22,7 @@ from gradmix_timm.openset.corruption_report import (
     corruption_table,
     render_corruption,
 )
-from gradmix_timm.openset.judge import check_names, needs_train
-from gradmix_timm.openset.report import ARRAYS, FIGURES, RESULTS, read_results
+from gradmix_timm.openset.reports.report import ARRAYS, FIGURES, RESULTS, read_results
 from gradmix_timm.records import Embeddings
 
 from .config_file import words

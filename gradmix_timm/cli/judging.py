@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
-from gradmix_timm.openset.report import closed_set_line, score_table
+from gradmix_timm.openset.reports.report import closed_set_line, score_table
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.objectives.gather import gather_rows
 from gradmix_timm.openset.extract import extract
-from gradmix_timm.openset.neighbour_scores import top_cosines
+from gradmix_timm.openset.scores.neighbours import top_cosines
 
 from .interrupt import Interrupt
 from .loaders import Loaders

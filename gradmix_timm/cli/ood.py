@@ -29,7 +29,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Judged, Subjects, check_names, needs_train
-from gradmix_timm.openset.report import means_table
+from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.suites import near_and_far, set_means, suite_of
 from gradmix_timm.records import Embeddings
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
-from gradmix_timm.openset.plane import project_features
-from gradmix_timm.openset.report import RESULTS, read_arrays, read_results
+from gradmix_timm.openset.reports.plane import project_features
+from gradmix_timm.openset.reports.report import RESULTS, read_arrays, read_results
 
 from .compare import add_compare
 from .corrupt import add_corrupt, draw_corrupt

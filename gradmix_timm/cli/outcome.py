@@ -20,8 +20,8 @@ from PIL import Image
 from gradmix_timm.checkpoint import Loaded, atomic_path, versions, write_atomic
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import Judged
-from gradmix_timm.openset.latex import results_latex
-from gradmix_timm.openset.report import (
+from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.report import (
     ARRAYS,
     FIGURES,
     MISTAKES,

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.cuts import stratified
-from gradmix_timm.openset.intervals import over_trials, top1
-from gradmix_timm.openset.probe_report import (
+from gradmix_timm.openset.metrics.intervals import over_trials, top1
+from gradmix_timm.openset.metrics.summary import summarize
+from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_neighbours, fit_prototypes
+from gradmix_timm.openset.reports.probe_report import (
     probe_csv,
     probe_figures,
     probe_line,
@@ -26,10 +28,8 @@ from gradmix_timm.openset.probe_report import (
     probe_table,
     render_probe,
 )
-from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_neighbours, fit_prototypes
-from gradmix_timm.openset.report import ARRAYS, FIGURES, RESULTS, read_results
+from gradmix_timm.openset.reports.report import ARRAYS, FIGURES, RESULTS, read_results
 from gradmix_timm.openset.scores import fit_score
-from gradmix_timm.openset.summary import summarize
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 

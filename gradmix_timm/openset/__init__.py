@@ -1,1 +1,1 @@
-"""Open set evaluation: scores of knownness, rank metrics, intervals; import the module you need."""
+"""Open set evaluation: `metrics`, `scores`, `reports`; embeddings and judgements beside them."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .intervals import Difference, holm, over_trials, paired_delong, paired_difference
+from .metrics.intervals import Difference, holm, over_trials, paired_delong, paired_difference
 from .runs import CLOSED_SET, Run, Split, check_runs, notes
 
 __all__ = ['LOWER_IS_BETTER', 'compare_runs']

@@ -10,9 +10,9 @@ from scipy.special import stdtrit
 
 from gradmix_timm.records import Embeddings
 
-from .intervals import top1
+from .metrics.intervals import top1
+from .metrics.summary import summarize
 from .scores import fit_score
-from .summary import summarize
 
 __all__ = ['corruption_errors', 'judge_corrupted', 'mean_error_ci', 'relative_errors', 'summarize_corruptions']
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
-from .calibration import brier, nll, reliability
-from .intervals import top1
+from .metrics.calibration import brier, nll, reliability
+from .metrics.intervals import top1
+from .metrics.summary import summarize
+from .metrics.thresholds import conformal_threshold
 from .scores import Head, fit_score, list_scores, score_kind
-from .summary import summarize
-from .thresholds import conformal_threshold
 
 __all__ = ['Judged', 'Subjects', 'check_names', 'judge', 'needs_train', 'observed_threshold']
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .neighbour_scores import top_cosines
+from .scores.neighbours import top_cosines
 
 __all__ = ['L2_GRID', 'LinearProbe', 'NeighbourProbe', 'PrototypeProbe', 'choose_l2', 'draw_shots', 'fit_linear',
            'fit_neighbours', 'fit_prototypes']

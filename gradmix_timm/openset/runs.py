@@ -8,8 +8,8 @@ from typing import Any
 
 from gradmix_timm.registry import nearest
 
-from .report import RESULTS, read_results
-from .summary import RANK_METRICS
+from .metrics.summary import RANK_METRICS
+from .reports.report import RESULTS, read_results
 
 __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_runs', 'notes', 'read_runs']
 

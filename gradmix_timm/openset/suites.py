@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .summary import RANK_METRICS
+from .metrics.summary import RANK_METRICS
 
 __all__ = ['NEAR_FAR', 'near_and_far', 'set_means', 'suite_of']
 

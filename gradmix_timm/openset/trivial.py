@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .intervals import delong_ci
 from .metrics import auroc
+from .metrics.intervals import delong_ci
 
 __all__ = ['STATISTICS', 'WARN_ABOVE', 'combined_auroc', 'compare_statistics', 'measure', 'warnings_of']
 

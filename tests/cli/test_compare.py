@@ -11,9 +11,9 @@ from PIL import Image
 
 from gradmix_timm.cli import osr
 from gradmix_timm.cli.exits import run_console
-from gradmix_timm.openset.intervals import paired_difference
-from gradmix_timm.openset.report import RESULTS
-from gradmix_timm.openset.summary import summarize
+from gradmix_timm.openset.metrics.intervals import paired_difference
+from gradmix_timm.openset.metrics.summary import summarize
+from gradmix_timm.openset.reports.report import RESULTS
 
 FILES = ['comparison.csv', 'comparison.html', 'comparison.json', 'comparison.md', 'comparison.tex',
          'differences-auroc.png', 'differences-oscr.png']

@@ -16,10 +16,10 @@ from test_comparing import made as made_runs
 from test_report import made
 
 from gradmix_timm.openset.comparing import compare_runs
-from gradmix_timm.openset.comparison_page import render_comparison
-from gradmix_timm.openset.figures import draw_differences
-from gradmix_timm.openset.plane import project_features
-from gradmix_timm.openset.report import draw_figures, render_report
+from gradmix_timm.openset.reports.comparison_page import render_comparison
+from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.plane import project_features
+from gradmix_timm.openset.reports.report import draw_figures, render_report
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason='no chromium here')]

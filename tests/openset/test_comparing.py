@@ -13,7 +13,8 @@ from PIL import Image
 from scipy import stats
 
 from gradmix_timm.openset.comparing import compare_runs
-from gradmix_timm.openset.comparison_tables import (
+from gradmix_timm.openset.metrics.intervals import holm, paired_delong
+from gradmix_timm.openset.reports.comparison_tables import (
     comparison_csv,
     comparison_latex,
     comparison_markdown,
@@ -21,8 +22,7 @@ from gradmix_timm.openset.comparison_tables import (
     grounds,
     text_table,
 )
-from gradmix_timm.openset.figures import draw_differences
-from gradmix_timm.openset.intervals import holm, paired_delong
+from gradmix_timm.openset.reports.figures import draw_differences
 from gradmix_timm.openset.runs import Run, notes
 
 

@@ -13,9 +13,9 @@ from scipy.stats import weibull_min
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from gradmix_timm.openset import neighbour_scores
-from gradmix_timm.openset.openmax import WeibullTails
 from gradmix_timm.openset.scores import Head, fit_score
+from gradmix_timm.openset.scores import neighbours as neighbour_scores
+from gradmix_timm.openset.scores.openmax import WeibullTails
 from gradmix_timm.records import Embeddings
 
 
@@ -303,7 +303,7 @@ def test_dice_equals_numpy(train, queries):
 @pytest.mark.parametrize(('count', 'k'), [(40, 1), (40, 40), (900, 5), (900, 50), (3000, 20)])
 def test_neighbours_found_in_float32_are_those_of_float64(count, k, monkeypatch):
     """Blocks that do not divide the samples, rows folded and not, samples within rounding of each other."""
-    from gradmix_timm.openset import neighbour_scores
+    from gradmix_timm.openset.scores import neighbours as neighbour_scores
     monkeypatch.setattr(neighbour_scores, '_SAMPLES', 700)
     monkeypatch.setattr(neighbour_scores, '_QUERIES', 16)
     generator = torch.Generator().manual_seed(count + k)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peak_memory import PeakMemory
 
-from gradmix_timm.openset import activation_scores, fitting
-from gradmix_timm.openset.scores import fit_score
+from gradmix_timm.openset.scores import activation as activation_scores
+from gradmix_timm.openset.scores import fit_score, fitting
 from gradmix_timm.records import Embeddings
 
 WIDTH = 64

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from gradmix_timm.openset import metrics
-from gradmix_timm.openset.bootstrap import bootstrap_ci, rank_intervals
-from gradmix_timm.openset.intervals import (
+from gradmix_timm.openset.metrics.bootstrap import bootstrap_ci, rank_intervals
+from gradmix_timm.openset.metrics.intervals import (
     delong_ci,
     holm,
     over_trials,
@@ -19,7 +19,7 @@ from gradmix_timm.openset.intervals import (
     top1,
     wilson_ci,
 )
-from gradmix_timm.openset.summary import RANK_METRICS
+from gradmix_timm.openset.metrics.summary import RANK_METRICS
 
 
 def slow_placements(known, unknown):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 
-from gradmix_timm.openset.logit_scores import log_odds_parts, unsaturated
 from gradmix_timm.openset.scores import fit_score
+from gradmix_timm.openset.scores.logit import log_odds_parts, unsaturated
 from gradmix_timm.records import Embeddings
 
 

@@ -26,7 +26,7 @@ def theirs(name, **options):
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
-    from gradmix_timm.openset import pytorch_ood
+    from gradmix_timm.openset.scores import pytorch_ood
     pytorch_ood.library_score.cache_clear()
     monkeypatch.setitem(sys.modules, 'pytorch_ood.detector', None)
     monkeypatch.setitem(sys.modules, 'pytorch_ood', None)
@@ -38,7 +38,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 @installed
 def test_every_detector_of_embeddings_scores_them():
     """Finite, one value a row, the same for the rows alone as far as the library keeps that."""
-    from gradmix_timm.openset.pytorch_ood import list_library_scores
+    from gradmix_timm.openset.scores.pytorch_ood import list_library_scores
     names = list_library_scores()
     assert {f'pytorch-ood:{name}' for name in (
         'MaxSoftmax', 'EnergyBased', 'GEN', 'KNN', 'ViM', 'SHE', 'NNGuide', 'KLMatching', 'fDBD', 'VRA')} <= set(names)

@@ -16,9 +16,9 @@ from embedded import make, make_head
 from PIL import Image
 
 from gradmix_timm.openset.judge import Subjects, judge
-from gradmix_timm.openset.latex import results_latex
-from gradmix_timm.openset.plane import project_features
-from gradmix_timm.openset.report import (
+from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.plane import project_features
+from gradmix_timm.openset.reports.report import (
     draw_figures,
     read_arrays,
     read_results,
@@ -234,7 +234,7 @@ def _dark(content):
 
 def test_curves_stand_where_the_scores_put_them():
     """Perfect scores hug the upper left corner, reversed ones the lower right."""
-    from gradmix_timm.openset.figures import draw_roc
+    from gradmix_timm.openset.reports.figures import draw_roc
     up, down = np.arange(10., 20.), np.arange(10.)
     perfect, reverse = (_dark(draw_roc({'s': a}, {'s': b}, {'s': 1.})) for a, b in ((up, down), (down, up)))
     # Away from the diagonal: a quarter in from the left and from the top of the axes, and the mirror image of it.

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from gradmix_timm.openset.gate import check_accuracy
+from gradmix_timm.openset.metrics.summary import RANK_METRICS
 from gradmix_timm.openset.suites import NEAR_FAR, near_and_far, set_means, suite_of
-from gradmix_timm.openset.summary import RANK_METRICS
 
 TEN = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .distance_scores import Gaussian
+from . import SCORES, Head, Score
+from .distance import Gaussian
 from .openmax import WeibullTails
-from .scores import SCORES, Head, Score
 
 __all__ = ['restore_score', 'score_state']
 

@@ -18,7 +18,7 @@ class Section:
     Attributes:
         title: Of the section.
         words: Above its tables.
-        tables: (heads, rows as :func:`~gradmix_timm.openset.html.table` takes them, caption).
+        tables: (heads, rows as :func:`~gradmix_timm.openset.reports.html.table` takes them, caption).
         figures: (PNG file, title, words).
     """
 

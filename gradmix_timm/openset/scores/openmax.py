@@ -7,7 +7,7 @@ from torch import Tensor
 from gradmix_timm.records import Embeddings
 
 from .fitting import SCORES, Head, Score, chunks
-from .logit_scores import unsaturated
+from .logit import unsaturated
 
 __all__ = ['OpenMax', 'WeibullTails']
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 # ruff: noqa: I001 - importing a file registers its scores, in the order of the list.
-from . import logit_scores, neighbour_scores, distance_scores, openmax, activation_scores  # noqa: F401
+from . import logit, neighbours, distance, openmax, activation  # noqa: F401
 from .fitting import SCORES, Head, Score, fit_score, list_scores, score_kind
 
 __all__ = ['DEFAULT_SCORES', 'SCORES', 'Head', 'Score', 'fit_score', 'list_scores', 'score_kind']

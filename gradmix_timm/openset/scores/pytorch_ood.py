@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
-from .distance_scores import main_dimensions
+from .distance import main_dimensions
 from .fitting import Head, Score, chunks
 
 __all__ = ['PREFIX', 'library_score', 'list_library_scores']

@@ -63,7 +63,7 @@ def rank_intervals(
     six metrics take a few seconds on a core.
 
     Args:
-        metrics: Name to a function of a :class:`~gradmix_timm.openset.ladder.Ladder`.
+        metrics: Name to a function of a :class:`~gradmix_timm.openset.metrics.ladder.Ladder`.
         known: Checked scores of the knowns, float64 [N].
         unknown: Checked scores of the unknowns, float64 [M].
         correct: Which knowns got their class, bool [N]; resampled along with their scores.

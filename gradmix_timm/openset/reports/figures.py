@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from .curves import oscr_curve, roc_curve
+from gradmix_timm.openset.metrics.curves import oscr_curve, roc_curve
 
 __all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_differences', 'draw_features', 'draw_histogram', 'draw_oscr',
            'draw_panels', 'draw_reliability', 'draw_roc']

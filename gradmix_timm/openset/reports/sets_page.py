@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from gradmix_timm.openset.trivial import STATISTICS, WARN_ABOVE
+
 from .html import cell, table
-from .trivial import STATISTICS, WARN_ABOVE
 
 __all__ = ['render_pixels', 'render_sets', 'render_skipped']
 
