@@ -177,7 +177,7 @@ def _worker(rank: int, port: int, accumulate: int, results) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('accumulate', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_keep_their_gradients_in_step_and_draw_differently(accumulate):
     context = torch.multiprocessing.get_context('spawn')
     with context.Manager() as manager:
