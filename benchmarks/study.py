@@ -12,16 +12,19 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / 'results'
+START, END = '<!-- study table -->', '<!-- end of study table -->'
 METRICS = ('auroc', 'oscr', 'fpr_at_95_known')
 
 
@@ -34,8 +37,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--base', default='none', help='mixer that differences are taken to')
     parser.add_argument('--table', action='store_true', help='only print the table of what is there')
-    parser.add_argument('rest', nargs='*', help='for train.py, after --')
-    return parser.parse_args()
+    parser.add_argument('--write', metavar='FILE', help='put the table between the markers of a document too')
+    argv = sys.argv[1:]
+    end = argv.index('--') if '--' in argv else len(argv)
+    return parser.parse_args(argv[:end], argparse.Namespace(rest=argv[end + 1:]))
 
 
 def run(args: argparse.Namespace, mixer: str, trial: int, seed: int, out: Path) -> None:
@@ -68,9 +73,20 @@ def interval(values: list[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def paired(runs: list[dict], mixer: str, base: str, value: Callable[[dict], float]) -> list[float]:
+    """Differences to ``base`` at equal trial and seed: a mean a trial, or, with one trial alone, a run each."""
+    cells = {(r['trial'], r['seed']): value(r) for r in runs if r['mixer'] == base}
+    gaps: dict[int, list[float]] = {}
+    for run in runs:
+        if run['mixer'] == mixer and (run['trial'], run['seed']) in cells:
+            gaps.setdefault(run['trial'], []).append(value(run) - cells[run['trial'], run['seed']])
+    if len(gaps) == 1:
+        return next(iter(gaps.values()))
+    return [statistics.mean(values) for values in gaps.values()]
+
+
 def table(runs: list[dict], base: str) -> str:
-    """Markdown: mean ± sd over runs, and the paired difference to ``base`` with its 95% interval."""
-    cells = {(r['mixer'], r['trial'], r['seed']): r for r in runs}
+    """Markdown: mean ± sd over runs, and the paired difference to ``base`` with its 95% interval over trials."""
     mixers = list(dict.fromkeys(r['mixer'] for r in runs))
     names = sorted(set.intersection(*(set(r['scores']) for r in runs)))
     lines = []
@@ -81,10 +97,8 @@ def table(runs: list[dict], base: str) -> str:
             values = [value(r) for r in runs if r['mixer'] == mixer]
             spread = statistics.stdev(values) if len(values) > 1 else math.nan
             cell = f'{statistics.mean(values):.3f} ± {spread:.3f}'
-            pairs = [(value(r), value(cells[base, r['trial'], r['seed']])) for r in runs
-                     if r['mixer'] == mixer != base and (base, r['trial'], r['seed']) in cells]
-            if pairs:
-                gaps = [a - b for a, b in pairs]
+            gaps = paired(runs, mixer, base, value) if mixer != base else []
+            if gaps:
                 cell += f' ({statistics.mean(gaps):+.3f} ± {interval(gaps):.3f}, n={len(gaps)})'
             out.append(f'| {cell} ')
         lines.append(''.join(out) + '|')
@@ -110,7 +124,12 @@ def main() -> None:
     runs = [json.loads(case[0].read_text()) for case in wanted if case[0].exists()]
     if not runs:
         raise SystemExit(f'no run in {folder}')
-    print(table(runs, args.base))
+    found = table(runs, args.base)
+    print(found)
+    if args.write:
+        page = Path(args.write)
+        page.write_text(re.sub(f'{START}.*?{END}', lambda match: f'{START}\n\n{found}\n\n{END}', page.read_text(),
+                               flags=re.DOTALL))
 
 
 if __name__ == '__main__':
