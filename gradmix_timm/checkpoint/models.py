@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from .reading import Loaded
@@ -42,6 +43,23 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
     net = _create(name, False, kwargs if wanted is None else {**kwargs, 'num_classes': wanted})
     _fill(net, name, loaded)
     return net.eval()
+
+
+def find_device(device: torch.device | str | None = None) -> torch.device:
+    """The device that is named; cuda where none is named and there is one.
+
+    Raises:
+        ValueError: A device that PyTorch cannot use here.
+    """
+    if device is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # PyTorch raises all three
+        raise ValueError(f'device {str(device)!r}: PyTorch {torch.__version__} cannot use it here '
+                         f"({str(error).splitlines()[0]}); give 'cpu' (type --device cpu)") from error
+    return found
 
 
 def _head_size(name: str, state: Mapping[str, Tensor]) -> int | None:

@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gradmix_timm.checkpoint import Loaded, build_model, check_known, load_checkpoint
+from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_device, load_checkpoint
 from gradmix_timm.data import CutDataset, open_dataset, select_classes, take
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
@@ -22,7 +22,7 @@ from gradmix_timm.records import Embeddings
 
 from .images import batches, evaluation_transform
 
-__all__ = ['Plan', 'Source', 'calibrate', 'find_device']
+__all__ = ['Plan', 'Source', 'calibrate']
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,23 +84,6 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
         'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': config,
         'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'),
         'checkpoint': _origin(loaded)}
-
-
-def find_device(device: torch.device | str | None) -> torch.device:
-    """The device that is named; cuda where none is and there is one.
-
-    Raises:
-        ValueError: A device that PyTorch cannot use here.
-    """
-    if device is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f'device {str(device)!r}: PyTorch {torch.__version__} cannot use it here '
-                         f"({str(error).splitlines()[0]}); give 'cpu'") from error
-    return found
 
 
 # ---- checks that need no image

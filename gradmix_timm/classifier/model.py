@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from gradmix_timm.checkpoint import find_device
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 
@@ -99,7 +100,7 @@ class OpenSetClassifier:
                  batch_size: int = 64) -> None:
         if batch_size < 1:
             raise ValueError(f'batch_size is at least 1, got {batch_size}')
-        self.device = calibrating.find_device(device)
+        self.device = find_device(device)
         self.model = model.to(self.device).eval()
         self.score, self.manifest, self.batch_size = score, manifest, batch_size
         self.known_classes, self.threshold = manifest.known_classes, manifest.threshold

@@ -29,7 +29,7 @@ from .config_file import words
 from .corrupt_plan import SMALL, Plan, draw_examples, make_plan, watched
 from .exits import mendable
 from .group_store import GroupStore
-from .outcome import REPORT, identity, manifest
+from .outcome import REPORT, draw_plain, identity, manifest
 from .subject import add_subject_flags, check_output, check_positive
 
 __all__ = ['add_corrupt', 'draw_corrupt', 'run_corrupt']
@@ -108,11 +108,7 @@ def run_corrupt(args: argparse.Namespace) -> int:
 
 def draw_corrupt(folder: Path) -> None:
     """Figures and page, from files."""
-    results = read_results(folder)
-    for name, png in corruption_figures(results).items():
-        write_atomic(folder / FIGURES / name, png)
-    images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
-    write_atomic(folder / REPORT, render_corruption(results, images))
+    draw_plain(folder, corruption_figures(read_results(folder)), render_corruption)
 
 
 def _check(args: argparse.Namespace) -> None:

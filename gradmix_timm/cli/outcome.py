@@ -7,7 +7,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from gradmix_timm.openset.reports.report import (
 
 from .subject import Subject, list_hash
 
-__all__ = ['REPORT', 'draw', 'find_mistakes', 'identity', 'manifest', 'write']
+__all__ = ['REPORT', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'write']
 
 REPORT = 'report.html'
 # Thumbnails of mistakes, each kind, and their side in pixels (a page shows 96; screens have two pixels for one).
@@ -123,6 +123,21 @@ def write(folder: Path, results: dict[str, Any], judged: Judged, images: Any) ->
     write_atomic(folder / 'results.md', results_markdown(results))
     write_atomic(folder / 'results.tex', results_latex(results))
     write_atomic(folder / RESULTS, json.dumps(_finite(results), indent=1, allow_nan=False) + '\n')
+
+
+def draw_plain(folder: Path, figures: Mapping[str, bytes],
+               render: Callable[[Mapping[str, Any], Mapping[str, bytes]], str]) -> None:
+    """Write figures and the page of an evaluation that has no knowns against unknowns.
+
+    Args:
+        folder: Of its files.
+        figures: PNG by name; others that lie in the folder are shown as well.
+        render: The page from the results and all figures.
+    """
+    for name, png in figures.items():
+        write_atomic(folder / FIGURES / name, png)
+    images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
+    write_atomic(folder / REPORT, render(read_results(folder), images))
 
 
 def draw(folder: Path) -> None:

@@ -28,7 +28,7 @@ from gradmix_timm.openset.reports.probe_report import (
     probe_table,
     render_probe,
 )
-from gradmix_timm.openset.reports.report import ARRAYS, FIGURES, RESULTS, read_results
+from gradmix_timm.openset.reports.report import ARRAYS, RESULTS, read_results
 from gradmix_timm.openset.scores import fit_score
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
@@ -37,7 +37,7 @@ from .closed_set import TestImages, open_test, told_split
 from .config_file import words
 from .exits import mendable
 from .known import KnownImages, open_known
-from .outcome import REPORT, identity, manifest
+from .outcome import REPORT, draw_plain, identity, manifest
 from .subject import Subject, add_subject_flags, check_output, check_positive, load_subject, read_checkpoint
 
 __all__ = ['add_probe', 'draw_probe', 'run_probe']
@@ -125,11 +125,7 @@ def run_probe(args: argparse.Namespace) -> int:
 
 def draw_probe(folder: Path) -> None:
     """Figures and page, from files."""
-    results = read_results(folder)
-    for name, png in probe_figures(results).items():
-        write_atomic(folder / FIGURES / name, png)
-    images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
-    write_atomic(folder / REPORT, render_probe(results, images))
+    draw_plain(folder, probe_figures(read_results(folder)), render_probe)
 
 
 # ---- opening

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
-from gradmix_timm.checkpoint import Loaded, build_model, load_checkpoint, write_atomic
+from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_checkpoint, write_atomic
 from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
 from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.mixers import create_mixer
@@ -69,7 +69,7 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
             model = build_model(None, args.model, args.num_classes, args.pretrained)
     else:
         model = build_model(loaded, args.model, args.num_classes, args.pretrained)
-    return model.to(args.device).eval(), loaded
+    return model.to(find_device(args.device)).eval(), loaded
 
 
 def _data_config(args: argparse.Namespace, model: nn.Module, loaded: Loaded | None) -> dict[str, Any]:

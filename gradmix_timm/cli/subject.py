@@ -14,7 +14,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, load_checkpoint
+from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, find_device, load_checkpoint
 from gradmix_timm.data import (
     ClassSplit,
     CutDataset,
@@ -149,7 +149,7 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     Raises:
         ValueError: A model that cannot be built, has another number of outputs, or a device that is not there.
     """
-    device = _device(args.device)
+    device = find_device(args.device)
     fresh = loaded is None and args.pretrained  # keeps its own head
     model = build_model(loaded, args.model, None if fresh else num_classes, args.pretrained)
     outputs = getattr(model, 'num_classes', num_classes)
@@ -310,18 +310,6 @@ def other_source(args: argparse.Namespace, split: ClassSplit, source: dict[str, 
                          '(and --unknown-dataset NAME)')
     source['unknown_dataset'], source['unknown_data_dir'] = name or '', folder
     return open_dataset(name or '', folder, source['test'], **options)
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f'--device {name}: PyTorch {torch.__version__} cannot use it here '
-                         f'({str(error).splitlines()[0]}); type --device cpu') from error
-    return device
 
 
 def check_output(folder: Path) -> None:

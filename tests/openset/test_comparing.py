@@ -20,9 +20,9 @@ from gradmix_timm.openset.reports.comparison_tables import (
     comparison_markdown,
     comparison_rows,
     grounds,
-    text_table,
 )
 from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import Run, notes
 
 

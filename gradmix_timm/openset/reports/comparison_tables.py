@@ -1,16 +1,15 @@
 """A comparison as text: tables for a terminal, Markdown, LaTeX and CSV; figures in percent except in CSV."""
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .latex import latex_table
+from .tables import csv_text, text_table
 
 __all__ = [
     'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
-    'grounds', 'metrics_of', 'signed', 'text_table', 'title_of']
+    'grounds', 'metrics_of', 'signed', 'title_of']
 
 #: Key and name, those that people look at first first.
 METRICS = {
@@ -74,25 +73,6 @@ def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[li
     return heads, rows
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown that is readable in a terminal too.
-
-    Example:
-        >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
-        | score | AUROC |
-        |-------|------:|
-        | mls   |  90.1 |
-    """
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
-            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
-
-    rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
-    return '\n'.join([line(heads), rule, *map(line, rows)])
-
-
 def comparison_markdown(comparison: Values) -> str:
     """Every metric's table, and what was compared."""
     lines = [f'# {comparison_title(comparison)}', '', grounds(comparison), '']
@@ -127,13 +107,9 @@ def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'osc
 
 def comparison_csv(comparison: Values) -> str:
     """One row a score, metric and group, fractions; the difference to the base in the row of the group."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [
+    return csv_text(_csv_rows(comparison), [
         'score', 'metric', 'group', 'n', 'mean', 'sd', 'low', 'high', 'seed_sd', 'base', 'difference',
-        'difference_low', 'difference_high', 'p', 'p_holm', 'n_units', 'n_pairs', 'verdict'], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(_csv_rows(comparison))
-    return file.getvalue()
+        'difference_low', 'difference_high', 'p', 'p_holm', 'n_units', 'n_pairs', 'verdict'])
 
 
 def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:

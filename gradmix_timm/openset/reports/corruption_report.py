@@ -1,16 +1,14 @@
 """What an evaluation under corruption says, from its results alone: tables, CSV, Markdown, figures and the page."""
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .comparison_tables import text_table
 from .figures import draw_panels
 from .html import cell, interval, rate
 from .plain_page import Section, render_plain
+from .tables import csv_text, text_table
 
 __all__ = ['corruption_csv', 'corruption_figures', 'corruption_line', 'corruption_markdown', 'corruption_table',
            'render_corruption']
@@ -57,11 +55,7 @@ def corruption_csv(results: Values) -> str:
                     elif key in values:
                         row[f'{prefix}{name}_{key}'] = values[key]
         rows.append(row)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_text(rows)
 
 
 def corruption_markdown(results: Values) -> str:

@@ -1,16 +1,14 @@
 """What probes of frozen features say, from their results alone: table, CSV, Markdown, figure and the page."""
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from .comparison_tables import text_table
 from .figures import draw_panels
 from .html import cell, interval, rate
 from .plain_page import Section, render_plain
+from .tables import csv_text, text_table
 
 __all__ = ['probe_csv', 'probe_figures', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
 
@@ -48,11 +46,7 @@ def probe_csv(results: Values) -> str:
         for score, values in group['scores'].items():
             row |= {f'{score}_{key}': values[key] for key in _METRICS}
         rows.append(row)
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_text(rows)
 
 
 def probe_markdown(results: Values) -> str:

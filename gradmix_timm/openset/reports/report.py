@@ -1,8 +1,6 @@
 """What an evaluation says, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import figures
 from .page import render
+from .tables import csv_text, text_table
 
 __all__ = [
     'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'read_arrays',
@@ -53,7 +52,7 @@ def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
     rows = [['score', *_COLUMNS.values()]]
     rows += [[name, *(_percent(values, key, intervals) for key in _COLUMNS)]
              for name, values in results['scores'].items()]
-    return _aligned(rows)
+    return text_table(rows[0], rows[1:])
 
 
 def means_table(results: Mapping[str, Any], metric: str = 'auroc') -> str:
@@ -66,20 +65,15 @@ def means_table(results: Mapping[str, Any], metric: str = 'auroc') -> str:
     groups, means = results['groups'], results.get('means') or {}
     heads = [*groups, *(f'{kind} (mean of {len(part["data_sets"])})' for kind, part in means.items())]
     parts = [*groups.values(), *means.values()]
-    return _aligned([['score', *heads]] + [
+    return text_table(['score', *heads], [
         [name, *(f'{100 * part["scores"][name][metric]:.2f}' for part in parts)] for name in results['scores']])
 
 
 def results_csv(results: Mapping[str, Any]) -> str:
     """One row a group and score; fractions, with the ends of the intervals; 'all' first, means over sets last."""
-    file = io.StringIO()
     rows = [{'group': group, 'score': name, **_flat(values)}
             for group, part in (*_groups(results), *_means(results)) for name, values in part['scores'].items()]
-    fields = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(file, fields, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return csv_text(rows)
 
 
 def results_markdown(results: Mapping[str, Any]) -> str:
@@ -192,17 +186,6 @@ def _json(path: Path) -> dict[str, Any] | None:
         return None
     content = json.loads(path.read_text(encoding='utf-8'))
     return content if isinstance(content, dict) else None
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    """A Markdown table whose columns stand under each other; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    # The heads are given a blank more than they need, so that the figures of a column stand under its end.
-    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
-    lines = ['| ' + ' | '.join([row[0].ljust(widths[0]), *(
-        cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]) + ' |' for row in rows]
-    lines.insert(1, '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|')
-    return '\n'.join(lines)
 
 
 def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,0 +1,48 @@
+"""Rows as text: Markdown that a terminal shows aligned, and CSV."""
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ['csv_text', 'text_table']
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown that is readable in a terminal too: the first column is text, the others are figures.
+
+    Example:
+        >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
+        | score |  AUROC |
+        |-------|-------:|
+        | mls   |   90.1 |
+    """
+    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
+    # Figures are at most six wide (100.00); so are their columns, that those of several tables are alike.
+    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
+            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
+
+    rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
+    return '\n'.join([line(heads), rule, *map(line, rows)])
+
+
+def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:
+    """Rows with a head; columns in the order in which rows first name them, unless ``fields`` gives them.
+
+    Example:
+        >>> print(csv_text([{'a': 1}, {'a': 2, 'b': 3}]), end='')
+        a,b
+        1,
+        2,3
+    """
+    rows = list(rows)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, fields or list(dict.fromkeys(key for row in rows for key in row)),
+                            lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
