@@ -94,7 +94,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         ``loss``: mean over the batches, over all processes; of a task with several losses each, ``loss_NAME``.
 
     Raises:
-        NonFiniteLossError: With the step, the learning rate and the last good checkpoint.
+        NonFiniteLossError: With the step and the learning rate.
         KeyboardInterrupt: The user stopped it.
     """
     _set_epoch(run.loaders.train, epoch)
@@ -276,11 +276,9 @@ class _Epoch:
     def _checked(self, index: int, loss: float) -> float:
         if math.isfinite(loss):
             return loss
-        good = self.run.saver.last_good() if self.run.saver is not None else None
         raise NonFiniteLossError(
-            f'the loss is {loss} at epoch {self.epoch}, batch {index}, learning rate {self.run.rate:.3g}; last good '
-            f'checkpoint: {good or "none yet"}. A lower --lr, --clip-grad 1 or --amp-dtype bfloat16 may help; '
-            '--skip-nonfinite drops such updates')
+            f'the loss is {loss} at epoch {self.epoch}, batch {index}, learning rate {self.run.rate:.3g}. A lower '
+            '--lr, --clip-grad 1 or --amp-dtype bfloat16 may help; --skip-nonfinite drops such updates')
 
     def _updated(self, index: int, last: bool, loss: Tensor, input: Any) -> None:
         """After an update: moving average, logs, recovery file, schedule."""

@@ -85,8 +85,8 @@ class AtomicSaver(CheckpointSaver):
         except BaseException as error:
             Path(save_path).unlink(missing_ok=True)
             if isinstance(error, OSError | RuntimeError):  # torch's writer raises the latter on a full disk
-                error.add_note(f'{save_path} could not be written (is the disk full?); the checkpoints before it are '
-                               f'whole: --resume {self.last_good() or "auto"}')
+                error.add_note(f'{save_path} could not be written (is the disk full?); earlier checkpoints are whole, '
+                               'go on with --resume auto')
             raise
 
     def _replace(self, src: str, dst: str) -> None:

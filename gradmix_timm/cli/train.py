@@ -105,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Flags that cannot be read, status 2.
         UsageError: Something else that the user can mend, before training begins.
-        NonFiniteLossError: Training failed.
-        KeyboardInterrupt: With a note that names the last checkpoint.
+        Exception: Training failed, or KeyboardInterrupt; with a note that names the last checkpoint.
     """
     if not logging.root.handlers:
         utils.setup_default_logging()
@@ -114,27 +113,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     with mendable(RuntimeError, AssertionError):
         run, span, section, data, built = _set_up(args, args_text)
     results: list[dict[str, Any]] = []
-    interrupted = None
-    try:
-        with held_interrupt(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
-            _train(run, span, section, results, partial(_write_mixes, run, data, built))
-    except KeyboardInterrupt as stop:
-        interrupted = stop
-    finally:
-        for open_one in (run.bar, run.tracker):
-            if open_one is not None:
-                open_one.close()
+    interrupted = _run_epochs(run, span, section, results, partial(_write_mixes, run, data, built))
     if args.distributed:  # not after an error: it could wait for processes that are gone
         torch.distributed.destroy_process_group()
     _report(run, results)
     if interrupted is not None:
-        good = run.saver.last_good() if run.saver is not None else None
-        interrupted.add_note(f'last checkpoint: {good or "none yet"}')
         raise interrupted
     if args.probe_epochs and run.output_dir is not None:
         _probe(run, span, data, built)
     if run.samples and run.output_dir is not None and _can_show(run):
         _write_mixes(run, data, built)
+
+
+def _run_epochs(run: Run, span: Span, section: Section, results: list[dict[str, Any]],
+                write_mixes: Callable[[], None]) -> KeyboardInterrupt | None:
+    """All epochs; however it breaks (a loss, a worker, the disk, the user), the last checkpoint is named."""
+    try:
+        with held_interrupt(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
+            _train(run, span, section, results, write_mixes)
+    except (Exception, KeyboardInterrupt) as failure:
+        good = run.saver.last_good() if run.saver is not None else None
+        failure.add_note(f'last checkpoint: {good or "none yet"}')
+        if isinstance(failure, KeyboardInterrupt):
+            return failure
+        raise
+    finally:
+        for open_one in (run.bar, run.tracker):
+            if open_one is not None:
+                open_one.close()
+    return None
 
 
 def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Section, Data, Built]:

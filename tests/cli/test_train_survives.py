@@ -46,6 +46,18 @@ def full(run, epoch):
     return step(run, epoch)
 train.train_one_epoch = full
 """
+DEAD_WORKER = """
+import os, signal
+from pathlib import Path
+from PIL import Image
+from torch.utils.data import get_worker_info
+read = Image.open
+def dying(*args, **kwargs):
+    if get_worker_info() and Path(LAST).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(*args, **kwargs)
+Image.open = dying
+"""
 FLAGS = ('--mixup-mode', 'gradmix', '--drop', '0.3', '--epochs', '3', '--model-ema', '--model-ema-decay', '0.9')
 
 
@@ -54,10 +66,10 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp('images'))
 
 
-def victim(images: Path, out: Path, harm: str) -> subprocess.CompletedProcess:
+def victim(images: Path, out: Path, harm: str, *flags: str) -> subprocess.CompletedProcess:
     """A run in a process of its own that meets its end."""
     argv = ['train.py', '--data-dir', str(images), '--num-classes', '4', *TINY, '--output', str(out), '--experiment',
-            'run', *FLAGS]
+            'run', *FLAGS, *flags]
     code = f'{harm}\nimport sys\nfrom gradmix_timm.cli import train\nsys.exit(train.console({argv[1:]!r}))\n'
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=False,
                           env={**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())})
@@ -91,9 +103,22 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(images, tmp_path):
     assert ended.returncode == 1, ended.stderr
     errors = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1
-    for words in ('could not be written', 'disk full', f'--resume {tmp_path / "run" / "last.pth.tar"}'):
+    last = tmp_path / 'run' / 'last.pth.tar'
+    for words in ('could not be written', 'disk full', '--resume auto', f'last checkpoint: {last}'):
         assert words in errors[0]
     for name in ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-0.pth.tar'):
         assert weights(tmp_path / 'run' / name)['epoch'] == 0
     again = run_tiny(images, tmp_path, *FLAGS, '--resume', 'auto')
     assert [row['epoch'] for row in rows(again)] == ['0', '1', '2']
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_with_one_line_and_the_last_checkpoint(images, tmp_path):
+    last = tmp_path / 'run' / 'last.pth.tar'
+    ended = victim(images, tmp_path, f'LAST = {str(last)!r}\n{DEAD_WORKER}', '--workers', '1')
+    assert ended.returncode == 1, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
+    assert len(errors) == 1
+    assert 'worker' in errors[0]
+    assert f'last checkpoint: {last}' in errors[0]
+    assert weights(last)['epoch'] == 0
