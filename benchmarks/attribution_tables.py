@@ -40,7 +40,8 @@ def block() -> str:
     for net, (names, places) in NETS.items():
         found = [falls(names, shifted) for shifted in (False, True)]
         own = [f'{page["center"][side]:.2f} ± {page["center"][f"{side}_se"]:.2f}' for page in found for side in sides]
-        lines.append(f'| {net} | *center box: fall of log-odds* | ' + ' | '.join(own) + ' |')
+        accuracy = json.loads((DOCS / f'{names[0]}.json').read_text())['accuracy']
+        lines.append(f'| {net}, accuracy {accuracy:.2f} | *center box: fall of log-odds* | ' + ' | '.join(own) + ' |')
         for place in ('random', *places):
             shares = [f'{100 * page[place][side] / page["center"][side]:.0f}%' for page in found for side in sides]
             lines.append(f'| | {place} | ' + ' | '.join(shares) + ' |')

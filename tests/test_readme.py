@@ -16,6 +16,14 @@ def test_quickstart_figures_are_those_of_the_result_files():
     assert runpy.run_path(str(ROOT / 'benchmarks' / 'readme_figures.py'))['block']() in README
 
 
+def test_documents_are_those_that_their_commands_write():
+    showcase = runpy.run_path(str(ROOT / 'benchmarks' / 'showcase.py'))
+    document = (ROOT / 'docs' / 'cifar10.md').read_text()
+    assert showcase['page'](document) == document
+    attribution = runpy.run_path(str(ROOT / 'benchmarks' / 'attribution_tables.py'))
+    assert attribution['block']() in (ROOT / 'docs' / 'attribution.md').read_text()
+
+
 def test_pictures_and_documents_are_there():
     for target in re.findall(r'\]\((?!http)([^)#]+)\)', README):
         assert (ROOT / target).exists(), target
