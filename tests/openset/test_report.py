@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -242,29 +240,6 @@ def test_curves_stand_where_the_scores_put_them():
     upper = (slice(0, int(0.06 * height)), slice(int(0.35 * width), int(0.8 * width)))
     assert perfect[upper].any(1).any()
     assert not reverse[upper].any()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('width', [375, 1200])
-def test_no_page_scrolls_sideways_in_a_browser(folder, tmp_path, width):
-    browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if browser is None:
-        pytest.skip('no chromium here')
-    # A headless window has a least width; a frame has none. The frame writes what it measures into the title.
-    report = render_report(folder, folder.parent)
-    measure = ('<script>onload=()=>{for(const d of document.querySelectorAll("details"))d.open=true;'
-               'document.title="wide "+(document.documentElement.scrollWidth-document.documentElement.clientWidth);'
-               'parent.postMessage(document.title,"*")}</script>')
-    (tmp_path / 'report.html').write_text(report.replace('</body>', f'{measure}</body>'))
-    (tmp_path / 'frame.html').write_text(
-        '<body><script>onmessage=event=>{document.body.append(event.data)}</script>'
-        f'<iframe src="report.html" style="width:{width}px;height:900px;border:0"></iframe></body>')
-    shown = subprocess.run(
-        [browser, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-         '--disable-background-networking', '--disable-component-update', '--disable-sync',
-         f'--user-data-dir={tmp_path / "profile"}', '--virtual-time-budget=5000', '--dump-dom',
-         (tmp_path / 'frame.html').as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert re.search(r'wide (-?\d+)', shown.split('</iframe>')[1])[1] == '0'
 
 
 def test_latex_holds_every_score_of_every_group(evaluation):
