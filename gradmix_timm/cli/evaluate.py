@@ -37,24 +37,50 @@ def check_metric(args: argparse.Namespace) -> None:
 
 
 class _BatchMeans:
-    """Loss, top-1 and top-5 in percent: means of batches, weighted by their sizes, over all processes."""
+    """Loss, top-1 and top-5 in percent: means of batches, weighted by their sizes, over all processes.
 
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
+    Where the images do not divide by the processes, timm's sampler gives some process an image twice; it is judged,
+    so that all are in step, and not counted (timm's script counts it).
+
+    Args:
+        world_size: Number of processes.
+        limit: Images of this process that are no padding, or None: all.
+        whole: Images that every process has without padding.
+    """
+
+    def __init__(self, world_size: int, limit: int | None = None, whole: int = 0) -> None:
+        self.world_size, self.limit, self.whole, self.seen = world_size, limit, whole, 0
         self.meters = {name: utils.AverageMeter() for name in _SINGLE_LABEL}
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        values = [nn.functional.cross_entropy(output, target), *utils.accuracy(output, target, topk=(1, 5))]
-        if self.world_size > 1:
-            values = [utils.reduce_tensor(value, self.world_size) for value in values]
+        weight: float = output.shape[0]
+        self.seen += output.shape[0]
+        if self.limit is not None and self.seen > self.whole:  # the same batch in every process: the last one
+            values, weight = self._without_padding(output, target, self.limit)
+        else:
+            values = _judged(output, target)
+            if self.world_size > 1:
+                values = [utils.reduce_tensor(value, self.world_size) for value in values]
         for meter, value in zip(self.meters.values(), values, strict=True):
-            meter.update(value.item(), output.shape[0])
+            meter.update(value.item(), weight)
+
+    def _without_padding(self, output: Tensor, target: Tensor, limit: int) -> tuple[list[Tensor], float]:
+        """Means over the images of all processes, and how many a process had on average."""
+        kept = max(output.shape[0] - max(self.seen - limit, 0), 0)
+        values = _judged(output[:kept], target[:kept]) if kept else [output.new_zeros(())] * len(_SINGLE_LABEL)
+        sums = torch.stack([*(value.double() * kept for value in values), output.new_tensor(kept).double()])
+        means = utils.reduce_tensor(sums, self.world_size)
+        return list(means[:-1] / means[-1]), means[-1].item()
 
     def summary(self) -> OrderedDict[str, float]:
         return OrderedDict((name, meter.avg) for name, meter in self.meters.items())
 
     def compute(self, distributed: bool = False) -> OrderedDict[str, float]:
         return self.summary()
+
+
+def _judged(output: Tensor, target: Tensor) -> list[Tensor]:
+    return [nn.functional.cross_entropy(output, target), *utils.accuracy(output, target, topk=(1, 5))]
 
 
 def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loader: Any, hardware: Hardware,
@@ -73,10 +99,13 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
     Returns:
         Loss, and percentages.
     """
+    limit = evaluation_sample_limit(loader)
     if args.task == 'multilabel':
-        evaluator: Any = task.create_evaluator(max_samples=evaluation_sample_limit(loader))
-    else:
+        evaluator: Any = task.create_evaluator(max_samples=limit)
+    elif limit is None or args.tta > 1:  # a stream, or rows that are no images
         evaluator = _BatchMeans(args.world_size)
+    else:
+        evaluator = _BatchMeans(args.world_size, limit, len(loader.dataset) // args.world_size)
     batch_time, began, last = utils.AverageMeter(), time.time(), len(loader) - 1
     model.eval()
     with torch.inference_mode():

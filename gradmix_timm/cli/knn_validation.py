@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from timm import utils
+from timm.task import evaluation_sample_limit
 from torch import Tensor, nn
 
 from gradmix_timm.objectives.gather import gather_rows
@@ -67,15 +68,23 @@ def validate_neighbours(args: argparse.Namespace, model: nn.Module, loaders: Loa
         found = extract(model, _checked(loader, hardware, interrupt), hardware.device, amp, args.channels_last)
         return found.features.to(hardware.device), found.label.to(hardware.device)
 
-    bank, labels = (gather_rows(rows) for rows in embedded(loaders.bank))
-    features, truth = embedded(loaders.eval)
-    right = (neighbour_votes(features, bank, labels, int(labels.max()) + 1).argmax(1) == truth).float().mean()
+    kept = _no_padding(len(loaders.bank.dataset), args.world_size)
+    bank, labels = (gather_rows(rows)[kept] for rows in embedded(loaders.bank))
+    features, truth = (rows[:evaluation_sample_limit(loaders.eval)] for rows in embedded(loaders.eval))
+    right = neighbour_votes(features, bank, labels, int(labels.max()) + 1).argmax(1) == truth
+    counts = torch.stack([right.sum(), right.new_tensor(len(right), dtype=torch.int64)])
     if args.distributed:
-        right = utils.reduce_tensor(right, args.world_size)
-    top1 = 100 * right.item()
+        torch.distributed.all_reduce(counts)
+    top1 = 100 * counts[0].item() / counts[1].item()
     if utils.is_primary(args):
         _logger.info(f'Test{suffix}: {len(bank)} training images  Time: {time.time() - began:.3f}  kNN@1: {top1:>7.3f}')
     return OrderedDict([(METRIC, top1)])
+
+
+def _no_padding(count: int, processes: int) -> Tensor:
+    """Of gathered rows those that are no padding: process r has images r, r + processes, ..., some one twice."""
+    places = torch.arange(-(-count // processes) * processes).view(-1, processes).T.flatten()
+    return (places < count).nonzero().flatten()
 
 
 def _checked(loader: Any, hardware: Hardware, interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:

@@ -247,8 +247,7 @@ def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: Mi
         use_multi_epochs_loader=args.use_multi_epochs_loader, **_sizes(args), **common, **workers,
         **_augmentation(args, config))
     if len(train) == 0:
-        raise ValueError(f'{len(data.train)} training images are fewer than one batch of {args.batch_size}; type a '
-                         'smaller --batch-size')
+        raise ValueError(_no_batch(args, len(data.train)))
     scheduled = args.train_img_sizes is not None
     evaluator, bank = None, None
     if data.eval is not None:
@@ -259,6 +258,14 @@ def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: Mi
     return Loaders(
         train, evaluator, None if args.prefetcher else mixup, args.variable_batch_loss_scale if scheduled else None,
         float(train.batch_sampler.average_batch_size if scheduled else args.batch_size), False, bank)
+
+
+def _no_batch(args: argparse.Namespace, count: int) -> str:
+    if args.aug_repeats:
+        return (f'--aug-repeats {args.aug_repeats} with {count} training images: timm takes a multiple of 256 of them, '
+                'and shares it between the processes; leave it out, or type a smaller --batch-size')
+    shared = f' in each of {args.world_size} processes' if args.world_size > 1 else ''
+    return f'{count} training images are fewer than one batch of {args.batch_size}{shared}; type a smaller --batch-size'
 
 
 def _eval_workers(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import argparse
 from typing import Any
 
 from timm.task import TrainingTask
+from timm.utils import world_info_from_env
 from torch import nn
 
 from gradmix_timm.mixers import create_mixer
@@ -137,9 +138,12 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f'--objective-momentum is in [0, 1], got {args.objective_momentum}')
     if args.objective == 'supcon+ssl':
         _joint_config(args)
-    if args.objective_queue is not None and args.objective_queue < args.batch_size:
-        raise ValueError(f'--objective-queue {args.objective_queue} with --batch-size {args.batch_size}: the queue '
-                         'takes the keys of a whole batch, of all processes; type a larger one')
+    processes = world_info_from_env()[2]
+    if args.objective_queue is not None and args.objective_queue < args.batch_size * processes:
+        raise ValueError(
+            f'--objective-queue {args.objective_queue} with --batch-size {args.batch_size} and {processes} '
+            f'process{"es" if processes > 1 else ""}: the queue takes the keys of a whole batch, of all processes; '
+            f'type {args.batch_size * processes} or more')
 
 
 def _joint_config(args: argparse.Namespace) -> JointConfig:
