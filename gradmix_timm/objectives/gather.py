@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-__all__ = ['gather_rows', 'own_rows', 'world_size']
+__all__ = ['gather_rows', 'own_rows', 'shuffle_rows', 'world_size']
 
 
 def world_size() -> int:
@@ -61,3 +61,23 @@ def gather_rows(rows: Tensor) -> Tensor:
     found = [torch.empty_like(rows) for _ in range(world_size())]
     distributed.all_gather(found, rows.contiguous())
     return torch.cat(found)
+
+
+def shuffle_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """As many rows as this process has, of those of all processes in one random order, which the first one draws.
+
+    Rows computed from them come back by ``gather_rows(computed)[order.argsort()]``, in the order of the ranks.
+
+    Args:
+        rows: [B, ...], as many in every process.
+
+    Returns:
+        The share, [B, ...]; the order, int64 [processes * B]: place i of the joined shares holds row ``order[i]`` of
+        the joined rows. Drawn from torch's random stream, in every process alike.
+    """
+    order = torch.randperm(world_size() * len(rows)).to(rows.device)
+    if world_size() == 1:
+        return rows[order], order
+    distributed.broadcast(order, 0)
+    share = order[own_rows(len(rows), rows.device)]
+    return gather_rows(rows)[share], order

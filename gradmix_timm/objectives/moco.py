@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from .contrastive import ATTRIBUTION_TEMPERATURE, ContrastiveTask
-from .gather import gather_rows
+from .gather import gather_rows, own_rows, shuffle_rows, world_size
 
 __all__ = ['KeyQueue', 'MocoTask', 'follow', 'key_logits']
 
@@ -93,8 +93,9 @@ class MocoTask(ContrastiveTask):
 
     The query is view 1 and, mixed, view 1 again; the key is view 2 under the key encoder, a copy whose weights follow
     by :meth:`update_ema`, which training loops of timm's kind call after every update. Its BatchNorm uses the
-    statistics of its own batches. With several processes their keys join the queue in the order of the ranks; batches
-    are not shuffled between processes, so that statistics of a small batch can give a key away (--sync-bn helps).
+    statistics of its own batches. With several processes their keys join the queue in the order of the ranks; where
+    BatchNorm would take statistics of the same images for a query and its key, which give the key away, each process
+    encodes keys of images of all of them (shuffling BN, arXiv:1911.05722, 3.3). One process has nobody to shuffle with.
 
     A step costs 2 F + 4 F on B images and F for the keys, and p F for the maps.
 
@@ -117,6 +118,9 @@ class MocoTask(ContrastiveTask):
         self.momentum = float(momentum)
         self.key_module: nn.Module = copy.deepcopy(self._projected()).requires_grad_(False).train()
         self.queue = KeyQueue(queue, self.dim).to(self.device)
+        # Norms that are synchronised see all images anyway.
+        self.shuffles = any(isinstance(module, nn.modules.batchnorm._BatchNorm)
+                            and not isinstance(module, nn.SyncBatchNorm) for module in self.key_module.modules())
 
     # ---- timm's contract
 
@@ -173,8 +177,7 @@ class MocoTask(ContrastiveTask):
         view, other = input[:self._split(input)], input[self._split(input):]
         with self._watched(view) as seen:
             query = self.trainable_module(view)
-        with torch.no_grad():
-            key = self.key_module(other)
+        key, keys = self._keys(other)
         queue = self.queue.keys.clone()  # the graph holds it while new keys go in
         result: dict[str, Any] = {'output': query.detach()}
         loss = self._info_nce(query, key, queue).mean()
@@ -190,8 +193,18 @@ class MocoTask(ContrastiveTask):
             loss, result['loss_mix'], result['draw'] = loss + mix, mix.detach(), draw
         elif self._mixable:
             result['loss_mix'] = torch.zeros_like(loss)
-        self.queue.push(gather_rows(key))
+        self.queue.push(keys)
         return {'loss': loss, **result}
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys of these images, [B, P], and of those of all processes in the order of the ranks."""
+        if world_size() == 1 or not self.shuffles:
+            key = self.key_module(images)
+            return key, gather_rows(key)
+        share, order = shuffle_rows(images)
+        keys = gather_rows(self.key_module(share))[order.argsort()]
+        return keys[own_rows(len(images), images.device)], keys
 
     def _info_nce(self, query: Tensor, key: Tensor, queue: Tensor) -> Tensor:
         """InfoNCE of every query, float32 [B]."""

@@ -73,12 +73,26 @@ def _gradients(rank: int):
     return gathered.detach(), rows.grad, own_rows(2, rows.device)
 
 
+def _keys(rank: int, model: str):
+    """Keys with and without a shuffle, and the images that this process encoded, by number, step by step."""
+    task = build('moco', model)
+    task.prepare_distributed()
+    mine, found = views()[IMAGES:][rank * IMAGES // 2:(rank + 1) * IMAGES // 2], []
+    seen = []
+    task.key_module.register_forward_pre_hook(lambda module, args: seen.append(
+        [next(n for n, image in enumerate(views()[IMAGES:]) if torch.equal(image, one)) for one in args[0]]))
+    for shuffles in (True, True, False):
+        task.shuffles = shuffles
+        found.append(task._keys(mine))
+    return found, seen, build('moco', model).shuffles
+
+
 def _worker(rank: int, port: int, results) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo', f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     results[rank] = {
         'joint': _task(rank, 'joint'), 'moco': _task(rank, 'moco'), 'norms': _task(rank, 'joint', 'test_resnet'),
-        'gradients': _gradients(rank)}
+        'gradients': _gradients(rank), 'keys': _keys(rank, 'test_vit'), 'norm keys': _keys(rank, 'test_resnet')}
     torch.distributed.destroy_process_group()
 
 
@@ -104,6 +118,35 @@ def test_two_processes_equal_one_with_the_joined_batch(kind, both):
     if kind == 'moco':
         assert torch.equal(first[3], second[3])
         assert torch.allclose(first[3], task.queue.keys, atol=1e-4)
+
+
+def test_shuffled_keys_come_back_in_order(both):
+    """Without BatchNorm a key does not depend on the images beside it, and they are those of no shuffle."""
+    sides = [found['keys'] for found in both]
+    for step in range(3):
+        own = [keys[step][0] for keys, _, _ in sides]
+        for keys, _, needed in sides:
+            assert not needed, 'nothing to hide: no images are sent round'
+            assert torch.equal(torch.cat(own), keys[step][1])
+            assert torch.allclose(keys[step][1], sides[0][0][2][1], atol=1e-5)
+    for step in range(3):
+        assert sorted([*sides[0][1][step], *sides[1][1][step]]) == list(range(IMAGES))
+    assert sides[0][1][2] == [0, 1, 2, 3]
+    assert sides[0][1][0] != sides[0][1][1]
+
+
+def test_batch_norm_sees_keys_of_both_processes(both):
+    sides = [found['norm keys'] for found in both]
+    assert all(needed for _, _, needed in sides)
+    encoder, images = build('moco', 'test_resnet').key_module, views()[IMAGES:]
+    for step in range(2):
+        want = torch.empty(IMAGES, 8)
+        for _, seen, _ in sides:
+            with torch.no_grad():
+                want[seen[step]] = encoder(images[seen[step]])
+        for keys, _, _ in sides:
+            assert torch.allclose(keys[step][1], want, atol=1e-5)
+    assert {number // 4 for number in sides[0][1][0] + sides[0][1][1]} == {0, 1}
 
 
 def test_batch_norm_trains_in_two_processes(both):
