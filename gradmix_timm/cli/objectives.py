@@ -90,14 +90,9 @@ def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
     _check_numbers(args)
     if plan.in_step:
         try:
-            guide = guiding_mixer(create_mixer(str(plan.name), num_classes=2, **plan.options))
+            guiding_mixer(create_mixer(str(plan.name), num_classes=2, **plan.options))
         except ValueError as error:
             raise ValueError(f'{wanted}: {error}') from error
-        hidden = {'--torchcompile': bool(args.torchcompile), '--grad-checkpointing': args.grad_checkpointing}
-        for name, on in hidden.items():
-            if on and guide is not None:
-                raise ValueError(f'{name} with {wanted} --mixup-mode {plan.name}: the forward of the clean views also '
-                                 'gives the maps, and hooks see nothing inside it; leave it out')
 
 
 def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, bool, str]]:

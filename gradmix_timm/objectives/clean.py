@@ -7,9 +7,11 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
-from gradmix_timm.attribution import resolve_layers, score_function, unwrap, watch
+from gradmix_timm.attribution import resolve_layers, score_function, unwrap
 from gradmix_timm.mixers import GradMix
 from gradmix_timm.ops import soft_targets
+
+from .sharing import kept_buffers, watch_training
 
 __all__ = ['KeepCleanTask']
 
@@ -62,9 +64,9 @@ class KeepCleanTask(ClassificationTask):
             return {'loss': loss, 'output': output, 'loss_clean': loss.detach(), 'loss_mixed': torch.zeros_like(loss)}
         inner = unwrap(self.trainable_module)
         size = (input.shape[1], input.shape[2], input.shape[3])
-        with watch(inner, resolve_layers(inner, size, config.layers)) as seen:
+        with watch_training(inner, resolve_layers(inner, size, config.layers)) as seen:
             output = self.trainable_module(input)
-        with torch.autocast(input.device.type, enabled=False):
+        with torch.autocast(input.device.type, enabled=False), kept_buffers(inner):
             logits = output.float()
             score = score_function(config.score)(logits, target.to(logits.device))
             captured = seen.captured(logits, score, (input.shape[2], input.shape[3]), retain_graph=True)

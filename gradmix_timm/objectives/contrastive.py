@@ -12,7 +12,7 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gradmix_timm.attribution import resolve_layers, score_function, unwrap, watch
+from gradmix_timm.attribution import resolve_layers, score_function, unwrap
 from gradmix_timm.attribution.capture import Watch
 from gradmix_timm.mixers import BatchMixer, GradMix
 from gradmix_timm.ops import image_size
@@ -21,6 +21,7 @@ from gradmix_timm.records import Captured, MixDraw
 from .gather import gather_rows, own_rows
 from .heads import Projected, ProjectionHead, feature_width
 from .losses import JointConfig, instance_logits, joint_terms, weigh_terms
+from .sharing import SecondPass, kept_buffers, watch_training
 
 __all__ = ['ATTRIBUTION_TEMPERATURE', 'ContrastiveTask', 'JointTask', 'guiding_mixer']
 
@@ -83,7 +84,7 @@ class ContrastiveTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if not temperature > 0:
             raise ValueError(f'the temperature is above 0, got {temperature}')
-        self._guide = guiding_mixer(mixer)
+        self._guide, self._second_pass = guiding_mixer(mixer), SecondPass()
         self.mixer, self.temperature, self.dim = mixer, float(temperature), dim
         head = ProjectionHead(feature_width(model), dim, hidden).to(device=self.device, dtype=self.dtype)
         self.trainable_module: nn.Module = Projected(model, head)
@@ -162,13 +163,13 @@ class ContrastiveTask(TrainingTask):
             return
         model = self._projected().student
         size = (images.shape[1], *image_size(images))
-        with watch(model, resolve_layers(model, size, self._guide.config.layers)) as seen:
+        with watch_training(model, resolve_layers(model, size, self._guide.config.layers)) as seen:
             yield seen
 
     def _captured(self, seen: Watch, logits: Tensor, labels: Tensor, images: Tensor) -> list[Captured]:
         """The watched layers and the gradient there of the mixer's score of 'which is the other view?'."""
         assert self._guide is not None
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), kept_buffers(self._projected().student):
             score = score_function(self._guide.config.score)(logits, labels).sum()
             if self._guide.config.recipe == 'authors':  # theirs is a mean, and their normalisation knows the scale
                 score = score * (_AUTHORS_SCALE / logits.shape[0])
@@ -197,7 +198,8 @@ class ContrastiveTask(TrainingTask):
         """
         module = self.trainable_module
         inner = module.module if isinstance(module, DistributedDataParallel) else module
-        projected: Tensor = inner(images)
+        with self._second_pass(inner):
+            projected: Tensor = inner(images)
         return projected
 
     def _split(self, input: Tensor) -> int:

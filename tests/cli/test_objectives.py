@@ -102,8 +102,6 @@ def test_every_objective_has_its_defaults_and_no_others():
     ((*SUPCON, *GRADMIX, '--gradmix-keep-clean'), '--gradmix-keep-clean'),
     ((*SUPCON, *GRADMIX, '--gradmix-attr-scale', 0.5), '--gradmix-attr-scale'),
     ((*SUPCON, *GRADMIX, '--gradmix-attribution', 'input-gradient'), 'input-gradient'),
-    ((*SUPCON, *GRADMIX, '--torchcompile'), '--torchcompile'),
-    ((*SUPCON, *GRADMIX, '--grad-checkpointing'), '--grad-checkpointing'),
     ((*SUPCON, '--objective-temperature', 0), '--objective-temperature is above 0'),
     ((*SUPCON, '--objective-gamma', 0, '--objective-ssl-weight', 0), '--objective-gamma'),
     ((*SUPCON, '--probe-epochs', -1), '--probe-epochs is 0 or more'),
@@ -173,11 +171,12 @@ def test_an_epoch_with_every_mixer(mixer, images, tmp_path):
 @pytest.mark.parametrize('flags', [
     ('--objective', 'simclr', *GRADMIX, '--no-prefetcher', '--reprob', 0.5),
     (*SUPCON, *GRADMIX, '--amp', '--amp-dtype', 'bfloat16', '--workers', 2, '--channels-last'),
-    (*SUPCON, '--torchcompile', 'eager', '--opt', 'adamw', '--layer-decay', 0.9),
+    (*SUPCON, *GRADMIX, '--torchcompile', 'eager', '--opt', 'adamw', '--layer-decay', 0.9),
+    (*MOCO, *GRADMIX, '--grad-checkpointing'),
     (*MOCO, *GRADMIX, '--gradmix-recipe', 'authors', '--clip-grad', 1, '--grad-accum-steps', 2),
     (*MOCO, '--mixup-mode', 'cutmix', '--mixup-prob', 0.5, '--model', 'test_vit', '--osr-val-fraction', 0,
      '--known-classes', 'bee,dog,cat'),
-], ids=['simclr', 'amp', 'compiled', 'moco', 'vit'])
+], ids=['simclr', 'amp', 'compiled', 'checkpointed', 'moco', 'vit'])
 def test_what_it_is_combined_with(flags, images, tmp_path):
     folder = run_tiny(images, tmp_path, *flags, *QUICK, classes=None if '--known-classes' in flags else 4)
     assert np.isfinite(float(rows(folder)[0]['train_loss']))
@@ -354,7 +353,21 @@ def test_validation_never_reads_the_test_split_and_leaves_the_views_alone(images
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags', [(*SUPCON, *GRADMIX), MOCO], ids=['supcon+ssl', 'moco'])
+@pytest.mark.parametrize('objective', [SUPCON, MOCO], ids=['supcon+ssl', 'moco'])
+def test_compiled_and_checkpointed_runs_give_the_figures_of_a_plain_one(objective, images, tmp_path):
+    plain, other = (rows(run_tiny(images, tmp_path, *objective, *GRADMIX, *more, '--probe-epochs', 0, '--model-ema',
+                                  name=name))
+                    for name, more in (
+                        ('plain', ()), ('other', ('--torchcompile', 'aot_eager', '--grad-checkpointing'))))
+    for left, right in zip(plain, other, strict=True):
+        for name in ('train_loss', 'train_loss_ssl', 'train_loss_mix'):
+            assert float(right[name]) == pytest.approx(float(left[name]), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags', [
+    (*SUPCON, *GRADMIX), MOCO, (*SUPCON, *GRADMIX, '--torchcompile', 'aot_eager')],
+    ids=['supcon+ssl', 'moco', 'compiled'])
 def test_two_processes_train_validate_fit_a_head_and_go_on(flags, images, tmp_path):
     from test_train_modes import torchrun
     flags = (*flags, '--epochs', 3, '--probe-epochs', 2)

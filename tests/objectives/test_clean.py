@@ -94,3 +94,15 @@ def test_the_maps_are_those_of_a_pass_of_its_own_without_batch_statistics(batch,
     task(*batch)
     shared = mixer.fused(captured[0], (64, 64)).map
     assert torch.allclose(shared, attribute(model, *batch).map, atol=1e-6)
+
+
+def test_a_model_that_recomputes_activations_takes_the_same_step(batch):
+    found = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model('test_resnet', num_classes=10)
+        model.set_grad_checkpointing(checkpointed)
+        task, _ = make(model, seed=1)
+        task(*batch)['loss'].backward()
+        found.append([weight.grad for weight in model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))

@@ -209,6 +209,32 @@ def test_the_clean_forward_serves_loss_and_maps_and_its_cost_is_counted():
     assert step > 2 * plain
 
 
+def step_of(name, kind, compiled=False, checkpointed=False):
+    """Loss, boxes, gradients, and buffers after the forward, of a first step."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4, **({'img_size': 64} if name == 'test_vit' else {}))
+    model.set_grad_checkpointing(checkpointed)
+    task = {'joint': JointTask, 'moco': MocoTask}[kind](
+        model, create_mixer('gradmix', num_classes=4, seed=0), dim=8, verbose=False)
+    if compiled:
+        task.compile(backend='aot_eager')
+    result = task(views(), LABELS.repeat(2))
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    result['loss'].backward()
+    return result['loss'].detach(), result['draw'].dst, *(w.grad for w in task.get_clip_parameters()), *buffers
+
+
+@pytest.mark.parametrize('kind', ['joint', 'moco'])
+@pytest.mark.parametrize(('name', 'wrapped'), [
+    ('test_resnet', ('checkpointed',)), ('test_vit', ('checkpointed',)),
+    *(pytest.param('test_resnet', wrapped, marks=pytest.mark.slow)
+      for wrapped in [('compiled',), ('compiled', 'checkpointed')])])
+def test_a_compiled_or_recomputing_model_takes_the_step_of_a_plain_one(name, wrapped, kind):
+    want, found = step_of(name, kind), step_of(name, kind, **dict.fromkeys(wrapped, True))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(want, found, strict=True))
+    assert torch.equal(want[1], found[1]), 'boxes'
+
+
 def test_moco_costs_less_than_twice_its_unmixed_step():
     torch.manual_seed(0)
     model = timm.create_model('resnet18', num_classes=10)
