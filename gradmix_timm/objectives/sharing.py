@@ -27,7 +27,8 @@ def watch_training(model: nn.Module, targets: Sequence[TargetLayer]) -> Iterator
         targets: Layers to watch.
     """
     inner = unwrap(model)
-    with torch.compiler.set_stance('force_eager'), watch(inner, [_at_last_block(inner, one) for one in targets]) as seen:
+    blocks = [_at_last_block(inner, one) for one in targets]
+    with torch.compiler.set_stance('force_eager'), watch(inner, blocks) as seen:
         yield seen
 
 
