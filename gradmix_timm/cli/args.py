@@ -15,6 +15,7 @@ from .checks import check_args
 from .config_file import layer, read_config, words
 from .exits import ConsoleParser
 from .objectives import OBJECTIVE
+from .plugins import import_modules
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
 from .tracking import TRACKING
 
@@ -120,6 +121,7 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
             parser.error(_config_error(config.config, error))
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **values, **given})
     try:
+        import_modules(args.device_modules)
         check_args(args, {*values, *given})
     except (ValueError, TypeError, OSError) as error:
         parser.error(' '.join(str(error).split()))

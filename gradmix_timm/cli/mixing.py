@@ -74,7 +74,8 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
     registered = list_mixers()
     for name in names:
         if name not in registered:
-            raise ValueError(f'--mixup-mode {args.mixup_mode}: no mixer {name!r}: {nearest(name, registered)}')
+            raise ValueError(f'--mixup-mode {args.mixup_mode}: no mixer {name!r}: {nearest(name, registered)} '
+                             '(--device-modules MODULE imports your own)')
     _refuse_foreign_options(args, names)
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
     if plan.name is not None:

@@ -18,6 +18,7 @@ from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
 from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_checkpoint, write_atomic
 from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
 from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
+from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.mixers import create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help='a registered name or a+b (default: the one of the checkpoint, else gradmix)')
     parser.add_argument('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
                         help="the mixer's options")
+    parser.add_argument('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
     parser.add_argument('--layers', metavar='L[,L]', help='target layers: numbers or names (gradmix)')
     parser.add_argument('--out', metavar='FILE', default='mixes.png', help='the picture (default: mixes.png)')
     parser.add_argument('--num', type=int, default=6, metavar='N', help='images shown (default: 6)')
@@ -213,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
     with mendable():
+        import_modules(args.device_modules)
         model, loaded = _model(args)
         config = _data_config(args, model, loaded)
         classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []

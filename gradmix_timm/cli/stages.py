@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
-import importlib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -81,8 +80,6 @@ class Built:
 
 def start(args: argparse.Namespace) -> Hardware:
     """Device, process group, precision and seeds; completes ``args`` as timm's script does."""
-    for module in args.device_modules or ():
-        importlib.import_module(module)
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True

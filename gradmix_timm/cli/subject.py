@@ -33,6 +33,7 @@ from gradmix_timm.records import Embeddings
 
 from .config_file import words
 from .embedding import embed_images, open_cache
+from .plugins import MODULES_HELP, import_modules
 
 __all__ = [
     'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
@@ -115,6 +116,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
     add('--pretrained', action='store_true', help="timm's weights, in place of a checkpoint")
     add('--img-size', type=int, metavar='N', help="image side in pixels (default: the checkpoint's)")
+    add('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
     add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     add('--amp', action='store_true', help='run the model in mixed precision')
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='with --amp (default: float16)')
@@ -194,6 +196,7 @@ def read_checkpoint(args: argparse.Namespace) -> Loaded | None:
     Raises:
         ValueError: Neither is given, or the file is something else.
     """
+    import_modules(getattr(args, 'device_modules', None))
     if args.checkpoint:
         if args.pretrained:
             raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')

@@ -7,6 +7,8 @@ from typing import Any
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
+from .plugins import MODULES_HELP
+
 __all__ = ['LATER_GROUPS', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
 
 #: Option strings, and what argparse's ``add_argument`` takes beside them.
@@ -85,7 +87,7 @@ _DEVICE = (
     switch('--no-ddp-bb', 'do not broadcast buffers between processes'),
     switch('--synchronize-step', 'wait for the device at the end of every update'),
     flag('--local_rank', type=int, default=0, text='read from the environment by now'),
-    flag('--device-modules', type=str, nargs='+', text='modules to import for a device backend'),
+    flag('--device-modules', type=str, nargs='+', text=MODULES_HELP),
 )
 
 _OPTIMIZER = (

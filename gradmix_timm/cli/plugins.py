@@ -1,0 +1,31 @@
+"""--device-modules: modules of the user's, imported before flags are checked, so that what they register is known."""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+__all__ = ['MODULES_HELP', 'import_modules']
+
+MODULES_HELP = ('modules to import first, from PYTHONPATH: of a device backend, or of your own with register_mixer or '
+                'register_model in them')
+
+
+def import_modules(names: Sequence[str] | None) -> None:
+    """Import modules by name.
+
+    Raises:
+        ValueError: No such module, or it fails; the message names it and how it did.
+    """
+    for name in names or ():
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f'{name}.'.startswith(f'{error.name}.'):
+                raise ValueError(f'--device-modules {name}: it needs the module {error.name}, which is not '
+                                 'installed') from error
+            raise ValueError(f'--device-modules {name}: no such module; install it, or name its folder in PYTHONPATH: '
+                             f'PYTHONPATH=. python train.py --device-modules {name} ...') from error
+        except Exception as error:  # whatever a module of the user's raises
+            reason = ' '.join(str(error).split())
+            raise ValueError(f'--device-modules {name}: its import fails with {type(error).__name__}: {reason}'
+                             ) from error
