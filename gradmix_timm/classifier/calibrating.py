@@ -70,6 +70,8 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     net = build_model(loaded, plan.model, len(names)).to(find_device(plan.device))
     config = resolve_data_config(loaded.data_config, model=net)
     config['crop_mode'] = loaded.data_config.get('crop_mode', config.get('crop_mode'))
+    if loaded.data_config.get('pipeline'):
+        config['pipeline'] = loaded.data_config['pipeline']
     eye = _Eye(plan, net, config)
     train, held = _cuts(plan, loaded, names, config)
     seen = None if train is None else eye.see(train, 'known training images')

@@ -90,7 +90,7 @@ def _metadata(score: Score, manifest: Any) -> dict[str, str]:
         'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,
         'input': 'float32 [N, C, H, W], pixels from 0 to 1, resized and cropped as said here; normalised in the graph',
         **{key: config.get(key) for key in (
-            'input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')},
+            'input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std', 'pipeline')},
         'model': manifest.model}
     return {f'gradmix_timm.{key}': value if isinstance(value, str) else json.dumps(value)
             for key, value in facts.items()}

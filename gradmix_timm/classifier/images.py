@@ -14,6 +14,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from gradmix_timm.data.transforms import recorded_pipeline
+
 __all__ = ['as_image', 'batches', 'each', 'evaluation_transform']
 
 _KINDS = ('a path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W] or [H, W]; pixels as uint8, or as '
@@ -21,12 +23,12 @@ _KINDS = ('a path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W]
 
 
 def evaluation_transform(config: dict[str, Any]) -> Any:
-    """The transform for evaluation that timm makes, PIL image to normalised float32 [C, H, W].
+    """The transform for evaluation, timm's or the run's own, PIL image to normalised float32 [C, H, W].
 
     Args:
-        config: timm's data configuration.
+        config: timm's data configuration, with the run's pipeline where it had one.
     """
-    return create_transform(
+    return recorded_pipeline(config) or create_transform(
         tuple(config['input_size']), is_training=False, interpolation=config['interpolation'], mean=config['mean'],
         std=config['std'], crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
 

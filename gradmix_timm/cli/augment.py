@@ -101,8 +101,9 @@ def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, Pipeli
             found[split] = build_pipeline(
                 pipeline, f'{pipelines.path}: {split}', tuple(config['input_size']), tuple(config['mean']),
                 tuple(config['std']), config['crop_pct'], normalize=not args.prefetcher)
-    if 'eval' in found:
-        _logger.info(f"Validation images go through {pipelines.path}; the open-set evaluation uses timm's transform.")
+    if pipelines.eval is not None:  # goes into the checkpoint's record: every evaluation has the same transform
+        config['pipeline'] = {'path': pipelines.path, 'transform': pipelines.eval}
+        _logger.info(f'Validation images, and those of later evaluations, go through {pipelines.path}.')
     return found
 
 

@@ -144,7 +144,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
                                   images.split.known).picture(0).size)
     # The official arrays and small folders are as stored; ImageNet-C's images were cut before they were corrupted.
     at = args.corrupt_at or ('stored' if side <= SMALL else 'input')
-    config = subject.config if at == 'stored' else {**subject.config, 'crop_pct': 1.0, 'crop_mode': 'center'}
+    config = subject.config if at == 'stored' else {
+        **subject.config, 'crop_pct': 1.0, 'crop_mode': 'center', 'pipeline': None}
     scale = '' if official is not None else args.scale or nearest_scale(
         side if at == 'stored' else min(subject.config['input_size'][1:]))
     return Plan(

@@ -13,6 +13,7 @@ from timm.data import ImageDataset, create_loader
 from torch.utils.data import Dataset
 
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
+from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
@@ -103,13 +104,17 @@ def loader_of(subject: Subject, images: CutDataset) -> Any:
     """A loader of timm's with the evaluation transform, in the set's order."""
     config, source = subject.config, rows_of(images, np.arange(len(images)))
     dataset = Skipping(source) if getattr(subject.args, 'skip_bad', False) else source
-    return create_loader(
+    loader = create_loader(
         cast(ImageDataset, dataset),  # all that the loader asks of one
         input_size=config['input_size'], batch_size=subject.args.batch_size, is_training=False,
         interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
         crop_mode=config.get('crop_mode'), num_workers=subject.workers(len(images)), device=subject.device,
         # Pixels are normalised on the CPU, so that every device sees the same.
         use_prefetcher=False, pin_memory=subject.device.type == 'cuda', persistent_workers=False)
+    pipeline = recorded_pipeline(config)
+    if pipeline is not None:
+        source.transform = pipeline
+    return loader
 
 
 def _pass(subject: Subject, images: CutDataset, title: str) -> Embeddings:

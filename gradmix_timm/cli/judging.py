@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from gradmix_timm.data import CutDataset
+from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
 from gradmix_timm.openset.reports.report import closed_set_line, score_table
@@ -82,9 +83,10 @@ class _Statistics:
         self.transform = create_transform(
             config['input_size'], is_training=False, interpolation=config['interpolation'], mean=(0.,) * channels,
             std=(1.,) * channels, crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
+        self.pipeline = recorded_pipeline(config, normalize=False)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Any = self.transform(image)
+        pixels: Any = self.transform(image) if self.pipeline is None else self.pipeline(image).float() / 255
         return torch.from_numpy(measure(pixels.permute(1, 2, 0).numpy(), image.size))
 
 

@@ -14,6 +14,7 @@ from timm.data import create_loader
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import KEY, atomic_path
+from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.objectives import classifier_layers
 from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
@@ -126,6 +127,9 @@ def _embed(probe: Probe, model: nn.Module, images: Any) -> Embeddings:
         batch_size=args.validation_batch_size or args.batch_size, mean=config['mean'], std=config['std'],
         crop_pct=config['crop_pct'], num_workers=args.workers, device=hardware.device, persistent_workers=False,
         use_prefetcher=True, img_dtype=hardware.dtype or torch.float32)
+    pipeline = recorded_pipeline(config, normalize=False)  # the loader does it
+    if pipeline is not None:
+        loader.dataset.transform = pipeline
     amp = getattr(torch, args.amp_dtype) if args.amp else None
     return extract(model, loader, hardware.device, amp, args.channels_last)
 

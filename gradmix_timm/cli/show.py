@@ -19,6 +19,7 @@ from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_check
 from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
 from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
+from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.mixers import create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
@@ -78,7 +79,8 @@ def _data_config(args: argparse.Namespace, model: nn.Module, loaded: Loaded | No
     known = dict(loaded.record.data_config) if loaded is not None and loaded.record is not None else {}
     if args.img_size:
         known['input_size'] = (known.get('input_size', (3,))[0], args.img_size, args.img_size)
-    return resolve_data_config(known, model=model)
+    config: dict[str, Any] = resolve_data_config(known, model=model)
+    return {**config, 'pipeline': known['pipeline']} if known.get('pipeline') else config
 
 
 def _files(folder: str) -> list[Path]:
@@ -93,7 +95,9 @@ def _files(folder: str) -> list[Path]:
 
 def _load(files: Sequence[Path], config: dict[str, Any]) -> Tensor:
     from PIL import Image, UnidentifiedImageError
-    transform = create_transform(**{**config, 'input_size': tuple(config['input_size'])}, is_training=False)
+    timms = {**{key: value for key, value in config.items() if key != 'pipeline'},
+             'input_size': tuple(config['input_size'])}
+    transform: Any = recorded_pipeline(config) or create_transform(**timms, is_training=False)
     mode = 'RGB' if config['input_size'][0] == 3 else 'L'
     images = []
     for path in tqdm(files, desc='reading', leave=False, disable=None if len(files) > 200 else True):

@@ -27,6 +27,7 @@ from gradmix_timm.data import (
     select_classes,
     take,
 )
+from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.objectives import ProjectionHead
 from gradmix_timm.openset.cache import EmbeddingCache
 from gradmix_timm.records import Embeddings
@@ -169,6 +170,9 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     config = resolve_data_config(known, model=model)
     if loaded is not None and known.get('crop_mode'):
         config['crop_mode'] = known['crop_mode']
+    if known.get('pipeline'):
+        config['pipeline'] = known['pipeline']
+        recorded_pipeline(config)  # refuses another --img-size than it can make
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return Subject(

@@ -19,6 +19,7 @@ from .corruptions import SEVERITIES, corrupt, list_corruptions, official_name
 from .cuts import CutDataset, class_names, labels_of
 from .images import ImageSource
 from .sources import open_dataset
+from .transforms import recorded_pipeline
 
 __all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'crop_of', 'open_official']
 
@@ -82,11 +83,14 @@ def corrupted(images: CutDataset, name: str, severity: int, seed: int = 0, scale
 
 
 def crop_of(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-    """What timm's evaluation transform does before it makes a tensor: resize and crop to the model's input.
+    """What the evaluation transform does before it makes a tensor: resize and crop to the model's input.
 
     Args:
         config: timm's data configuration.
     """
+    pipeline = recorded_pipeline(config, normalize=False)
+    if pipeline is not None:
+        return pipeline.picture
     steps: Any = create_transform(
         config['input_size'], is_training=False, interpolation=config['interpolation'],
         crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['PLACEHOLDERS', 'PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines']
+__all__ = ['PLACEHOLDERS', 'PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines', 'recorded_pipeline']
 
 #: What a file may leave open, and what it becomes.
 PLACEHOLDERS = {
@@ -87,6 +89,11 @@ class PipelineTransform:
             return tensor
         return tensor.float().div_(255).sub_(self.mean).div_(self.std)
 
+    def picture(self, image: Image.Image) -> Image.Image:
+        """What a pipeline without normalisation makes, as a PIL image."""
+        picture: Image.Image = to_pil_image(self(image))
+        return picture
+
     def __repr__(self) -> str:
         return f'PipelineTransform({self.pipeline!r})'
 
@@ -144,6 +151,25 @@ def build_pipeline(pipeline: dict[str, Any], where: str, input_size: tuple[int, 
     for sides in ((height, width), (height + height // 2 + 3, width + width // 3 + 1)):
         _try(built, where, sides, channels, (height, width))
     return PipelineTransform(built, mean if normalize else None, std if normalize else None)
+
+
+def recorded_pipeline(config: dict[str, Any], normalize: bool = True) -> PipelineTransform | None:
+    """The evaluation transform of a run that was validated by a pipeline; None: by timm's transform.
+
+    Args:
+        config: timm's data configuration; the entry ``pipeline``, which training adds, has the pipeline of the file
+            and its ``path``.
+        normalize: Yield normalised float32 rather than uint8.
+
+    Raises:
+        ValueError: A pipeline that does not fit the size of ``config``, or this version of albumentations.
+    """
+    recorded = config.get('pipeline')
+    if recorded is None:
+        return None
+    where = f'the evaluation pipeline of the checkpoint ({recorded["path"]})'
+    return build_pipeline(_checked(recorded['transform'], where), where, tuple(config['input_size']),
+                          tuple(config['mean']), tuple(config['std']), config['crop_pct'], normalize)
 
 
 # ---- reading

@@ -1,15 +1,23 @@
 """Training through albumentations pipelines and on cached images: what the batches are, what is refused."""
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_training import TINY, rows, run_tiny, write_images
 
-from gradmix_timm.checkpoint import load_checkpoint
+from gradmix_timm.checkpoint import build_model, load_checkpoint
+from gradmix_timm.classifier.images import evaluation_transform
 from gradmix_timm.cli import caching, loop, train
+from gradmix_timm.cli.exits import UsageError
+from gradmix_timm.cli.subject import add_subject_flags, load_subject
+from gradmix_timm.data import open_dataset, select_classes
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
 
@@ -117,6 +125,83 @@ def test_validation_images_go_through_timms_transform_unless_the_file_says_other
     inverted = pipeline(CENTER, eval=[{'__class_fullname__': 'InvertImg', 'p': 1.0}, CENTER])
     theirs = run_tiny(images, tmp_path, *inverted, '--epochs', 1, '--lr', 0, name='theirs')
     assert rows(timms)[0]['eval_loss'] != rows(theirs)[0]['eval_loss']
+
+
+EVAL = [{'__class_fullname__': 'InvertImg', 'p': 1.0}, {'__class_fullname__': 'VerticalFlip', 'p': 1.0},
+        {**CENTER, 'height': 32, 'width': 32}]
+
+
+def osr(folder, *flags):
+    from gradmix_timm.cli import osr as command
+    assert command.main(['osr', '--checkpoint', str(folder / 'last.pth.tar'), '--device', 'cpu', '--workers', '0',
+                         '--output', str(folder / 'osr'), *map(str, flags)]) == 0
+    return json.loads((folder / 'osr' / 'results.json').read_text())
+
+
+@pytest.mark.parametrize('flags', [(), ('--no-prefetcher',),
+                                   ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20)], ids=str)
+def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, images, tmp_path, pipeline):
+    """Validation images are those of the test split here, so that both accuracies are of the same images."""
+    (tmp_path / 'data').mkdir()
+    for split, source in (('train', 'train'), ('validation', 'validation'), ('test', 'validation')):
+        (tmp_path / 'data' / split).symlink_to(images / source)
+    folder = run_tiny(tmp_path / 'data', tmp_path, *pipeline(CENTER, eval=EVAL), *flags, '--epochs', 3, '--lr', 0.1)
+    record = load_checkpoint(folder / 'last.pth.tar').record
+    assert record.data_config['pipeline']['transform']['transforms'][0]['__class_fullname__'] == 'InvertImg'
+    model = build_model(load_checkpoint(folder / 'last.pth.tar'))
+    images_of = open_dataset('', tmp_path / 'data', 'test')
+    args = argparse.ArgumentParser()
+    add_subject_flags(args)
+    subject = load_subject(args.parse_args(['--device', 'cpu', '--workers', '0', '--checkpoint', 'x']),
+                           load_checkpoint(folder / 'last.pth.tar'), 4)
+    found = subject.embed(select_classes(images_of, ('ant', 'bee', 'cat', 'dog')), 'images')
+    top1 = 100 * float((found.logits.argmax(1) == found.label).double().mean())
+    if '--objective' in flags:
+        assert top1 == pytest.approx(record.probe['val_top1'])
+    else:
+        assert top1 == pytest.approx(float(rows(folder)[-1]['eval_top1']))
+        loss = torch.nn.functional.cross_entropy(found.logits, found.label)
+        assert float(rows(folder)[-1]['eval_loss']) == pytest.approx(float(loss), rel=1e-4)
+    # By hand, from the files.
+    place = tmp_path / 'data' / 'test' / 'bee' / '0.png'
+    pixels = 255 - np.asarray(Image.open(place).convert('RGB'))[::-1][4:36, 4:36]
+    config = record.data_config
+    want = (pixels / 255 - np.array(config['mean'])) / np.array(config['std'])
+    transform = evaluation_transform(config)
+    assert np.abs(transform(Image.open(place)).permute(1, 2, 0).numpy() - want).max() < 1e-5
+    with torch.no_grad():
+        logits = model.eval()(transform(Image.open(place))[None])[0]
+    row = subject.embed(select_classes(images_of, ('bee',)), 'bees').logits[0]
+    assert torch.allclose(row, logits, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
+    from gradmix_timm import OpenSetClassifier
+    from gradmix_timm.cli import osr as command
+    from gradmix_timm.cli import show
+    flags = ('--known-classes', 'ant,bee,cat', '--osr-val-fraction', 0.3)
+    folder = run_tiny(images, tmp_path, *pipeline(CENTER, eval=EVAL), *flags, classes=None)
+    (tmp_path / 'aug.yaml').unlink()  # the checkpoint needs no file
+    results = osr(folder)
+    model = build_model(load_checkpoint(folder / 'last.pth.tar'))
+    transform = evaluation_transform(load_checkpoint(folder / 'last.pth.tar').record.data_config)
+    test = [path for name in ('ant', 'bee', 'cat') for path in sorted((images / 'test' / name).iterdir())]
+    with torch.no_grad():
+        logits = model.eval()(torch.stack([transform(Image.open(path).convert('RGB')) for path in test]))
+    right = logits.argmax(1) == torch.arange(3).repeat_interleave(2)
+    assert results['closed_set']['top1'] == pytest.approx(float(right.double().mean()))
+    classifier = OpenSetClassifier.from_checkpoint(folder / 'last.pth.tar', score='mls', known_acceptance=0.8, device='cpu')
+    classifier.save(tmp_path / 'saved')
+    for one in (classifier, OpenSetClassifier.load(tmp_path / 'saved', device='cpu')):
+        assert [found.knownness for found in one.predict(test)] == pytest.approx(logits.max(1).values.tolist(), abs=1e-4)
+    checkpoint = ['--checkpoint', str(folder / 'last.pth.tar')]
+    assert command.main(['corrupt', *checkpoint, '--corruptions', 'brightness', '--severities', '1', '--corrupt-at',
+                         'input', '--device', 'cpu', '--output', str(tmp_path / 'corrupt')]) == 0
+    assert show.main([*checkpoint, '--images', str(images / 'test'), '--mixer', 'cutmix', '--out',
+                      str(tmp_path / 'shown.png')]) == 0
+    with pytest.raises(UsageError, match='evaluation pipeline of the checkpoint'):
+        osr(folder, '--img-size', 48)
 
 
 def test_the_saved_command_line_reruns(images, tmp_path, pipeline):
