@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .grids import Hints
 
-__all__ = ['declared', 'hints_for', 'pinned_element', 'traceable', 'traced']
+__all__ = ['declared', 'hints_for', 'norms', 'pinned_element', 'traceable', 'traced']
 
 # Families whose feature_info names no module (twins, mvitv2), too few (coat) or modules that go on with another tensor
 # than the one named (efficientvim): patterns of block names instead.
@@ -66,6 +66,12 @@ def pinned_element(model: nn.Module, name: str) -> int | None:
         if index is not None and re.fullmatch(pattern, name.removeprefix(prefix)):
             return index
     return None
+
+
+def norms(model: nn.Module) -> list[str]:
+    """Names of the normalisation layers, whatever their class: LayerNorm, RmsNorm, LayerNorm2d, ..."""
+    return [name for name, module in model.named_modules()
+            if 'norm' in type(module).__name__.lower() and not any(module.children())]
 
 
 def traceable(model: nn.Module) -> list[str]:

@@ -27,6 +27,9 @@ class TargetLayer:
         grid: (h, w) at the probed image size.
         number: Position among the usable layers in forward order; -1 for a layer the user named from outside them.
         order: Tokens of a scrambled layer (hiera's mask units) in raster order, length h * w; None where they are.
+        signed: Whether gradient times activation has a sign. It has none in a stream that only a LayerNorm of each
+            place reads: that does not see its scale, so that sum_c G A = 0 everywhere, and evidence for a label and
+            against it give the same map.
 
     Example:
         >>> str(TargetLayer('stage4', 0, 'NCHW', 0, (56, 56)))
@@ -40,6 +43,7 @@ class TargetLayer:
     grid: tuple[int, int]
     number: int = -1
     order: tuple[int, ...] | None = field(default=None, repr=False)
+    signed: bool = field(default=True, repr=False)
 
     def __str__(self) -> str:
         return self.name if self.index is None else f'{self.name}[{self.index}]'

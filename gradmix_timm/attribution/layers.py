@@ -11,7 +11,7 @@ from torch import nn
 from gradmix_timm.registry import nearest
 
 from .borrow import unwrap
-from .candidates import declared, hints_for, pinned_element, traceable, traced
+from .candidates import declared, hints_for, norms, pinned_element, traceable, traced
 from .grids import TargetLayer, fold
 from .probe import Finding, Size, called, dry_run
 
@@ -31,8 +31,10 @@ def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[T
     Usable: the module runs exactly once in a forward pass, its output (or one element of it) has the batch first and
     a grid above 1 x 1, and the log-odds of the labels have a gradient there that is not all zero on the grid
     positions. The last block of a ViT that reads its class token is not. Candidates are what timm's ``feature_info``
-    declares, else what a trace finds. One forward and backward on two noise images; remembered per model and size;
-    nothing is left on the model.
+    declares, else what a trace finds. Where the default among them has no sign (see :class:`TargetLayer`: the last
+    stream of pre-norm transformers), the norm that reads it is a layer too, right behind it: ``blocks.11.norm1`` of a
+    ViT that reads its class token, ``norm`` of a Swin. One or two times one forward and backward on two noise images;
+    remembered per model and size; nothing is left on the model.
 
     Args:
         model: Any classifier, wrapped or not, in any mode, dtype and device.
@@ -91,8 +93,8 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
     Example:
         >>> import timm
         >>> model = timm.create_model('test_vit', num_classes=4)
-        >>> [str(layer) for layer in resolve_layers(model, (3, 160, 160), '-2,blocks.5.norm1')]
-        ['blocks.3', 'blocks.5.norm1']
+        >>> [str(layer) for layer in resolve_layers(model, (3, 160, 160), '-2,blocks.3.norm1')]
+        ['blocks.4', 'blocks.3.norm1']
     """
     inner = unwrap(model)
     size, choices = _three(input_size), _choices(layers)
@@ -194,7 +196,22 @@ def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
             f'{called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
             'whose gradient reaches the logits. Use larger images (--img-size), a convolutional or token model, or '
             'mixing without a model (--mixup-mode random-box or cutmix)')
+    layers = _with_sign(model, size, layers)
     return tuple(replace(layer, number=number) for number, layer in enumerate(layers))
+
+
+def _with_sign(model: nn.Module, size: Size, layers: list[TargetLayer]) -> list[TargetLayer]:
+    """Behind a default layer without a sign, the first norm on its grid that has one: that which reads it."""
+    stream = default_layer(layers)
+    if stream.signed:
+        return layers
+    names = [name for name in norms(model) if name != stream.name]
+    reference, *findings = dry_run(model, size, [stream.name, *names], hints_for(model, [stream.name, *names]))
+    behind = sorted((f for f in findings if f.seen > reference.seen), key=lambda finding: finding.seen)
+    reader = next((layer for finding in behind for layer in finding.layers
+                   if layer.signed and layer.grid == stream.grid), None)
+    after = layers.index(stream) + 1
+    return layers if reader is None else [*layers[:after], reader, *layers[after:]]
 
 
 def _trace(model: nn.Module, size: Size) -> list[TargetLayer]:

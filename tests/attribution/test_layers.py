@@ -85,24 +85,25 @@ class ToyNet(nn.Module):
 
 @pytest.mark.parametrize(('name', 'kwargs', 'side', 'deepest', 'layout', 'prefix', 'grid', 'default'), [
     ('test_resnet', {}, 64, 'layer4', 'NCHW', 0, (2, 2), 'layer2'),
-    ('test_convnext', {}, 160, 'stages.3', 'NCHW', 0, (5, 5), 'stages.2'),
-    ('test_mambaout', {}, 96, 'stages.3', 'NHWC', 0, (3, 3), 'stages.1'),
+    ('test_convnext', {}, 160, 'stages.3', 'NCHW', 0, (5, 5), 'stages.3.downsample.0'),
+    ('test_mambaout', {}, 96, 'stages.3', 'NHWC', 0, (3, 3), 'stages.2.downsample.norm'),
     ('swin_s3_tiny_224', SWIN | {'img_size': 64}, 64, 'layers.3', 'NHWC', 0, (2, 2), 'layers.1'),
     ('test_vit_relpos', {}, 160, 'blocks.8', 'NLC', 0, (10, 10), 'blocks.8'),
-    ('test_vit', {}, 64, 'blocks.4', 'NLC', 1, (4, 4), 'blocks.4'),
-    ('deit_tiny_distilled_patch16_224', SMALL | {'img_size': 48}, 48, 'blocks.1', 'NLC', 2, (3, 3), 'blocks.1'),
-    ('vit_tiny_patch16_dinov3_qkvb', {'img_size': 64, 'depth': 3}, 64, 'blocks.2', 'NLC', 5, (4, 4), 'blocks.2'),
-    ('cait_xxs24_224', SMALL, 64, 'blocks.2', 'NLC', 0, (4, 4), 'blocks.2'),
-    ('convit_tiny', SMALL | {'local_up_to_layer': 1}, 64, 'blocks.1', 'NLC', 1, (4, 4), 'blocks.1'),
+    ('test_vit', {}, 64, 'blocks.5.norm1', 'NLC', 1, (4, 4), 'blocks.5.norm1'),
+    ('deit_tiny_distilled_patch16_224', SMALL | {'img_size': 48}, 48, 'blocks.2.norm1', 'NLC', 2, (3, 3),
+     'blocks.2.norm1'),
+    ('vit_tiny_patch16_dinov3_qkvb', {'img_size': 64, 'depth': 3}, 64, 'norm', 'NLC', 5, (4, 4), 'norm'),
+    ('cait_xxs24_224', SMALL, 64, 'blocks_token_only.0.norm1', 'NLC', 1, (4, 4), 'blocks_token_only.0.norm1'),
+    ('convit_tiny', SMALL | {'local_up_to_layer': 1}, 64, 'blocks.2.norm1', 'NLC', 1, (4, 4), 'blocks.2.norm1'),
     ('crossvit_tiny_240', {}, 240, 'blocks.1[0]', 'NLC', 1, (20, 20), 'blocks.1[0]'),
     ('tnt_s_legacy_patch16_224', {'img_size': 64, 'depth': 3}, 64, 'blocks.1[1]', 'NLC', 1, (4, 4), 'blocks.1[1]'),
     ('pit_ti_224', {'img_size': 64}, 64, 'transformers.1[0]', 'NCHW', 0, (4, 4), 'transformers.0[0]'),
     ('efficientvim_m1', {}, 128, 'stages.2.blocks.1[0]', 'NCHW', 0, (2, 2), 'stages.0.blocks.1[0]'),
     ('coat_tiny', {'img_size': 64}, 64, 'parallel_blocks.4[3]', 'NLC', 1, (2, 2), 'serial_blocks2.1'),
-    ('mvitv2_tiny', {}, 64, 'stages.3[0]', 'NLC', 0, (2, 2), 'stages.1[0]'),
+    ('mvitv2_tiny', {}, 64, 'stages.3[0]', 'NLC', 0, (2, 2), 'stages.2.blocks.0.norm1'),
     ('twins_pcpvt_small', TWINS, 64, 'blocks.3.1', 'NLC', 0, (2, 2), 'blocks.1.0'),
     ('hrnet_w18_small', {}, 64, 'stage4[0]', 'NCHW', 0, (16, 16), 'stage4[0]'),
-    ('gmlp_ti16_224', {'img_size': 64}, 64, 'blocks.29', 'NLC', 0, (4, 4), 'blocks.29'),
+    ('gmlp_ti16_224', {'img_size': 64}, 64, 'norm', 'NLC', 0, (4, 4), 'norm'),
 ])
 def test_layout_prefix_and_grid_are_read_off_the_model(name, kwargs, side, deepest, layout, prefix, grid, default):
     layers = usable_layers(create(name, **kwargs), (3, side, side))
@@ -112,19 +113,20 @@ def test_layout_prefix_and_grid_are_read_off_the_model(name, kwargs, side, deepe
     assert [layer.number for layer in layers] == list(range(len(layers)))
 
 
-def test_a_resnet_offers_its_stages_and_a_vit_its_blocks():
+def test_a_resnet_offers_its_stages_and_a_vit_its_blocks_and_the_norm_before_its_last_attention():
     assert names(usable_layers(create('test_resnet'), (3, 64, 64))) == ['layer1', 'layer2', 'layer3', 'layer4']
-    assert names(usable_layers(create('test_vit'), (3, 64, 64))) == [f'blocks.{n}' for n in range(5)]
+    assert names(usable_layers(create('test_vit'), (3, 64, 64))) == [
+        *(f'blocks.{n}' for n in range(5)), 'blocks.5.norm1']
 
 
 def test_prefix_tokens_may_join_on_the_way():
     layers = usable_layers(create('convit_tiny', **SMALL | {'local_up_to_layer': 1}), (3, 64, 64))
-    assert [(layer.name, layer.prefix) for layer in layers] == [('blocks.0', 0), ('blocks.1', 1)]
+    assert [(layer.name, layer.prefix) for layer in layers] == [('blocks.0', 0), ('blocks.1', 1), ('blocks.2.norm1', 1)]
 
 
 def test_layouts_may_change_on_the_way():
     layers = usable_layers(create('efficientformer_l1', depths=(1, 1, 1, 2)), (3, 224, 224))
-    assert [layer.layout for layer in layers] == ['NCHW', 'NCHW', 'NCHW', 'NLC']
+    assert [layer.layout for layer in layers] == ['NCHW', 'NCHW', 'NCHW', 'NLC', 'NLC']
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'test_vit', 'test_mambaout'])
@@ -156,7 +158,8 @@ def test_a_zero_classifier_is_judged_by_a_copy_and_stays_zero():
         image_size=32, patch_size=8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5)
     assert not model.heads.head.weight.any()
     layers = usable_layers(model, (3, 32, 32))
-    assert names(layers) == ['encoder.layers.encoder_layer_0', 'encoder.layers.encoder_layer_1']
+    assert names(layers) == ['encoder.layers.encoder_layer_0', 'encoder.layers.encoder_layer_1',
+                             'encoder.layers.encoder_layer_2.ln_1']
     assert layers[-1].prefix == 1
     assert not model.heads.head.weight.any()
 
@@ -165,7 +168,7 @@ def test_torchvision_models_are_traced():
     # The first outputs are [B, 16, 16, 16]: the others tell their layout.
     swin = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [1, 2], [4, 4], num_classes=5)
     assert [(str(layer), layer.layout) for layer in usable_layers(swin, (3, 64, 64))] == [
-        ('features.0', 'NHWC'), ('features.1', 'NHWC'), ('features.2', 'NHWC'), ('features.3', 'NHWC')]
+        (name, 'NHWC') for name in ('features.0', 'features.1', 'features.2', 'features.3', 'norm')]
     resnet = torchvision.models.resnet18(num_classes=5)
     assert names(usable_layers(resnet, (3, 64, 64))) == ['layer1', 'layer2', 'layer3', 'layer4']
     mobile = usable_layers(torchvision.models.mobilenet_v3_small(num_classes=5), (3, 64, 64))
@@ -630,3 +633,28 @@ def test_a_token_stream_read_through_a_layer_norm_alone_has_no_sign(pool):
         product = found.activation * found.gradient
         balance = product.sum(1).abs().max() / product.abs().sum(1).max()
         assert bool(balance > 0.05) is signed, (layer, balance)
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'stream', 'reader'), [
+    ('test_vit', {'img_size': 64}, 'blocks.4', 'blocks.5.norm1'),
+    ('test_vit', {'img_size': 64, 'global_pool': 'avg', 'fc_norm': False}, 'blocks.5', 'norm'),
+    ('swin_s3_tiny_224', SWIN | {'img_size': 224}, 'layers.3', 'norm'),
+    ('test_convnext', {}, 'stages.1', 'stages.2.downsample.0'),
+])
+def test_behind_a_stream_without_a_sign_stands_the_norm_that_reads_it(name, kwargs, stream, reader):
+    side = kwargs.get('img_size', 64)
+    model = create(name, **kwargs)
+    layers = usable_layers(model, (3, side, side))
+    chosen = default_layer(layers)
+    before = layers[chosen.number - 1]
+    assert (str(before), before.signed, before.grid) == (stream, False, chosen.grid)
+    assert (str(chosen), chosen.signed) == (reader, True)
+    images, labels = torch.randn(2, 3, side, side), torch.arange(2)
+    towards, against = (attribute(model, images, labels, score=score).map for score in ('evidence', 'loss'))
+    assert (towards - against).abs().max() > 0.1 * towards.max()
+
+
+def test_a_stream_that_more_than_a_norm_reads_keeps_its_sign():
+    layers = usable_layers(create('test_vit', img_size=64, class_token=False, global_pool='avg'), (3, 64, 64))
+    assert str(default_layer(layers)) == 'blocks.5'
+    assert all(layer.signed for layer in layers)

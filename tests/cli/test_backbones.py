@@ -43,19 +43,19 @@ def test_the_size_is_that_of_training(flags, size, grid, capsys):
     head, _, *table = rows(capsys.readouterr().out)
     assert head[2] == size
     assert {row[-4] for row in table} == {grid}
-    assert [row[1:3] for row in table if row[0] == '*'] == [['4', 'blocks.4']]
+    assert [row[1:3] for row in table if row[0] == '*'] == [['5', 'blocks.5.norm1']]
 
 
 def test_a_model_for_one_size_is_built_for_the_size_asked(capsys):
     assert run_console(main, ['vit_tiny_patch16_224', '--img-size', '32']) == 0
-    assert rows(capsys.readouterr().out)[-1][:4] == ['*', '10', 'blocks.10', '2x2']
+    assert rows(capsys.readouterr().out)[-1][:4] == ['*', '11', 'blocks.11.norm1', '2x2']
 
 
 def test_a_model_without_classes_gets_some(capsys):
     name = 'vit_tiny_patch16_dinov3_qkvb'
     assert timm.create_model(name).num_classes == 0
     assert run_console(main, [name, '--img-size', '32']) == 0
-    assert rows(capsys.readouterr().out)[-1][:3] == ['*', '11', 'blocks.11']
+    assert rows(capsys.readouterr().out)[-1][:3] == ['*', '12', 'norm']
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
