@@ -191,10 +191,12 @@ def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
         logits = model.eval()(torch.stack([transform(Image.open(path).convert('RGB')) for path in test]))
     right = logits.argmax(1) == torch.arange(3).repeat_interleave(2)
     assert results['closed_set']['top1'] == pytest.approx(float(right.double().mean()))
-    classifier = OpenSetClassifier.from_checkpoint(folder / 'last.pth.tar', score='mls', known_acceptance=0.8, device='cpu')
+    classifier = OpenSetClassifier.from_checkpoint(
+        folder / 'last.pth.tar', score='mls', known_acceptance=0.8, device='cpu')
     classifier.save(tmp_path / 'saved')
     for one in (classifier, OpenSetClassifier.load(tmp_path / 'saved', device='cpu')):
-        assert [found.knownness for found in one.predict(test)] == pytest.approx(logits.max(1).values.tolist(), abs=1e-4)
+        found = [one_image.knownness for one_image in one.predict(test)]
+        assert found == pytest.approx(logits.max(1).values.tolist(), abs=1e-4)
     checkpoint = ['--checkpoint', str(folder / 'last.pth.tar')]
     assert command.main(['corrupt', *checkpoint, '--corruptions', 'brightness', '--severities', '1', '--corrupt-at',
                          'input', '--device', 'cpu', '--output', str(tmp_path / 'corrupt')]) == 0
