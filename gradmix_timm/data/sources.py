@@ -40,8 +40,8 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         name: '' or 'folder' for class folders or a tar, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...',
             or 'sklearn/digits' (splits 'train' and 'test', 80 to 20, stratified, always the same).
         root: Folder or tar.
-        split: As the data set calls it; for folders a folder in ``root`` (or timm's synonyms), or ``root`` itself where
-            it holds no split folders.
+        split: As the data set calls it; for folders a folder or a tar in ``root`` (or timm's synonyms), or ``root``
+            itself where it holds none.
         class_map: Class name to label, for folders, tars and Hugging Face.
         download: Fetch it, for torch/ and hfids/.
         img_mode: PIL mode of the images: 'RGB', 'L'.
@@ -92,7 +92,8 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         return ('train', 'test')
     if root is None or not Path(root).is_dir():
         return ()
-    return tuple(sorted(p.name for p in Path(root).iterdir() if p.is_dir() and p.name in _TRAIN + _EVAL + _TEST))
+    there = {p.name if p.is_dir() else p.stem for p in Path(root).iterdir() if p.is_dir() or p.suffix == '.tar'}
+    return tuple(sorted(there & {*_TRAIN, *_EVAL, *_TEST}))
 
 
 def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> ImageSource:
@@ -135,7 +136,8 @@ def _split_root(name: str, root: Any, split: str) -> str:
         return str(path)
     wanted = split.split('[')[0]
     group = next((names for names in (_TRAIN, _EVAL) if wanted in names), ())
-    found = next((path / other for other in (wanted, *group) if (path / other).exists()), None)
+    found = next((path / f'{other}{end}' for other in (wanted, *group) for end in ('', '.tar')
+                  if (path / f'{other}{end}').exists()), None)
     if found is not None:
         return str(found)
     there = list_splits('', path)

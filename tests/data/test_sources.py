@@ -180,6 +180,10 @@ def test_tar_opens_and_a_broken_one_is_told(folders, tmp_path):
     assert class_names(dataset) == ('blue', 'green', 'red')
     assert labels_of(dataset).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert dataset[11][0].getpixel((4, 4)) == COLOURS['red']
+    assert list_splits('', tmp_path) == ('train',)
+    assert len(open_dataset('', tmp_path, 'train')) == len(dataset)
+    with pytest.raises(ValueError, match="no split 'val' in .*, which has train"):
+        open_dataset('', tmp_path, 'val')
     (tmp_path / 'bad.tar').write_bytes(b'no tar at all')
     with pytest.raises(ValueError, match=r'bad.tar, split .* could not be opened'):
         open_dataset('', tmp_path / 'bad.tar', 'train')
