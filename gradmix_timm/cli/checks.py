@@ -12,6 +12,7 @@ from timm.optim import list_optimizers
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
+from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
 from .augment import check_augmentation
@@ -138,20 +139,36 @@ def _complete(args: argparse.Namespace, given: set[str]) -> None:
 
 def _check_loaders(args: argparse.Namespace) -> None:
     if args.naflex_loader:
-        for flag, on in (('--train-img-sizes', args.train_img_sizes is not None),
-                         ('--use-multi-epochs-loader', args.use_multi_epochs_loader),
-                         ('--aug-splits', args.aug_splits > 0)):
-            if on:
-                raise ValueError(f'--naflex-loader with {flag}: they build batches in different ways; leave one out')
+        _check_patches(args)
     for name in ('train_batch_sizes', 'train_size_probs', 'train_batches_per_epoch'):
         if args.train_img_sizes is None and getattr(args, name) is not None:
             raise ValueError(f'--{name.replace("_", "-")} goes with --train-img-sizes')
     if args.aug_splits == 1 or args.aug_splits < 0:
         raise ValueError(f'--aug-splits is 0, or 2 and more, got {args.aug_splits}')
+    if args.aug_splits and args.no_prefetcher:
+        raise ValueError("--aug-splits with --no-prefetcher: timm's prefetcher is what joins the splits; leave one out")
     if args.split_bn and not (args.aug_splits > 1 or args.resplit):
         raise ValueError('--split-bn keeps statistics for each augmentation split: type --aug-splits 2 too')
     if args.sync_bn and (args.split_bn or args.torchscript):
         raise ValueError('--sync-bn goes neither with --split-bn nor with --torchscript; leave one out')
+
+
+def _check_patches(args: argparse.Namespace) -> None:
+    """What batches of patch sequences do not go with; timm's script breaks on some of it and drops the rest."""
+    for flag, on in (('--train-img-sizes', args.train_img_sizes is not None),
+                     ('--use-multi-epochs-loader', args.use_multi_epochs_loader),
+                     ('--aug-splits', args.aug_splits > 0), ('--aug-repeats', args.aug_repeats > 0),
+                     ('--no-prefetcher', args.no_prefetcher), ('--save-images', args.save_images),
+                     ('--cutmix-minmax', args.cutmix_minmax is not None)):
+        if on:
+            raise ValueError(f'--naflex-loader with {flag}: its batches are patch sequences of many lengths; leave one '
+                             'of them out')
+    sizes, probs = args.naflex_patch_sizes or (), args.naflex_patch_size_probs
+    if probs is not None and len(probs) != len(sizes):
+        raise ValueError(f'--naflex-patch-size-probs has {len(probs)} numbers and --naflex-patch-sizes {len(sizes)}; '
+                         'give one for each')
+    if args.mixup_mode in TIMM_MODES and args.mixup_mode != 'batch' and (args.mixup > 0 or args.cutmix > 0):
+        _logger.warning(f'--mixup-mode {args.mixup_mode} unused: the mixing of --naflex-loader has one mode')
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

@@ -307,9 +307,10 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
     """Loaders of patch sequences, with timm's own mixer for them."""
     mixup = None
     if plan.timm:
-        # It has no modes and no minmax.
+        # It has no modes and no minmax, and is told the epoch by the data set, in workers as well.
         options = {key: value for key, value in plan.options.items() if key not in ('mode', 'cutmix_minmax')}
-        mixup = NaFlexMixup(num_classes=args.num_classes, multi_label=args.task == 'multilabel', **options)
+        mixup = NaFlexMixup(num_classes=args.num_classes, multi_label=args.task == 'multilabel',
+                            mixup_off_epoch=args.mixup_off_epoch, **options)
     own = built.patch_size or (16, 16)
     if built.patch_size is None:
         _logger.warning(f'The patch size of the model could not be told; using {own}.')
@@ -317,8 +318,6 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
     if args.naflex_patch_sizes:
         patches = {'patch_size_choices': args.naflex_patch_sizes}
         if args.naflex_patch_size_probs:
-            if len(args.naflex_patch_size_probs) != len(args.naflex_patch_sizes):
-                raise ValueError('--naflex-patch-size-probs needs one number for each of --naflex-patch-sizes')
             patches['patch_size_choice_probs'] = args.naflex_patch_size_probs
     last = not args.naflex_patchify_channels_first
     train = create_naflex_loader(

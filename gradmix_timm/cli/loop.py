@@ -297,7 +297,7 @@ class _Epoch:
         self.update_time.update(now - self.update_start)
         self.update_start = now
         if number % args.log_interval == 0 or last:
-            self._log(number, loss, input)
+            self._log(index, loss, input)
         if run.bar is not None:
             run.bar.set_description(f'epoch {self.epoch + 1}/{run.epochs}', refresh=False)
             run.bar.set_postfix(loss=f'{self.losses.avg:#.3g}', lr=f'{run.rate:.2e}', refresh=False)
@@ -308,9 +308,10 @@ class _Epoch:
             run.scheduler.step_update(num_updates=self.updates, metric=self.losses.avg)
         self.images = 0
 
-    def _log(self, number: int, loss: Tensor, input: Any) -> None:
+    def _log(self, index: int, loss: Tensor, input: Any) -> None:
         """Timm's line, with the time of mixing where a registered mixer is on; all processes call it."""
         run, average, newest = self.run, self.losses.avg, self.losses.val
+        number = index // self.args.grad_accum_steps
         if self.args.distributed:
             average, newest = (utils.reduce_tensor(loss.new([value]), self.args.world_size).item()
                                for value in (average, newest))
@@ -328,5 +329,5 @@ class _Epoch:
                 f'({took.avg:.3f}s, {self.images / took.avg:>7.2f}/s)  LR: {run.rate:.3e}  '
                 f'Data: {data.val:.3f} ({data.avg:.3f}){mix}')
         if self.args.save_images and run.output_dir and isinstance(input, Tensor):
-            path = Path(run.output_dir) / f'train-batch-{number * self.args.grad_accum_steps}.jpg'
+            path = Path(run.output_dir) / f'train-batch-{index}.jpg'
             torchvision.utils.save_image(input, path, padding=0, normalize=True)
