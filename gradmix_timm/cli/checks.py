@@ -18,6 +18,7 @@ from gradmix_timm.registry import nearest
 from .augment import check_augmentation
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
+from .ranges import check_values
 from .tracking import check_tracking
 
 __all__ = ['check_args', 'create_loss', 'scheduled_epochs']
@@ -47,9 +48,12 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
         raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
     if args.drop_connect is not None:
         _logger.warning('--drop-connect is deprecated and unused: --drop-path')
+    check_values(args)
     _check_loaders(args)
     check_augmentation(args)
-    _check_numbers(args)
+    if args.amp and args.model_dtype not in (None, 'float32'):
+        raise ValueError(f'--amp with --model-dtype {args.model_dtype}: mixed precision keeps a float32 model; leave '
+                         'one of them out')
     _check_task(args)
     plan = plan_mixing(args)
     create_loss(args, plan)
@@ -169,18 +173,6 @@ def _check_patches(args: argparse.Namespace) -> None:
                          'give one for each')
     if args.mixup_mode in TIMM_MODES and args.mixup_mode != 'batch' and (args.mixup > 0 or args.cutmix > 0):
         _logger.warning(f'--mixup-mode {args.mixup_mode} unused: the mixing of --naflex-loader has one mode')
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    if args.model_dtype not in (None, 'float32', 'float16', 'bfloat16'):
-        raise ValueError(f'--model-dtype is float32, float16 or bfloat16, got {args.model_dtype}')
-    if args.amp and args.amp_dtype not in ('float16', 'bfloat16'):
-        raise ValueError(f'--amp-dtype is float16 or bfloat16, got {args.amp_dtype}')
-    if args.amp and args.model_dtype not in (None, 'float32'):
-        raise ValueError(f'--amp with --model-dtype {args.model_dtype}: mixed precision keeps a float32 model; leave '
-                         'one of them out')
-    if args.clip_mode not in ('norm', 'value', 'agc'):
-        raise ValueError(f'--clip-mode is norm, value or agc, got {args.clip_mode}')
 
 
 def _check_task(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageMode
 from timm import utils
 from timm.data import (
     AugMixDataset,
@@ -145,7 +146,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
     Raises:
         ValueError: No such data, or it does not hold the classes; more classes than the head has outputs.
     """
-    mode = args.input_img_mode or ('RGB' if built.data_config['input_size'][0] == 3 else 'L')
+    mode = _image_mode(args, built.data_config['input_size'][0])
     train = _open(args, mode, args.train_split, training=True)
     if split is not None:
         split = check_split(split, class_names(train))
@@ -157,6 +158,19 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
     known = _plain_classes(args, train)
     evaluated = _open(args, mode, args.val_split, training=False) if args.val_split else None
     return Data(train, evaluated, known, None, ())
+
+
+def _image_mode(args: argparse.Namespace, channels: int) -> str:
+    """PIL's mode with as many channels as the model takes."""
+    mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
+    try:
+        bands = len(ImageMode.getmode(mode).bands)
+    except KeyError:
+        raise ValueError(f'--input-img-mode {mode}: Pillow has no such mode; expected RGB, L, RGBA, ...') from None
+    if bands != channels:
+        raise ValueError(f'the model takes {channels} channels and images are read as {mode}, which has {bands}; type '
+                         f'--in-chans {bands}, or another --input-img-mode (L has 1, LA 2, RGB 3, RGBA 4)')
+    return mode
 
 
 def _open(args: argparse.Namespace, mode: str, split: str, training: bool) -> Any:

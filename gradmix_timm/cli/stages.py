@@ -126,7 +126,11 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
         create_model: timm's, or what stands in its place.
     """
     resolved = _model_arguments(args)
-    model: Any = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
+    try:
+        model: Any = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
+    except TypeError as error:
+        raise ValueError(f'--model {args.model} does not take an argument that a flag of the model or --model-kwargs '
+                         f'asks for; leave it out ({error})') from error
     with torch.no_grad():
         _start_head(args, model)
     if args.num_classes is None:

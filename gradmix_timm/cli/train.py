@@ -187,7 +187,7 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
 
 
 def _check_span(args: argparse.Namespace) -> None:
-    """--stop-epoch and --save-epochs within the schedule.
+    """--start-epoch, --stop-epoch and --save-epochs within the schedule.
 
     Raises:
         ValueError: Outside.
@@ -197,6 +197,9 @@ def _check_span(args: argparse.Namespace) -> None:
         outside = [value for value in values if value is not None and not 1 <= value <= epochs]
         if outside:
             raise ValueError(f'{flag} {outside[0]}: the schedule has {epochs} epochs; choose 1 to {epochs}')
+    if args.start_epoch is not None and args.start_epoch >= epochs:
+        raise ValueError(f'--start-epoch {args.start_epoch}: the schedule has {epochs} epochs, counted from 0; choose '
+                         f'0 to {epochs - 1}')
 
 
 def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, data: Data) -> RunRecord:
