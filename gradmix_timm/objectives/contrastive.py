@@ -43,6 +43,10 @@ def guiding_mixer(mixer: Any) -> GradMix | None:
         raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {mixer!r} tells '
                          'none, use --mixup-mode mixup or cutmix')
     parts = (mixer, getattr(mixer, 'first', None), getattr(mixer, 'second', None))
+    silent = next((part for part in parts if not getattr(part, 'tells_lam', True)), None)
+    if silent is not None:
+        raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {silent.name!r} '
+                         'is a function and tells none: register a class with draws (BatchMixer), or use cutmix')
     for part in (part for part in parts if isinstance(part, GradMix)):
         for flag, on in (('--gradmix-keep-clean', part.config.keep_clean),
                          ('--gradmix-attr-scale', part.config.attr_scale != 1),

@@ -15,6 +15,8 @@ from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution import resolve_layers
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.mixers import TIMM_MODES
+from gradmix_timm.mixers.callables import CallableMixer
+from gradmix_timm.mixers.switch import SwitchMixer
 from gradmix_timm.objectives import JointConfig, JointTask, MocoTask, ProjectionHead, instance_logits, ssl_loss
 from gradmix_timm.objectives.contrastive import ATTRIBUTION_TEMPERATURE
 from gradmix_timm.records import Captured
@@ -328,6 +330,15 @@ def test_features_are_what_the_classifier_reads(name):
 def test_mixers_that_cannot_mix_views_are_refused(mixer, words, tiny_cnn):
     with pytest.raises(ValueError, match=words):
         joint(tiny_cnn, create_mixer(mixer[0], num_classes=4, **mixer[1]))
+
+
+@pytest.mark.parametrize('joined', [False, True])
+def test_a_function_whose_share_nobody_knows_is_refused(joined, tiny_cnn):
+    mixer = CallableMixer('own', lambda images, labels: (images, torch.eye(4)[labels]), num_classes=4)
+    if joined:
+        mixer = SwitchMixer(create_mixer('cutmix', num_classes=4), mixer, 0.5)
+    with pytest.raises(ValueError, match='is a function and tells none'):
+        JointTask(tiny_cnn, mixer, verbose=False)
 
 
 def test_wrong_input_is_refused(tiny_cnn):
