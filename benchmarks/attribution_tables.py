@@ -7,29 +7,29 @@ from pathlib import Path
 
 DOCS = Path(__file__).parent.parent / 'docs'
 START, END = '<!-- deletion table -->', '<!-- end of deletion table -->'
-# Net -> (files without and with shift, places). Its first place is what the library does by default.
+# Net -> (file, which has a twin with shift; places). Its first place is what the library does by default.
 NETS = {
-    'resnet10t trained without mixing': (('deletion-resnet-unmixed',), (
+    'resnet10t trained without mixing': ('deletion-resnet-unmixed', (
         'layercam evidence default window', 'layercam evidence default argmax', 'layercam evidence -2 window',
         'layercam evidence -2,-1 window', 'gradcam evidence -2 window', 'layercam loss default window',
         'input-gradient evidence default window')),
-    'resnet10t trained with GradMix': (('deletion-resnet',), (
+    'resnet10t trained with GradMix': ('deletion-resnet', (
         'layercam evidence default window', 'layercam evidence -2 window', 'layercam evidence -2,-1 window',
         'layercam loss default window')),
-    'ViT (4 blocks, patch 4) trained without mixing': (('deletion-vit-unmixed', 'deletion-vit-unmixed-norms'), (
-        'layercam evidence default window', 'layercam evidence -2 window', 'layercam loss default window',
-        'input-gradient evidence default window', 'layercam evidence blocks.3.norm1 window',
-        'layercam evidence blocks.2.norm1 window', 'hirescam evidence blocks.2.norm1 window')),
+    'ViT (4 blocks, patch 4) trained without mixing': ('deletion-vit-unmixed', (
+        'layercam evidence default window', 'layercam evidence blocks.2 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence blocks.2.norm1 window',
+        'layercam evidence blocks.1.norm1 window', 'hirescam evidence blocks.1.norm1 window')),
+    'ViT (6 blocks, patch 4) trained without mixing': ('deletion-vit6-unmixed', (
+        'layercam evidence default window', 'layercam evidence blocks.4 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence blocks.4.norm1 window',
+        'layercam evidence blocks.3.norm1 window', 'layercam evidence blocks.2.norm1 window')),
 }
 
 
-def falls(names: tuple[str, ...], shifted: bool) -> dict[str, dict[str, float]]:
-    """Place -> side -> mean fall of the log-odds, from one or several files."""
-    merged: dict[str, dict[str, float]] = {}
-    for name in names:
-        page = json.loads((DOCS / f'{name}{"-shifted" if shifted else ""}.json').read_text())
-        merged = {**page['fall_of_log_odds'], **merged}
-    return merged
+def page(name: str, shifted: bool) -> dict:
+    """What the deletion test wrote: accuracy, and place -> side -> mean fall of the log-odds."""
+    return json.loads((DOCS / f'{name}{"-shifted" if shifted else ""}.json').read_text())
 
 
 def block() -> str:
@@ -37,13 +37,14 @@ def block() -> str:
     sides = ('8', '14', '20')
     lines = [START, '', '| net | place | centred, 8 px | 14 px | 20 px | shifted, 8 px | 14 px | 20 px |',
              '|---|---|---|---|---|---|---|---|']
-    for net, (names, places) in NETS.items():
-        found = [falls(names, shifted) for shifted in (False, True)]
-        own = [f'{page["center"][side]:.2f} ± {page["center"][f"{side}_se"]:.2f}' for page in found for side in sides]
-        accuracy = json.loads((DOCS / f'{names[0]}.json').read_text())['accuracy']
+    for net, (name, places) in NETS.items():
+        found = [page(name, shifted)['fall_of_log_odds'] for shifted in (False, True)]
+        middles = [falls['center'] for falls in found]
+        own = [f'{middle[side]:.2f} ± {middle[f"{side}_se"]:.2f}' for middle in middles for side in sides]
+        accuracy = page(name, shifted=False)['accuracy']
         lines.append(f'| {net}, accuracy {accuracy:.2f} | *center box: fall of log-odds* | ' + ' | '.join(own) + ' |')
         for place in ('random', *places):
-            shares = [f'{100 * page[place][side] / page["center"][side]:.0f}%' for page in found for side in sides]
+            shares = [f'{100 * falls[place][side] / falls["center"][side]:.0f}%' for falls in found for side in sides]
             lines.append(f'| | {place} | ' + ' | '.join(shares) + ' |')
     return '\n'.join([*lines, '', END])
 
