@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import pytorch_metric_learning.losses as published
 import torch
 import torch.nn.functional as F
 
@@ -176,3 +177,13 @@ def test_no_positive_at_all_costs_nothing(batch):
 def test_wrong_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(*data())
+
+
+def test_the_unmixed_losses_are_those_of_pytorch_metric_learning():
+    """The mixed ones have no counterpart: there mixed features are positives and never in the denominator."""
+    clean, _, labels = data()
+    slots, images = clean.flatten(0, 1), torch.arange(len(labels)).repeat_interleave(2)
+    ours = supcon_loss(clean, labels, temperature=0.1, base_temperature=0.1)
+    torch.testing.assert_close(ours, published.SupConLoss(0.1)(slots, labels.repeat_interleave(2)))
+    ours = ssl_loss(clean, temperature=0.1, base_temperature=0.1)
+    torch.testing.assert_close(ours, published.NTXentLoss(0.1)(slots, images))
