@@ -13,7 +13,7 @@ from gradmix_timm.mixers import OPTIONS
 from .augment import AUGMENTATION
 from .checks import check_args
 from .config_file import layer, read_config, words
-from .exits import ConsoleParser
+from .exits import ConsoleParser, one_line
 from .objectives import OBJECTIVE
 from .plugins import import_modules
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
@@ -124,7 +124,7 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
         import_modules(args.device_modules)
         check_args(args, {*values, *given})
     except (ValueError, TypeError, OSError) as error:
-        parser.error(' '.join(str(error).split()))
+        parser.error(one_line(error))
     return args, yaml.safe_dump(vars(args), default_flow_style=False)
 
 

@@ -16,6 +16,7 @@ from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
 from .augment import check_augmentation
+from .exits import one_line
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
 from .ranges import check_values
@@ -90,7 +91,11 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
         ValueError: A combination that the loss does not take; weights of another length.
     """
     kind = args.loss or ('bce' if args.task == 'multilabel' else 'ce')
-    stats = load_class_stats(args.class_stats)
+    try:
+        stats = load_class_stats(args.class_stats)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise ValueError(f'--class-stats {args.class_stats}: expected JSON with pos_counts and num_samples '
+                         f'({one_line(error)})') from error
     options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None}
     for name in ('pos_weight', 'class_weight'):
         try:
@@ -153,6 +158,8 @@ def _check_loaders(args: argparse.Namespace) -> None:
         raise ValueError("--aug-splits with --no-prefetcher: timm's prefetcher is what joins the splits; leave one out")
     if args.split_bn and not (args.aug_splits > 1 or args.resplit):
         raise ValueError('--split-bn keeps statistics for each augmentation split: type --aug-splits 2 too')
+    if args.sync_bn and args.device == 'cpu':
+        raise ValueError('--sync-bn with --device cpu: PyTorch synchronises norms on accelerators only; leave it out')
     if args.sync_bn and (args.split_bn or args.torchscript):
         raise ValueError('--sync-bn goes neither with --split-bn nor with --torchscript; leave one out')
 

@@ -87,7 +87,7 @@ def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: 
 def _convert(action: argparse.Action, value: Any) -> Any:
     """The value as the command line would give it, or ValueError with what was expected."""
     if value is None:
-        return None
+        return _unset(action)
     if isinstance(action, ParseKwargs):
         if not isinstance(value, Mapping):
             raise ValueError(f'expected a mapping (k: v), got {value!r}')
@@ -106,6 +106,15 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         count = action.nargs if isinstance(action.nargs, int) else 'one or more'
         raise ValueError(f'expected a list of {count} values ([a, b]), got {value!r}')
     return [_chosen(action, _scalar(action.type, item)) for item in value]
+
+
+def _unset(action: argparse.Action) -> Any:
+    """What `null` means: what leaving the flag out means, or switched off where a word or a number says what is on."""
+    if not action.default or action.dest in ('color_jitter', 'decay_epochs'):
+        return None if action.dest in ('color_jitter', 'decay_epochs') else action.default
+    if action.type in (str, None) and action.nargs in (None, '?') and action.choices is None:
+        return ''
+    raise ValueError('expected a value, got null; leave the key out for the default')
 
 
 def _scalar(kind: Any, value: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console']
+__all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console', 'shortened']
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MENDABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
@@ -69,6 +69,12 @@ def one_line(error: BaseException) -> str:
     return ' '.join(text.split()) or type(error).__name__
 
 
+def shortened(error: BaseException, length: int = 200) -> str:
+    """An exception's message in one line cut to ``length`` characters: PyTorch lists every missing weight."""
+    text = one_line(error)
+    return text if len(text) <= length else f'{text[:length]} ...'
+
+
 class ConsoleParser(argparse.ArgumentParser):
     """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one."""
 
@@ -76,6 +82,14 @@ class ConsoleParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         # Lists of negative numbers are values too: `--layers -2,-1`.
         self._negative_number_matcher = re.compile(r'^-\d+(,-?\d+)*$|^-\d*\.\d+$')
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
+        try:
+            return super().parse_known_args(args, namespace)
+        except ValueError:  # timm's action for KEY=VALUE on a word without =
+            words = sys.argv[1:] if args is None else args
+            pairs = [word for word in words if getattr(self._option_string_actions.get(word), 'nargs', None) == '*']
+            self.error(f'{" or ".join(pairs)} takes pairs KEY=VALUE, with blanks between them and none round the =')
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with status 2."""
@@ -114,10 +128,14 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         return FAILED
     except Exception as error:
         if getattr(error, 'exit_status', FAILED) == USAGE:
-            return _say(USAGE, one_line(error))
+            return _say(USAGE, one_line(error) + _notes(error))
         traceback.print_exception(error)
-        notes = ''.join(f'; {note}' for note in getattr(error, '__notes__', []))
+        notes = _notes(error)
         return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{notes}')
+
+
+def _notes(error: BaseException) -> str:
+    return ''.join(f'; {note}' for note in getattr(error, '__notes__', []))
 
 
 def _leave(stop: SystemExit) -> int:

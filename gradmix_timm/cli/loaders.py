@@ -22,7 +22,7 @@ from timm.data import (
     create_loader,
     create_naflex_loader,
 )
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from gradmix_timm.data import (
     ClassSplit,
@@ -157,7 +157,22 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
         return Data(part, held, split.known, split, tuple(held.indices.tolist()))
     known = _plain_classes(args, train)
     evaluated = _open(args, mode, args.val_split, training=False) if args.val_split else None
+    if known and evaluated is not None:
+        _check_same_classes(args, known, evaluated)
     return Data(train, evaluated, known, None, ())
+
+
+def _check_same_classes(args: argparse.Namespace, known: tuple[str, ...], evaluated: Any) -> None:
+    """Labels of both splits number the same classes; folders of other names would be numbered anew."""
+    try:
+        names = class_names(evaluated)
+    except (TypeError, ValueError):
+        return
+    if names != known:
+        stray = sorted(set(names) ^ set(known))
+        raise ValueError(f'--train-split {args.train_split} has {len(known)} classes and --val-split {args.val_split} '
+                         f'{len(names)}, and their labels differ ({", ".join(stray[:3])}, ...); --class-map FILE gives '
+                         'both one list of classes')
 
 
 def _image_mode(args: argparse.Namespace, channels: int) -> str:
@@ -222,11 +237,22 @@ def build_loaders(args: argparse.Namespace, hardware: Hardware, built: Built, pl
         loaders.train.dataset.transform = TwoViews(loaders.train.dataset.transform)
         if loaders.bank is not None:
             loaders.bank.dataset.transform = loaders.eval.dataset.transform
+    _check_views(args, loaders.eval)
     for loader in (loaders.train, loaders.eval, loaders.bank):
         inner = getattr(loader, 'loader', loader)
         if isinstance(inner, DataLoader):
             inner.worker_init_fn = partial(_start_worker, inner.worker_init_fn)
     return loaders
+
+
+def _check_views(args: argparse.Namespace, loader: Any) -> None:
+    """--tta averages neighbours in a batch: every batch of validation images holds whole groups of them."""
+    if args.tta < 2 or loader is None or args.naflex_loader or isinstance(loader.dataset, IterableDataset):
+        return
+    size, count = args.validation_batch_size or args.batch_size, len(loader.dataset)
+    if size % args.tta or count % args.tta:
+        raise ValueError(f'--tta {args.tta} averages as many neighbouring images; --validation-batch-size {size} and '
+                         f'the {count} validation images are to be multiples of it')
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:

@@ -147,7 +147,11 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
         options = {**shared, **parts[names[0]]}
     else:
         options = {**shared, 'switch_prob': args.mixup_switch_prob, 'parts': parts}
-    create_mixer(args.mixup_mode, num_classes=args.num_classes or 2, **options)  # refuses what it does not take
+    try:
+        create_mixer(args.mixup_mode, num_classes=args.num_classes or 2, **options)  # refuses what it does not take
+    except TypeError as error:
+        raise ValueError(f'--mixup-kwargs: a value that --mixup-mode {args.mixup_mode} does not take ({error})'
+                         ) from error
     return MixPlan(args.mixup_mode, False, options)
 
 

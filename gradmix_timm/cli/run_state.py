@@ -30,6 +30,8 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
 
+from .exits import shortened
+
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Recorded', 'check_resume', 'check_writable', 'gather_streams',
     'restore_streams', 'resume', 'resume_path']
@@ -206,7 +208,10 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         checkpoint = load_checkpoint_metadata(path)
     except Exception as error:  # whatever a reader raises on foreign bytes
         raise ValueError(f'--resume {path}: not a training checkpoint; give last.pth.tar of a run') from error
-    section = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'--resume {path}: it holds a {type(checkpoint).__name__}, not a training checkpoint; give '
+                         'last.pth.tar of a run')
+    section = checkpoint.get(KEY)
     if section is None:
         stored = getattr(checkpoint.get('args'), 'model', None) if isinstance(checkpoint, dict) else None
         classes: tuple[str, ...] = ()
@@ -238,14 +243,19 @@ def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: t
     """Load weights, optimizer and loss scale; the epoch to go on with.
 
     Raises:
-        ValueError: The weights do not fit.
+        ValueError: The weights do not fit, or the state is of another optimizer.
     """
+    was = getattr(load_checkpoint_metadata(path).get('args'), 'opt', args.opt)
+    if was != args.opt and not args.no_resume_opt:
+        raise ValueError(f'--resume {path}: it is of --opt {was} and this run is of --opt {args.opt}; to go on with '
+                         'another optimizer from its first state type --no-resume-opt')
     try:
         return resume_task_checkpoint(
             task, path, optimizer=None if args.no_resume_opt else optimizer,
             loss_scaler=None if args.no_resume_opt else scaler, log_info=utils.is_primary(args))
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f'--resume {path}: its weights or optimizer do not fit this run ({error})') from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'--resume {path}: its weights or optimizer do not fit this run ({shortened(error)})'
+                         ) from error
 
 
 def set_up_average(path: str, args: argparse.Namespace, task: TrainingTask) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -24,10 +26,11 @@ from timm.task.distillation import FeatureDistillationTrainableModule
 from timm.utils import NativeScaler
 from torch import nn
 
-from gradmix_timm.attribution import unwrap
+from gradmix_timm.attribution import borrow, unwrap
 from gradmix_timm.mixers import GradMix
 
 from .checks import create_loss
+from .exits import shortened
 from .mixing import MixPlan, create_step_mixer
 from .objectives import build_objective_task
 from .run_state import RECORDED_TASKS
@@ -89,8 +92,6 @@ def start(args: argparse.Namespace) -> Hardware:
     args.prefetcher = not args.no_prefetcher
     args.grad_accum_steps = max(1, args.grad_accum_steps)
     device = utils.init_distributed_device(args)
-    if args.distributed and args.sync_bn and device.type == 'cpu':
-        raise ValueError('--sync-bn with --device cpu: PyTorch synchronises norms on accelerators only; leave it out')
     _logger.info(f'Process {args.rank} of {args.world_size} on {args.device}.')
     hardware = _precision(args, device)
     utils.random_seed(args.seed, args.rank)
@@ -126,11 +127,7 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
         create_model: timm's, or what stands in its place.
     """
     resolved = _model_arguments(args)
-    try:
-        model: Any = create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
-    except TypeError as error:
-        raise ValueError(f'--model {args.model} does not take an argument that a flag of the model or --model-kwargs '
-                         f'asks for; leave it out ({error})') from error
+    model = _create(args, resolved, create_model)
     with torch.no_grad():
         _start_head(args, model)
     if args.num_classes is None:
@@ -148,8 +145,67 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
     kwargs = {name: value for name, value in resolved.items()
               if name not in ('model_name', 'pretrained_cfg', *_TRAINING_ONLY) and not name.startswith('pretrained')}
     name = args.model if parse_model_name(args.model)[0] is None else resolved['model_name']
-    return Built(_placed(args, hardware, model), name, {**kwargs, 'num_classes': args.num_classes}, data_config,
+    model = _placed(args, hardware, model)
+    if not args.torchscript:
+        _check_input(args, model, data_config, hardware, patch_size)
+    return Built(model, name, {**kwargs, 'num_classes': args.num_classes}, data_config,
                  patch_size)
+
+
+def _create(args: argparse.Namespace, resolved: dict[str, Any], create_model: Callable[..., nn.Module]) -> Any:
+    """The model with the weights that flags name.
+
+    Raises:
+        ValueError: Naming the file or the argument that does not fit.
+    """
+    if args.pretrained_path and not args.pretrained:
+        raise ValueError(f'--pretrained-path {args.pretrained_path} stands for the pretrained weights; type '
+                         '--pretrained too')
+    try:
+        return create_model(pretrained=args.pretrained, checkpoint_path=args.initial_checkpoint, **resolved)
+    except TypeError as error:
+        raise ValueError(f'--model {args.model} does not take an argument that a flag of the model or --model-kwargs '
+                         f'asks for; leave it out ({shortened(error)})') from error
+    except (RuntimeError, ValueError, AttributeError, KeyError, OSError, EOFError, UnpicklingError) as error:
+        files = {'--initial-checkpoint': args.initial_checkpoint, '--pretrained-path': args.pretrained_path}
+        files = {flag: path for flag, path in files.items() if path}
+        for flag, path in files.items():
+            if not Path(path).is_file():
+                raise ValueError(f'{flag} {path}: no such file; expected weights of --model {args.model}') from error
+        if files:
+            named = ' '.join(f'{flag} {path}' for flag, path in files.items())
+            raise ValueError(f'{named}: not weights of --model {args.model} that can be read ({shortened(error)})'
+                             ) from error
+        if args.pretrained and isinstance(error, OSError):
+            raise ValueError(f'--pretrained: the weights of {args.model} cannot be fetched ({shortened(error)}); '
+                             '--pretrained --pretrained-path FILE takes them from a file') from error
+        raise
+
+
+def _check_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], hardware: Hardware,
+                 patch_size: tuple[int, int] | None) -> None:
+    """One pass on blank images, which leaves nothing behind: whether the model takes them is known before data is read.
+
+    Raises:
+        ValueError: It does not.
+    """
+    channels, height, width = data_config['input_size']
+    common: dict[str, Any] = {'device': hardware.device, 'dtype': hardware.dtype}
+    images: Any = torch.zeros(1, channels, height, width, **common)
+    if args.naflex_loader:
+        rows, columns = patch_size or (16, 16)
+        places = torch.cartesian_prod(torch.arange(2), torch.arange(2)).to(hardware.device)[None]
+        images = {'patches': torch.zeros(1, 4, rows * columns * channels, **common), 'patch_coord': places,
+                  'patch_valid': torch.ones(1, 4, dtype=torch.bool, device=hardware.device)}
+    try:
+        with borrow(model), torch.no_grad(), hardware.autocast():
+            model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, AttributeError) as error:
+        wanted = 'the patches of --naflex-loader, a NaFlex model does' if args.naflex_loader else (
+            f'images of {channels} x {height} x {width}; type another --img-size or --in-chans')
+        raise ValueError(f'--model {args.model} does not take {wanted} ({shortened(error)})') from error
 
 
 def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -233,12 +289,20 @@ def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: 
         options['loss_type'] = args.kd_loss_type
     if args.kd_distill_type == 'token':
         options['distill_type'] = args.kd_token_distill_type
-    return RECORDED_TASKS[args.kd_distill_type](**options, **common)
+    try:
+        return RECORDED_TASKS[args.kd_distill_type](**options, **common)
+    except (RuntimeError, ValueError, AttributeError, AssertionError, OSError) as error:
+        raise ValueError(f'--kd-model-name {args.kd_model_name} cannot teach --model {args.model} '
+                         f'({shortened(error)})') from error
 
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
     """Timm's optimizer for what the task trains."""
-    optimizer = create_optimizer_v2(trainable(task), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    try:
+        optimizer = create_optimizer_v2(trainable(task), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
+    except (TypeError, IndexError, ValueError) as error:
+        raise ValueError(f'--opt {args.opt} does not take what --opt-kwargs, --opt-betas or another of its flags says '
+                         f'({shortened(error)})') from error
     if utils.is_primary(args):
         defaults = {**copy.deepcopy(optimizer.defaults), 'weight_decay': args.weight_decay}
         listed = ', '.join(f'{name}: {value}' for name, value in defaults.items())

@@ -37,6 +37,8 @@ def check_tracking(args: argparse.Namespace) -> None:
     for name, package in _PACKAGES.items():
         if getattr(args, name) and find_spec(package) is None:
             raise ValueError(f'--{name.replace("_", "-")} needs a package that is not installed: pip install {package}')
+    if args.wandb_resume_id and not (args.log_wandb and args.resume):
+        raise ValueError('--wandb-resume-id goes with --log-wandb and --resume')
     if args.log_mixes_interval < 0:
         raise ValueError(f'--log-mixes-interval is a number of epochs from 0 on, got {args.log_mixes_interval}')
 
@@ -159,8 +161,6 @@ class Tracker:
 
 def _open_wandb(args: argparse.Namespace, name: str) -> Any:
     import wandb
-    if args.wandb_resume_id and not args.resume:
-        raise ValueError('--wandb-resume-id goes with --resume')
     wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags,
                resume='must' if args.wandb_resume_id else None, id=args.wandb_resume_id or None)
     return wandb

@@ -68,3 +68,25 @@ def test_values_that_do_not_go_together_are_named(argv, words, capsys):
 ])
 def test_what_timms_script_takes_is_taken(argv):
     train._parse_args(argv.split())
+
+
+@pytest.mark.parametrize(('argv', 'words'), [
+    ('--model-kwargs foo', '--model-kwargs takes pairs'), ('--opt-kwargs foo', '--opt-kwargs takes pairs'),
+    ('--mixup-mode gradmix --mixup-kwargs alpha=x', '--mixup-kwargs'), ('--wandb-resume-id x', '--log-wandb'),
+    ('--sync-bn --device cpu', '--sync-bn'), ('--class-stats none.json --loss db --task multilabel', '--class-stats'),
+])
+def test_what_only_shows_later_is_refused_early(argv, words, capsys):
+    assert words in refused(capsys, *argv.split())
+
+
+@pytest.mark.parametrize(('key', 'value'), [
+    ('color_jitter', None), ('val_split', ''), ('experiment', ''), ('wandb_tags', []), ('aa', None), ('mixup', 0.0),
+])
+def test_null_in_yaml_switches_off_what_can_be(key, value, tmp_path):
+    (tmp_path / 'c.yaml').write_text(f'{key}: null\n')
+    assert getattr(train._parse_args(['-c', str(tmp_path / 'c.yaml')])[0], key) == value
+
+
+def test_null_in_yaml_is_no_number(tmp_path, capsys):
+    (tmp_path / 'c.yaml').write_text('batch_size: null\n')
+    assert 'batch_size: expected a value, got null' in refused(capsys, '-c', tmp_path / 'c.yaml')
