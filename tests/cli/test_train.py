@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 
@@ -268,10 +269,23 @@ def test_a_plain_run_names_its_classes_and_rebuilds(images, tmp_path):
     (('--num-classes', 4, '--device', 'cuda'), '--device cpu'),
     (('--num-classes', 4, '--aa', 'rand-x9'), ''),
     (('--data-dir', '/nowhere/at/all'), '--data-dir'),
+    (('--num-classes', 4, '--start-epoch', 9), '--start-epoch'),
+    (('--num-classes', 4, '--model', 'test_vit', '--img-size', 31), '--img-size'),
+    (('--num-classes', 4, '--naflex-loader'), 'a NaFlex model'),
+    (('--num-classes', 4, '--in-chans', 7), '--input-img-mode'),
+    (('--num-classes', 4, '--initial-checkpoint', '/nowhere/x.pth'), '/nowhere/x.pth: no such file'),
+    (('--num-classes', 4, '--pretrained-path', 'x.pth'), '--pretrained too'),
+    (('--num-classes', 4, '--opt', 'adamw', '--opt-betas', 0.9), '--opt-betas'),
+    (('--num-classes', 4, '--tta', 5), 'multiples'),
+    (('--num-classes', 4, '--val-split', 'other'), '--class-map'),
 ])
 def test_what_the_user_can_mend_is_status_2_and_one_line(flags, words, images, tmp_path, capsys):
     if 'cuda' in flags and torch.cuda.is_available():
         pytest.skip('there is a CUDA device')
+    if 'other' in flags:  # folders of other names would be numbered anew
+        images = shutil.copytree(images, tmp_path / 'images')
+        shutil.copytree(images / 'validation', images / 'other')
+        (images / 'other' / 'cat').rename(images / 'other' / 'zebra')
     status = train.console(line(images, tmp_path, *flags))
     errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith('error: ')]
     assert (status, len(errors)) == (2, 1)

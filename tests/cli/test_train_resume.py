@@ -98,6 +98,7 @@ def test_the_saved_flags_rerun_the_job(images, tmp_path):
 @pytest.mark.parametrize(('flags', 'words'), [
     (('--model', 'test_efficientnet', '--num-classes', 4), 'test_resnet'),
     (('--num-classes', 5), '4 classes'),
+    (('--num-classes', 4, '--opt', 'adamw'), '--no-resume-opt'),
 ])
 def test_a_file_of_another_run_is_refused(flags, words, images, tmp_path):
     folder = run_tiny(images, tmp_path, '--epochs', 1)
@@ -127,6 +128,9 @@ def test_what_is_no_checkpoint_is_refused(images, tmp_path):
     (tmp_path / 'x.pth.tar').write_text('hello')
     with pytest.raises(UsageError, match='not a training checkpoint'):
         run_tiny(images, tmp_path, '--resume', tmp_path / 'x.pth.tar')
+    torch.save([1, 2], tmp_path / 'list.pth.tar')
+    with pytest.raises(UsageError, match='it holds a list'):
+        run_tiny(images, tmp_path, '--resume', tmp_path / 'list.pth.tar')
     with pytest.raises(UsageError, match='no such file'):
         run_tiny(images, tmp_path, '--resume', tmp_path / 'none.pth.tar')
 
