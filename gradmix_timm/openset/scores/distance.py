@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, blocks, chunks
+from .fitting import SCORES, Head, Score, chunks
 
 __all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimensions']
 
@@ -20,6 +20,19 @@ _logger = logging.getLogger(__name__)
 _SHRINKAGE = 1e-4
 # Fewer samples than so many times the width: the covariance is noisy enough for Ledoit and Wolf.
 _AMPLE = 10
+# Rows in float64 at a time, which stay in a core's cache, and columns of a panel of a product that is symmetric.
+_ROWS, _PANEL = 512, 128
+
+
+def _add_products(total: Tensor, rows: Tensor) -> None:
+    """Add rows' rows to a matrix: its upper triangle, by panels, which takes little more than half of the work."""
+    for own in chunks(rows.shape[1], _PANEL):
+        total[own, own.start:].addmm_(rows[:, own].T, rows[:, own.start:])
+
+
+def _mirrored(total: Tensor) -> Tensor:
+    """The symmetric matrix with this upper triangle."""
+    return total.triu() + total.triu(1).T
 
 
 class Gaussian:
@@ -35,18 +48,17 @@ class Gaussian:
         centres: float64 [C, D].
         shrinkage: lambda; None chooses as above.
         normalize: Divide rows by their norm first; block by block, without a copy of them all.
+        scatter: :func:`_scatter` of the same, where it is known already.
 
     Attributes:
         diagnostics: samples, width, shrinkage, rank (of S), condition (of the shrunk matrix).
     """
 
     def __init__(self, features: Tensor, label: Tensor, centres: Tensor, shrinkage: float | None,
-                 normalize: bool = False) -> None:
+                 normalize: bool = False, scatter: Tensor | None = None) -> None:
         count, width = features.shape
-        scatter = centres.new_zeros(width, width)
-        for rows in blocks(features):
-            off = _prepared(features[rows], normalize).sub_(centres[label[rows]])
-            scatter += off.T @ off
+        if scatter is None:
+            scatter = _scatter(features, label, centres, normalize)
         covariance = scatter / (count - len(centres))
         mean_variance = float(covariance.diagonal().mean())
         if not mean_variance > 0:
@@ -96,10 +108,18 @@ def _prepared(rows: Tensor, normalize: bool) -> Tensor:
     return F.normalize(copy, dim=1) if normalize else copy
 
 
+def _scatter(features: Tensor, label: Tensor, centres: Tensor, normalize: bool) -> Tensor:
+    """Sum over rows of (f - centre)(f - centre)', float64 [D, D]."""
+    total = centres.new_zeros(centres.shape[1], centres.shape[1])
+    for rows in chunks(len(features), _ROWS):
+        _add_products(total, _prepared(features[rows], normalize).sub_(centres[label[rows]]))
+    return _mirrored(total)
+
+
 def _class_means(features: Tensor, label: Tensor, classes: int, normalize: bool = False) -> Tensor:
     """float64 [classes, D]."""
     total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
-    for rows in blocks(features):
+    for rows in chunks(len(features), _ROWS):
         total.index_add_(0, label[rows], _prepared(features[rows], normalize))
     return total / label.bincount(minlength=classes)[:, None]
 
@@ -129,9 +149,15 @@ class Mahalanobis(Score):
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Class means and the covariance about them."""
         assert train is not None
+        self._fit_within(train)
+
+    def _fit_within(self, train: Embeddings) -> tuple[Tensor, Tensor]:
+        """The class means [C, D] and the scatter about them [D, D]."""
         means = _class_means(train.features, train.label, train.logits.shape[1], self.normalize)
-        self.within = Gaussian(train.features, train.label, means, self.shrinkage, self.normalize)
+        scatter = _scatter(train.features, train.label, means, self.normalize)
+        self.within = Gaussian(train.features, train.label, means, self.shrinkage, self.normalize, scatter)
         self.diagnostics = dict(self.within.diagnostics)
+        return means, scatter
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
@@ -152,10 +178,13 @@ class RelativeMahalanobis(Mahalanobis):
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Both covariances."""
         assert train is not None
-        super().fit(train, head)
-        features, one = train.features, torch.zeros_like(train.label)
-        mean = _class_means(features, one, 1, self.normalize)
-        self.overall = Gaussian(features, one, mean, self.shrinkage, self.normalize)
+        means, scatter = self._fit_within(train)
+        counts = train.label.bincount(minlength=len(means)).double()[:, None]
+        mean = (counts * means).sum(0, keepdim=True) / len(train.label)
+        # Squares about the mean of all are those about the class means and those of the class means: nothing cancels.
+        between = counts.sqrt() * (means - mean)
+        self.overall = Gaussian(train.features, torch.zeros_like(train.label), mean, self.shrinkage, self.normalize,
+                                scatter + between.T @ between)
         self.diagnostics |= {f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
@@ -199,10 +228,9 @@ class Vim(Score):
         weight = head.weight.double()
         self.origin = -torch.linalg.pinv(weight, rtol=1e-4) @ head.bias.double()
         moment = weight.new_zeros(width, width)
-        for rows in blocks(train.features):
-            off = train.features[rows].double() - self.origin
-            moment += off.T @ off
-        spectrum, directions = torch.linalg.eigh(moment / len(train.features))
+        for rows in chunks(len(train.features), _ROWS):
+            _add_products(moment, train.features[rows].double() - self.origin)
+        spectrum, directions = torch.linalg.eigh(_mirrored(moment) / len(train.features))
         self.residual_space = directions[:, :width - dim].contiguous()
         residual, length = float(self._residual(train.features).mean()), float(spectrum.sum().clamp(min=0).sqrt())
         top = float(train.logits.amax(1).double().mean())
@@ -222,10 +250,13 @@ class Vim(Score):
     def _residual(self, features: Tensor) -> Tensor:
         # Small results kept between large ones would scatter the heap until it is as large as the features.
         found = self.origin.new_empty(len(features))
-        for rows in blocks(features):
+        for rows in chunks(len(features), _ROWS):
             found[rows] = ((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
         return found
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        return embeddings.logits.double().logsumexp(1) - self.alpha * self._residual(embeddings.features)
+        found = self._residual(embeddings.features).mul_(-self.alpha)
+        for rows in chunks(len(found), _ROWS):
+            found[rows] += embeddings.logits[rows].double().logsumexp(1)
+        return found
