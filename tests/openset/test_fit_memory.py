@@ -1,4 +1,4 @@
-"""Fits read training features block by block: no copy of them, and the same figures whatever the blocks."""
+"""Training features are read block by block: no copy of them, and the same figures whatever the blocks."""
 from __future__ import annotations
 
 import embedded
@@ -9,6 +9,8 @@ from peak_memory import PeakMemory
 
 from gradmix_timm.openset.scores import activation as activation_scores
 from gradmix_timm.openset.scores import fit_score, fitting
+from gradmix_timm.openset.scores import neighbours as neighbour_scores
+from gradmix_timm.ops.neighbours import class_neighbour_sums
 from gradmix_timm.records import Embeddings
 
 WIDTH = 64
@@ -40,6 +42,19 @@ def test_no_copy_of_the_features(name, options, stored, monkeypatch):
     query = embedded.make(50, seed=1, width=WIDTH)
     # NumPy interpolates a percentile of float32 in float32.
     torch.testing.assert_close(score(query), whole(query), rtol=1e-7, atol=1e-9)
+
+
+def test_class_neighbours_read_samples_block_by_block(stored, monkeypatch):
+    """Queries too copy one block of one class at a time, and find what a copy of all in float64 finds."""
+    train, _ = stored
+    score, query = fit_score('class-knn', train), embedded.make(50, seed=1, width=WIDTH)
+    sums = class_neighbour_sums(train.features.double(), train.label, query.features.double(), 3)
+    monkeypatch.setattr(neighbour_scores, '_CLASS_ROWS', 300)
+    with PeakMemory(train.features, train.label, query.features, query.logits) as memory:
+        found = score(query)
+    assert memory.peak < 0.2 * train.features.numel() * 4
+    torch.testing.assert_close(found, sums.amax(1), rtol=1e-13, atol=0)
+    assert (score.predict(query) == sums.argmax(1)).all()
 
 
 @pytest.mark.parametrize('percentile', [0., 12.5, 50., 90., 99.99])

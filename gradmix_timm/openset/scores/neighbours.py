@@ -15,10 +15,15 @@ __all__ = ['ClassNeighbourShare', 'ClassNeighbours', 'Neighbour', 'NeighbourMean
 
 # Queries and training samples compared at a time: 67 MB of float32.
 _QUERIES, _SAMPLES = 512, 32768
+# Samples of one class at a time, in float64.
+_CLASS_ROWS = 4096
 # Of 50,000 CIFAR-10 images, after arXiv:2204.06507; larger training sets want more (200, 1000).
 _K = 50
 # Neighbours beyond the k-th that are looked at again in float64: those that float32 may have put in another order.
 _MARGIN = 16
+# Cosines in float32 that differ by more than this, times the root of the width, are in the order of the true ones:
+# eight times what the rounding of that many sums amounts to.
+_SLACK = 2 ** -21
 # Length below which a row is taken for zeros, as in F.normalize.
 _TINY = 1e-12
 # Columns that stand for one while the largest of a row are looked for.
@@ -44,7 +49,7 @@ def top_cosines(queries: Tensor, samples: Tensor, k: int) -> tuple[Tensor, Tenso
     Returns:
         Cosines float64 [Q, k] and rows of ``samples``, int64 [Q, k].
     """
-    places = _candidates(queries, samples, min(k + _MARGIN, len(samples)))
+    places = _candidates(queries, samples, min(k + _MARGIN, len(samples)))[1]
     near = _exact(queries, samples, places)
     best, order = near.topk(k, dim=1)
     return best, places.gather(1, order)
@@ -53,7 +58,8 @@ def top_cosines(queries: Tensor, samples: Tensor, k: int) -> tuple[Tensor, Tenso
 def kth_neighbours(queries: Tensor, samples: Tensor, k: int) -> Tensor:
     """Row of ``samples`` with the k-th largest cosine to each query, int64 [Q].
 
-    As :func:`top_cosines`, but only the candidates of rank k - 16 to k + 16 are computed anew in float64.
+    As :func:`top_cosines`, but only the candidates of rank k - 16 to k + 16 are computed anew in float64, and these
+    only where the k-th lies so close to the one before or after it that float32 may have put them in another order.
 
     Args:
         queries: [Q, D].
@@ -61,9 +67,13 @@ def kth_neighbours(queries: Tensor, samples: Tensor, k: int) -> Tensor:
         k: Neighbours.
     """
     first = max(0, k - 1 - _MARGIN)
-    places = _candidates(queries, samples, min(k + _MARGIN, len(samples)))[:, first:]
-    order = _exact(queries, samples, places).topk(k - first, dim=1).indices
-    return places.gather(1, order[:, -1:])[:, 0]
+    cosines, places = _candidates(queries, samples, min(k + _MARGIN, len(samples)))
+    steps = cosines[:, max(0, k - 2):k + 1].diff(dim=1).neg()  # largest first
+    close = (steps <= _SLACK * queries.shape[1] ** 0.5).any(1).nonzero()[:, 0]
+    found, places = places[:, k - 1].clone(), places[close, first:]
+    order = _exact(queries[close], samples, places).topk(k - first, dim=1).indices
+    found[close] = places.gather(1, order[:, -1:])[:, 0]
+    return found
 
 
 def _exact(queries: Tensor, samples: Tensor, places: Tensor) -> Tensor:
@@ -76,21 +86,25 @@ def _exact(queries: Tensor, samples: Tensor, places: Tensor) -> Tensor:
     return found
 
 
-def _candidates(queries: Tensor, samples: Tensor, count: int) -> Tensor:
-    """Rows of ``samples`` with the largest cosines by float32, largest first, int64 [Q, count]."""
+def _candidates(queries: Tensor, samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest cosines by float32, largest first, [Q, count], and rows of ``samples``, int64 [Q, count]."""
     best = queries.new_full((len(queries), 0), 0., dtype=torch.float32)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    # One array for all products: a new one each time costs a fifth of the product in page faults.
+    room = best.new_empty(min(_QUERIES, len(queries)), min(_SAMPLES, len(samples)))
     for block in chunks(len(samples), _SAMPLES):
-        sample = _unit(samples[block]).float().T
-        kept = min(count, best.shape[1] + sample.shape[1])
+        sample = torch.cat([_unit(samples[block][rows]).float() for rows in chunks(len(samples[block]), _QUERIES)])
+        kept = min(count, best.shape[1] + len(sample))
         values, places = best.new_empty(len(queries), kept), where.new_empty(len(queries), kept)
         for rows in chunks(len(queries), _QUERIES):
-            value, place = _largest(_unit(queries[rows]).float() @ sample, min(count, sample.shape[1]))
+            query = _unit(queries[rows]).float()
+            out = room.flatten()[:len(query) * len(sample)].view(len(query), len(sample))
+            value, place = _largest(torch.mm(query, sample.T, out=out), min(count, len(sample)))
             both, whose = torch.cat([best[rows], value], 1), torch.cat([where[rows], place + block.start], 1)
             values[rows], order = both.topk(kept, dim=1)
             places[rows] = whose.gather(1, order)
         best, where = values, places
-    return where
+    return best, where
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -191,10 +205,23 @@ class ClassNeighbours(Score):
         rows = getattr(train, self.reads[0])
         self.samples, self.label, self.classes = rows, train.label, train.logits.shape[1]
         self.diagnostics = {'samples': len(rows), 'reads': self.reads[0]}
-        self._sums(rows[:1])  # refuses classes with fewer than k samples
+        # One column will do to refuse classes with fewer than k samples.
+        class_neighbour_sums(rows[:, :1], self.label, rows[:1, :1], self.k, self.classes)
 
     def _sums(self, queries: Tensor) -> Tensor:
-        return class_neighbour_sums(self.samples.double(), self.label, queries.double(), self.k, self.classes)
+        """As :func:`~gradmix_timm.ops.neighbours.class_neighbour_sums` in float64, without a copy of all samples."""
+        sums = queries.new_empty(len(queries), self.classes, dtype=torch.float64)
+        members = self.label.argsort(stable=True).split(self.label.bincount(minlength=self.classes).tolist())
+        for rows in chunks(len(queries)):
+            query = _unit(queries[rows])
+            for label, own in enumerate(members):
+                best = query.new_empty(len(query), 0)
+                for part in chunks(len(own), _CLASS_ROWS):
+                    cosines = query @ _unit(self.samples[own[part]]).T
+                    best = torch.cat([best, cosines.topk(min(self.k, cosines.shape[1]), dim=1).values], 1)
+                    best = best.topk(min(self.k, best.shape[1]), dim=1).values
+                sums[rows, label] = best.sum(1)
+        return sums
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
