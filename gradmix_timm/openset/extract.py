@@ -55,8 +55,11 @@ def extract(
     Returns:
         Embeddings on the CPU; ``index`` counts the loader's images from 0; ``projection`` is None without one.
 
+    Where the device runs out of memory the batch is halved, until it fits, and so are those after it.
+
     Raises:
-        ValueError: NaN among the logits (with the rows), a model without a classifier to read at, an empty loader.
+        ValueError: NaN among the logits (with the rows), a model without a classifier to read at, an empty loader, no
+            memory for a single image.
     """
     device = torch.device(device)
     inner = unwrap_model(model)
@@ -67,14 +70,21 @@ def extract(
         stack.enter_context(torch.inference_mode())
         stack.enter_context(_evaluating(inner))
         read = stack.enter_context(_classifier_inputs(inner))
-        for images, target in _watched(loader, progress):
+
+        def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             with cast:
                 output = inner(images.to(device, non_blocking=True, memory_format=layout))
-            logits.append(_checked(_logits(output).float().cpu(), rows, progress))
             inputs = _join(read).float()
-            features.append(inputs.cpu())
-            if projection is not None:
-                projected.append(projection(inputs).float().cpu())
+            return (_logits(output).float().cpu(), inputs.cpu(),
+                    None if projection is None else projection(inputs).float().cpu())
+
+        pieces = _Pieces(answer, progress)
+        for images, target in _watched(loader, progress):
+            for of_logits, of_features, of_projection in pieces.of(images):
+                logits.append(of_logits)
+                features.append(of_features)
+                projected += [] if of_projection is None else [of_projection]
+            _checked(torch.cat(logits[-pieces.count:]), rows, progress)
             labels.append(target.long().cpu())
             rows += len(target)
     if not rows:
@@ -172,14 +182,48 @@ def _logits(output: Any) -> Tensor:
     return output
 
 
-def _checked(logits: Tensor, start: int, title: str | None) -> Tensor:
+class _Pieces:
+    """A function of a batch, piece by piece where the device's memory does not take it whole."""
+
+    def __init__(self, answer: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]], title: str | None) -> None:
+        self._answer, self._title, self._most = answer, title, sys.maxsize
+        self.count = 0
+
+    def of(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Answers in order; ``count`` says afterwards how many."""
+        start = self.count = 0
+        while start < len(images):
+            piece = images[start:start + self._most]
+            answer = self._tried(piece)
+            if answer is not None:
+                yield answer
+                start += len(piece)
+                self.count += 1
+
+    def _tried(self, piece: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """The answer, or None where memory ran out and pieces are smaller from here on."""
+        try:
+            return self._answer(piece)
+        except torch.OutOfMemoryError as error:
+            if len(piece) == 1:
+                raise ValueError(f'{self._title or "the loader"}: the device has no memory for a single image of '
+                                 f'{list(piece.shape[1:])}; use a smaller --img-size, --amp or --device cpu') from error
+            self._most = len(piece) // 2
+        # Outside of the handler, which holds on to the failed pass's tensors.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _logger.warning('%s: out of memory with %d images at once, going on with %d; --batch-size %d avoids this',
+                        self._title or 'the loader', len(piece), self._most, self._most)
+        return None
+
+
+def _checked(logits: Tensor, start: int, title: str | None) -> None:
     bad = logits.isnan().any(1).nonzero().flatten() + start
     if len(bad):
         shown = ', '.join(str(int(row)) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
         raise ValueError(f'NaN logits for {len(bad)} of the {len(logits)} images of a batch of {title or "the loader"} '
                          f'(image {shown}): the weights hold NaN, or half precision overflowed (then leave out --amp, '
                          'or give --amp-dtype bfloat16)')
-    return logits
 
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:

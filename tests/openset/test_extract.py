@@ -234,3 +234,39 @@ def test_a_long_pass_without_a_terminal_logs_the_time_left(tiny_cnn, monkeypatch
         extract(tiny_cnn, batches()[2], 'cpu', progress='unknown test images')
     assert [record.getMessage().split(',')[0] for record in caplog.records] == [
         f'unknown test images: batch {number} of 4' for number in (1, 2, 3)]
+
+
+class Memory(nn.Module):
+    """A device whose memory takes so many images at once."""
+
+    def __init__(self, model, most):
+        super().__init__()
+        self.model, self.most, self.sizes = model, most, []
+
+    def get_classifier(self):
+        return self.model.get_classifier()
+
+    def forward(self, images):
+        self.sizes.append(len(images))
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError('out of memory')
+        return self.model(images)
+
+
+def test_a_batch_that_memory_does_not_take_is_halved_once_and_for_all(caplog):
+    model = randomise(timm.create_model('test_resnet', num_classes=3))
+    _, labels, loader = batches(count=15, size=5)
+    whole, narrow = extract(model, loader, 'cpu'), Memory(model, most=2)
+    pieces = extract(narrow, loader, 'cpu')
+    assert narrow.sizes == [5, 2, 2, 1, 2, 2, 1, 2, 2, 1]
+    torch.testing.assert_close(pieces.logits, whole.logits)
+    torch.testing.assert_close(pieces.features, whole.features)
+    assert pieces.label.tolist() == labels.tolist()
+    assert [record.getMessage() for record in caplog.records] == [
+        'the loader: out of memory with 5 images at once, going on with 2; --batch-size 2 avoids this']
+
+
+def test_no_memory_for_a_single_image_is_an_error():
+    _, _, loader = batches()
+    with pytest.raises(ValueError, match=r'test: the device has no memory for a single image of \[3, 64, 64\]; use'):
+        extract(Memory(timm.create_model('test_resnet', num_classes=3), most=0), loader, 'cpu', progress='test')
