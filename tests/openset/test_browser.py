@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import torch
 from test_comparing import GAPS
 from test_comparing import made as made_runs
 from test_report import made
+from tiny_checkpoints import class_folders, save_checkpoint
 
+from gradmix_timm.cli import osr
+from gradmix_timm.cli.exits import run_console
 from gradmix_timm.openset.comparing import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.figures import draw_differences
@@ -102,8 +106,31 @@ def comparison_page(folder: Path) -> tuple[str, int]:
     return render_comparison(comparison, {'differences-auroc.png': draw_differences(gaps, 'difference in AUROC')}), 1
 
 
+def command_page(command: str, *flags: str) -> Callable[[Path], tuple[str, int]]:
+    """The page that a command of ``openset`` writes for a tiny checkpoint, and how many figures it drew."""
+    def make(folder: Path) -> tuple[str, int]:
+        class_folders(folder / 'data')
+        checkpoint = save_checkpoint(folder / 'run' / 'model_best.pth.tar', folder / 'data')
+        out = folder / 'judged'
+        argv = [command, '--checkpoint', str(checkpoint), '--output', str(out), '--device', 'cpu', '--bootstrap', '10']
+        assert run_console(osr.main, [*argv, *flags]) == 0
+        pictures = re.findall(r'<img[^>]+src="data:image/', (out / 'report.html').read_text())
+        assert len(pictures) >= len(list((out / 'figures').glob('*.png')))
+        return (out / 'report.html').read_text(), len(pictures)
+    return make
+
+
+PAGES = {
+    'osr': evaluation_page,
+    'compare': comparison_page,
+    'ood': command_page('ood', '--unknown', 'noise:gaussian', 'noise:uniform', '--no-accuracy-gate'),
+    'corrupt': command_page('corrupt', '--corruptions', 'fog,contrast', '--severities', '1,5'),
+    'probe': command_page('probe', '--draws', '3', '--shots', '1,5'),
+}
+
+
 @pytest.mark.parametrize('width', [375, 1200])
-@pytest.mark.parametrize('make_page', [evaluation_page, comparison_page])
+@pytest.mark.parametrize('make_page', PAGES.values(), ids=PAGES)
 def test_a_page_is_whole_at_every_width(make_page, width, tmp_path):
     page, pictures = make_page(tmp_path)
     told, log = opened(page, tmp_path, width)
