@@ -98,7 +98,8 @@ class ConsoleParser(argparse.ArgumentParser):
             flag = next((word for word in stray.split() if word.startswith('-')), stray).split('=')[0]
             close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
             message += f' (did you mean {close[0]}?)' if close else f' (see {self.prog} --help)'
-        self.exit(USAGE, f'error: {message}\n')
+        # Of several processes each reads the same flags; one says what is wrong with them.
+        self.exit(USAGE, f'error: {message}\n' if os.environ.get('RANK', '0') == '0' else None)
 
 
 def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequence[str] | None = None) -> int:

@@ -21,7 +21,6 @@ import torch
 from timm import utils
 from timm.models import create_model, safe_model_name
 from timm.utils import trim_summary, update_summary
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gradmix_timm.checkpoint import RunRecord, versions, write_atomic
@@ -38,6 +37,7 @@ from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_
 from .loop import Run, train_one_epoch
 from .mixing import MixPlan, plan_mixing
 from .objectives import objective_options
+from .progress import open_bar
 from .run_state import (
     AtomicSaver,
     Section,
@@ -181,8 +181,9 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     if resumed and span.first == first:
         _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
     model = live_model(task) if mixer is not None else None
+    bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None
     run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
-              _open_bar(args, span, updates), Interrupt(), [], _open_tracker(args, output_dir, span.first))
+              bar, Interrupt(), [], _open_tracker(args, output_dir, span.first))
     return run, span, section, data, built
 
 
@@ -265,13 +266,6 @@ def _continue_streams(args: argparse.Namespace, path: str, hardware: Hardware, e
     elif not exact:
         _logger.info("Loader workers of timm's plain run have streams that no checkpoint holds: the order of images "
                      'goes on, their augmentation is drawn anew (--workers 0 goes on exactly).')
-
-
-def _open_bar(args: argparse.Namespace, span: Span, updates_per_epoch: int) -> Any:
-    """A bar over all updates with the time that is left, where somebody watches."""
-    if not (utils.is_primary(args) and sys.stderr.isatty()):
-        return None
-    return tqdm(total=max(span.stop - span.first, 0) * updates_per_epoch, unit='update', dynamic_ncols=True)
 
 
 def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:

@@ -19,6 +19,7 @@ from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import loaders, loop, stages, train
 from gradmix_timm.cli.exits import UsageError
 from gradmix_timm.cli.mixing import SwitchedCollate
+from gradmix_timm.cli.progress import open_bar
 from gradmix_timm.mixers import create_mixer
 
 
@@ -429,6 +430,16 @@ class Tiny(nn.Module):
 
     def forward(self, x):
         return self.fc(x.mean((2, 3)))
+
+
+def test_a_terminal_without_columns_gets_lines(monkeypatch):
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, 'fileno', lambda: 2, raising=False)
+    for columns in (0, 80):
+        monkeypatch.setattr(os, 'get_terminal_size', lambda *args, n=columns: os.terminal_size((n, 24)))
+        bar = open_bar(3)
+        assert (bar is None) == (columns == 0)
+    bar.close()
 
 
 def test_create_model_is_looked_up_in_the_module(images, tmp_path, monkeypatch):
