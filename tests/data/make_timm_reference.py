@@ -32,6 +32,11 @@ CASES = {
     'patches': '--model naflexvit_base_patch16_gap --model-kwargs depth=1 embed_dim=24 num_heads=2 --naflex-loader '
                '--naflex-train-seq-lens 4 9 --naflex-max-seq-len 9 --mixup 0.4',
     'sizes': '--train-img-sizes 24 32 --train-batch-sizes 8 6 --variable-batch-loss-scale sqrt',
+    'three splits, policy': '--aug-splits 3 --jsd-loss --aa rand-m9-mstd0.5 --reprob 0.25 --recount 2 --resplit',
+    'transformer, adaptive clipping': '--model test_vit --model-kwargs img_size=32 --opt adamw --layer-decay 0.7 '
+                                      '--drop-path 0.1 --clip-grad 1 --clip-mode agc --mixup 0.4 --no-prefetcher',
+    'plateau, one channel, bfloat16': '--sched plateau --patience-epochs 0 --lr 0.2 --epochs 5 --in-chans 1 '
+                                      '--model-dtype bfloat16 --model-ema --model-ema-decay 0.9 --model-ema-warmup',
 }
 
 
