@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import atomic_path
 from gradmix_timm.openset.scores import SCORES, Score
-from gradmix_timm.records import Embeddings
+from gradmix_timm.openset.scores.logit import LogitScore
 
 __all__ = ['Graph', 'export']
 
@@ -23,7 +23,7 @@ class Graph(nn.Module):
 
     Args:
         model: Gives logits.
-        score: One that reads logits alone.
+        score: A function of the logits.
         mean: Of the channels.
         std: Of the channels.
         threshold: Of knownness.
@@ -32,7 +32,7 @@ class Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, score: Score, mean: tuple[float, ...], std: tuple[float, ...],
+    def __init__(self, model: nn.Module, score: LogitScore, mean: tuple[float, ...], std: tuple[float, ...],
                  threshold: float) -> None:
         super().__init__()
         self.model, self.score, self.threshold = model, score, threshold
@@ -42,9 +42,8 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of float32 [N, C, H, W]: int64 [N], float64 [N], bool [N]."""
         logits = self.model((images - self.mean) / self.std).float()
-        embeddings = Embeddings(logits, logits, None, logits.argmax(1), logits.argmax(1))
-        knownness = self.score.knownness(embeddings)
-        return self.score.predict(embeddings), knownness, knownness >= self.threshold
+        knownness = self.score.of(logits)  # not chunk by chunk, which would fix the number of images
+        return logits.argmax(1), knownness, knownness >= self.threshold
 
 
 def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
@@ -54,8 +53,8 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         ValueError: A score that reads more than logits.
         ImportError: Without onnx and onnxscript.
     """
-    if score.reads != ('logits',) or score.needs_train:
-        able = [name for name, kind in SCORES.describe().items() if _exportable(name)]
+    if not isinstance(score, LogitScore):
+        able = [name for name in SCORES.describe() if issubclass(SCORES[name], LogitScore)]
         raise ValueError(f'score {score.name!r} does not fit into a graph of the logits; those that do: '
                          f'{", ".join(able)}: OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
     missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
@@ -76,10 +75,6 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         entry.key, entry.value = key, value
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
-
-
-def _exportable(name: str) -> bool:
-    return SCORES[name].reads == ('logits',) and not SCORES[name].needs_train
 
 
 def _metadata(score: Score, manifest: Any) -> dict[str, str]:

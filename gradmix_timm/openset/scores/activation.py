@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, blocks, chunks
+from .fitting import SCORES, Head, Score, blocks, by_rows
 
 __all__ = ['Ash', 'Dice', 'React', 'Scale', 'percentile_of']
 
@@ -84,7 +84,7 @@ class _Reshaped(Score):
         """Keep the classifier; warn of negative features."""
         assert train is not None
         assert head is not None
-        self.head = head
+        self.head = Head(head.weight.double(), head.bias.double())
         low = float(train.features.min())
         if low < 0:
             warnings.warn(f'{self.name} presumes features that are not negative; these go down to {low:.3g} (no ReLU '
@@ -93,13 +93,11 @@ class _Reshaped(Score):
 
     @abstractmethod
     def reshape(self, features: Tensor) -> Tensor:
-        """Of float64 [n, D], row by row."""
+        """Features of float [n, D] as the classifier shall see them, float64 [n, D], row by row."""
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        features = embeddings.features
-        found = [self.head(self.reshape(features[rows].double())).logsumexp(1) for rows in chunks(len(features))]
-        return torch.cat(found) if found else features.new_empty(0, dtype=torch.float64)
+        return by_rows(lambda rows: self.head(self.reshape(rows)).logsumexp(1), embeddings.features)
 
 
 @SCORES.register('react', 'energy with features clipped at a percentile of the training ones (arXiv:2111.12797)')
@@ -122,7 +120,7 @@ class React(_Reshaped):
 
     def reshape(self, features: Tensor) -> Tensor:
         """As the base class says."""
-        return features.clamp(max=self.clip)
+        return features.to(torch.float64, copy=True).clamp_(max=self.clip)
 
 
 class _Scaled(_Reshaped):
@@ -134,13 +132,14 @@ class _Scaled(_Reshaped):
         """As the base class says."""
         width = features.shape[1]
         kept = max(1, width - round(width * self.percentile / 100))
-        values, places = features.topk(kept, dim=1)
-        whole, largest = features.sum(1, keepdim=True), values.sum(1, keepdim=True)
+        values, places = features.topk(kept, dim=1, sorted=False)
+        values = values.double()
+        whole, largest = features.sum(1, keepdim=True, dtype=torch.float64), values.sum(1, keepdim=True)
         # Nothing active, or negative features: no ratio to scale by.
-        ratio = torch.where(largest > 0, whole / largest, 0.).clamp(max=_MAX_EXPONENT)
+        scale = torch.where(largest > 0, whole / largest, 0.).clamp_(max=_MAX_EXPONENT).exp_()
         if self.prune:
-            features = torch.zeros_like(features).scatter(1, places, values)
-        return features * ratio.exp()
+            return whole.new_zeros(features.shape).scatter_(1, places, values * scale)
+        return features * scale
 
 
 @SCORES.register('ash', 'energy with small features removed and the rest scaled up (ASH-S, arXiv:2209.09858)')
@@ -198,4 +197,4 @@ class Dice(_Reshaped):
 
     def reshape(self, features: Tensor) -> Tensor:
         """As the base class says."""
-        return features
+        return features.double()
