@@ -224,7 +224,28 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
         'bn_eps': args.bn_eps, 'scriptable': args.torchscript, **args.model_kwargs}
     requested = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
-    return resolve_model_input_args(args.model, requested, pretrained_cfg_overlay=overlay or None, **wanted)
+    resolved = resolve_model_input_args(args.model, requested, pretrained_cfg_overlay=overlay or None, **wanted)
+    if 'img_size' in resolved and 'img_size' not in args.model_kwargs:
+        plain = {name: value for name, value in resolved.items() if name != 'img_size'}
+        if _takes(plain, resolved['img_size']):
+            return plain
+    return resolved
+
+
+def _takes(plain: dict[str, Any], img_size: Any) -> bool:
+    """Whether the model takes images of this size without being built for it.
+
+    timm's script never hands the size on; where that works (``dynamic_img_size``), its weights are of the model's own
+    size, and so are ours. A throw-away copy is tried; random streams are as before.
+    """
+    height, width = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            model = timm.create_model(pretrained=False, **plain).eval()
+            model(torch.zeros(1, plain.get('in_chans', plain['pretrained_cfg']['input_size'][0]), height, width))
+        except Exception:  # whatever it says: it is then built for the size, where what is wrong is told
+            return False
+    return True
 
 
 def _start_head(args: argparse.Namespace, model: Any) -> None:

@@ -459,3 +459,13 @@ def test_the_clean_batch_is_trained_on_too(tmp_path, capsys):
                 '--experiment', 'clean'])
     assert (tmp_path / 'clean' / 'model_best.pth.tar').exists()
     assert '"top1"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('model', 'tokens'), [('test_vit', 101), ('vit_tiny_patch16_224', 17)])
+def test_a_model_that_takes_the_size_as_it_is_keeps_its_own(model, tokens):
+    """As timm's script, which never hands the size on; one that does not take it is built for it."""
+    args, _ = train._parse_args(['--data-dir', '.', '--model', model, '--img-size', '64', '--num-classes', '3'])
+    before = torch.get_rng_state()
+    resolved = stages._model_arguments(args)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert timm.create_model(**resolved).pos_embed.shape[1] == tokens
