@@ -180,10 +180,9 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     _continue_folder(span, saver, output_dir)
     if resumed and span.first == first:
         _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
-    model = live_model(task) if mixer is not None else None
     bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None
-    run = Run(args, hardware, task, optimizer, loaders, mixer, model, scheduler, saver, output_dir, epochs,
-              bar, Interrupt(), [], _open_tracker(args, output_dir, span.first))
+    run = Run(args, hardware, task, optimizer, loaders, mixer, live_model(task) if mixer is not None else None,
+              scheduler, saver, output_dir, epochs, bar, Interrupt(), [], _open_tracker(args, output_dir, span.first))
     return run, span, section, data, built
 
 
