@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 
-from gradmix_timm.openset.scores import fit_score
+from gradmix_timm.openset.scores import fit_score, fitting
 from gradmix_timm.openset.scores.logit import log_odds_parts, unsaturated
 from gradmix_timm.records import Embeddings
 
@@ -103,3 +103,56 @@ def test_shifts_of_all_logits_matter_where_they_should():
 def test_one_class_is_certain():
     assert score('msp', torch.tensor([[3.], [-1.]])).tolist() == [1., 1.]
     assert score('entropy', torch.tensor([[3.]])).tolist() == [0.]
+
+
+def wild(count: int, classes: int) -> torch.Tensor:
+    """Logits of every kind: usual, near certain, far beyond the range of exp, tied, all the same, shifted."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(count, classes, generator=generator)
+    logits *= torch.tensor([1., 5., 30., 400., 1e4]).repeat(count)[:count, None]
+    logits[::7, 1] = logits[::7].amax(1)
+    logits[::11] = 2.5
+    return logits + torch.tensor([0., 50., -2000.]).repeat(count)[:count, None]
+
+
+@pytest.mark.parametrize('classes', [2, 3, 100])
+@pytest.mark.parametrize(('name', 'options'), [
+    ('msp', {}), ('msp', {'temperature': 4.}), ('energy', {}), ('energy', {'temperature': .1}), ('entropy', {}),
+    ('gen', {}), ('gen', {'gamma': .5, 'top': 2})])
+def test_blocks_and_the_shorter_way_change_nothing(name, options, classes, monkeypatch):
+    """Against float64 throughout, in one piece, and with a step of logarithms where sums might vanish."""
+    logits = wild(1000, classes)
+    fitted = fit_score(name, None, **options)
+    whole = fitted(of(logits))
+    torch.testing.assert_close(whole, fitted.of(logits), rtol=1e-12, atol=1e-14)
+    monkeypatch.setattr(fitting, '_IN_CACHE', 70 * classes)  # blocks that do not divide the rows
+    torch.testing.assert_close(fitted(of(logits)), whole, rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(fitted(of(logits.double())), whole, rtol=1e-14, atol=1e-15)
+    before = logits.clone()
+    fitted(of(logits)), fitted.of(logits)
+    assert torch.equal(logits, before)
+    z = logits.double().numpy() / options.get('temperature', 1.)
+    slow = {'msp': lambda: softmax(z, axis=1).max(1), 'entropy': lambda: -entropy(softmax(z, axis=1), axis=1),
+            'energy': lambda: options.get('temperature', 1.) * logsumexp(z, axis=1)}
+    if name in slow:
+        np.testing.assert_allclose(whole, slow[name](), rtol=1e-12, atol=1e-9 if name == 'msp' else 1e-12)
+
+
+def test_certainty_is_ordered_beyond_the_range_of_exponentials():
+    gap = torch.tensor([600., 700., 740., 760., 1000., 1e5])
+    found = score('msp', torch.stack([gap, torch.zeros(6)], 1))
+    assert (found.diff() > 0).all()
+    assert found[-1] < 1
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('name', ['msp', 'mls', 'energy', 'entropy', 'gen'])
+def test_values_that_are_not_finite_are_found_in_any_block(name, bad, monkeypatch):
+    monkeypatch.setattr(fitting, '_IN_CACHE', 60)
+    logits = torch.randn(100, 6)
+    logits[87, 3] = bad
+    with pytest.raises(ValueError, match=rf'{name}: logits of 1 of 100 samples are not finite \(index 87\)'):
+        score(name, logits)
+    huge = torch.full((4, 3), 3e38)  # whose sum overflows
+    huge[:, 0] = 1e38
+    assert score('mls', huge).isfinite().all()

@@ -207,3 +207,24 @@ def test_fits_say_how_sound_they_are(fitted):
     assert fitted['class-knn'].diagnostics['reads'] == 'projection'
     assert fit_score('class-knn', embedded.make(30)).diagnostics['reads'] == 'features'
     assert len(fitted['openmax'].diagnostics['shape']) == embedded.CLASSES
+
+
+@pytest.mark.parametrize('name', ['msp', 'knn', 'vim'])
+def test_queries_that_memory_does_not_take_are_halved(name, fitted, monkeypatch, caplog):
+    score, queries = fitted[name], embedded.make(21, 6, projection=True)
+    whole, answer, sizes = score(queries), type(score).knownness, []
+
+    def narrow(self, embeddings):
+        sizes.append(len(embeddings.label))
+        if sizes[-1] > 6:
+            raise torch.OutOfMemoryError('out of memory')
+        return answer(self, embeddings)
+
+    monkeypatch.setattr(type(score), 'knownness', narrow)
+    assert close(score(queries), whole)
+    assert sizes == [21, 10, 5, 5, 11, 5, 6]
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{name}: out of memory with 21 samples at once, going on with halves']
+    monkeypatch.setattr(type(score), 'knownness', lambda self, embeddings: bytearray(2 ** 62))
+    with pytest.raises(ValueError, match=f'{name}: no memory left to score a single sample'):
+        score(queries)

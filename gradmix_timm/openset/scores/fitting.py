@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,16 +14,18 @@ from torch import Tensor
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry, nearest
 
-__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'by_rows', 'chunks', 'fit_score', 'list_scores', 'score_kind']
+__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks', 'fit_score', 'list_scores',
+           'score_kind']
 
+_logger = logging.getLogger(__name__)
 # Largest |W f + b - z| over the largest |z|: above bfloat16's rounding, far below what another head gives.
 _HEAD_TOLERANCE = 0.02
 _HEAD_ROWS = 4096
 # Values of one block of a fit.
 _BLOCK = 2 ** 22
-# Values taken at a time by a score: in float64 two megabytes, which stay in the cache from one operation to the next;
+# Values taken at a time by a score: in float64 four megabytes, which stay in the cache from one operation to the next;
 # an accelerator wants more.
-_IN_CACHE, _ON_DEVICE = 2 ** 18, 2 ** 24
+_IN_CACHE, _ON_DEVICE = 2 ** 19, 2 ** 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +61,26 @@ def blocks(rows: Tensor) -> Iterator[slice]:
     return chunks(len(rows), max(1, _BLOCK // max(1, rows.shape[1])))
 
 
-def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, arrays: int = 1) -> Tensor:
     """What a function of rows gives for each, taken a few rows at a time: float64 [N].
 
     Args:
         function: From [n, D] to [n], each row by itself.
         rows: [N, D].
+        arrays: Of the size of its input in float64 that the function goes back to; they share the cache.
     """
     found = rows.new_empty(len(rows), dtype=torch.float64)
-    values = _IN_CACHE if rows.device.type == 'cpu' else _ON_DEVICE
+    values = _IN_CACHE // arrays if rows.device.type == 'cpu' else _ON_DEVICE
     for part in chunks(len(rows), max(1, values // max(1, rows.shape[1]))):
         found[part] = function(rows[part])
     return found
+
+
+def _cut(embeddings: Embeddings, rows: slice) -> Embeddings:
+    """Some of the rows, without a copy."""
+    projection = None if embeddings.projection is None else embeddings.projection[rows]
+    return Embeddings(embeddings.logits[rows], embeddings.features[rows], projection, embeddings.label[rows],
+                      embeddings.index[rows])
 
 
 class Score(ABC):
@@ -83,6 +94,7 @@ class Score(ABC):
         needs_train: Whether :meth:`fit` uses training embeddings.
         needs_head: Whether it uses the classifier's weights.
         least: Training samples that every class must have.
+        checks_values: Whether :meth:`knownness` itself refuses values that are not finite, as it reads them.
         name: As registered.
         options: Resolved options.
         diagnostics: Figures of the fit worth a look: rank, condition number, threshold, ...
@@ -92,6 +104,7 @@ class Score(ABC):
     needs_train: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
     least: ClassVar[int] = 0
+    checks_values: ClassVar[bool] = False
 
     name: str = ''
     options: dict[str, Any]
@@ -118,17 +131,33 @@ class Score(ABC):
 
     @torch.no_grad()
     def __call__(self, embeddings: Embeddings) -> Tensor:
-        """Knownness of each row, float64 [N].
+        """Knownness of each row, float64 [N]; half by half where memory does not take them all at once.
 
         Raises:
-            ValueError: Values that are not finite (count and indices), or a width other than in the fit.
+            ValueError: Values that are not finite (count and indices), a width other than in the fit, or no memory for
+                a single row.
         """
         for field in self.reads:
-            rows = _rows(self.name, embeddings, field)
+            rows = checked_rows(self.name, embeddings, field, not self.checks_values)
             if rows.shape[1] != self._widths.setdefault(field, rows.shape[1]):
                 raise ValueError(f'{self.name} was fit on {field} {self._widths[field]} wide, got {rows.shape[1]}: '
                                  'take both from the same model')
-        return self.knownness(embeddings)
+        return self._in_pieces(embeddings)
+
+    def _in_pieces(self, embeddings: Embeddings, told: bool = False) -> Tensor:
+        """Knownness; as a row's is its own, a part at a time gives the same."""
+        count = len(embeddings.label)
+        try:
+            return self.knownness(embeddings)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if count <= 1:
+                raise ValueError(f'{self.name}: no memory left to score a single sample; move the embeddings and the '
+                                 'fit to the CPU (--device cpu), or use a score of logits') from error
+        # Outside of the handler, which holds on to what the failed attempt made.
+        if not told:
+            _logger.warning('%s: out of memory with %d samples at once, going on with halves', self.name, count)
+        halves = (slice(0, count // 2), slice(count // 2, count))
+        return torch.cat([self._in_pieces(_cut(embeddings, rows), told=True) for rows in halves])
 
     def __repr__(self) -> str:
         options = ', '.join(f'{key}={value!r}' for key, value in self.options.items())
@@ -198,8 +227,12 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
     return score
 
 
-def _rows(name: str, embeddings: Embeddings, field: str) -> Tensor:
-    """A field as checked rows."""
+def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = True) -> Tensor:
+    """A field as rows that are there, of floats, and finite (not looked at without ``values``).
+
+    Raises:
+        ValueError: They are not; ``name`` is the score's.
+    """
     rows = getattr(embeddings, field)
     if rows is None:
         raise ValueError(f'{name} was fit on the output of a projection head and these embeddings have none: '
@@ -207,7 +240,7 @@ def _rows(name: str, embeddings: Embeddings, field: str) -> Tensor:
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f'{name} reads {field} as float [N, width], got {rows.dtype} {list(rows.shape)}')
     # A sum is finite only where all its terms are; row by row it takes a hundred times as long, so only then.
-    bad = (~rows.isfinite().all(1)).nonzero()[:, 0] if not rows.sum().isfinite() else ()
+    bad = (~rows.isfinite().all(1)).nonzero()[:, 0] if values and not rows.sum().isfinite() else ()
     if len(bad):
         shown = ', '.join(str(i) for i in embeddings.index[bad[:5]].tolist()) + (', ...' if len(bad) > 5 else '')
         raise ValueError(f'{name}: {field} of {len(bad)} of {len(rows)} samples are not finite (index {shown}); '
@@ -220,7 +253,7 @@ def _check_train(score: Score, train: Embeddings | None) -> None:
     if train is None:
         raise ValueError(f'score {name!r} is fit on training samples of the known classes; pass their embeddings')
     for field in score.reads:
-        score._widths[field] = _rows(name, train, field).shape[1]
+        score._widths[field] = checked_rows(name, train, field).shape[1]
     classes, count = train.logits.shape[1], len(train.label)
     if not count or any(len(getattr(train, field)) != count for field in score.reads):
         raise ValueError(f'{name}: training embeddings need rows, and as many labels, got {count} labels')

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Score, by_rows
+from .fitting import SCORES, Score, by_rows, checked_rows
 
 __all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'log_odds_parts', 'unsaturated']
 
@@ -80,6 +81,9 @@ def _positive(name: str, value: float) -> float:
 class LogitScore(Score):
     """A function of the logits alone, row by row; a few rows at a time, so that float64 costs no memory traffic."""
 
+    checks_values = True
+    arrays: ClassVar[int] = 1
+
     @abstractmethod
     def of(self, logits: Tensor) -> Tensor:
         """Knownness float64 [N] of logits [N, K], all at once."""
@@ -90,7 +94,12 @@ class LogitScore(Score):
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        found = by_rows(self.quick, embeddings.logits)
+        def checked(rows: Tensor) -> Tensor:
+            if not rows.sum().isfinite():  # while they are in the cache
+                checked_rows(self.name, embeddings, 'logits')
+            return self.quick(rows)
+
+        found = by_rows(checked, embeddings.logits, self.arrays)
         beyond = found.isnan().nonzero()[:, 0]
         if len(beyond):
             found[beyond] = self.of(embeddings.logits[beyond])
@@ -116,9 +125,8 @@ class MaxSoftmax(LogitScore):
         """By the sum of the other exponentials rather than its logarithm."""
         rest = _rest(_shift(logits, self.temperature).exp2_())
         left = rest / (1 + rest)
-        near = torch.where(left < _CLOSE, _CLOSE * math.log(_CLOSE) / left.log(), left)  # as in unsaturated
-        found = torch.where(rest > 1, 1 / (1 + rest), 1 - near)
-        return found.masked_fill_(rest < _VANISHED, torch.nan)
+        scale = _CLOSE * math.log(_CLOSE) / left.log()  # as in unsaturated
+        return torch.where(left < _CLOSE, scale, left).neg_().add_(1).masked_fill_(rest < _VANISHED, torch.nan)
 
 
 @SCORES.register('mls', 'largest logit (arXiv:1911.11132, arXiv:2110.06207)')
@@ -156,6 +164,8 @@ class Energy(LogitScore):
 class Entropy(LogitScore):
     """Sum over classes of p log p, in [-log K, 0]."""
 
+    arrays = 2
+
     def of(self, logits: Tensor) -> Tensor:
         """As the base class says."""
         shift = _shift(logits)
@@ -173,6 +183,8 @@ class Gen(LogitScore):
         top: M; all classes where there are fewer.
     """
 
+    arrays = 4
+
     def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
         if not 0 < gamma <= 1 or top < 1:
             raise ValueError(f'gen takes gamma in (0, 1] and top >= 1, got gamma={gamma}, top={top}')
@@ -183,10 +195,9 @@ class Gen(LogitScore):
         shift = _shift(logits)
         weight = shift.exp2()
         rest = _rest(weight)[:, None]
-        # log (1 - p), of the largest from what is left; then log p, and p (1 - p) from their sum.
-        log_rest = weight.div_(-1 - rest).log1p_()
-        log_rest = torch.where(shift == 0, rest.log() - rest.log1p(), log_rest).mul_(_BITS)
-        terms = log_rest.add_(shift).sub_(rest.log1p() * _BITS).mul_(self.gamma).exp2_()
+        # 1 - p times the sum: of the largest what is left; of the others, none above a half, by subtraction.
+        other = torch.where(shift == 0, rest, (1 + rest) - weight)
+        terms = other.log2_().add_(shift).sub_(2 * _BITS * rest.log1p()).mul_(self.gamma).exp2_()
         if self.top < terms.shape[1]:
             terms = terms.gather(1, shift.topk(self.top, dim=1).indices)
         return -terms.sum(1)
