@@ -312,6 +312,19 @@ def test_a_loaded_classifier_answers_bit_for_bit(checkpoint, files, tmp_path, sc
     json.loads((tmp_path / 'classifier.json').read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
 
 
+def test_detectors_of_pytorch_ood_serve_and_are_kept_where_a_file_can_hold_them(checkpoint, files, tmp_path):
+    pytest.importorskip('pytorch_ood')
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'pytorch-ood:ViM', known_acceptance=0.8, device='cpu')
+    found.save(tmp_path / 'kept')
+    assert OpenSetClassifier.load(tmp_path / 'kept', device='cpu').predict(files) == found.predict(files)
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'pytorch-ood:KNN', known_acceptance=0.8, device='cpu',
+                                              score_options={'k': 3})
+    assert len(found.predict(files)) == len(files)
+    with pytest.raises(ValueError, match=r"'pytorch-ood:KNN' cannot be kept in a file; make the classifier from"):
+        found.save(tmp_path / 'refused')
+    assert not (tmp_path / 'refused').exists()
+
+
 def test_saving_goes_over_the_old_files_and_leaves_nothing_else(classifier, tmp_path):
     classifier.save(tmp_path / 'a' / 'b')
     classifier.save(tmp_path / 'a' / 'b')

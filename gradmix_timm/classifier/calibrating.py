@@ -17,7 +17,7 @@ from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_devic
 from gradmix_timm.data import CutDataset, open_dataset, select_classes, take
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
-from gradmix_timm.openset.scores import SCORES, Head, Score, fit_score
+from gradmix_timm.openset.scores import Head, Score, fit_score, score_kind
 from gradmix_timm.records import Embeddings
 
 from .images import batches, evaluation_transform
@@ -91,7 +91,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
 # ---- checks that need no image
 
 def _check(plan: Plan) -> None:
-    SCORES[plan.score]  # an unknown name raises, with the nearest
+    score_kind(plan.score)  # an unknown name raises, with the nearest
     if not 0 < plan.known_acceptance < 1:
         raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
                          f'{plan.known_acceptance}')
@@ -162,7 +162,7 @@ def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], config: dict[str, An
           ) -> tuple[CutDataset | None, CutDataset | None]:
     """Known training images (None where the score needs none) and those held out (None where not wanted)."""
     held_wanted = plan.threshold is None and plan.validation is None
-    train_wanted = SCORES[plan.score].needs_train
+    train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
         return None, None
     whole = _open(plan, loaded, names, 'RGB' if config['input_size'][0] == 3 else 'L')
@@ -190,7 +190,7 @@ def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDat
 
 
 def _head(score: str, net: nn.Module) -> Head | None:
-    return head_of(net) if SCORES[score].needs_head else None
+    return head_of(net) if score_kind(score).needs_head else None
 
 
 def _threshold(plan: Plan, score: Score, eye: _Eye, held: CutDataset | None) -> tuple[float, int, str]:

@@ -133,7 +133,8 @@ class OpenSetClassifier:
 
         Args:
             path: A checkpoint; of this package's training it brings everything with it.
-            score: Of :func:`~gradmix_timm.openset.scores.list_scores`; those that need a fit read the training images.
+            score: Of :func:`~gradmix_timm.openset.scores.list_scores`, or 'pytorch-ood:NAME'; those that need a fit
+                read the training images.
             known_acceptance: In (0, 1).
             validation: Images of known classes that took no part in training, of any kind that :meth:`predict` takes;
                 in place of the checkpoint's held-out ones.
@@ -198,6 +199,9 @@ class OpenSetClassifier:
 
         Args:
             folder: Made where it is missing; files in it are replaced whole.
+
+        Raises:
+            ValueError: A score that keeps more than numbers (of pytorch-ood those that hold objects of other packages).
         """
         files.save(folder, self.model, self.score, self.manifest)
 

@@ -34,7 +34,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('images', nargs='*', metavar='IMAGES', help='image files, and folders of them')
     add = parser.add_argument_group('Classifier').add_argument
     add('--checkpoint', metavar='C', required=True, help='a checkpoint, or the folder of a saved classifier')
-    add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(list_scores())}')
+    add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(list_scores())}; or '
+                                        'pytorch-ood:NAME')
     add('--known-acceptance', type=float, metavar='P',
         help='share of new known images to accept at least (default: 0.95)')
     add('--threshold', type=float, metavar='X', help='accept from this knownness on, whatever is accepted then')

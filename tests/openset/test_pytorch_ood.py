@@ -1,6 +1,7 @@
 """pytorch-ood's detectors under this package's names, and our scores against theirs where theirs are right."""
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.stats import spearmanr
 
 from gradmix_timm.openset.judge import Subjects, check_names, judge, needs_train
 from gradmix_timm.openset.scores import fit_score, list_scores
+from gradmix_timm.openset.scores.stored import restore_score, score_state
 
 installed = pytest.mark.skipif('not __import__("importlib.util").util.find_spec("pytorch_ood")',
                                reason='needs the extra scores')
@@ -120,6 +122,30 @@ def test_what_it_needs_is_asked_for():
         fit_score('pytorch-ood:KNN', None)
     assert needs_train(['mls', 'pytorch-ood:KNN'])
     assert not needs_train(['mls', 'pytorch-ood:Entropy'])
+
+
+@installed
+def test_what_a_file_can_hold_comes_back_bit_for_bit():
+    """Detectors whose fit leaves tensors; those that keep objects of other packages are refused, with the remedy."""
+    from gradmix_timm.openset.scores.pytorch_ood import PREFIX, list_library_scores
+    objects = {f'{PREFIX}{name}' for name in ('KLMatching', 'KNN', 'OpenMax')}
+    for name in list_library_scores():
+        score = fit_score(name, TRAIN, head=HEAD)
+        if name in objects:
+            with pytest.raises(ValueError, match=f"score '{name}' cannot be kept in a file; make the classifier"):
+                score_state(score)
+            continue
+        plain, tensors = score_state(score)
+        again = restore_score(json.loads(json.dumps(plain, allow_nan=False)), tensors)
+        assert torch.equal(again(QUERY), score(QUERY)), name
+        assert (again.name, again.options) == (score.name, score.options)
+
+
+@installed
+def test_a_file_of_another_version_is_refused():
+    plain, tensors = score_state(fit_score('pytorch-ood:MaxSoftmax', None))
+    with pytest.raises(ValueError, match=r'fit by pytorch-ood 0\.0\.1 and .* pip install pytorch-ood==0\.0\.1'):
+        restore_score(plain | {'library': '0.0.1'}, tensors)
 
 
 @installed

@@ -54,5 +54,5 @@ def test_a_state_that_is_no_score_is_refused(state, words):
 def test_what_no_file_can_hold_is_refused():
     score = fit_score('mls', None)
     score.model = object()
-    with pytest.raises(ValueError, match='model of the score is a object'):
+    with pytest.raises(ValueError, match=r"model is a object.*score 'mls' cannot be kept in a file; make"):
         score_state(score)

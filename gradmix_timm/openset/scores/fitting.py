@@ -4,7 +4,7 @@ from __future__ import annotations
 import inspect
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -121,6 +121,14 @@ class Score(ABC):
     @abstractmethod
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """Float64 [N] of checked embeddings."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What the fitted score is made of, for a file."""
+        return vars(self)
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Become the score of :meth:`state`, without a fit."""
+        vars(self).update(state)
 
     def predict(self, embeddings: Embeddings) -> Tensor:
         """Class of each sample, int64 [N], by the predictor that this score belongs to; the classifier's by default.

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -106,21 +108,45 @@ class _LibraryScore(Score):
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Build the detector and fit it, in float32 as the library expects."""
-        # Without a detector of its own a reshaping method takes the energy.
-        options: dict[str, Any] = dict.fromkeys(self.takes.intersection(_ABSENT))
-        if head is not None:
-            options |= {name: value for name, value in _head_options(head).items() if name in self.takes}
-        options |= _USUAL.get(self.kind.__name__, {})
+        self.head, self.resolved = head, _USUAL.get(self.kind.__name__, {}) | self.given
         if self.kind.__name__ == 'ViM' and train is not None:
-            options['d'] = main_dimensions(train.features.shape[1])
-        options |= self.given
-        self.options |= {name: options[name] for name in self.options if name in options}
+            self.resolved.setdefault('d', main_dimensions(train.features.shape[1]))
+        self.options |= {name: self.resolved[name] for name in self.options if name in self.resolved}
         try:
-            self.detector = self.kind(**options)
+            self.detector = self._fresh()
             if train is not None and getattr(self.kind, 'requires_fit', False):
                 getattr(self.detector, f'fit_{self.method}')(self._input(train, slice(None)), train.label.clone())
         except (RuntimeError, ValueError, AssertionError, TypeError, NotImplementedError) as error:
             raise ValueError(f'{self.name} could not be fitted: {error or type(error).__name__}') from error
+
+    def _fresh(self) -> Any:
+        """The detector before a fit. Without a detector of its own a reshaping method takes the energy."""
+        options: dict[str, Any] = dict.fromkeys(self.takes.intersection(_ABSENT))
+        if self.head is not None:
+            options |= {name: value for name, value in _head_options(self.head).items() if name in self.takes}
+        return self.kind(**options | self.resolved)
+
+    def state(self) -> dict[str, Any]:
+        """As the base class says: of the detector what its fit has left, for :meth:`take_state` to set on a new one."""
+        fresh, own = vars(self._fresh()), dict(vars(self))
+        learned = {name: value for name, value in vars(own.pop('detector')).items()
+                   if not isinstance(value, _Flat) and (name not in fresh or value is not fresh[name])}
+        return own | {'learned': learned, 'library': version('pytorch-ood')}
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """As the base class says.
+
+        Raises:
+            ValueError: Of another version of the library.
+        """
+        own = dict(state)
+        learned, made_by, here = own.pop('learned'), own.pop('library'), version('pytorch-ood')
+        if made_by != here:
+            raise ValueError(f'{own["name"]} was fit by pytorch-ood {made_by} and {here} is installed: '
+                             f'pip install pytorch-ood=={made_by}, or fit and save it again')
+        super().take_state(own)
+        self.detector = self._fresh()
+        vars(self.detector).update(learned)
 
     def _input(self, embeddings: Embeddings, rows: slice) -> Tensor:
         values: Tensor = getattr(embeddings, self.reads[0])[rows].float()

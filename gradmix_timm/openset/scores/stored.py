@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import SCORES, Head, Score
+from . import Head, Score, score_kind
 from .distance import Gaussian
 from .openmax import WeibullTails
 
@@ -36,7 +36,11 @@ def score_state(score: Score) -> tuple[dict[str, Any], dict[str, Tensor]]:
         2.0
     """
     tensors: dict[str, Tensor] = {}
-    return {name: _plain(value, name, tensors) for name, value in vars(score).items()}, tensors
+    try:
+        return {name: _plain(value, name, tensors) for name, value in score.state().items()}, tensors
+    except ValueError as error:
+        raise ValueError(f'{error}: score {score.name!r} cannot be kept in a file; make the classifier from its '
+                         "checkpoint each time, or take a score of this package's own") from error
 
 
 def restore_score(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Score:
@@ -48,10 +52,8 @@ def restore_score(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     name = plain.get('name')
     if not isinstance(name, str):
         raise ValueError(f'a stored score says its name, got {name!r}')
-    kind = SCORES[name]
-    score: Score = object.__new__(kind)
-    for key, value in plain.items():
-        setattr(score, key, _object(value, tensors))
+    score: Score = object.__new__(score_kind(name))
+    score.take_state({key: _object(value, tensors) for key, value in plain.items()})
     return score
 
 
@@ -68,13 +70,13 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return {_LIST: isinstance(value, tuple),
                 'items': [_plain(entry, f'{place}.{i}', tensors) for i, entry in enumerate(value)]}
-    if isinstance(value, Mapping):
-        return {_DICT: {str(key): _plain(entry, f'{place}.{key}', tensors) for key, entry in value.items()}}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {_DICT: {key: _plain(entry, f'{place}.{key}', tensors) for key, entry in value.items()}}
     if type(value).__name__ in _PARTS:
         fields = getattr(value, '__slots__', None) or vars(value)
         return {_PART: type(value).__name__,
                 'fields': {key: _plain(getattr(value, key), f'{place}.{key}', tensors) for key in fields}}
-    raise ValueError(f'{place} of the score is a {type(value).__name__}, which the file of a score cannot hold')
+    raise ValueError(f'{place} is a {type(value).__name__}, which is neither numbers nor text')
 
 
 def _object(value: Any, tensors: Mapping[str, Tensor]) -> Any:
