@@ -97,7 +97,7 @@ class _Reshaped(Score):
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
-        return by_rows(lambda rows: self.head(self.reshape(rows)).logsumexp(1), embeddings.features, arrays=4)
+        return by_rows(lambda rows: self.head(self.reshape(rows)).logsumexp(1), embeddings.features, arrays=2)
 
 
 @SCORES.register('react', 'energy with features clipped at a percentile of the training ones (arXiv:2111.12797)')

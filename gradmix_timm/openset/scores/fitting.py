@@ -23,9 +23,9 @@ _HEAD_TOLERANCE = 0.02
 _HEAD_ROWS = 4096
 # Values of one block of a fit.
 _BLOCK = 2 ** 22
-# Values taken at a time by a score: in float64 four megabytes, which stay in the cache from one operation to the next;
+# Values taken at a time by a score: in float64 two megabytes, which stay in the cache from one operation to the next;
 # an accelerator wants more.
-_IN_CACHE, _ON_DEVICE = 2 ** 19, 2 ** 24
+_IN_CACHE, _ON_DEVICE = 2 ** 18, 2 ** 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gradmix_timm.records import Embeddings
@@ -22,7 +23,7 @@ __all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', '
 _CLOSE = 1e-9
 # Powers of two take three fifths of the time of exponentials.
 _BITS = 1 / math.log(2)
-# Sums of exponentials below this, or above its inverse, may have lost terms to the ends of float64's range.
+# Sums of exponentials below this may have lost terms to the end of float64's range.
 _VANISHED = 1e-290
 
 
@@ -89,19 +90,19 @@ class LogitScore(Score):
         """Knownness float64 [N] of logits [N, K], all at once."""
 
     def quick(self, logits: Tensor) -> Tensor:
-        """The same in fewer steps, NaN where these leave the range of float64."""
+        """The same in fewer steps, not finite where these leave the range of float64."""
         return self.of(logits)
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
         def checked(rows: Tensor) -> Tensor:
-            if not rows.sum().isfinite():  # while they are in the cache
+            if not math.isfinite(float(rows.sum())):  # while they are in the cache
                 checked_rows(self.name, embeddings, 'logits')
             return self.quick(rows)
 
         found = by_rows(checked, embeddings.logits, self.arrays)
-        beyond = found.isnan().nonzero()[:, 0]
-        if len(beyond):
+        if not math.isfinite(float(found.sum())):
+            beyond = (~found.isfinite()).nonzero()[:, 0]
             found[beyond] = self.of(embeddings.logits[beyond])
         return found
 
@@ -156,8 +157,7 @@ class Energy(LogitScore):
     def quick(self, logits: Tensor) -> Tensor:
         """Without taking off the largest: logits of several hundred T, either way, are the exception."""
         total = logits.to(torch.float64, copy=True).mul_(_BITS / self.temperature).exp2_().sum(1)
-        inside = (total > _VANISHED) & (total < 1 / _VANISHED)
-        return torch.where(inside, self.temperature * total.log(), torch.nan)
+        return F.threshold(total, _VANISHED, 0.).log_().mul_(self.temperature)
 
 
 @SCORES.register('entropy', 'negative entropy of the softmax')
@@ -183,7 +183,7 @@ class Gen(LogitScore):
         top: M; all classes where there are fewer.
     """
 
-    arrays = 4
+    arrays = 2
 
     def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
         if not 0 < gamma <= 1 or top < 1:
