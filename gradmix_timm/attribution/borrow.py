@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['borrow', 'logits_of', 'unwrap']
+__all__ = ['borrow', 'frozen', 'logits_of', 'swapped', 'unwrap']
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -51,7 +51,7 @@ def logits_of(output: object) -> Tensor:
 
 
 @contextmanager
-def _swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iterator[None]:
+def swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iterator[None]:
     """``attribute`` set to ``value`` on each module, and put back whatever happens."""
     before = [getattr(module, attribute) for module in modules]
     try:
@@ -99,12 +99,29 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     devices = {p.device.index for p in inner.parameters() if p.device.type == 'cuda'}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
-        stack.enter_context(_swapped(modules, 'training', False))
+        stack.enter_context(swapped(modules, 'training', False))
         stack.enter_context(_evaluation_state(modules))
         # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
         checkpointed = [m for m in modules if getattr(m, 'grad_checkpointing', False) is True]
-        stack.enter_context(_swapped(checkpointed, 'grad_checkpointing', False))
+        stack.enter_context(swapped(checkpointed, 'grad_checkpointing', False))
         # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
         compiled = [m for m in modules if getattr(m, '_compiled_call_impl', None) is not None]
-        stack.enter_context(_swapped(compiled, '_compiled_call_impl', None))
+        stack.enter_context(swapped(compiled, '_compiled_call_impl', None))
         yield inner
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient for the duration of the block.
+
+    Less is kept for a backward that only activations need. And under ``no_grad`` a view of a parameter, such as an
+    expanded class token, still says that it wants one, without a way to it: ``FlopCounterMode`` breaks on that.
+    """
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_()

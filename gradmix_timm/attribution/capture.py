@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured
 
-from .borrow import borrow, logits_of, unwrap
+from .borrow import borrow, frozen, logits_of, unwrap
 from .layers import TargetLayer, fold
 
 __all__ = ['Watch', 'capture', 'input_gradient', 'watch']
@@ -158,7 +158,8 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
         One record a target, in the order of ``targets``.
     """
     device_type = images.device.type
-    with borrow(model) as inner, _plain_modes(device_type), watch(inner, targets, cut=True) as kept:
+    with (borrow(model) as inner, frozen(inner), _plain_modes(device_type),
+          watch(inner, targets, cut=True) as kept):
         logits = logits_of(inner(_plain(images)))
         with torch.autocast(device_type, enabled=False):
             logits = logits.float()
@@ -172,7 +173,7 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: Scor
         A record with ``activation`` the images and ``gradient`` d score / d images, [B, C, H, W].
     """
     device_type = images.device.type
-    with borrow(model) as inner, _plain_modes(device_type), torch.enable_grad():
+    with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
         leaf = _plain(images).detach().clone().requires_grad_()
         logits = logits_of(inner(leaf))
         with torch.autocast(device_type, enabled=False):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .borrow import borrow
+from .borrow import borrow, frozen
 from .grids import TargetLayer
 from .probe import Size, ask, hooked
 
@@ -38,7 +38,7 @@ def cost_shares(model: nn.Module, targets: Sequence[TargetLayer], input_size: Si
     def note(name: str, _: object) -> None:
         reached.setdefault(name, counter.get_total_flops())
 
-    with borrow(model) as inner, _countable(inner), FlopCounterMode(display=False) as counter:
+    with borrow(model) as inner, frozen(inner), _countable(inner), FlopCounterMode(display=False) as counter:
         with hooked(inner, [target.name for target in targets], note):
             ask(inner, input_size, batch=1)
         total = counter.get_total_flops()

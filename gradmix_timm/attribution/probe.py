@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .borrow import borrow, logits_of
+from .borrow import borrow, logits_of, swapped
 from .grids import Hints, Reading, TargetLayer, read_grid
 
 __all__ = ['Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
@@ -24,7 +24,8 @@ _SEED = 20250512
 # float16 rounds the gradients of an untrained CaiT to zero; whether they are zero does not depend on scale.
 _HALF_SCALE = 1024.0
 _HEAD_STD = 0.02
-# |sum_c G A| as a share of sum_c |G A|: at most 0.0004 in streams that a LayerNorm reads, at least 0.006 elsewhere,
+_TINY_EPS = 1e-12
+# |sum_c G A| as a share of sum_c |G A|: a few roundings in streams that a LayerNorm reads, at least 0.006 elsewhere,
 # over the smallest models of timm's families.
 _NO_SIGN = 0.002
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -117,7 +118,7 @@ def dry_run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dic
     Raises:
         ValueError: The model does not take images of this size, or gives no logits.
     """
-    with borrow(model) as inner, _grad_modes(inner):
+    with borrow(model) as inner, _grad_modes(inner), _without_eps(inner):
         findings = _run(inner, input_size, names, hints, [])
         if not any(finding.layers for finding in findings):
             zero = [module for module in inner.modules() if _is_zero(module)]
@@ -173,6 +174,19 @@ def _grad_modes(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.autocast(device_type, enabled=False))
+        yield
+
+
+@contextmanager
+def _without_eps(model: nn.Module) -> Iterator[None]:
+    """Norms that do not see the scale of their input, however small it is at the start of training.
+
+    Whether a layer has a sign is then a matter of the network, not of its weights: 1e-6 is much beside the variance of
+    7e-6 that an untrained maxxvitv2 has. Not in float16, whose squares vanish first.
+    """
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    norms = [module for module in model.modules() if isinstance(getattr(module, 'eps', None), float)]
+    with swapped([] if torch.float16 in dtypes else norms, 'eps', _TINY_EPS):
         yield
 
 

@@ -658,3 +658,15 @@ def test_a_stream_that_more_than_a_norm_reads_keeps_its_sign():
     layers = usable_layers(create('test_vit', img_size=64, class_token=False, global_pool='avg'), (3, 64, 64))
     assert str(default_layer(layers)) == 'blocks.5'
     assert all(layer.signed for layer in layers)
+
+
+def test_a_stream_has_no_sign_however_small_it_starts():
+    """Beside a variance of 1e-6 the eps of a LayerNorm is no rounding; what is found must not hang on the weights."""
+    model = create('test_vit', img_size=64)
+    with torch.no_grad():
+        for parameter in (model.cls_token, model.pos_embed, *model.patch_embed.parameters(),
+                          *(block.attn.proj.weight for block in model.blocks),
+                          *(block.mlp.fc2.weight for block in model.blocks)):
+            parameter.mul_(0.01)
+    assert str(default_layer(usable_layers(model, (3, 64, 64)))) == 'blocks.5.norm1'
+    assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
