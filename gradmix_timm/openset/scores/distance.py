@@ -21,7 +21,7 @@ _SHRINKAGE = 1e-4
 # Fewer samples than so many times the width: the covariance is noisy enough for Ledoit and Wolf.
 _AMPLE = 10
 # Rows in float64 at a time, which stay in a core's cache, and columns of a panel of a product that is symmetric.
-_ROWS, _PANEL = 512, 128
+_ROWS, _PANEL = 512, 64
 
 
 def _add_products(total: Tensor, rows: Tensor) -> None:
