@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradmix_timm import attribute, create_mixer
 from gradmix_timm.attribution import METHODS, capture, resolve_layers, watch
+from gradmix_timm.attribution.cost import cost_share
 from gradmix_timm.attribution.maps import SCORES, evidence
 
 MODELS = ['tiny_cnn', 'tiny_vit']
@@ -302,6 +303,7 @@ def unfused(monkeypatch):
     ('resnet50', 96, 'layer3', 0.198),
     ('vit_tiny_patch16_224', 96, 'blocks.10', None),
     ('vit_tiny_patch16_224', 96, 'blocks.8', None),
+    ('vit_tiny_patch16_224', 112, None, None),
 ])
 def test_the_pass_costs_a_forward_and_the_tail_back(name, size, layer, p, unfused):
     options = {'img_size': size} if 'vit' in name else {}
@@ -311,7 +313,11 @@ def test_the_pass_costs_a_forward_and_the_tail_back(name, size, layer, p, unfuse
     mixer = create_mixer('gradmix', num_classes=10, layers=layer)
     mixer.prepare(model, (3, size, size))
     forward = flops(lambda: model(images))
-    if p is None:
+    if layer is None:
+        (target,) = resolve_layers(model, (3, size, size))
+        p = cost_share(model, target, (3, size, size))
+        assert 0.05 < p < 0.1, 'the last block but for its norm'
+    elif p is None:
         module = model.get_submodule(layer)
         tail = (11 - int(layer.split('.')[1])) * flops(lambda: module(torch.randn(2, (size // 16) ** 2 + 1, 192)))
         p = tail / forward

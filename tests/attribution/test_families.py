@@ -1,4 +1,4 @@
-"""Every timm family: its smallest model has the layers that were found by running it once, and a map there."""
+"""Every timm family: its smallest model has the layers that were found by running it once, a map there, and trains."""
 from __future__ import annotations
 
 import csv
@@ -9,7 +9,9 @@ import timm
 import torch
 from torch import nn
 
+from gradmix_timm import create_mixer
 from gradmix_timm.attribution import capture, default_layer, usable_layers
+from gradmix_timm.attribution.cost import cost_share
 from gradmix_timm.attribution.maps import evidence
 
 # One row a family of timm 1.0.31: the deepest usable layer of its smallest model, measured by hooking every module and
@@ -44,6 +46,21 @@ def test_the_family_has_its_layers_and_a_gradient_there(row):
     assert tuple(found.gradient.shape[2:]) == chosen.grid
     assert found.gradient.isfinite().all()
     assert found.gradient.flatten(1).ne(0).any(1).all()
+    assert chosen.signed
+    assert 0 <= cost_share(model, chosen, (3, side, side)) <= 1
+    train_a_step(model, images)
+
+
+def train_a_step(model: nn.Module, images: torch.Tensor) -> None:
+    """One step on a mixed batch moves the weights, and they stay finite."""
+    images, targets = create_mixer('gradmix', num_classes=10)(images, torch.tensor([0, 1]), model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    loss = -(targets * model(images).log_softmax(1)).sum(1).mean()
+    loss.backward()
+    before = [parameter.detach().sum() for parameter in model.parameters()]
+    optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert any(parameter.detach().sum() != sum_ for parameter, sum_ in zip(model.parameters(), before, strict=True))
 
 
 def test_no_family_is_missing():

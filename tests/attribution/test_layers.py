@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gradmix_timm.attribution import (
     TargetLayer,
@@ -617,6 +618,20 @@ def test_cost_shares_count_attention_product_by_product(name, expected):
         assert cost_share(model, target, (3, 224, 224)) == pytest.approx(expected[target.name], abs=0.001)
 
 
+@pytest.mark.parametrize(('name', 'kwargs', 'size'), [
+    ('test_vit3', {'img_size': 64}, 64), ('cait_xxs24_224', SMALL, 64), ('pit_ti_224', {'img_size': 64}, 64)])
+def test_learned_queries_and_class_tokens_handed_to_a_module_can_be_counted(name, kwargs, size):
+    """Under ``no_grad`` a view of a parameter says that it wants a gradient, and the counter looks for its way."""
+    model = create(name, **kwargs)
+    chosen = default_layer(usable_layers(model, (3, size, size)))
+    assert 0 < cost_share(model, chosen, (3, size, size)) < 1
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    with FlopCounterMode(display=False) as counter:
+        attribute(model, torch.randn(2, 3, size, size), torch.arange(2))
+    assert counter.get_total_flops() > 0
+    assert wanted == [parameter.requires_grad for parameter in model.parameters()]
+
+
 @pytest.mark.parametrize('pool', ['token', 'avg'])
 def test_a_token_stream_read_through_a_layer_norm_alone_has_no_sign(pool):
     """LayerNorm does not see a token's scale: sum_c G A = 0 before it, so a map there cannot tell for from against."""
@@ -652,6 +667,17 @@ def test_behind_a_stream_without_a_sign_stands_the_norm_that_reads_it(name, kwar
     images, labels = torch.randn(2, 3, side, side), torch.arange(2)
     towards, against = (attribute(model, images, labels, score=score).map for score in ('evidence', 'loss'))
     assert (towards - against).abs().max() > 0.1 * towards.max()
+
+
+def test_a_stream_too_small_for_its_norm_to_ignore_has_no_sign_either():
+    """As an untrained maxxvitv2: its eps is much beside the variance, until the weights have grown."""
+    model = create('test_vit', img_size=64, global_pool='avg', fc_norm=False)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(('cls_token', 'pos_embed', 'patch_embed')) or '.proj.' in name or '.fc2.' in name:
+                parameter.mul_(1e-3)
+    stream, reader = usable_layers(model, (3, 64, 64))[-2:]
+    assert (stream.signed, str(reader), reader.signed) == (False, 'norm', True)
 
 
 def test_a_stream_that_more_than_a_norm_reads_keeps_its_sign():
