@@ -117,7 +117,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     Less is kept for a backward that only activations need. And under ``no_grad`` a view of a parameter, such as an
     expanded class token, still says that it wants one, without a way to it: ``FlopCounterMode`` breaks on that.
     """
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
     try:
         for parameter in wanting:
             parameter.requires_grad_(False)
