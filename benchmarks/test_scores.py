@@ -9,6 +9,7 @@ counts what they hold in memory meanwhile.
 """
 from __future__ import annotations
 
+import ctypes
 import statistics
 import threading
 import time
@@ -111,10 +112,23 @@ def test_against_pytorch_ood(name, embedded, benchmark, record):
     record('scores', name, figures)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_matrix_products(dtype, benchmark, record):
+    """What bounds the scores of features: that of 512 rows with half the width."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    rows, space = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((512, WIDTH), (WIDTH, WIDTH // 2)))
+    flops = 2 * rows.numel() * space.shape[1]
+    rates = [20 * flops / _seconds(lambda: [rows @ space for _ in range(20)]) / 1e9 for _ in range(15)]
+    benchmark.pedantic(lambda: rows @ space, rounds=1)
+    record('scores', f'product in {str(dtype).removeprefix("torch.")}', {'gflops': round(statistics.median(rates), 1)})
+
+
 class _OwnMemory:
     """The most memory that this process took for itself inside the block (Linux), in bytes."""
 
     def __enter__(self) -> _OwnMemory:
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier work has left would be taken again, unseen
         self.peak, self._stop, self._start = 0, threading.Event(), self._now()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
