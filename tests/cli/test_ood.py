@@ -340,6 +340,7 @@ def test_broken_images_are_left_out_and_named_where_asked(places, tmp_path, caps
     assert 'ant/03.png' in refused(capsys, *argv)
 
 
+@pytest.mark.slow
 def test_several_loader_processes_skip_too(places, tmp_path, capsys):
     data = shutil.copytree(places[1], tmp_path / 'data')
     (data / 'test' / 'cat' / '00.png').write_bytes(b'no image')
