@@ -97,8 +97,7 @@ def main() -> None:
                       '"by hooks and a full backward" is what one would write by hand: hooks on the same layer, '
                       'cross-entropy, `backward()` into every parameter, gradients thrown away. On small images the '
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
-                      'forward lies, so the pass costs more. Rows that name `blocks.10` or `layers.3` were measured '
-                      'before the norm behind these became the default; as much of the forward lies behind it.\n']
+                      'forward lies, so the pass costs more.\n']
     path = HERE / 'results' / 'mixing.json'
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
