@@ -53,6 +53,19 @@ def test_imports_go_one_way(path: Path):
             assert '*' in allowed or name in allowed, f'{place} imports {name}; {room} may import {sorted(allowed)}'
 
 
+@pytest.mark.parametrize(('room', 'other'), [('training', 'evaluation'), ('evaluation', 'training')])
+def test_training_and_evaluation_know_nothing_of_each_other(room: str, other: str):
+    files = sorted((ROOT / 'cli' / room).glob('*.py'))
+    assert files
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level < 2, f'{path.name} climbs out of its room'
+                names = [f'{node.module or ""}.{alias.name}.' for alias in node.names]
+                banned = tuple(f'gradmix_timm.cli.{name}.' for name in (other, 'train'))
+                assert not [name for name in names if name.startswith(banned)], f'{path.name} imports {names}'
+
+
 def test_no_room_is_called_utils():
     assert not list(ROOT.rglob('*util*'))
 

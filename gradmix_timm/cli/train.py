@@ -26,19 +26,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gradmix_timm.checkpoint import RunRecord, versions, write_atomic
 from gradmix_timm.mixers import create_mixer
 
-from .args import build_config_parser, build_parser, parse_args
-from .checks import scheduled_epochs
-from .evaluate import check_metric, validate
 from .exits import mendable, run_console
-from .interrupt import Interrupt, held_interrupt
-from .knn_validation import validate_neighbours
-from .linear_head import Probe, check_head, fit_heads
-from .loaders import Data, build_loaders, open_data, plan_classes, set_learning_rate, split_names
-from .loop import Run, train_one_epoch
-from .mixing import MixPlan, plan_mixing
-from .objectives import objective_options
-from .progress import open_bar
-from .run_state import (
+from .training.args import build_config_parser, build_parser, parse_args
+from .training.checks import scheduled_epochs
+from .training.evaluate import check_metric, validate
+from .training.interrupt import Interrupt, held_interrupt
+from .training.knn_validation import validate_neighbours
+from .training.linear_head import Probe, check_head, fit_heads
+from .training.loaders import build_loaders, open_data, plan_classes, set_learning_rate, split_names
+from .training.loop import Run, train_one_epoch
+from .training.mixing import MixPlan, plan_mixing
+from .training.objectives import objective_options
+from .training.parts import Built, Data, Hardware
+from .training.progress import open_bar
+from .training.run_state import (
     AtomicSaver,
     Section,
     check_resume,
@@ -50,9 +51,7 @@ from .run_state import (
     resume_path,
     set_up_average,
 )
-from .stages import (
-    Built,
-    Hardware,
+from .training.stages import (
     build_mixer,
     build_model,
     build_optimizer,
@@ -62,7 +61,7 @@ from .stages import (
     live_model,
     start,
 )
-from .tracking import Tracker
+from .training.tracking import Tracker
 
 __all__ = ['config_parser', 'console', 'create_model', 'main', 'parser']
 

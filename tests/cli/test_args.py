@@ -152,7 +152,7 @@ def test_the_saved_text_reruns_the_job(argv, tmp_path):
 # ---- ours
 
 def test_a_registered_name_takes_timms_alphas_with_one_where_they_are_zero():
-    from gradmix_timm.cli.mixing import plan_mixing
+    from gradmix_timm.cli.training.mixing import plan_mixing
     plan = plan_mixing(parse('--mixup-mode', 'mixup+cutmix', '--mixup', 0.2, '--mixup-switch-prob', 0.3))
     assert plan.options['parts'] == {'mixup': {'alpha': 0.2}, 'cutmix': {'alpha': 1.0}}
     assert plan.options['switch_prob'] == 0.3
@@ -160,14 +160,14 @@ def test_a_registered_name_takes_timms_alphas_with_one_where_they_are_zero():
 
 
 def test_timms_modes_alone_mix_nothing_and_registered_names_do():
-    from gradmix_timm.cli.mixing import plan_mixing
+    from gradmix_timm.cli.training.mixing import plan_mixing
     assert plan_mixing(parse('--mixup-mode', 'elem')).name is None
     assert plan_mixing(parse('--mixup-mode', 'elem', '--cutmix', 1)).timm
     assert plan_mixing(parse('--mixup-mode', 'none')).in_step
 
 
 def test_options_reach_the_mixer():
-    from gradmix_timm.cli.mixing import create_step_mixer, plan_mixing
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     args = parse('--mixup-mode', 'gradmix', '--gradmix-recipe', 'authors', '--gradmix-fill', 'mean', '--gradmix-layers',
                  '-1', '--mixup-kwargs', 'lam=image', '--mixup-prob', 0.5, '--mixup-prob-elem', 0.7, '--seed', 3)
     mixer = create_step_mixer(plan_mixing(args), 10, rank=2)

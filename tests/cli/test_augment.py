@@ -14,9 +14,10 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.classifier.images import evaluation_transform
-from gradmix_timm.cli import caching, loop, train
+from gradmix_timm.cli import train
+from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.exits import UsageError
-from gradmix_timm.cli.subject import add_subject_flags, load_subject
+from gradmix_timm.cli.training import caching, loop
 from gradmix_timm.data import open_dataset, select_classes
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
@@ -132,7 +133,7 @@ EVAL = [{'__class_fullname__': 'InvertImg', 'p': 1.0}, {'__class_fullname__': 'V
 
 
 def osr(folder, *flags):
-    from gradmix_timm.cli import osr as command
+    from gradmix_timm.cli.evaluation import osr as command
     assert command.main(['osr', '--checkpoint', str(folder / 'last.pth.tar'), '--device', 'cpu', '--workers', '0',
                          '--output', str(folder / 'osr'), *map(str, flags)]) == 0
     return json.loads((folder / 'osr' / 'results.json').read_text())
@@ -178,8 +179,8 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
 @pytest.mark.slow
 def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
     from gradmix_timm import OpenSetClassifier
-    from gradmix_timm.cli import osr as command
     from gradmix_timm.cli import show
+    from gradmix_timm.cli.evaluation import osr as command
     flags = ('--known-classes', 'ant,bee,cat', '--osr-val-fraction', 0.3)
     folder = run_tiny(images, tmp_path, *pipeline(CENTER, eval=EVAL), *flags, classes=None)
     (tmp_path / 'aug.yaml').unlink()  # the checkpoint needs no file

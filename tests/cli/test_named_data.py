@@ -10,7 +10,8 @@ import pytest
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.cli import osr, train
+from gradmix_timm.cli import train
+from gradmix_timm.cli.evaluation import osr
 from gradmix_timm.data import class_names, open_dataset, select_classes
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']

@@ -12,10 +12,11 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm import list_mixers
 from gradmix_timm.checkpoint import KEY, build_model, load_checkpoint
-from gradmix_timm.cli import loop, train
+from gradmix_timm.cli import train
+from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.exits import UsageError
-from gradmix_timm.cli.knn_validation import neighbour_votes
-from gradmix_timm.cli.subject import add_subject_flags, load_subject
+from gradmix_timm.cli.training import loop
+from gradmix_timm.cli.training.knn_validation import neighbour_votes
 from gradmix_timm.data import TwoViews, collate_views, open_dataset
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.objectives import JointTask, ProjectionHead
@@ -344,7 +345,7 @@ def test_neighbours_vote_with_their_closeness():
 
 def test_validation_never_reads_the_test_split_and_leaves_the_views_alone(images, tmp_path, monkeypatch):
     opened = []
-    from gradmix_timm.cli import loaders
+    from gradmix_timm.cli.training import loaders
     open_ = loaders.open_dataset
     monkeypatch.setattr(loaders, 'open_dataset', lambda name, root, split, **o: opened.append(split) or open_(
         name, root, split, **o))

@@ -11,7 +11,7 @@ from tiny_training import TINY, rows, write_images
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.knn_validation import _no_padding, neighbour_votes
+from gradmix_timm.cli.training.knn_validation import _no_padding, neighbour_votes
 from gradmix_timm.data import open_dataset
 from gradmix_timm.openset.extract import extract
 

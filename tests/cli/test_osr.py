@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gradmix_timm.checkpoint import KEY, RunRecord
-from gradmix_timm.cli import osr, outcome
+from gradmix_timm.cli.evaluation import osr, outcome
 from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
 from gradmix_timm.openset.extract import extract

@@ -10,8 +10,9 @@ import torch
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.cli import tracking, train
-from gradmix_timm.cli.tracking import MixStats
+from gradmix_timm.cli import train
+from gradmix_timm.cli.training import tracking
+from gradmix_timm.cli.training.tracking import MixStats
 from gradmix_timm.mixers import CallableMixer, create_mixer
 
 GRADMIX = ('--mixup-mode', 'gradmix')

@@ -16,10 +16,11 @@ from tiny_training import CLASSES, TINY, rows, run_tiny, write_images
 from torch import nn
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
-from gradmix_timm.cli import loaders, loop, stages, train
+from gradmix_timm.cli import train
 from gradmix_timm.cli.exits import UsageError
-from gradmix_timm.cli.mixing import SwitchedCollate
-from gradmix_timm.cli.progress import open_bar
+from gradmix_timm.cli.training import loaders, loop, stages
+from gradmix_timm.cli.training.mixing import SwitchedCollate
+from gradmix_timm.cli.training.progress import open_bar
 from gradmix_timm.mixers import create_mixer
 
 

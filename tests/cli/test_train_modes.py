@@ -15,7 +15,7 @@ import torch
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import KEY, load_checkpoint
-from gradmix_timm.cli.run_state import STREAMS
+from gradmix_timm.cli.training.run_state import STREAMS
 
 ROOT = Path(__file__).parent.parent.parent
 GRADMIX = ('--mixup-mode', 'gradmix')

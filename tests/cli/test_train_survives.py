@@ -28,7 +28,7 @@ checkpoint_saver.torch.save = half
 """
 MID_EPOCH = """
 import os, signal
-from gradmix_timm.cli import loop
+from gradmix_timm.cli.training import loop
 update = loop._Epoch._updated
 def killed(self, index, *rest):
     if (self.epoch, index) == (1, 2):
@@ -38,7 +38,8 @@ loop._Epoch._updated = killed
 """
 DISK_FULL = """
 import resource
-from gradmix_timm.cli import loop, train
+from gradmix_timm.cli import train
+from gradmix_timm.cli.training import loop
 step = train.train_one_epoch
 def full(run, epoch):
     if epoch == 1:

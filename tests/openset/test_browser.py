@@ -17,7 +17,7 @@ from test_comparing import made as made_runs
 from test_report import made
 from tiny_checkpoints import class_folders, save_checkpoint
 
-from gradmix_timm.cli import osr
+from gradmix_timm.cli.evaluation import osr
 from gradmix_timm.cli.exits import run_console
 from gradmix_timm.openset.comparing import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison

@@ -8,13 +8,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from gradmix_timm.cli.exits import ConsoleParser, mendable
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
 from gradmix_timm.openset.reports.plane import project_features
 from gradmix_timm.openset.reports.report import RESULTS, read_arrays, read_results
 
 from .compare import add_compare
 from .corrupt import add_corrupt, draw_corrupt
-from .exits import ConsoleParser, mendable
+from .embedding import Subject
 from .judging import (
     add_evaluation_flags,
     classifier_of,
@@ -28,7 +29,6 @@ from .outcome import REPORT, draw, identity, manifest, write
 from .probe import add_probe, draw_probe
 from .subject import (
     Images,
-    Subject,
     add_subject_flags,
     check_output,
     check_positive,

@@ -8,14 +8,14 @@ from typing import Any
 import yaml
 from timm.utils import ParseKwargs
 
+from gradmix_timm.cli.config_file import layer, read_config, words
+from gradmix_timm.cli.exits import ConsoleParser, one_line
+from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.mixers import OPTIONS
 
 from .augment import AUGMENTATION
 from .checks import check_args
-from .config_file import layer, read_config, words
-from .exits import ConsoleParser, one_line
 from .objectives import OBJECTIVE
-from .plugins import import_modules
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
 from .tracking import TRACKING
 

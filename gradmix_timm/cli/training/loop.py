@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from gradmix_timm.mixers import BatchMixer
 
 from .interrupt import Interrupt
-from .loaders import Loaders
+from .parts import Hardware, Loaders
 from .run_state import AtomicSaver
-from .stages import Hardware, trainable
+from .stages import trainable
 from .tracking import MixStats, Tracker
 
 __all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']

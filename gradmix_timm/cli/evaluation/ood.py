@@ -14,6 +14,8 @@ import torch
 from timm.data import ImageNetInfo
 
 from gradmix_timm.checkpoint import Loaded
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.cli.exits import mendable
 from gradmix_timm.data import (
     OVERLAPS,
     Codec,
@@ -33,8 +35,7 @@ from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.suites import near_and_far, set_means, suite_of
 from gradmix_timm.records import Embeddings
 
-from .config_file import words
-from .exits import mendable
+from .embedding import Subject
 from .judging import (
     add_evaluation_flags,
     classifier_of,
@@ -46,7 +47,6 @@ from .judging import (
 from .known import KnownImages, folder_classes, open_known
 from .outcome import REPORT, draw, identity, manifest, write
 from .subject import (
-    Subject,
     add_subject_flags,
     check_output,
     check_positive,

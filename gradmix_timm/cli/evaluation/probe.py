@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.cli.exits import mendable
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.cuts import stratified
 from gradmix_timm.openset.metrics.intervals import over_trials, top1
@@ -34,11 +36,10 @@ from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
 from .closed_set import TestImages, open_test, told_split
-from .config_file import words
-from .exits import mendable
+from .embedding import Subject
 from .known import KnownImages, open_known
 from .outcome import REPORT, draw_plain, identity, manifest
-from .subject import Subject, add_subject_flags, check_output, check_positive, load_subject, read_checkpoint
+from .subject import add_subject_flags, check_output, check_positive, load_subject, read_checkpoint
 
 __all__ = ['add_probe', 'draw_probe', 'run_probe']
 

@@ -34,7 +34,8 @@ from gradmix_timm.openset.reports.report import (
     results_markdown,
 )
 
-from .subject import Subject, list_hash
+from .embedding import Subject
+from .subject import list_hash
 
 __all__ = ['REPORT', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'write']
 

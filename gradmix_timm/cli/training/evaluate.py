@@ -13,7 +13,7 @@ from timm.task import TrainingTask, evaluation_sample_limit
 from torch import Tensor, nn
 
 from .interrupt import Interrupt
-from .stages import Hardware
+from .parts import Hardware
 
 __all__ = ['check_metric', 'validate']
 

@@ -58,7 +58,7 @@ def open_test(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit
     """Open the test split and cut the classes out; no image is read.
 
     Args:
-        args: Of :func:`~gradmix_timm.cli.subject.add_subject_flags`.
+        args: Of :func:`~gradmix_timm.cli.evaluation.subject.add_subject_flags`.
         loaded: The checkpoint, or None.
         split: Of :func:`told_split`; None: all classes of the data are known, in the order of its labels.
         channels: Of the model's input.

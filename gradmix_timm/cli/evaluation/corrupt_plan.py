@@ -26,7 +26,8 @@ from gradmix_timm.data.corruptions import (
 from gradmix_timm.openset.cache import weights_hash
 
 from .closed_set import TestImages, open_test, thinned, told_split
-from .subject import Subject, list_hash, load_subject, read_checkpoint
+from .embedding import Subject
+from .subject import list_hash, load_subject, read_checkpoint
 
 __all__ = ['SMALL', 'Plan', 'draw_examples', 'make_plan', 'watched']
 

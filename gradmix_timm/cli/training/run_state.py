@@ -28,9 +28,8 @@ from timm.task import (
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
+from gradmix_timm.cli.exits import shortened
 from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
-
-from .exits import shortened
 
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Recorded', 'check_resume', 'check_writable', 'gather_streams',

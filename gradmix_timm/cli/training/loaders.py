@@ -6,7 +6,7 @@ import copy
 import logging
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from PIL import ImageMode
 from timm import utils
 from timm.data import (
     AugMixDataset,
-    Mixup,
     MultiLabelTarget,
     NaFlexMixup,
     create_loader,
@@ -40,62 +39,12 @@ from gradmix_timm.data import (
 from .augment import build_transforms, set_transforms
 from .caching import cached_loader, held_data
 from .mixing import MixPlan, create_timm_mixup
-from .stages import Built, Hardware
+from .parts import Built, Data, Hardware, Loaders
 
-__all__ = ['Data', 'Loaders', 'build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 'split_names']
+__all__ = ['build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 'split_names']
 
 _logger = logging.getLogger('train')
 _TRAIN_WORDS = ('train', 'training')
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run trains and validates on.
-
-    Attributes:
-        train: Training images.
-        eval: Validation images, or None.
-        known: Class names in head order; empty where they are not told or not one for each output.
-        split: Known and unknown classes of an open-set run, checked against the data; None for a plain run.
-        val_indices: Positions in the train split that are held out.
-    """
-
-    train: Any
-    eval: Any
-    known: tuple[str, ...]
-    split: ClassSplit | None
-    val_indices: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """timm's loaders.
-
-    Attributes:
-        train: Of training batches.
-        eval: Of validation batches, or None.
-        mixup: timm's mixer in the step, where there is no prefetcher or images are cached.
-        scaling: How gradients scale with the size of a batch that varies: 'none', 'sqrt', 'linear'; None where it
-            does not vary.
-        batch_reference: Mean images a batch.
-        naflex: Batches are dicts of patches.
-        bank: Of training images as validation sees them, for a contrastive objective; else None.
-    """
-
-    train: Any
-    eval: Any
-    mixup: Mixup | None
-    scaling: str | None
-    batch_reference: float
-    naflex: bool
-    bank: Any = None
-
-    def switch_off_mixing(self) -> None:
-        """Mix no more with timm's mixer; its targets stay smoothed one-hots."""
-        if self.mixup is not None:
-            self.mixup.mixup_enabled = False
-        elif getattr(self.train, 'mixup_enabled', False):
-            self.train.mixup_enabled = False
 
 
 def plan_classes(args: argparse.Namespace) -> ClassSplit | None:

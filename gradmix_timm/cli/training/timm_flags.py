@@ -7,7 +7,7 @@ from typing import Any
 from timm.loss import LOSS_TYPES
 from timm.utils import ParseKwargs
 
-from .plugins import MODULES_HELP
+from gradmix_timm.cli.plugins import MODULES_HELP
 
 __all__ = ['LATER_GROUPS', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
 

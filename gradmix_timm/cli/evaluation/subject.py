@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, find_device, load_checkpoint
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data import (
     ClassSplit,
     CutDataset,
@@ -29,62 +31,15 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.objectives import ProjectionHead
-from gradmix_timm.openset.cache import EmbeddingCache
-from gradmix_timm.records import Embeddings
 
-from .config_file import words
-from .embedding import embed_images, open_cache
-from .plugins import MODULES_HELP, import_modules
+from .embedding import Subject, open_cache
 
 __all__ = [
-    'Images', 'Subject', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
+    'Images', 'add_subject_flags', 'check_output', 'check_positive', 'list_hash', 'load_subject',
     'open_images', 'other_source', 'plan_split', 'read_checkpoint', 'source_of']
 
 _logger = logging.getLogger(__name__)
 _MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map')
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model ready to be judged.
-
-    Attributes:
-        model: In evaluation mode on ``device``.
-        name: timm's.
-        loaded: Its checkpoint, or None.
-        config: timm's data configuration: input_size, interpolation, mean, std, crop_pct, crop_mode.
-        device: Where it runs.
-        amp_dtype: Of autocast, or None.
-        args: Flags of :func:`add_subject_flags`.
-        projection: The projection head of a contrastive objective, or None.
-        cache: Of --cache, or None.
-        skipped: Title of a set to the names of its images that could not be read, with --skip-bad.
-    """
-
-    model: nn.Module
-    name: str
-    loaded: Loaded | None
-    config: dict[str, Any]
-    device: torch.device
-    amp_dtype: torch.dtype | None
-    args: argparse.Namespace
-    projection: nn.Module | None = None
-    cache: EmbeddingCache | None = None
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-
-    def embed(self, images: CutDataset, title: str) -> Embeddings:
-        """One pass over images, with the evaluation transform; ``title`` names them to whoever waits.
-
-        Goes through the cache; with --skip-bad ``index`` has no place for an image that could not be read.
-        """
-        return embed_images(self, images, title)
-
-    def workers(self, count: int) -> int:
-        """Loader processes for so many images."""
-        if self.args.workers is not None:
-            return int(self.args.workers)
-        # Starting processes takes longer than reading a few small images.
-        return 0 if count < 2000 else min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.cli.exits import mendable
 from gradmix_timm.data.corruptions import FAMILIES, SCALES, SEVERITIES, alexnet_errors, official_name
 from gradmix_timm.openset.corruption import judge_corrupted, summarize_corruptions
 from gradmix_timm.openset.judge import check_names, needs_train
@@ -25,9 +27,7 @@ from gradmix_timm.openset.reports.corruption_report import (
 from gradmix_timm.openset.reports.report import ARRAYS, FIGURES, RESULTS, read_results
 from gradmix_timm.records import Embeddings
 
-from .config_file import words
 from .corrupt_plan import SMALL, Plan, draw_examples, make_plan, watched
-from .exits import mendable
 from .group_store import GroupStore
 from .outcome import REPORT, draw_plain, identity, manifest
 from .subject import add_subject_flags, check_output, check_positive

@@ -18,9 +18,8 @@ from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores.neighbours import top_cosines
 
 from .interrupt import Interrupt
-from .loaders import Loaders
 from .objectives import METRIC
-from .stages import Hardware
+from .parts import Hardware, Loaders
 
 __all__ = ['neighbour_votes', 'validate_neighbours']
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.cli.exits import UsageError, mendable
 from gradmix_timm.openset.comparing import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
@@ -27,8 +29,6 @@ from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
 
-from .config_file import words
-from .exits import UsageError, mendable
 from .subject import check_output
 
 __all__ = ['add_compare', 'run_compare']

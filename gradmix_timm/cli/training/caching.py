@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.data import create_transform
@@ -13,9 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from gradmix_timm.data.batch_augment import BatchAugment
 from gradmix_timm.data.cached import CachedLoader, HeldImages, hold_images
 
-if TYPE_CHECKING:
-    from .loaders import Data
-    from .stages import Built, Hardware
+from .parts import Built, Data, Hardware
 
 __all__ = ['cached_loader', 'held_data']
 

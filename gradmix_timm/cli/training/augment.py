@@ -3,16 +3,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import IterableDataset
 
 from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
 
+from .parts import Built
 from .timm_flags import default_of, flag
-
-if TYPE_CHECKING:
-    from .stages import Built  # it checks flags through this module
 
 __all__ = ['AUGMENTATION', 'build_transforms', 'check_augmentation', 'set_transforms']
 

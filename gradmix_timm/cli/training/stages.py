@@ -7,7 +7,6 @@ import difflib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,58 +26,23 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from gradmix_timm.attribution import borrow, unwrap
+from gradmix_timm.cli.exits import shortened
 from gradmix_timm.mixers import GradMix
 
 from .checks import create_loss
-from .exits import shortened
 from .mixing import MixPlan, create_step_mixer
 from .objectives import build_objective_task
+from .parts import Built, Hardware
 from .run_state import RECORDED_TASKS
 
 __all__ = [
-    'Built', 'Hardware', 'build_mixer', 'build_model', 'build_optimizer', 'build_schedule', 'build_task',
+    'build_mixer', 'build_model', 'build_optimizer', 'build_schedule', 'build_task',
     'compile_task', 'live_model', 'start', 'trainable']
 
 _logger = logging.getLogger('train')
 
 # Arguments of create_model that shape training alone; a checkpoint does not need them to be read.
 _TRAINING_ONLY = ('drop_rate', 'drop_path_rate', 'drop_block_rate', 'scriptable')
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where and in what precision a run computes.
-
-    Attributes:
-        device: Of this process.
-        dtype: Of the model where --model-dtype is given.
-        autocast: Makes the context of a forward pass.
-        scaler: Of the loss, for float16 on CUDA.
-    """
-
-    device: torch.device
-    dtype: torch.dtype | None
-    autocast: Callable[[], AbstractContextManager[Any]]
-    scaler: NativeScaler | None
-
-
-@dataclass(frozen=True)
-class Built:
-    """A model ready for its task.
-
-    Attributes:
-        model: On its device.
-        name: timm's name of its architecture.
-        kwargs: What ``timm.create_model`` needs to make it again.
-        data_config: timm's preprocessing: input_size, mean, std, interpolation, crop_pct, crop_mode.
-        patch_size: For NaFlex loaders.
-    """
-
-    model: nn.Module
-    name: str
-    kwargs: dict[str, Any]
-    data_config: dict[str, Any]
-    patch_size: tuple[int, int] | None
 
 
 def start(args: argparse.Namespace) -> Hardware:

@@ -1,27 +1,28 @@
-"""One pass over a set of images: through the cache where there is one, past unreadable images where that is asked."""
+"""What is judged, and its pass over images: through the cache where there is one, past unreadable ones where asked."""
 from __future__ import annotations
 
+import argparse
 import hashlib
-from dataclasses import replace
+import os
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader
+from torch import nn
 from torch.utils.data import Dataset
 
+from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
 
-if TYPE_CHECKING:
-    from .subject import Subject
-
-__all__ = ['Skipping', 'embed_images', 'loader_of', 'open_cache', 'rows_of']
+__all__ = ['Skipping', 'Subject', 'loader_of', 'open_cache', 'rows_of']
 
 # The target of a row whose image could not be read; unknown images have -1.
 _UNREADABLE = -2
@@ -57,42 +58,78 @@ class Skipping(Dataset):
             return blank if self.transform is None else self.transform(blank), _UNREADABLE
 
 
-def embed_images(subject: Subject, images: CutDataset, title: str) -> Embeddings:
-    """Embeddings of a set, with the evaluation transform.
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be judged.
 
-    Args:
-        subject: Model, preprocessing and flags (``cache``, ``skip_bad``).
-        images: Which.
-        title: What they are, for whoever waits.
-
-    Returns:
-        ``index`` holds rows of ``images``: all of them, but for those left out by --skip-bad, which are added to
-        ``subject.skipped``.
-
-    Raises:
-        ValueError: NaN among the logits; an image that cannot be read, or with --skip-bad none that can.
+    Attributes:
+        model: In evaluation mode on ``device``.
+        name: timm's.
+        loaded: Its checkpoint, or None.
+        config: timm's data configuration: input_size, interpolation, mean, std, crop_pct, crop_mode.
+        device: Where it runs.
+        amp_dtype: Of autocast, or None.
+        args: Flags of :func:`add_subject_flags`.
+        projection: The projection head of a contrastive objective, or None.
+        cache: Of --cache, or None.
+        skipped: Title of a set to the names of its images that could not be read, with --skip-bad.
     """
-    args, count = subject.args, len(images)
-    parts = _parts(subject, images) if subject.cache is not None else None
-    if subject.cache is None or parts is None:
-        found = _pass(subject, images, title)
-    else:
-        def make(start: int, stop: int) -> Embeddings:
-            part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
-            return _pass(subject, rows_of(images, np.arange(start, stop)), part)
 
-        found = subject.cache.fetch(parts, count, make, title)
-    bad = (found.label == _UNREADABLE).nonzero().flatten()
-    if not len(bad):
-        return found
-    if not getattr(args, 'skip_bad', False):
-        images.picture(int(bad[0]))  # raises, as the pass would have without the cache
-        raise UnreadableImageError(f'{images.filename(int(bad[0]))} could not be read when the cache was filled')
-    subject.skipped[title] = [images.filename(int(row)) for row in bad]
-    if len(bad) == count:
-        raise UnreadableImageError(f'none of the {count} {title} can be read ({subject.skipped[title][0]}, ...)')
-    kept = (found.label != _UNREADABLE).nonzero().flatten()
-    return _take(found, kept)
+    model: nn.Module
+    name: str
+    loaded: Loaded | None
+    config: dict[str, Any]
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    args: argparse.Namespace
+    projection: nn.Module | None = None
+    cache: EmbeddingCache | None = None
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def embed(self, images: CutDataset, title: str) -> Embeddings:
+        """Embeddings of a set, with the evaluation transform, through the cache.
+
+        Args:
+            images: Which.
+            title: What they are, for whoever waits.
+
+        Returns:
+            ``index`` holds rows of ``images``: all of them, but for those left out by --skip-bad, which are added to
+            ``skipped``.
+
+        Raises:
+            ValueError: NaN among the logits; an image that cannot be read, or with --skip-bad none that can.
+        """
+        count = len(images)
+        parts = _parts(self, images) if self.cache is not None else None
+        if self.cache is None or parts is None:
+            found = _pass(self, images, title)
+        else:
+            def make(start: int, stop: int) -> Embeddings:
+                part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
+                return _pass(self, rows_of(images, np.arange(start, stop)), part)
+
+            found = self.cache.fetch(parts, count, make, title)
+        bad = (found.label == _UNREADABLE).nonzero().flatten()
+        return self._without(found, images, bad, title) if len(bad) else found
+
+    def _without(self, found: Embeddings, images: CutDataset, bad: torch.Tensor, title: str) -> Embeddings:
+        """Embeddings of the images that could be read; the others are named."""
+        if not getattr(self.args, 'skip_bad', False):
+            images.picture(int(bad[0]))  # raises, as the pass would have without the cache
+            raise UnreadableImageError(f'{images.filename(int(bad[0]))} could not be read when the cache was filled')
+        self.skipped[title] = [images.filename(int(row)) for row in bad]
+        if len(bad) == len(images):
+            raise UnreadableImageError(
+                f'none of the {len(images)} {title} can be read ({self.skipped[title][0]}, ...)')
+        return _take(found, (found.label != _UNREADABLE).nonzero().flatten())
+
+    def workers(self, count: int) -> int:
+        """Loader processes for so many images."""
+        if self.args.workers is not None:
+            return int(self.args.workers)
+        # Starting processes takes longer than reading a few small images.
+        return 0 if count < 2000 else min(4, os.cpu_count() or 1)
 
 
 def rows_of(images: CutDataset, rows: np.ndarray) -> CutDataset:

@@ -12,11 +12,11 @@ from timm.optim import list_optimizers
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
+from gradmix_timm.cli.exits import one_line
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
 from .augment import check_augmentation
-from .exits import one_line
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
 from .ranges import check_values

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from gradmix_timm.cli.config_file import words
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.extract import head_of
@@ -23,9 +24,7 @@ from gradmix_timm.openset.reports.report import closed_set_line, score_table
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
 
-from .config_file import words
-from .embedding import rows_of
-from .subject import Subject
+from .embedding import Subject, rows_of
 
 __all__ = ['add_evaluation_flags', 'classifier_of', 'judge_with_bar', 'pixel_statistics', 'print_results',
            'trivial_probe']
