@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,27 @@ def test_training_and_evaluation_know_nothing_of_each_other(room: str, other: st
                 names = [f'{node.module or ""}.{alias.name}.' for alias in node.names]
                 banned = tuple(f'gradmix_timm.cli.{name}.' for name in (other, 'train'))
                 assert not [name for name in names if name.startswith(banned)], f'{path.name} imports {names}'
+
+
+def files_imported(path: Path) -> set[Path]:
+    """Files of the package that a file imports, for types alone or inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        base = path.parent if node.level else ROOT.parent
+        place = base.joinpath(*(node.module or '').split('.'))
+        targets = [place / f'{alias.name}.py' for alias in node.names]
+        if node.module:  # `from . import a` takes the file a, not what the room's door says
+            targets += [place.with_suffix('.py'), place / '__init__.py']
+        found |= {target for target in targets if target.exists() and ROOT in target.parents and target != path}
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {path: files_imported(path) for path in ROOT.rglob('*.py') if path.parent != ROOT}
+    assert sum(map(len, graph.values())) > 300
+    list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
 
 def test_no_room_is_called_utils():

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gradmix_timm.records import Embeddings
 
-from .scores.fitting import Head
+from .scores.base import Head
 
 __all__ = ['extract', 'head_of']
 

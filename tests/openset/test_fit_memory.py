@@ -8,7 +8,7 @@ import torch
 from peak_memory import PeakMemory
 
 from gradmix_timm.openset.scores import activation as activation_scores
-from gradmix_timm.openset.scores import fit_score, fitting
+from gradmix_timm.openset.scores import base, fit_score
 from gradmix_timm.openset.scores import neighbours as neighbour_scores
 from gradmix_timm.ops.neighbours import class_neighbour_sums
 from gradmix_timm.records import Embeddings
@@ -32,7 +32,7 @@ def stored(tmp_path_factory):
 def test_no_copy_of_the_features(name, options, stored, monkeypatch):
     train, head = stored
     whole = fit_score(name, train, head=head, **options)
-    monkeypatch.setattr(fitting, '_BLOCK', 500 * WIDTH)
+    monkeypatch.setattr(base, '_BLOCK', 500 * WIDTH)
     monkeypatch.setattr(activation_scores, '_FEW', 1000)
     fields = (train.logits, train.features, train.label, train.index)
     with PeakMemory(*fields) as memory:
@@ -60,7 +60,7 @@ def test_class_neighbours_read_samples_block_by_block(stored, monkeypatch):
 @pytest.mark.parametrize('percentile', [0., 12.5, 50., 90., 99.99])
 def test_percentiles_of_many_values_are_numpys(percentile, monkeypatch):
     monkeypatch.setattr(activation_scores, '_FEW', 0)
-    monkeypatch.setattr(fitting, '_BLOCK', 70)
+    monkeypatch.setattr(base, '_BLOCK', 70)
     generator = torch.Generator().manual_seed(0)
     for rows in (torch.randn(300, 7, generator=generator), torch.randn(300, 7, generator=generator).relu(),
                  torch.full((3, 7), -2.5), torch.tensor([[0., -0., 1e-45, -1e-45, 3e38, -3e38]])):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from scipy.stats import entropy
 
-from gradmix_timm.openset.scores import fit_score, fitting
+from gradmix_timm.openset.scores import base, fit_score
 from gradmix_timm.openset.scores.logit import log_odds_parts, unsaturated
 from gradmix_timm.records import Embeddings
 
@@ -125,7 +125,7 @@ def test_blocks_and_the_shorter_way_change_nothing(name, options, classes, monke
     fitted = fit_score(name, None, **options)
     whole = fitted(of(logits))
     torch.testing.assert_close(whole, fitted.of(logits), rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr(fitting, '_IN_CACHE', 70 * classes)  # blocks that do not divide the rows
+    monkeypatch.setattr(base, '_IN_CACHE', 70 * classes)  # blocks that do not divide the rows
     torch.testing.assert_close(fitted(of(logits)), whole, rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(fitted(of(logits.double())), whole, rtol=1e-14, atol=1e-15)
     before = logits.clone()
@@ -148,7 +148,7 @@ def test_certainty_is_ordered_beyond_the_range_of_exponentials():
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize('name', ['msp', 'mls', 'energy', 'entropy', 'gen'])
 def test_values_that_are_not_finite_are_found_in_any_block(name, bad, monkeypatch):
-    monkeypatch.setattr(fitting, '_IN_CACHE', 60)
+    monkeypatch.setattr(base, '_IN_CACHE', 60)
     logits = torch.randn(100, 6)
     logits[87, 3] = bad
     with pytest.raises(ValueError, match=rf'{name}: logits of 1 of 100 samples are not finite \(index 87\)'):

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 # ruff: noqa: I001 - importing a file registers its scores, in the order of the list.
 from . import logit, neighbours, distance, openmax, activation  # noqa: F401
-from .fitting import SCORES, Head, Score, fit_score, list_scores, score_kind
+from .fitting import fit_score, list_scores, score_kind
+from .base import SCORES, Head, Score
 
 __all__ = ['DEFAULT_SCORES', 'SCORES', 'Head', 'Score', 'fit_score', 'list_scores', 'score_kind']
 

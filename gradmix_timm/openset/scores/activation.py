@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, blocks, by_rows
+from .base import SCORES, Head, Score, blocks, by_rows
 
 __all__ = ['Ash', 'Dice', 'React', 'Scale', 'percentile_of']
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, chunks
+from .base import SCORES, Head, Score, chunks
 
 __all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimensions']
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Score, by_rows, checked_rows
+from .base import SCORES, Score, by_rows, checked_rows
 
 __all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'log_odds_parts', 'unsaturated']
 

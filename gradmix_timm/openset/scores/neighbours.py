@@ -8,7 +8,7 @@ from torch import Tensor
 from gradmix_timm.ops.neighbours import class_neighbour_shares, class_neighbour_sums
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, chunks
+from .base import SCORES, Head, Score, chunks
 
 __all__ = ['ClassNeighbourShare', 'ClassNeighbours', 'Neighbour', 'NeighbourMean', 'kth_neighbours',
            'top_cosines']

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gradmix_timm.records import Embeddings
 
-from .fitting import SCORES, Head, Score, chunks
+from .base import SCORES, Head, Score, chunks
 from .logit import unsaturated
 
 __all__ = ['OpenMax', 'WeibullTails']

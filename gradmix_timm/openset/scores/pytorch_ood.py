@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
+from .base import Head, Score, chunks
 from .distance import main_dimensions
-from .fitting import Head, Score, chunks
 
 __all__ = ['PREFIX', 'library_score', 'list_library_scores']
 

@@ -1,0 +1,191 @@
+"""What every score is: the base class, the classifier's record, the registry, and rows taken in pieces."""
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gradmix_timm.records import Embeddings
+from gradmix_timm.registry import Registry
+
+__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks']
+
+_logger = logging.getLogger(__name__)
+# Values of one block of a fit.
+_BLOCK = 2 ** 22
+# Values taken at a time by a score: in float64 two megabytes, which stay in the cache from one operation to the next;
+# an accelerator wants more.
+_IN_CACHE, _ON_DEVICE = 2 ** 18, 2 ** 24
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The classifier as one affine map, logits = weight f + bias.
+
+    Attributes:
+        weight: float [K, D].
+        bias: float [K]; zeros where the classifier has none.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that do not fit."""
+        if self.weight.dim() != 2 or self.bias.shape != self.weight.shape[:1]:
+            raise ValueError('a head is weight [K, D] and bias [K] (zeros where there is none), got '
+                             f'{list(self.weight.shape)} and {list(self.bias.shape)}')
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Logits in float64, [N, K]."""
+        return features.double() @ self.weight.double().T + self.bias.double()
+
+
+def chunks(count: int, size: int = 4096) -> Iterator[slice]:
+    """Slices that cover ``count`` rows; memory stays bounded, and no score may depend on where they fall."""
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def blocks(rows: Tensor) -> Iterator[slice]:
+    """Slices of rows of which one in float64 takes 32 MB, so that a fit never holds a copy of what it reads."""
+    return chunks(len(rows), max(1, _BLOCK // max(1, rows.shape[1])))
+
+
+def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, arrays: int = 1) -> Tensor:
+    """What a function of rows gives for each, taken a few rows at a time: float64 [N].
+
+    Args:
+        function: From [n, D] to [n], each row by itself.
+        rows: [N, D].
+        arrays: Of the size of its input in float64 that the function goes back to; they share the cache.
+    """
+    found = rows.new_empty(len(rows), dtype=torch.float64)
+    values = _IN_CACHE // arrays if rows.device.type == 'cpu' else _ON_DEVICE
+    for part in chunks(len(rows), max(1, values // max(1, rows.shape[1]))):
+        found[part] = function(rows[part])
+    return found
+
+
+def _cut(embeddings: Embeddings, rows: slice) -> Embeddings:
+    """Some of the rows, without a copy."""
+    projection = None if embeddings.projection is None else embeddings.projection[rows]
+    return Embeddings(embeddings.logits[rows], embeddings.features[rows], projection, embeddings.label[rows],
+                      embeddings.index[rows])
+
+
+class Score(ABC):
+    """A score of knownness: options at construction, :meth:`fit` once, then calls; higher = more known.
+
+    The score of a row depends on that row and the fit alone, never on the other rows of the call: all arithmetic is in
+    float64, where the order in which a matrix product is blocked does not show.
+
+    Attributes:
+        reads: Fields of Embeddings it computes from.
+        needs_train: Whether :meth:`fit` uses training embeddings.
+        needs_head: Whether it uses the classifier's weights.
+        least: Training samples that every class must have.
+        checks_values: Whether :meth:`knownness` itself refuses values that are not finite, as it reads them.
+        name: As registered.
+        options: Resolved options.
+        diagnostics: Figures of the fit worth a look: rank, condition number, threshold, ...
+    """
+
+    reads: tuple[str, ...] = ('logits',)
+    needs_train: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = False
+    least: ClassVar[int] = 0
+    checks_values: ClassVar[bool] = False
+
+    name: str = ''
+    options: dict[str, Any]
+    diagnostics: dict[str, Any]
+    _widths: dict[str, int]
+
+    def fields(self, train: Embeddings | None) -> tuple[str, ...]:
+        """What to read, where that depends on what the model offers."""
+        return self.reads
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:  # noqa: B027 - many scores need no fit
+        """Take what is needed from checked training embeddings and the classifier."""
+
+    @abstractmethod
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        """Float64 [N] of checked embeddings."""
+
+    def state(self) -> Mapping[str, Any]:
+        """What the fitted score is made of, for a file."""
+        return vars(self)
+
+    def take_state(self, state: Mapping[str, Any]) -> None:
+        """Become the score of :meth:`state`, without a fit."""
+        vars(self).update(state)
+
+    def predict(self, embeddings: Embeddings) -> Tensor:
+        """Class of each sample, int64 [N], by the predictor that this score belongs to; the classifier's by default.
+
+        OSCR asks that a class and its score come from one predictor: class-wise neighbours have their own.
+        """
+        return embeddings.logits.argmax(1)
+
+    @torch.no_grad()
+    def __call__(self, embeddings: Embeddings) -> Tensor:
+        """Knownness of each row, float64 [N]; half by half where memory does not take them all at once.
+
+        Raises:
+            ValueError: Values that are not finite (count and indices), a width other than in the fit, or no memory for
+                a single row.
+        """
+        for field in self.reads:
+            rows = checked_rows(self.name, embeddings, field, not self.checks_values)
+            if rows.shape[1] != self._widths.setdefault(field, rows.shape[1]):
+                raise ValueError(f'{self.name} was fit on {field} {self._widths[field]} wide, got {rows.shape[1]}: '
+                                 'take both from the same model')
+        return self._in_pieces(embeddings)
+
+    def _in_pieces(self, embeddings: Embeddings, told: bool = False) -> Tensor:
+        """Knownness; as a row's is its own, a part at a time gives the same."""
+        count = len(embeddings.label)
+        try:
+            return self.knownness(embeddings)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if count <= 1:
+                raise ValueError(f'{self.name}: no memory left to score a single sample; move the embeddings and the '
+                                 'fit to the CPU (--device cpu), or use a score of logits') from error
+        # Outside of the handler, which holds on to what the failed attempt made.
+        if not told:
+            _logger.warning('%s: out of memory with %d samples at once, going on with halves', self.name, count)
+        halves = (slice(0, count // 2), slice(count // 2, count))
+        return torch.cat([self._in_pieces(_cut(embeddings, rows), told=True) for rows in halves])
+
+    def __repr__(self) -> str:
+        options = ', '.join(f'{key}={value!r}' for key, value in self.options.items())
+        return f'{type(self).__name__}({options})'
+
+
+SCORES: Registry[type[Score]] = Registry('score')
+
+
+def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = True) -> Tensor:
+    """A field as rows that are there, of floats, and finite (not looked at without ``values``).
+
+    Raises:
+        ValueError: They are not; ``name`` is the score's.
+    """
+    rows = getattr(embeddings, field)
+    if rows is None:
+        raise ValueError(f'{name} was fit on the output of a projection head and these embeddings have none: '
+                         'take both from the same model')
+    if rows.dim() != 2 or not rows.is_floating_point():
+        raise ValueError(f'{name} reads {field} as float [N, width], got {rows.dtype} {list(rows.shape)}')
+    # A sum is finite only where all its terms are; row by row it takes a hundred times as long, so only then.
+    bad = (~rows.isfinite().all(1)).nonzero()[:, 0] if values and not rows.sum().isfinite() else ()
+    if len(bad):
+        shown = ', '.join(str(i) for i in embeddings.index[bad[:5]].tolist()) + (', ...' if len(bad) > 5 else '')
+        raise ValueError(f'{name}: {field} of {len(bad)} of {len(rows)} samples are not finite (index {shown}); '
+                         'half precision may have overflowed, extract them in float32')
+    return rows
