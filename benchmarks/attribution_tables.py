@@ -24,12 +24,34 @@ NETS = {
         'layercam evidence default window', 'layercam evidence blocks.4 window', 'layercam loss default window',
         'input-gradient evidence default window', 'layercam evidence blocks.4.norm1 window',
         'layercam evidence blocks.3.norm1 window', 'layercam evidence blocks.2.norm1 window')),
+    'ViT (8 blocks, patch 4) trained without mixing': ('deletion-vit8-unmixed', (
+        'layercam evidence default window', 'layercam evidence blocks.6 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence blocks.6.norm1 window',
+        'layercam evidence blocks.5.norm1 window', 'layercam evidence blocks.4.norm1 window',
+        'layercam evidence blocks.3.norm1 window')),
+    'ViT (6 blocks, patch 4, average pooling behind the norm) trained without mixing': ('deletion-vitavg-unmixed', (
+        'layercam evidence default window', 'layercam evidence blocks.5 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence blocks.5.norm1 window',
+        'layercam evidence blocks.3.norm1 window', 'layercam evidence blocks.2.norm1 window')),
+    'Swin (2 stages, patch 2) trained without mixing': ('deletion-swin-unmixed', (
+        'layercam evidence default window', 'layercam evidence layers.1 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence layers.1.blocks.3.norm1 window',
+        'layercam evidence layers.1.blocks.2.norm1 window')),
+    'ConvNeXt (8x8 first stage) trained without mixing': ('deletion-convnext-unmixed', (
+        'layercam evidence default window', 'layercam evidence stages.0 window', 'layercam loss default window',
+        'input-gradient evidence default window', 'layercam evidence stages.1 window')),
 }
 
 
 def page(name: str, shifted: bool) -> dict:
     """What the deletion test wrote: accuracy, and place -> side -> mean fall of the log-odds."""
     return json.loads((DOCS / f'{name}{"-shifted" if shifted else ""}.json').read_text())
+
+
+def share(falls: dict, place: str, side: str) -> str:
+    """What the place hides in percent of the centre, with its own standard error."""
+    percent = 100 / falls['center'][side]
+    return f'{percent * falls[place][side]:.0f} ± {percent * falls[place][f"{side}_se"]:.0f}%'
 
 
 def block() -> str:
@@ -44,7 +66,7 @@ def block() -> str:
         accuracy = page(name, shifted=False)['accuracy']
         lines.append(f'| {net}, accuracy {accuracy:.2f} | *center box: fall of log-odds* | ' + ' | '.join(own) + ' |')
         for place in ('random', *places):
-            shares = [f'{100 * falls[place][side] / falls["center"][side]:.0f}%' for falls in found for side in sides]
+            shares = [share(falls, place, side) for falls in found for side in sides]
             lines.append(f'| | {place} | ' + ' | '.join(shares) + ' |')
     return '\n'.join([*lines, '', END])
 
