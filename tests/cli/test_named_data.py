@@ -12,6 +12,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.cli.training import loaders
 from gradmix_timm.data import class_names, open_dataset, select_classes
 
 NAMES = ['airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck']
@@ -82,6 +83,15 @@ def test_known_classes_are_cut_out_trained_on_and_judged(write, known, flags, tm
     assert set(results['unknown_classes']) == set(every) - set(known)
     assert results['n_known'] == len(select_classes(test, known))
     assert results['n_known'] + results['n_unknown'] == len(test)
+
+
+@pytest.mark.parametrize(('there', 'judged'), [
+    ('val', 'validation'), ('val.tar', 'validation'), ('validation.tar', 'validation'), ('test', 'test'),
+    ('test.tar', 'test')])
+def test_the_split_that_is_judged_is_the_one_that_is_there(there, judged, tmp_path):
+    (tmp_path / there).mkdir() if '.' not in there else (tmp_path / there).touch()
+    args, _ = train._parse_args(['--data-dir', str(tmp_path), '--train-split', 'train'])
+    assert loaders.split_names(args) == {'train': 'train', 'test': judged}
 
 
 def test_a_set_that_is_not_there_is_one_line(tmp_path, capsys):

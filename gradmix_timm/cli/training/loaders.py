@@ -86,7 +86,9 @@ def _test_split(args: argparse.Namespace) -> str:
     # timm takes any of these words for the others.
     words = ('val', 'valid', 'validation', 'eval', 'evaluation')
     tried = [named, *(words if named in words else ())]
-    return str(named) if any((Path(args.data_dir or '') / word).is_dir() for word in tried) else 'test'
+    root = Path(args.data_dir or '')
+    there = any((root / word).is_dir() or (root / f'{word}.tar').is_file() for word in tried)
+    return str(named) if there else 'test'
 
 
 def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) -> Data:
