@@ -128,6 +128,9 @@ def test_tables_page_and_mistakes(done):
     assert '## AUROC by data set' in (folder / 'results.md').read_text()
     mistakes = json.loads((folder / 'mistakes.json').read_text())
     arrays, results = arrays_of(folder), results_of(folder)
+    closest = results['duplicates']['closest']
+    assert [pair['cosine'] for pair in closest] == sorted((pair['cosine'] for pair in closest), reverse=True)
+    assert [pair['unknown'] for pair in mistakes['closest']] == [pair['unknown'] for pair in closest]
     top = int(np.argmax(arrays['unknown/mls']))
     assert mistakes['accepted'][0]['class'] == results['unknown_classes'][arrays['unknown_label'][top]]
 

@@ -217,6 +217,32 @@ def test_folders_with_classes_out_of_order(tmp_path, capsys):
     assert not results['threshold']['held_out']
 
 
+def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
+    """The same pixels under another name and in another file, of the test and of the training images."""
+    data = folders(tmp_path / 'data')
+    Image.open(data / 'test' / 'ant' / '3.png').save(data / 'test' / 'bee' / 'copy.png', compress_level=0)
+    shutil.copy(data / 'train' / 'dog' / '5.png', data / 'test' / 'cat' / 'other.png')
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data), two_outputs())
+    assert run('--checkpoint', checkpoint, '--scores', 'mls,knn-mean') == 0
+    found = results_of(tmp_path / 'run' / 'osr')['duplicates']
+    assert found['compared_with'] == {'test': 12, 'train': 12}
+    assert found['n_identical'] == 2
+    assert {(pair['unknown'], pair['known'], pair['part']) for pair in found['identical']} == {
+        ('bee/copy.png', 'ant/3.png', 'test'), ('cat/other.png', 'dog/5.png', 'train')}
+    assert len(found['closest']) == 8
+    assert '\nwarning: 2 unknown images have the very pixels of known ones' in capsys.readouterr().out
+    page = (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+    assert '2 unknown images have the very pixels' in page
+    assert page.count('alt="unknown: ') == 8
+    # Without a score that has the training images read, the test images are all there is to compare with.
+    assert run('--checkpoint', checkpoint, '--scores', 'mls') == 0
+    found = results_of(tmp_path / 'run' / 'osr')['duplicates']
+    assert [pair['unknown'] for pair in found['identical']] == ['bee/copy.png']
+    assert run('--checkpoint', checkpoint, '--scores', 'mls', '--duplicates', 0) == 0
+    assert results_of(tmp_path / 'run' / 'osr')['duplicates'] is None
+    assert 'closest to known ones' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+
+
 def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
     data = folders(tmp_path / 'data')
     torch.save(two_outputs().state_dict(), tmp_path / 'weights.pth')

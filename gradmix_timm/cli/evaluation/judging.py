@@ -52,6 +52,10 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',
         help='images of each set whose brightness, sharpness, ... are compared; 0: none (default: 500)')
+    add('--duplicates', type=int, default=1000, metavar='N',
+        help='unknown images nearest to a known one by features whose pixels are compared; 0: none (default: 1000)')
+    add('--sensitivity', action='store_true',
+        help='score again with other settings (neighbours, dimensions, percentiles, ...), to see what hangs on them')
     add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
 
 
@@ -128,6 +132,8 @@ def print_results(results: dict[str, Any]) -> None:
     warnings = [warning for part in (results, *results['groups'].values())
                 for warning in (part.get('trivial') or {}).get('warnings', ())]
     for warning in warnings:
+        print(f'warning: {warning}')
+    for warning in (results.get('duplicates') or {}).get('warnings', ()):
         print(f'warning: {warning}')
     if warnings:
         print('A score may owe part of its figure to that: see that both sides went through one resize and one codec '

@@ -35,6 +35,7 @@ from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.suites import near_and_far, set_means, suite_of
 from gradmix_timm.records import Embeddings
 
+from .duplicates import find_duplicates
 from .embedding import Subject
 from .judging import (
     add_evaluation_flags,
@@ -140,14 +141,16 @@ def run_ood(args: argparse.Namespace) -> int:
         subjects = _embed(opened, known)
         passed = time.monotonic() - began
         probes = _probes(opened, subjects)
+        duplicates, closest = find_duplicates(subjects, opened.known, opened.images.train, opened.unknown,
+                                              args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
-    results = _results(args, opened, judged, probes, gate, passed)
+    results = {**_results(args, opened, judged, probes, gate, passed), 'duplicates': duplicates}
     print_results(results)
     if gate is None:
         print('note: nobody says what accuracy the model should have; --reference-top1 PERCENT checks it')
     print(f'\nAUROC by data set\n\n{means_table(results)}')
-    write(folder, results, judged, opened)
+    write(folder, results, judged, opened, closest)
     draw(folder)
     print(folder / REPORT)
     return 0
@@ -157,7 +160,8 @@ def run_ood(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[_Opened, Path]:
     check_names(args.scores)
-    check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'made_images'))
+    check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'made_images',
+                          'duplicates'))
     if args.reference_top1 is not None and not 0 <= args.reference_top1 <= 100:
         raise ValueError(f'--reference-top1 {args.reference_top1:g}: expected percent, from 0 to 100')
     specs = [parse_unknown(text) for text in args.unknown]

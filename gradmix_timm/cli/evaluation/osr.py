@@ -15,6 +15,7 @@ from gradmix_timm.openset.reports.report import RESULTS, read_arrays, read_resul
 
 from .compare import add_compare
 from .corrupt import add_corrupt, draw_corrupt
+from .duplicates import find_duplicates
 from .embedding import Subject
 from .judging import (
     add_evaluation_flags,
@@ -82,7 +83,7 @@ def run_osr(args: argparse.Namespace) -> int:
     with mendable():
         check_names(args.scores)
         check_positive(args, (
-            'batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'feature_map'))
+            'batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'feature_map', 'duplicates'))
         loaded = read_checkpoint(args)
         split = plan_split(args, loaded.record if loaded is not None else None)
         folder = _output(args)
@@ -94,6 +95,7 @@ def run_osr(args: argparse.Namespace) -> int:
         passed = time.monotonic() - began
         trivial = trivial_probe(pixel_statistics(subject, images.known, subjects.known.index),
                                 pixel_statistics(subject, images.unknown, subjects.unknown.index), args.seed)
+        duplicates, closest = find_duplicates(subjects, images.known, images.train, images.unknown, args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
     judged.arrays.update(project_features(
@@ -101,10 +103,11 @@ def run_osr(args: argparse.Namespace) -> int:
     split = images.split
     cuts = {'train': images.train, 'validation': images.validation, 'known': images.known, 'unknown': images.unknown}
     results = {'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-               **identity(args, subject), **judged.results, 'trivial': trivial, 'skipped': subject.skipped,
+               **identity(args, subject), **judged.results, 'trivial': trivial, 'duplicates': duplicates,
+               'skipped': subject.skipped,
                'manifest': manifest(args, subject, cuts, images.source, passed)}
     print_results(results)
-    write(folder, results, judged, images)
+    write(folder, results, judged, images, closest)
     draw(folder)
     print(folder / REPORT)
     return 0

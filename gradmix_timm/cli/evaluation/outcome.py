@@ -37,7 +37,7 @@ from gradmix_timm.openset.reports.report import (
 from .embedding import Subject
 from .subject import list_hash
 
-__all__ = ['REPORT', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'write']
+__all__ = ['REPORT', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'thumbnail', 'write']
 
 REPORT = 'report.html'
 # Thumbnails of mistakes, each kind, and their side in pixels (a page shows 96; screens have two pixels for one).
@@ -107,7 +107,8 @@ def _device_name(subject: Subject) -> str:
 
 # ---- files
 
-def write(folder: Path, results: dict[str, Any], judged: Judged, images: Any) -> None:
+def write(folder: Path, results: dict[str, Any], judged: Judged, images: Any,
+          closest: Sequence[Mapping[str, Any]] = ()) -> None:
     """Everything that a report is drawn from, each file whole or not at all; results.json last.
 
     Args:
@@ -115,11 +116,13 @@ def write(folder: Path, results: dict[str, Any], judged: Judged, images: Any) ->
         results: Of results.json.
         judged: Of the same evaluation.
         images: With ``known`` and ``unknown``, as :func:`find_mistakes` takes them.
+        closest: Thumbnails of pairs that are nearly the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / ARRAYS) as temporary:
         np.savez_compressed(temporary, **judged.arrays)  # type: ignore[arg-type]  # names hold no keyword of it
-    write_atomic(folder / MISTAKES, json.dumps(find_mistakes(results, judged.arrays, images)) + '\n')
+    shown = {**find_mistakes(results, judged.arrays, images), 'closest': list(closest)}
+    write_atomic(folder / MISTAKES, json.dumps(shown) + '\n')
     write_atomic(folder / 'results.csv', results_csv(results))
     write_atomic(folder / 'results.md', results_markdown(results))
     write_atomic(folder / 'results.tex', results_latex(results))
@@ -176,7 +179,7 @@ def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
 
     def told(cut: CutDataset, row: int, side: str, classes: Sequence[str]) -> dict[str, Any]:
         place = int(arrays[f'{side}_index'][row])
-        png, size = _thumbnail(cut.picture(place))
+        png, size = thumbnail(cut.picture(place))
         return {'class': classes[arrays[f'{side}_label'][row]], 'knownness': float(arrays[f'{side}/{name}'][row]),
                 'answer': results['known_classes'][arrays[f'{side}_pred'][row]], 'file': cut.filename(place),
                 'size': size, 'png': png}
@@ -188,7 +191,7 @@ def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
                      for row in low if known[row] < threshold]}
 
 
-def _thumbnail(image: Any) -> tuple[str, list[int]]:
+def thumbnail(image: Any) -> tuple[str, list[int]]:
     """An image as it lies in the data set, shrunk where it is large; PNG in base64, and its own size."""
     image = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
     size = list(image.size)

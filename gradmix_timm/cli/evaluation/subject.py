@@ -39,7 +39,7 @@ __all__ = [
     'open_images', 'other_source', 'plan_split', 'read_checkpoint', 'source_of']
 
 _logger = logging.getLogger(__name__)
-_MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map')
+_MAY_BE_ZERO = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map', 'duplicates')
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
     lines += [f'- warning: {warning}' for _, part in _groups(results)
               for warning in (part.get('trivial') or {}).get('warnings', ())]
+    lines += [f'- warning: {warning}' for warning in (results.get('duplicates') or {}).get('warnings', ())]
     lines += [f'- skipped {len(names)} of the {title} that cannot be read: {", ".join(names[:20])}'
               for title, names in (results.get('skipped') or {}).items()]
     lines += [f'- {name}: {value}' for name, value in (

@@ -7,9 +7,9 @@ from typing import Any
 
 from gradmix_timm.openset.trivial import STATISTICS, WARN_ABOVE
 
-from .html import cell, table
+from .html import breakable, cell, table
 
-__all__ = ['render_pixels', 'render_sets', 'render_skipped']
+__all__ = ['render_closest', 'render_pixels', 'render_sets', 'render_skipped']
 
 Values = Mapping[str, Any]
 
@@ -56,6 +56,30 @@ def render_pixels(results: Values) -> str:
                      f'{100 * WARN_ABOVE:.0f} (bold) a score may owe part of its figure to it.')
             + f'<p class="soft">{escape(words)}. Measured at the size that the model sees, at most '
               f'{max(part["n_known"] for _, part in there):,} images a side.</p>')
+
+
+def render_closest(results: Values, shown: Values) -> str:
+    """The unknown images closest to known ones, side by side with them; empty where nothing was looked for."""
+    found = results.get('duplicates')
+    if not found:
+        return ''
+    sets = ' and '.join(f'{count:,} known {name} images' for name, count in found['compared_with'].items())
+    same = found['n_identical']
+    lead = (f'<b>{escape(found["warnings"][0])}</b>.' if same else
+            'No unknown image has the pixels of a known one' + (
+                '.' if found['looked_at'] else '; none comes close.'))
+    return (f'<h2>Unknown images closest to known ones</h2><p>{lead}</p><p class="soft">By the cosine of their '
+            f'features, among {sets}: look whether the left image of a pair belongs to a class that the model was taught.</p>'
+            f'<ul class="thumbs pairs">{"".join(map(_pair, shown.get("closest", ())))}</ul>')
+
+
+def _pair(item: Values) -> str:
+    pictures = ''.join(
+        f'<img{" class=tiny" if max(item[f"{side}_size"]) < 48 else ""} '
+        f'src="data:image/png;base64,{escape(item[f"{side}_png"])}" alt="{side}: {escape(item[side])}">'
+        for side in ('unknown', 'known'))
+    return (f'<li><div>{pictures}</div><span class="unknown">{breakable(item["unknown"])}</span>, '
+            f'<span class="known">{breakable(item["known"])}</span> ({item["part"]})<br>{item["cosine"]:.4f}</li>')
 
 
 def render_skipped(results: Values) -> str:

@@ -1,0 +1,80 @@
+"""Whether unknown images lie among the known ones: pixels of the closest pairs compared, the closest shown."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gradmix_timm.data import CutDataset
+from gradmix_timm.openset.duplicates import Pair, closest_pairs
+from gradmix_timm.openset.judge import Subjects
+
+from .outcome import thumbnail
+
+__all__ = ['find_duplicates']
+
+# Pairs whose features are less alike than this are not looked at: in bfloat16 a pass rounds to about 1e-3.
+_ALIKE = 0.99
+# Pairs shown, and listed by name.
+_SHOWN, _LISTED = 8, 100
+
+
+def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | None, unknown: Any, count: int,
+                    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Pairs of an unknown image and the known one nearest by features; whether their pixels are the same.
+
+    Args:
+        subjects: Embeddings of all sets; training images take part where a score has them read.
+        known: Known test images.
+        train: Known training images.
+        unknown: Unknown images, with ``picture(row)`` and ``filename(row)``.
+        count: Pairs whose pixels are compared; 0: nothing is looked at.
+
+    Returns:
+        The block ``duplicates`` of results.json, or None; thumbnails of the closest pairs for mistakes.json.
+    """
+    sets: dict[str, tuple[CutDataset, Any]] = {'test': (known, subjects.known)}
+    if train is not None and subjects.train is not None:
+        sets['train'] = (train, subjects.train)
+    pairs = closest_pairs({name: part for name, (_, part) in sets.items()}, subjects.unknown, count) if count else []
+    if not pairs:
+        return None, []
+    cuts = {name: cut for name, (cut, _) in sets.items()}
+    alike = [pair for pair in pairs if pair.cosine >= _ALIKE]
+    same = [pair for pair in alike if _same_pixels(unknown.picture(pair.unknown), cuts[pair.part].picture(pair.known))]
+    block = {
+        'compared_with': {name: len(cut) for name, cut in cuts.items()}, 'looked_at': len(alike),
+        'n_identical': len(same), 'identical': [_names(pair, cuts, unknown) for pair in same[:_LISTED]],
+        'closest': [_names(pair, cuts, unknown) for pair in pairs[:_SHOWN]], 'warnings': _warnings(same, cuts, unknown)}
+    return block, [_shown(pair, cuts, unknown) for pair in pairs[:_SHOWN]]
+
+
+def _same_pixels(one: Any, other: Any) -> bool:
+    """Whether two pictures have one size and the same pixels, whatever file format they came from."""
+    if not isinstance(one, Image.Image) or not isinstance(other, Image.Image):
+        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+    return one.size == other.size and one.convert('RGB').tobytes() == other.convert('RGB').tobytes()
+
+
+def _names(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> dict[str, Any]:
+    return {'unknown': unknown.filename(pair.unknown), 'known': cuts[pair.part].filename(pair.known),
+            'part': pair.part, 'cosine': round(pair.cosine, 6)}
+
+
+def _warnings(same: Sequence[Pair], cuts: Mapping[str, CutDataset], unknown: Any) -> list[str]:
+    if not same:
+        return []
+    first = _names(same[0], cuts, unknown)
+    count = 'an unknown image has' if len(same) == 1 else f'{len(same)} unknown images have'
+    return [f'{count} the very pixels of known ones ({first["unknown"]} is {first["known"]} of the {first["part"]} '
+            'images, ...): take them out of the unknown set']
+
+
+def _shown(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> dict[str, Any]:
+    told = _names(pair, cuts, unknown)
+    pictures = {'unknown': unknown.picture(pair.unknown), 'known': cuts[pair.part].picture(pair.known)}
+    for side, picture in pictures.items():
+        told[f'{side}_png'], told[f'{side}_size'] = thumbnail(picture)
+    return told
