@@ -69,7 +69,7 @@ def render_closest(results: Values, shown: Values) -> str:
             'No unknown image has the pixels of a known one' + (
                 '.' if found['looked_at'] else '; none comes close.'))
     return (f'<h2>Unknown images closest to known ones</h2><p>{lead}</p><p class="soft">By the cosine of their '
-            f'features, among {sets}: look whether the left image of a pair belongs to a class that the model was taught.</p>'
+            f'features, among {sets}: look whether the left image of a pair is of a class that the model was taught.</p>'
             f'<ul class="thumbs pairs">{"".join(map(_pair, shown.get("closest", ())))}</ul>')
 
 
