@@ -243,6 +243,21 @@ def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
     assert 'closest to known ones' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
+def test_what_hangs_on_settings_is_printed_and_on_the_page(tmp_path, capsys):
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
+    assert run('--checkpoint', checkpoint, '--scores', 'mls,knn,msp', '--sensitivity') == 0
+    found = results_of(tmp_path / 'run' / 'osr')['sensitivity']
+    assert list(found) == ['knn', 'msp']
+    assert found['knn']['used'] == 12
+    assert [value for value, _ in found['knn']['points']] == [1, 5, 10, 12]
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('knn by k (* used): AUROC '))
+    assert line.endswith(f', 12* {100 * found["knn"]["points"][-1][1]:.2f}')
+    assert 'What hangs on the settings' in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+    assert run('--checkpoint', checkpoint, '--scores', 'mls,knn') == 0
+    assert results_of(tmp_path / 'run' / 'osr')['sensitivity'] == {}
+    assert 'What hangs on' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+
+
 def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
     data = folders(tmp_path / 'data')
     torch.save(two_outputs().state_dict(), tmp_path / 'weights.pth')

@@ -22,12 +22,13 @@ from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
 from gradmix_timm.openset.reports.report import closed_set_line, score_table
 from gradmix_timm.openset.scores import Head, list_scores
+from gradmix_timm.openset.sensitivity import sensitivity
 from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
 
 from .embedding import Subject, rows_of
 
 __all__ = ['add_evaluation_flags', 'classifier_of', 'judge_with_bar', 'pixel_statistics', 'print_results',
-           'trivial_probe']
+           'sensitivity_with_bar', 'trivial_probe']
 
 
 class _Names(argparse.Action):
@@ -76,6 +77,14 @@ def judge_with_bar(args: argparse.Namespace, subjects: Subjects) -> Judged:
             bar.update()
 
         return judge(subjects, args.scores, args.bootstrap, args.seed, told)
+
+
+def sensitivity_with_bar(args: argparse.Namespace, subjects: Subjects, names: Sequence[str]) -> dict[str, Any]:
+    """The block ``sensitivity`` of results.json; empty without --sensitivity."""
+    if not args.sensitivity:
+        return {}
+    with tqdm(desc='sensitivity', leave=False, delay=2., disable=None, file=sys.stderr) as bar:
+        return sensitivity(subjects, names, bar.set_postfix_str)
 
 
 class _Statistics:
@@ -129,6 +138,10 @@ def print_results(results: dict[str, Any]) -> None:
     print(score_table(results))
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
+    for name, found in (results.get('sensitivity') or {}).items():
+        points = ', '.join(f'{value:g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
+                           for value, area in found['points'])
+        print(f'{name} by {found["option"]} (* used): AUROC {points}')
     warnings = [warning for part in (results, *results['groups'].values())
                 for warning in (part.get('trivial') or {}).get('warnings', ())]
     for warning in warnings:

@@ -43,6 +43,7 @@ from .judging import (
     judge_with_bar,
     pixel_statistics,
     print_results,
+    sensitivity_with_bar,
     trivial_probe,
 )
 from .known import KnownImages, folder_classes, open_known
@@ -145,7 +146,8 @@ def run_ood(args: argparse.Namespace) -> int:
                                               args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
-    results = {**_results(args, opened, judged, probes, gate, passed), 'duplicates': duplicates}
+    results = {**_results(args, opened, judged, probes, gate, passed), 'duplicates': duplicates,
+               'sensitivity': sensitivity_with_bar(args, subjects, list(judged.results['scores']))}
     print_results(results)
     if gate is None:
         print('note: nobody says what accuracy the model should have; --reference-top1 PERCENT checks it')

@@ -23,6 +23,7 @@ from .judging import (
     judge_with_bar,
     pixel_statistics,
     print_results,
+    sensitivity_with_bar,
     trivial_probe,
 )
 from .ood import add_ood
@@ -104,6 +105,7 @@ def run_osr(args: argparse.Namespace) -> int:
     cuts = {'train': images.train, 'validation': images.validation, 'known': images.known, 'unknown': images.unknown}
     results = {'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
                **identity(args, subject), **judged.results, 'trivial': trivial, 'duplicates': duplicates,
+               'sensitivity': sensitivity_with_bar(args, subjects, list(judged.results['scores'])),
                'skipped': subject.skipped,
                'manifest': manifest(args, subject, cuts, images.source, passed)}
     print_results(results)

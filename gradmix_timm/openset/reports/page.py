@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from .html import breakable, cell, figure, folded, frame, interval, number, rate, table, told, uri
-from .sets_page import render_closest, render_pixels, render_sets, render_skipped
+from .sets_page import render_closest, render_pixels, render_sensitivity, render_sets, render_skipped
 
 __all__ = ['render']
 
@@ -37,11 +37,10 @@ def render(results: Values, images: Mapping[str, bytes], mistakes: Values, mixes
         mixes: Of mixes.json.
     """
     body = '\n'.join([
-        _head(results), _facts(results), _scores(results), render_sets(results), render_pixels(results),
-        render_skipped(results), _groups(results), _figures(results, images),
+        _head(results), _facts(results), _scores(results), render_sensitivity(results), render_sets(results),
+        render_pixels(results), render_skipped(results), _groups(results), _figures(results, images),
         _histograms(results, images), _classes(results), _mistakes(results, mistakes),
-        render_closest(results, mistakes),
-        _mixes(mixes, images.get('mixes.png')), _manifest(results)])
+        render_closest(results, mistakes), _mixes(mixes, images.get('mixes.png')), _manifest(results)])
     return frame(_title(results), body)
 
 

@@ -9,7 +9,8 @@ from gradmix_timm.openset.trivial import STATISTICS, WARN_ABOVE
 
 from .html import breakable, cell, table
 
-__all__ = ['render_closest', 'render_pixels', 'render_sets', 'render_skipped']
+__all__ = ['render_closest', 'render_pixels', 'render_sensitivity', 'render_sets',
+           'render_skipped']
 
 Values = Mapping[str, Any]
 
@@ -69,8 +70,26 @@ def render_closest(results: Values, shown: Values) -> str:
             'No unknown image has the pixels of a known one' + (
                 '.' if found['looked_at'] else '; none comes close.'))
     return (f'<h2>Unknown images closest to known ones</h2><p>{lead}</p><p class="soft">By the cosine of their '
-            f'features, among {sets}: look whether the left image of a pair is of a class that the model was taught.</p>'
+            f'features, among {sets}: look whether the left image of a pair is of a class that the model knows.</p>'
             f'<ul class="thumbs pairs">{"".join(map(_pair, shown.get("closest", ())))}</ul>')
+
+
+def render_sensitivity(results: Values) -> str:
+    """AUROC over the values of each score's main option; empty where it was not asked for."""
+    found = results.get('sensitivity')
+    if not found:
+        return ''
+    width = max(len(part['points']) for part in found.values())
+    rows = []
+    for name, part in found.items():
+        cells = [f'{"<b>" if value == part["used"] else ""}{cell(area)}{"</b>" if value == part["used"] else ""}'
+                 f'<small>{value:g}</small>' for value, area in part['points']]
+        rows.append((f'{escape(name)}<small>{escape(part["option"])}</small>', cells + [''] * (width - len(cells)),
+                     name == results['threshold']['score']))
+    return '<h2>What hangs on the settings</h2>' + table(
+        ['score', *[''] * width], rows,
+        'AUROC in percent, the value of the option below it; bold is the one that was used, fixed beforehand. Not to '
+        'choose by: these are test images.')
 
 
 def _pair(item: Values) -> str:

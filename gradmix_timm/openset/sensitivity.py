@@ -1,0 +1,72 @@
+"""What hangs on a score's settings: AUROC over a ladder of values of the one that matters most.
+
+To look at, never to choose by: the values used were fixed beforehand, and the images scored here are the test's.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .judge import Subjects
+from .metrics import auroc
+from .scores import fit_score
+
+__all__ = ['LADDERS', 'sensitivity']
+
+_TEMPERATURES = (0.5, 1., 2., 5., 10., 100.)
+_NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
+_SHRINKAGE = (1e-6, 1e-4, 1e-2, 0.1, 1.)
+_PERCENTILES = (10., 30., 50., 65., 80., 85., 90., 95., 99.)
+#: Score to its option and the values tried; ``dim`` in shares of the features' width.
+LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
+    'msp': ('temperature', _TEMPERATURES), 'energy': ('temperature', _TEMPERATURES),
+    'gen': ('gamma', (0.01, 0.05, 0.1, 0.2, 0.5, 1.)), 'knn': ('k', _NEIGHBOURS), 'knn-mean': ('k', _NEIGHBOURS),
+    'class-knn': ('k', (1, 3, 5, 10, 20)), 'class-knn-share': ('k', (1, 3, 5, 10, 20)),
+    'mahalanobis': ('shrinkage', _SHRINKAGE), 'rmahalanobis': ('shrinkage', _SHRINKAGE),
+    'vim': ('dim', (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
+    'react': ('percentile', _PERCENTILES), 'ash': ('percentile', _PERCENTILES), 'scale': ('percentile', _PERCENTILES),
+    'dice': ('percentile', _PERCENTILES)}
+
+
+def sensitivity(subjects: Subjects, names: Sequence[str], told: Callable[[str], None] = lambda _: None,
+                ) -> dict[str, dict[str, Any]]:
+    """AUROC of each score at other values of its main option, everything else as it is.
+
+    Args:
+        subjects: What is judged.
+        names: Scores; those without such an option are left out.
+        told: Called with each score's name as its turn comes.
+
+    Returns:
+        Score to ``option``, the value ``used``, and ``points``, lists [value, AUROC] in rising order; a value that
+        cannot be fit (more neighbours than samples) is left out.
+    """
+    found = {}
+    for name in names:
+        if name in LADDERS:
+            told(name)
+            points, used = _climb(subjects, name)
+            if len(points) > 1:
+                found[name] = {'option': LADDERS[name][0], 'used': used, 'points': points}
+    return found
+
+
+def _climb(subjects: Subjects, name: str) -> tuple[list[list[float]], float | None]:
+    option, values = LADDERS[name]
+    if option == 'dim':
+        width = subjects.known.features.shape[1]
+        values = tuple(dict.fromkeys(max(1, round(share * width)) for share in values))
+    points: dict[float, float] = {}
+    used: float | None = None
+    for wanted in (None, *values):
+        try:
+            score = fit_score(name, subjects.train, head=subjects.head, **({} if wanted is None else {option: wanted}))
+            area = auroc(score(subjects.known), score(subjects.unknown))
+        except ValueError:
+            continue
+        value = wanted
+        if value is None:
+            # None stands for a value that the fit takes from the data.
+            value = used = score.options[option] if score.options[option] is not None else score.diagnostics[option]
+        points[value] = area
+    return [[value, points[value]] for value in sorted(points)], used
