@@ -84,10 +84,10 @@ def render_sensitivity(results: Values) -> str:
     for name, part in found.items():
         cells = [f'{"<b>" if value == part["used"] else ""}{cell(area)}{"</b>" if value == part["used"] else ""}'
                  f'<small>{value:g}</small>' for value, area in part['points']]
-        rows.append((f'{escape(name)}<small>{escape(part["option"])}</small>', cells + [''] * (width - len(cells)),
+        rows.append((escape(name), [escape(part['option']), *cells, *[''] * (width - len(cells))],
                      name == results['threshold']['score']))
     return '<h2>What hangs on the settings</h2>' + table(
-        ['score', *[''] * width], rows,
+        ['score', 'option', *[''] * width], rows,
         'AUROC in percent, the value of the option below it; bold is the one that was used, fixed beforehand. Not to '
         'choose by: these are test images.')
 
