@@ -21,6 +21,7 @@ from gradmix_timm.checkpoint import (
     build_model,
     check_known,
     load_checkpoint,
+    pretraining,
     versions,
     write_atomic,
 )
@@ -196,6 +197,18 @@ def test_torch_files_without_weights_are_refused(content, told, tmp_path):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(ValueError, match=f'holds {told}, no weights; expected'):
         load_checkpoint(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize(('args', 'name', 'began'), [
+    ({'pretrained': False, 'initial_checkpoint': '', 'model': 'resnet18'}, None, 'none'),
+    ({'pretrained': True, 'initial_checkpoint': '', 'model': 'resnet18'}, None, 'resnet18.a1_in1k'),
+    ({'pretrained': True, 'model': 'vit_base_patch16_224.augreg_in21k'}, None, 'vit_base_patch16_224.augreg_in21k'),
+    ({'pretrained': True, 'pretrained_path': '/weights/own.pth', 'model': 'resnet18'}, None, 'file own.pth'),
+    ({'pretrained': False, 'initial_checkpoint': '/run/ssl.pth.tar', 'model': 'resnet18'}, None, 'file ssl.pth.tar'),
+    ({'model': 'resnet18'}, None, None), (None, None, None), (None, 'resnet50', 'resnet50.a1_in1k'),
+    (None, 'test_resnet_of_mine', 'test_resnet_of_mine')])
+def test_where_the_first_weights_came_from(args, name, began):
+    assert pretraining(args, name) == began
 
 
 def test_missing_file_and_folder(ours, tmp_path):

@@ -1,9 +1,9 @@
 """What a checkpoint says of itself; reading any that timm can hold; writing files whole or not at all."""
 from .files import atomic_path, write_atomic
-from .models import build_model, find_device
+from .models import build_model, find_device, pretraining
 from .reading import Loaded, load_checkpoint
 from .record import KEY, RunRecord, check_known, versions
 
 __all__ = [
     'KEY', 'Loaded', 'RunRecord', 'atomic_path', 'build_model', 'check_known', 'find_device',
-    'load_checkpoint', 'versions', 'write_atomic']
+    'load_checkpoint', 'pretraining', 'versions', 'write_atomic']

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,6 +61,35 @@ def find_device(device: torch.device | str | None = None) -> torch.device:
         raise ValueError(f'device {str(device)!r}: PyTorch {torch.__version__} cannot use it here '
                          f"({str(error).splitlines()[0]}); give 'cpu' (type --device cpu)") from error
     return found
+
+
+def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str | None:
+    """Where the first weights of a run came from.
+
+    A net that saw ImageNet has seen many an "unknown" class: its figures do not stand beside those of one trained from
+    scratch.
+
+    Args:
+        args: timm's training arguments, as a checkpoint holds them; None where there are none.
+        name: The model, where it is judged with timm's own weights.
+
+    Returns:
+        'none'; timm's name of the weights with their tag; 'file NAME'; None where nobody says.
+
+    Example:
+        >>> pretraining({'pretrained': False, 'initial_checkpoint': ''}), pretraining(None, 'resnet18')
+        ('none', 'resnet18.a1_in1k')
+    """
+    if name is None:
+        if args is None or 'pretrained' not in args:
+            return None
+        file = args.get('initial_checkpoint') or (args['pretrained'] and args.get('pretrained_path'))
+        if file or not args['pretrained']:
+            return f'file {os.path.basename(str(file))}' if file else 'none'
+        name = str(args.get('model'))
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    tag = config.tag if config is not None else ''
+    return f'{name}.{tag}' if tag and '.' not in name else name
 
 
 def _head_size(name: str, state: Mapping[str, Tensor]) -> int | None:

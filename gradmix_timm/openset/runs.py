@@ -16,7 +16,7 @@ __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_runs', 'notes', 'read_runs']
 #: In place of a score: the metric that needs none, ``top1``.
 CLOSED_SET = ''
 # What makes two runs different ways of doing it, though no group is named by it.
-_FACTS = ('model', 'objective', 'moving_average')
+_FACTS = ('model', 'objective', 'moving_average', 'pretraining')
 # Options of a mixer that say nothing of the method.
 _INCIDENTAL = ('seed', 'rank', 'num_classes')
 
@@ -101,6 +101,7 @@ def check_runs(runs: Sequence[Run]) -> None:
         ValueError: Different protocols, other classes or images under one trial number, two runs of one group for one
             trial and seed.
     """
+    _check_starts(runs)
     first = runs[0]
     seen: dict[Any, Run] = {}
     splits: dict[int | None, Run] = {}
@@ -185,6 +186,15 @@ def _group(folder: Path, manifest: Mapping[str, Any], by: Sequence[str]) -> str:
 def _protocol(run: Run) -> str:
     name, family = run.protocol
     return (f'{name}, {family}' if family else str(name)) if name else 'chosen classes'
+
+
+def _check_starts(runs: Sequence[Run]) -> None:
+    """Pretraining may have seen the unknown classes: never beside a run from scratch."""
+    began = {run.facts.get('pretraining'): run.folder for run in runs}
+    trained = next((start for start in began if start not in ('none', None)), None)
+    if trained is not None and 'none' in began:
+        raise ValueError(f'{began["none"]} started from scratch and {began[trained]} from {trained}, which may have '
+                         'seen the unknown classes; compare runs of one kind')
 
 
 def _first_difference(one: Run, other: Run) -> str:

@@ -243,6 +243,18 @@ def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
     assert 'closest to known ones' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
+@pytest.mark.parametrize(('pretrained', 'began'), [(True, 'test_resnet.r160_in1k'), (False, 'none')])
+def test_pretraining_is_recorded_and_said(pretrained, began, tmp_path, capsys):
+    data = folders(tmp_path / 'data')
+    args = argparse.Namespace(model='test_resnet', pretrained=pretrained, initial_checkpoint='')
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data), two_outputs(), args=args)
+    assert run('--checkpoint', checkpoint, '--scores', 'mls') == 0
+    assert results_of(tmp_path / 'run' / 'osr')['manifest']['pretraining'] == began
+    page = (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+    for text in (capsys.readouterr().out, page, (tmp_path / 'run' / 'osr' / 'results.md').read_text()):
+        assert ('eights started from test_resnet.r160_in1k' in text) is pretrained
+
+
 def test_what_hangs_on_settings_is_printed_and_on_the_page(tmp_path, capsys):
     checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
     assert run('--checkpoint', checkpoint, '--scores', 'mls,knn,msp', '--sensitivity') == 0

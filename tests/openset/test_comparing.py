@@ -194,6 +194,8 @@ def bad(**changes):
     ([], 'no run to compare'),
     (bad(protocol=('other', None)), r'different protocols: toy in ours-0-0 and other in ours-9-0'),
     (bad(protocol=('toy', 'new')), 'toy, new'),
+    ([*bad(facts={'pretraining': 'none'}), make_run('base', 9, 0, 0.8, facts={'pretraining': 'resnet18.a1_in1k'})],
+     'ours-9-0 started from scratch and base-9-0 from resnet18.a1_in1k, which may have seen'),
     (bad(trial=0, seed=5, split=(frozenset({'a', 'x'}), frozenset({'u0'}))),
      r'runs of trial 0 with other classes: .*\(k0 is not in both'),
     (bad(trial=0, seed=5, images=(10, 6, 'x', '0')), 'different images'),

@@ -21,6 +21,7 @@ from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
 from gradmix_timm.openset.reports.report import closed_set_line, score_table
+from gradmix_timm.openset.reports.tables import pretraining_note
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.sensitivity import sensitivity
 from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
@@ -146,6 +147,8 @@ def print_results(results: dict[str, Any]) -> None:
                 for warning in (part.get('trivial') or {}).get('warnings', ())]
     for warning in warnings:
         print(f'warning: {warning}')
+    if began := pretraining_note(results):
+        print(f'note: {began}')
     for warning in (results.get('duplicates') or {}).get('warnings', ()):
         print(f'warning: {warning}')
     if warnings:

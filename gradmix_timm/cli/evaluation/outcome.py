@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gradmix_timm.checkpoint import Loaded, atomic_path, versions, write_atomic
+from gradmix_timm.checkpoint import Loaded, atomic_path, pretraining, versions, write_atomic
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import Judged
 from gradmix_timm.openset.reports.latex import results_latex
@@ -70,7 +70,7 @@ def manifest(args: argparse.Namespace, subject: Subject, cuts: Mapping[str, CutD
     there = {name: cut for name, cut in cuts.items() if cut is not None}
     return {
         'model': subject.name, 'parameters': sum(p.numel() for p in subject.model.parameters()),
-        **_checkpoint_facts(subject.loaded), **_run_folder(args),
+        **_checkpoint_facts(subject.loaded), 'pretraining': _pretraining(args, subject), **_run_folder(args),
         'data': {**source, **{f'n_{name}': len(cut) for name, cut in there.items()}},
         'list_sha256': {name: list_hash(cut) for name, cut in there.items()},
         'preprocessing': {key: list(value) if isinstance(value, tuple) else value
@@ -93,6 +93,12 @@ def _checkpoint_facts(loaded: Loaded | None) -> dict[str, Any]:
         facts |= {'mixer': record.mixer, 'mixer_options': record.mixer_options, 'objective': record.objective,
                   'trained_with': record.versions}
     return facts
+
+
+def _pretraining(args: argparse.Namespace, subject: Subject) -> str | None:
+    if subject.loaded is None:
+        return pretraining(None, subject.name) if args.pretrained else 'none'
+    return pretraining(subject.loaded.args)
 
 
 def _run_folder(args: argparse.Namespace) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .html import breakable, cell, figure, folded, frame, interval, number, rate, table, told, uri
 from .sets_page import render_closest, render_pixels, render_sensitivity, render_sets, render_skipped
+from .tables import pretraining_note
 
 __all__ = ['render']
 
@@ -37,9 +38,9 @@ def render(results: Values, images: Mapping[str, bytes], mistakes: Values, mixes
         mixes: Of mixes.json.
     """
     body = '\n'.join([
-        _head(results), _facts(results), _scores(results), render_sensitivity(results), render_sets(results),
-        render_pixels(results), render_skipped(results), _groups(results), _figures(results, images),
-        _histograms(results, images), _classes(results), _mistakes(results, mistakes),
+        _head(results), _pretraining(results), _facts(results), _scores(results), render_sensitivity(results),
+        render_sets(results), render_pixels(results), render_skipped(results), _groups(results),
+        _figures(results, images), _histograms(results, images), _classes(results), _mistakes(results, mistakes),
         render_closest(results, mistakes), _mixes(mixes, images.get('mixes.png')), _manifest(results)])
     return frame(_title(results), body)
 
@@ -68,6 +69,11 @@ def _head(results: Values) -> str:
     return (f'<h1>{escape(_title(results))}</h1>\n<p class="lead">{lead}</p>\n<p class="soft">'
             f'{len(results["known_classes"])} known and {len(results["unknown_classes"])} unknown classes{trial}; '
             f'{results["n_known"]:,} and {results["n_unknown"]:,} test images; intervals cover 95%.</p>')
+
+
+def _pretraining(results: Values) -> str:
+    note = pretraining_note(results)
+    return f'<p>{escape(note[0].upper() + note[1:])}.</p>' if note else ''
 
 
 def _facts(results: Values) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import figures
 from .page import render
-from .tables import csv_text, text_table
+from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
     'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'read_arrays',
@@ -87,6 +87,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     lines += ['Percent; in brackets 95% intervals. Knownness: higher = more known. AUPR in: knowns are the positives; '
               'out: unknowns are. FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; (unknowns '
               'caught): knowns rejected where 95% of the unknowns are.', '']
+    lines += [f'- note: {note}' for note in [pretraining_note(results)] if note]
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
     lines += [f'- warning: {warning}' for _, part in _groups(results)
               for warning in (part.get('trivial') or {}).get('warnings', ())]

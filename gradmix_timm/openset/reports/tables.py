@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ['csv_text', 'text_table']
+__all__ = ['csv_text', 'pretraining_note', 'text_table']
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -46,3 +46,16 @@ def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = N
     writer.writeheader()
     writer.writerows(rows)
     return file.getvalue()
+
+
+def pretraining_note(results: Mapping[str, Any]) -> str:
+    """A sentence where the net did not start from scratch, else empty.
+
+    Example:
+        >>> pretraining_note({'manifest': {'pretraining': 'resnet18.a1_in1k'}})[:52]
+        'the weights started from resnet18.a1_in1k, which may'
+    """
+    began = results['manifest'].get('pretraining')
+    return '' if began in (None, 'none') else (
+        f'the weights started from {began}, which may have seen the unknown classes; do not set these figures beside '
+        'those of nets trained from scratch')
