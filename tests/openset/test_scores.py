@@ -82,6 +82,20 @@ def test_scores_pickle_and_leave_embeddings_as_they_are(name, train, fitted):
     assert all(torch.equal(a, b) for a, b in zip(before, (train.logits, train.features, train.projection), strict=True))
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('name', NAMES)
+def test_embeddings_of_another_precision_score_as_their_own_values(name, dtype, train):
+    """Rounded to the dtype and back to float32, they give the same but for the order of roundings."""
+    def cast(part, to):
+        names = ('logits', 'features', 'projection')
+        return replace(part, **{key: getattr(part, key).to(dtype).to(to) for key in names})
+
+    queries = embedded.make(60, 4, projection=True)
+    found, expected = (fit_score(name, cast(train, to), embedded.make_head())(cast(queries, to))
+                       for to in (dtype, torch.float32))
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_no_rows_give_no_scores(name, fitted):
     assert fitted[name](embedded.take(embedded.make(4, projection=True), slice(0))).shape == (0,)

@@ -40,7 +40,9 @@ def percentile_of(rows: Tensor, percentile: float) -> float:
         2.5
     """
     if rows.numel() <= _FEW or rows.dtype != torch.float32:
-        return float(np.percentile(rows.cpu().numpy(), percentile))
+        # NumPy has no bfloat16, and interpolates float16 in float16.
+        exact = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+        return float(np.percentile(exact.cpu().numpy(), percentile))
     place = (rows.numel() - 1) * percentile / 100
     low, high = (_nth_smallest(rows, number) for number in (math.floor(place), math.ceil(place)))
     return low + (high - low) * (place - math.floor(place))
