@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from timm.layers import ClassifierHead, NormMlpClassifierHead
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -148,13 +149,21 @@ def _classifier_inputs(model: nn.Module) -> Iterator[list[Tensor]]:
 def _classifiers(model: nn.Module) -> tuple[nn.Module, ...]:
     getter: Any = getattr(model, 'get_classifier', None)
     if getter is not None:
-        found = getter()
-        return tuple(found) if isinstance(found, tuple | list | nn.ModuleList) else (found,)
+        return tuple(_leaves(getter()))
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f'{type(model).__name__} has neither get_classifier() nor an nn.Linear to read features at; '
                          'give it a get_classifier() that returns its last layer')
     return (linear[-1],)
+
+
+def _leaves(found: Any) -> Iterator[nn.Module]:
+    """The layers that give logits: of heads in lists (EfficientViM), behind the pooling of a head (Sequencer, SAM)."""
+    if isinstance(found, tuple | list | nn.ModuleList):
+        for part in found:
+            yield from _leaves(part)
+    else:
+        yield found.fc if isinstance(found, ClassifierHead | NormMlpClassifierHead) else found
 
 
 def _join(inputs: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import pytest
 import timm
 import torch
-from timm.layers import NormMlpClassifierHead
+from timm.layers import ClassifierHead, NormMlpClassifierHead
 from torch import nn
 
 from gradmix_timm.openset import extract as module
@@ -97,11 +97,33 @@ def test_logits_are_the_models_own_and_features_timms(name):
 @pytest.mark.parametrize(('name', 'side'), [
     ('levit_128s', 224), ('efficientformer_l1', 224), ('mobilenetv3_small_050', 64), ('mobilenetv4_conv_small', 64),
     ('vgg11', 64), ('repvit_m0_9', 64), ('crossvit_tiny_240', 240), ('resnetv2_50x1_bit', 64),
-    ('tiny_vit_5m_224', 224)])
+    ('tiny_vit_5m_224', 224), ('sequencer2d_s', 224), ('efficientvim_m4_dist', 224), ('iformer_t', 224)])
 def test_heads_of_timm_are_linear_maps_of_the_features(name, side):
     model = randomise(timm.create_model(name, num_classes=3))
     found = extract(model, batches(2, 2, side)[2], 'cpu')
     assert linear_error(model, found) < 1e-4
+
+
+class PoolsInItsHead(nn.Module):
+    """As Sequencer and SAM: the classifier is a module that pools a grid first."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 5, 3), ClassifierHead(5, 3)
+
+    def get_classifier(self):
+        return self.head
+
+    def forward(self, images):
+        return self.head(self.stem(images))
+
+
+def test_a_head_that_pools_is_read_behind_its_pooling():
+    model = randomise(PoolsInItsHead())
+    images, _, loader = batches(6, 4, 12)
+    found = extract(model, loader, 'cpu')
+    torch.testing.assert_close(found.features, model.eval().stem(images).mean((2, 3)).detach())
+    assert linear_error(model, found) < 1e-5
 
 
 @pytest.mark.slow
