@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
-from .metrics.calibration import brier, nll, reliability
+from .metrics.calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
 from .metrics.intervals import top1
 from .metrics.summary import summarize
 from .metrics.thresholds import conformal_threshold
+from .operating import at_threshold
 from .scores import Head, fit_score, list_scores, score_kind
 
 __all__ = ['Judged', 'Subjects', 'check_names', 'judge', 'needs_train', 'observed_threshold']
@@ -92,14 +94,18 @@ def judge(subjects: Subjects, names: Sequence[str] | None = None, draws: int = 1
     threshold = _threshold(subjects, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
     accepted = {side: arrays[f'{side}/{threshold["score"]}'] >= threshold['value'] for side in ('known', 'unknown')}
     threshold |= {f'{side}_accepted': float(rows.mean()) for side, rows in accepted.items()}
+    main = threshold['score']
+    threshold['open_set'] = at_threshold(
+        arrays['known_pred'], arrays['known_label'], arrays[f'known/{main}'], arrays['unknown_pred'],
+        arrays[f'unknown/{main}'], threshold['value'], len(subjects.known_classes), draws, seed)
     arrays['confusion'] = _confusion(subjects, arrays, accepted)
     results = {
         'known_classes': list(subjects.known_classes), 'unknown_classes': list(subjects.unknown_classes),
         'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
         'closed_set': top1(arrays['known_correct']), 'scores': scores,
         'groups': _groups(subjects, arrays, list(scores), draws, seed),
-        'calibration': _calibrate(subjects.known, arrays), 'threshold': threshold,
-        'per_class': _per_class(subjects, arrays, accepted, threshold['score']), 'not_served': missing}
+        'calibration': _calibrate(subjects, arrays), 'threshold': threshold,
+        'per_class': _per_class(subjects, arrays, accepted, main), 'not_served': missing}
     return Judged(results, arrays)
 
 
@@ -191,13 +197,30 @@ def _threshold(subjects: Subjects, arrays: Mapping[str, Array], name: str) -> di
                       'held out from training, too few for an honest one)', 'held_out': False}
 
 
-def _calibrate(known: Embeddings, arrays: dict[str, Array]) -> dict[str, float]:
-    """Errors of the closed-set probabilities; the bins go into ``arrays``."""
-    probs, label = known.logits.softmax(1).numpy(), known.label.numpy()
-    bins = reliability(probs, label)
+def _calibrate(subjects: Subjects, arrays: dict[str, Array]) -> dict[str, Any]:
+    """Errors of the closed-set probabilities, as they are and at the temperature that suits the held-out images best.
+
+    The bins go into ``arrays``.
+    """
+    found = _errors(subjects.known.logits, subjects.known.label)
+    bins = reliability(subjects.known.logits.double().softmax(1).numpy(), subjects.known.label.numpy())
     arrays |= {'bin_confidence': bins.confidence, 'bin_accuracy': bins.accuracy,
                'bin_share': bins.count / bins.count.sum()}
-    return {'ece': bins.error, 'nll': nll(known.logits.numpy(), label), 'brier': brier(probs, label)}
+    held = subjects.validation
+    if held is not None and len(held.label):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            temperature = fit_temperature(held.logits.numpy(), held.label.numpy())
+        found |= {'temperature': temperature, 'temperature_n': len(held.label),
+                  'temperature_note': str(told[0].message) if told else None,
+                  'scaled': _errors(subjects.known.logits.double() / temperature, subjects.known.label)}
+    return found
+
+
+def _errors(logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
+    probs, classes = logits.double().softmax(1).numpy(), label.numpy()
+    return {'ece': ece(probs, classes), 'adaptive_ece': adaptive_ece(probs, classes),
+            'nll': nll(logits.numpy(), classes), 'brier': brier(probs, classes)}
 
 
 def _confusion(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:

@@ -83,6 +83,32 @@ def test_observed_threshold_is_the_largest_that_keeps_95_percent(count):
     assert not [other for other in known if other > tau and (known >= other).mean() >= 0.95]
 
 
+def test_labels_with_rejection_are_measured_at_the_threshold():
+    judged = judge(subjects(), ('mls', 'msp'), draws=20)
+    counts, found = judged.arrays['confusion'], judged.results['threshold']['open_set']
+    classes = len(KNOWN)
+    right = np.r_[np.diag(counts)[:classes], counts[classes, classes:].sum()]
+    guess, truth = counts.sum(1), np.r_[counts[:, :classes].sum(0), counts[:, classes:].sum()]
+    assert found['macro_f1'] == pytest.approx(float((2 * right / (guess + truth)).mean()), abs=1e-12)
+    assert found['balanced_accuracy_with_unknown'] == pytest.approx(float((right / truth).mean()), abs=1e-12)
+    assert found['macro_f1_ci'][0] <= found['macro_f1'] <= found['macro_f1_ci'][1]
+
+
+def test_calibration_is_told_as_it_is_and_at_the_temperature_of_the_held_out_images():
+    found = judge(subjects(), ('mls',), draws=0).results['calibration']
+    held, known = subjects().validation, subjects().known
+    assert found['temperature'] == metrics.fit_temperature(held.logits.numpy(), held.label.numpy())
+    assert found['temperature_n'] == len(held.label)
+    logits = known.logits.double()
+    for part, scale in ((found, 1.), (found['scaled'], found['temperature'])):
+        probs = (logits / scale).softmax(1).numpy()
+        assert part['ece'] == pytest.approx(metrics.ece(probs, known.label.numpy()), abs=1e-9)
+        assert part['adaptive_ece'] == pytest.approx(metrics.adaptive_ece(probs, known.label.numpy()), abs=1e-9)
+        assert part['brier'] == pytest.approx(metrics.brier(probs, known.label.numpy()), abs=1e-9)
+        assert part['nll'] == pytest.approx(metrics.nll((logits / scale).numpy(), known.label.numpy()), abs=1e-9)
+    assert 'temperature' not in judge(subjects(validation=None), ('mls',), draws=0).results['calibration']
+
+
 def test_tables_add_up(judged):
     results, confusion = judged.results, judged.arrays['confusion']
     assert confusion.shape == (CLASSES + 1, CLASSES + 3)

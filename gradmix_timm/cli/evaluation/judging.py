@@ -20,7 +20,7 @@ from gradmix_timm.data import CutDataset
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
-from gradmix_timm.openset.reports.report import closed_set_line, score_table
+from gradmix_timm.openset.reports.report import closed_set_line, operating_line, score_table
 from gradmix_timm.openset.reports.tables import pretraining_note
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.sensitivity import sensitivity
@@ -137,6 +137,7 @@ def print_results(results: dict[str, Any]) -> None:
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
     print(f'\n{closed_set_line(results)}\n')
     print(score_table(results))
+    print(operating_line(results))
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
     for name, found in (results.get('sensitivity') or {}).items():

@@ -133,6 +133,7 @@ def _classes(results: Values) -> str:
     where = (f'An image is accepted if its {escape(name)} is at least {number(source["value"])}. This threshold was '
              f'{escape(source["source"])}. It accepts {rate(source["known_accepted"])} of the known test images and '
              f'{rate(source["unknown_accepted"])} of the unknown ones.')
+    where += _at_threshold(source.get('open_set'))
     known = [(escape(row['class']), [str(row['n']), cell(row['accuracy']), cell(row['accepted']),
                                      number(row['mean_knownness'])], False) for row in results['per_class']['known']]
     unknown = [(escape(row['class']), [str(row['n']), cell(row['accepted']), number(row['mean_knownness']),
@@ -145,6 +146,22 @@ def _classes(results: Values) -> str:
     shown = [folded(content, len(rows), f'{what} classes') for content, rows, what in zip(
         both, (known, unknown), ('known', 'unknown'), strict=True)]
     return f'<h2>Class by class</h2><p>{where}</p>{"".join(shown)}'
+
+
+def _at_threshold(found: Values | None) -> str:
+    """What labels with rejection reach there, in a sentence."""
+    if not found:
+        return ''
+
+    def told(name: str) -> str:
+        ends = found.get(f'{name}_ci')
+        return f'<b>{rate(found[name])}</b>' + (f' ({interval(ends)})' if ends else '')
+
+    return (f' There, macro-F1 over the known classes and "unknown" is {told("macro_f1")}, the mean recall of known '
+            f'classes {told("balanced_accuracy")}, with "unknown" as one class more '
+            f'{told("balanced_accuracy_with_unknown")}, and accuracy on knowns and rejection of unknowns, weighed '
+            f'{found["lambda"]:g} and {1 - found["lambda"]:g}, {told("normalized_accuracy")}. The threshold that suits '
+            f'these very images best would reach a macro-F1 of {rate(found["best_f1"])}.')
 
 
 # ---- pictures

@@ -14,8 +14,8 @@ from .page import render
 from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
-    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'read_arrays',
-    'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'operating_line',
+    'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Names of the files in an evaluation's folder.
 RESULTS, ARRAYS, MISTAKES, FIGURES = 'results.json', 'arrays.npz', 'mistakes.json', 'figures'
@@ -35,6 +35,21 @@ def closed_set_line(results: Mapping[str, Any]) -> str:
     low, high = closed['top1_ci']
     return (f'closed-set accuracy {closed["top1"]:.2%} (95% interval {low:.2%} to {high:.2%}), '
             f'{results["n_known"]} known and {results["n_unknown"]} unknown images')
+
+
+def operating_line(results: Mapping[str, Any]) -> str:
+    """What labels with rejection reach at the threshold; empty for results that do not say."""
+    threshold = results['threshold']
+    found = threshold.get('open_set')
+    if not found:
+        return ''
+    low, high = found.get('macro_f1_ci', (None, None))
+    ends = '' if low is None else f' (95% interval {low:.2%} to {high:.2%})'
+    fixed = 'fixed on held-out known images' if threshold['held_out'] else 'set on the known test images themselves'
+    return (f'at the threshold of {threshold["score"]}, {fixed}: macro-F1 {found["macro_f1"]:.2%}{ends}, mean recall '
+            f'of known classes {found["balanced_accuracy"]:.2%}, with unknown '
+            f'{found["balanced_accuracy_with_unknown"]:.2%}, normalised accuracy (lambda {found["lambda"]:g}) '
+            f'{found["normalized_accuracy"]:.2%}')
 
 
 def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
@@ -80,6 +95,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     """The tables with intervals, in percent, and what they were measured on."""
     lines = [f'# Open set evaluation of {results["manifest"]["model"]}', '', f'{closed_set_line(results)}.', '',
              score_table(results, intervals=True), '']
+    lines += [f'{line}.\n' for line in [operating_line(results)] if line]
     for group, part in list(_groups(results))[1:]:
         lines += [f'## {group} ({part["n_unknown"]} unknown images)', '', score_table(part, intervals=True), '']
     if results.get('means') is not None:
