@@ -1,7 +1,7 @@
 """Evaluations on disk as records to compare: found, read, grouped, and checked for belonging together."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from gradmix_timm.registry import nearest
 from .metrics.summary import RANK_METRICS
 from .reports.report import RESULTS, read_results
 
-__all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_runs', 'notes', 'read_runs']
+__all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', 'notes', 'read_runs']
 
 #: In place of a score: the metric that needs none, ``top1``.
 CLOSED_SET = ''
@@ -57,12 +57,25 @@ class Run:
         return self.trial, self.seed
 
 
-def find_runs(paths: Sequence[str | Path]) -> list[Path]:
+def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
     """Folders of evaluations among files, folders of evaluations, run folders and folders above; each once.
 
     Raises:
         ValueError: A path that is not there, or below which there is no results.json.
     """
+    return _find(paths, lambda inside: inside)
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Path]:
+    """The same, without what other commands wrote of a run that ``openset osr`` judged.
+
+    Raises:
+        ValueError: As :func:`find_evaluations`.
+    """
+    return _find(paths, lambda inside: [folder for folder in inside if folder.name == 'osr'] or inside)
+
+
+def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]]) -> list[Path]:
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
@@ -72,9 +85,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
         elif (path / RESULTS).is_file():
             inside = [path]
         else:
-            inside = sorted(file.parent for file in path.rglob(RESULTS))
-            # Beside it may lie what other commands wrote of the same run.
-            inside = [folder for folder in inside if folder.name == 'osr'] or inside
+            inside = choose(sorted(file.parent for file in path.rglob(RESULTS)))
         if not inside:
             raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {path}/model_best.pth.tar` first')
         found |= {folder.resolve(): folder for folder in inside if folder.resolve() not in found}

@@ -202,6 +202,51 @@ def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
     assert (folder / 'report.html').read_text() == (done[0] / 'report.html').read_text()
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures and page of an evaluation take a second; here a page is a line."""
+    monkeypatch.setattr(osr, 'draw', lambda folder: (folder / 'report.html').write_text('a page'))
+
+
+def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, capsys):
+    for name in ('one', 'two'):
+        for command in ('osr', 'ood'):
+            shutil.copytree(done[0], tmp_path / 'runs' / name / command)
+            (tmp_path / 'runs' / name / command / 'report.html').unlink()
+    runs = [str(tmp_path / 'runs' / name) for name in ('one', 'two')]
+    assert run_console(osr.main, ['report', *runs, '--output', str(tmp_path / 'out')]) == 0
+    pages = [tmp_path / 'out' / name / command / 'report.html' for name in ('one', 'two') for command in ('ood', 'osr')]
+    assert capsys.readouterr().out.splitlines() == [str(page) for page in pages]
+    assert all(results_of(page.parent) == results_of(done[0]) and page.is_file() for page in pages)
+    assert not list((tmp_path / 'runs').rglob('report.html'))
+    assert run_console(osr.main, ['report', *runs]) == 0
+    assert len(list((tmp_path / 'runs').rglob('report.html'))) == 4
+
+
+# ---- several checkpoints
+
+def test_several_checkpoints_are_judged_one_after_the_other(tmp_path, undrawn, capsys):
+    files = [save(tmp_path / name / 'model_best.pth.tar', digits(seed=seed)) for seed, name in enumerate('ab')]
+    assert run('--checkpoint', *files, '--scores', 'msp', '--trivial-images', 0) == 0
+    assert [results_of(file.parent / 'osr')['seed'] for file in files] == [0, 1]
+    assert run('--checkpoint', *files, '--scores', 'msp', '--trivial-images', 0, '--output', tmp_path / 'out') == 0
+    assert [results_of(tmp_path / 'out' / name)['seed'] for name in 'ab'] == [0, 1]
+    (files[1]).write_bytes(b'nothing')
+    capsys.readouterr()
+    assert run('--checkpoint', *files, '--scores', 'msp', '--trivial-images', 0) == 2
+    error, = capsys.readouterr().err.splitlines()
+    assert error.endswith(f'at {files[1]}, after 1 of 2 checkpoints')
+
+
+def test_checkpoints_whose_results_would_meet_are_refused_before_any_is_judged(tmp_path, capsys):
+    files = [save(tmp_path / name, digits()) for name in ('best.pth', 'last.pth')]
+    assert run('--checkpoint', *files) == run('--checkpoint', files[0], tmp_path / 'no.pth') == 2
+    errors = capsys.readouterr().err
+    assert 'two of the checkpoints' in errors
+    assert '1 of 2 are not there' in errors
+    assert not (tmp_path / 'osr').exists()
+
+
 # ---- whatever kind of checkpoint
 
 def test_folders_with_classes_out_of_order(tmp_path, capsys):

@@ -11,7 +11,8 @@ from pathlib import Path
 from gradmix_timm.cli.exits import ConsoleParser, mendable
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
 from gradmix_timm.openset.reports.plane import project_features
-from gradmix_timm.openset.reports.report import RESULTS, read_arrays, read_results
+from gradmix_timm.openset.reports.report import read_arrays, read_results
+from gradmix_timm.openset.runs import find_evaluations
 
 from .compare import add_compare
 from .corrupt import add_corrupt, draw_corrupt
@@ -27,8 +28,9 @@ from .judging import (
     trivial_probe,
 )
 from .ood import add_ood
-from .outcome import REPORT, draw, identity, manifest, write
+from .outcome import REPORT, copy_files, draw, identity, manifest, write
 from .probe import add_probe, draw_probe
+from .several import own_folders, run_each
 from .subject import (
     Images,
     add_subject_flags,
@@ -59,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     osr.set_defaults(run=run_osr)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
-    report.add_argument('folder', metavar='DIR', help='folder that `osr` wrote')
+    report.add_argument('folders', nargs='+', metavar='DIR',
+                        help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
+    report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
@@ -72,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command."""
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(['gradmix-openset', *(sys.argv[1:] if argv is None else argv)])
-    status: int = args.run(args)
-    return status
+    return run_each(args)
 
 
 # ---- osr, in running order
@@ -116,17 +119,27 @@ def run_osr(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Figures and page again, from files."""
-    folder = Path(args.folder)
+    """Figures and pages again, from files."""
     with mendable():
-        if folder.name == RESULTS:
-            folder = folder.parent
-        command = read_results(folder).get('command', '')
-        read_arrays(folder)
-        check_output(folder)
-    _DRAW.get(command, draw)(folder)
-    print(folder / REPORT)
+        folders = find_evaluations(args.folders)
+        for folder in folders:
+            read_results(folder)
+            read_arrays(folder)
+        places = _places(folders, args.output)
+        for place in places:
+            check_output(place)
+    for folder, place in zip(folders, places, strict=True):
+        copy_files(folder, place)
+        _DRAW.get(read_results(place).get('command', ''), draw)(place)
+        print(place / REPORT)
     return 0
+
+
+def _places(folders: Sequence[Path], output: str | None) -> list[Path]:
+    """Where each page goes: to its files, or below --output."""
+    if output is None:
+        return list(folders)
+    return [Path(output)] if len(folders) == 1 else own_folders(folders, output)
 
 
 def _output(args: argparse.Namespace) -> Path:

@@ -37,7 +37,8 @@ from gradmix_timm.openset.reports.report import (
 from .embedding import Subject
 from .subject import list_hash
 
-__all__ = ['REPORT', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'thumbnail', 'write']
+__all__ = [
+    'REPORT', 'copy_files', 'draw', 'draw_plain', 'find_mistakes', 'identity', 'manifest', 'thumbnail', 'write']
 
 REPORT = 'report.html'
 # Thumbnails of mistakes, each kind, and their side in pixels (a page shows 96; screens have two pixels for one).
@@ -148,6 +149,15 @@ def draw_plain(folder: Path, figures: Mapping[str, bytes],
         write_atomic(folder / FIGURES / name, png)
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
     write_atomic(folder / REPORT, render(read_results(folder), images))
+
+
+def copy_files(folder: Path, place: Path) -> None:
+    """Files and figures of an evaluation to another folder, where it is another; results.json last."""
+    if folder.resolve() == place.resolve():
+        return
+    files = [path for path in (*folder.iterdir(), *folder.glob(f'{FIGURES}/*.png')) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == RESULTS):
+        write_atomic(place / path.relative_to(folder), path.read_bytes())
 
 
 def draw(folder: Path) -> None:

@@ -68,7 +68,8 @@ class Images:
 def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that judges a model; what a checkpoint of ours tells need not be given."""
     add = parser.add_argument_group('Model').add_argument
-    add('--checkpoint', metavar='FILE', help="of train.py, timm's, or a bare state dict with --model")
+    add('--checkpoint', nargs='+', metavar='FILE',
+        help="of train.py, timm's, or a bare state dict with --model; several are judged one after the other")
     add('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
     add('--pretrained', action='store_true', help="timm's weights, in place of a checkpoint")
     add('--img-size', type=int, metavar='N', help="image side in pixels (default: the checkpoint's)")

@@ -1,0 +1,86 @@
+"""One command over several checkpoints, and what is written for each of several things to go to a folder of its own."""
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gradmix_timm.cli.exits import mendable
+
+__all__ = ['own_folders', 'run_each']
+
+
+def run_each(args: argparse.Namespace) -> int:
+    """Run a command for each of its checkpoints, in order.
+
+    Args:
+        args: With ``run``; where there is a ``checkpoint``, None or a list of files, ``run`` gets one at a time.
+
+    Returns:
+        The last exit status.
+
+    Raises:
+        UsageError: A file that is not there, or two whose results would go to one folder, before any is judged.
+    """
+    status = 0
+    parts = list(_parts(args))
+    for number, part in enumerate(parts):
+        if len(parts) > 1:
+            print(f'\n== {part.checkpoint} ({number + 1} of {len(parts)})', flush=True)
+        try:
+            status = args.run(part)
+        except (Exception, KeyboardInterrupt) as error:
+            if len(parts) > 1:
+                error.add_note(f'at {part.checkpoint}, after {number} of {len(parts)} checkpoints')
+            raise
+    return status
+
+
+def _parts(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """The arguments once a checkpoint."""
+    files: Sequence[str] | None = getattr(args, 'checkpoint', None)
+    if files is None:
+        yield args
+        return
+    outputs: list[str | None] = [args.output] * len(files)
+    if len(files) > 1:
+        with mendable():
+            outputs = list(_outputs(files, args.output))
+    for file, output in zip(files, outputs, strict=True):
+        yield argparse.Namespace(**{**vars(args), 'checkpoint': file, 'output': output})
+
+
+def _outputs(files: Sequence[str], output: str | None) -> Sequence[str | None]:
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise ValueError(f'there is no checkpoint {missing[0]} ({len(missing)} of {len(files)} are not there)')
+    parents = [Path(file).resolve().parent for file in files]
+    twice = [parent for parent, count in Counter(parents).items() if count > 1]
+    if output is not None:
+        places = [Path(file).resolve().with_suffix('') if parent in twice else parent
+                  for file, parent in zip(files, parents, strict=True)]
+        return [str(folder) for folder in own_folders(places, output)]
+    if twice:
+        raise ValueError(f'{twice[0]} holds two of the checkpoints, whose results would go to one folder; name '
+                         'another, --output DIR, or one checkpoint a folder')
+    return [None] * len(files)
+
+
+def own_folders(folders: Sequence[Path], output: str | Path) -> list[Path]:
+    """A folder below ``output`` for each of several, laid out as they lie to each other.
+
+    Raises:
+        ValueError: One of them twice.
+
+    Example:
+        >>> [str(folder) for folder in own_folders([Path('/runs/a/osr'), Path('/runs/b/osr')], 'out')]
+        ['out/a/osr', 'out/b/osr']
+    """
+    whole = [folder.absolute() for folder in folders]
+    twice = [folder for folder, count in Counter(whole).items() if count > 1]
+    if twice:
+        raise ValueError(f'{twice[0]} is named twice; name it once')
+    above = os.path.commonpath(whole)
+    return [Path(output) / folder.relative_to(above) for folder in whole]
