@@ -65,7 +65,7 @@ def find_corruptions(names: Iterable[str] | None, there: Iterable[str] | None = 
         there: Choose among these rather than among those that can be made.
 
     Raises:
-        ValueError: An unknown name, with the nearest; a name given twice.
+        ValueError: An unknown name, with the nearest; a name given twice; one of the 15 that is not there.
 
     Example:
         >>> find_corruptions(['weather'])
@@ -73,8 +73,14 @@ def find_corruptions(names: Iterable[str] | None, there: Iterable[str] | None = 
     """
     known = tuple(there) if there is not None else tuple(list_corruptions(extra=True))
     by_official = {official_name(name): name for name in known}
+    if names is None:
+        names = _facts()['main']
+        missing = [name for name in names if name not in by_official]
+        if missing:
+            raise ValueError(f'{len(missing)} of the 15 corruptions are not there ({missing[0]}, ...); those that are: '
+                             f'--corruptions {",".join(known)}')
     found: list[str] = []
-    for name in _facts()['main'] if names is None else names:
+    for name in names:
         for member in FAMILIES.get(name, (name,)):
             if official_name(member) not in by_official:
                 raise ValueError(f'no corruption {name!r}: {nearest(name, [*known, *FAMILIES])}')

@@ -298,6 +298,8 @@ def test_names_are_found_by_official_name_and_family():
         find_corruptions(['fog', 'weather'])
     with pytest.raises(ValueError, match="no corruption 'spatter'"):
         find_corruptions(['spatter'], there=['fog'])
+    with pytest.raises(ValueError, match=r'13 of the 15 corruptions are not there .*--corruptions fog,snow$'):
+        find_corruptions(None, there=['fog', 'snow'])
 
 
 @pytest.mark.parametrize(('change', 'words'), [
