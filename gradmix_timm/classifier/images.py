@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
+from gradmix_timm.data.images import in_mode
 from gradmix_timm.data.transforms import recorded_pipeline
 
 __all__ = ['as_image', 'batches', 'each', 'evaluation_transform']
@@ -56,7 +57,7 @@ def as_image(item: Any, mode: str) -> Image.Image:
         TypeError: Something else.
     """
     if isinstance(item, Image.Image):
-        return item.convert(mode)
+        return in_mode(item, mode)
     if isinstance(item, str | os.PathLike):
         return _read(Path(item), mode)
     if isinstance(item, Tensor):
@@ -94,7 +95,7 @@ def _read(path: Path, mode: str) -> Image.Image:
         raise ValueError(f'there is no file {path}')
     try:
         with Image.open(path) as image:
-            return image.convert(mode)
+            return in_mode(image, mode, path)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ValueError(f'{path} cannot be read as an image ({error}); mend or remove it') from error
 

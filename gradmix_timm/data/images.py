@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 
-__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError']
+__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError',
+           'in_mode']
 
+_logger = logging.getLogger(__name__)
 DIGITS_SPLITS = ('train', 'test')
 
 
@@ -18,6 +21,24 @@ class UnreadableImageError(ValueError):
     """An image file that is missing, cut short or no image; the message names it. The user can mend it."""
 
     exit_status = 2
+
+
+_told_of_deep = False
+
+
+def in_mode(image: Image.Image, mode: str, name: Any = '') -> Image.Image:
+    """``image.convert(mode)``, as timm has it, with one warning where that loses nearly all of an image.
+
+    PIL cuts pixels of 16 bits off at 255 instead of scaling them: a photograph comes out white.
+    """
+    global _told_of_deep  # one warning a process, not one an image
+    if not _told_of_deep and image.mode.startswith('I') and mode in ('L', 'RGB'):
+        brightest = image.getextrema()[1]
+        if isinstance(brightest, int | float) and brightest > 255:
+            _told_of_deep = True
+            _logger.warning(f'{name or "an image"} has pixels up to {brightest:g}; PIL, and so timm in training too, '
+                            'cuts them off at 255 where 8 bits are read: save such images with 8 bits a channel')
+    return image.convert(mode)
 
 
 class ImageSource(ImageDataset):
@@ -62,13 +83,13 @@ class ImageSource(ImageDataset):
 
     def _decode(self, image: Any) -> Any:
         if isinstance(image, Image.Image):
-            return image.convert(self.input_img_mode) if self.input_img_mode else image
+            return in_mode(image, self.input_img_mode) if self.input_img_mode else image
         with image:
             if self.load_bytes:
                 return image.read()
             decoded = Image.open(image)
             decoded.load()
-            return decoded.convert(self.input_img_mode) if self.input_img_mode else decoded
+            return in_mode(decoded, self.input_img_mode, getattr(image, 'name', '')) if self.input_img_mode else decoded
 
     def _place(self, index: int) -> str:
         try:
