@@ -90,7 +90,7 @@ def judge(subjects: Subjects, names: Sequence[str] | None = None, draws: int = 1
     """
     check_names(names)
     arrays = _answers(subjects)
-    scores, missing = _score(subjects, arrays, names, draws, seed, told)
+    scores, fits, missing = _score(subjects, arrays, names, draws, seed, told)
     threshold = _threshold(subjects, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
     accepted = {side: arrays[f'{side}/{threshold["score"]}'] >= threshold['value'] for side in ('known', 'unknown')}
     threshold |= {f'{side}_accepted': float(rows.mean()) for side, rows in accepted.items()}
@@ -102,7 +102,7 @@ def judge(subjects: Subjects, names: Sequence[str] | None = None, draws: int = 1
     results = {
         'known_classes': list(subjects.known_classes), 'unknown_classes': list(subjects.unknown_classes),
         'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
-        'closed_set': top1(arrays['known_correct']), 'scores': scores,
+        'closed_set': top1(arrays['known_correct']), 'scores': scores, 'fits': fits,
         'groups': _groups(subjects, arrays, list(scores), draws, seed),
         'calibration': _calibrate(subjects, arrays), 'threshold': threshold,
         'per_class': _per_class(subjects, arrays, accepted, main), 'not_served': missing}
@@ -121,9 +121,10 @@ def _answers(subjects: Subjects) -> dict[str, Array]:
 
 
 def _score(subjects: Subjects, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           told: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Metrics of each score, and why others could not be served; knownness goes into ``arrays``."""
+           told: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, Any] = {}
+    fits: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name in names or list_scores():
         told(name)
@@ -133,6 +134,7 @@ def _score(subjects: Subjects, arrays: dict[str, Array], names: Sequence[str] | 
             # A class and its score come from one predictor; class-wise neighbours have their own.
             right = (score.predict(subjects.known) == subjects.known.label).numpy()
             scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
+            fits[name] = {'options': dict(score.options), 'diagnostics': dict(score.diagnostics)}
         except ValueError as error:
             reason = ' '.join(str(error).split())
             wants_head = subjects.head is None and subjects.head_missing and 'head' in reason
@@ -143,7 +145,7 @@ def _score(subjects: Subjects, arrays: dict[str, Array], names: Sequence[str] | 
         arrays |= {f'known/{name}': known, f'unknown/{name}': unknown, f'correct/{name}': right}
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
-    return scores, missing
+    return scores, fits, missing
 
 
 def check_names(names: Sequence[str] | None) -> None:

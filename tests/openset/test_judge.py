@@ -1,6 +1,7 @@
 """Judging: every figure is its metric's, the threshold is honest, the tables add up."""
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_observed_threshold_is_the_largest_that_keeps_95_percent(count):
     tau = observed_threshold(known)
     assert (known >= tau).mean() >= 0.95
     assert not [other for other in known if other > tau and (known >= other).mean() >= 0.95]
+
+
+def test_every_fit_says_its_options_and_how_sound_it_is(judged):
+    fits = judged.results['fits']
+    assert list(fits) == list(judged.results['scores'])
+    assert fits['knn'] == {'options': {'k': 50}, 'diagnostics': {'samples': 120}}
+    found = fits['mahalanobis']['diagnostics']
+    assert found['rank'] == 12
+    assert found['condition'] > 1
+    assert fits['vim']['diagnostics']['origin_norm'] > 0
+    assert json.loads(json.dumps(fits)) == fits
 
 
 def test_labels_with_rejection_are_measured_at_the_threshold():

@@ -95,12 +95,21 @@ def _scores(results: Values) -> str:
                     for _, head, text in _METRICS)
     left_out = ''.join(f'<li><b>{escape(name)}</b>: {escape(reason)}</li>'
                        for name, reason in results['not_served'].items())
+    fits = ''.join(f'<li><b>{escape(name)}</b>: {_told_fit(fit)}</li>'
+                   for name, fit in (results.get('fits') or {}).items() if fit['options'] or fit['diagnostics'])
     if left_out:
         left_out = f'<h3>Scores this model cannot serve</h3><ul class="soft">{left_out}</ul>'
     caption = ('Percent, with 95% intervals below; higher is better but in the two FPR95 and the detection error. The '
                'marked row is the score of the headline, fixed beforehand.')
     return (f'<h2>Scores</h2>{_score_table(results, caption)}\n<details><summary>What the columns mean</summary>'
-            f'<dl>{terms}</dl></details>{left_out}')
+            f'<dl>{terms}</dl></details><details><summary>How each score was fit</summary><ul class="soft">{fits}</ul>'
+            f'</details>{left_out}')
+
+
+def _told_fit(fit: Values) -> str:
+    """Options, then what the fit found: samples, rank, condition number, ..."""
+    found = {**fit['options'], **{f'fit: {key}': value for key, value in fit['diagnostics'].items()}}
+    return ', '.join(f'{escape(str(key).replace("_", " "))} {told(value)}' for key, value in found.items())
 
 
 def _score_table(part: Values, caption: str, headline: str | None = None) -> str:
