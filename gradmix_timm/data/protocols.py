@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from timm.data import ImageNetInfo
 
 from gradmix_timm.registry import nearest
 
@@ -22,7 +23,7 @@ __all__ = [
     'ClassSplit', 'check_split', 'custom_split', 'duplicates', 'list_families', 'list_protocols', 'load_split',
     'n_distinct', 'n_trials']
 
-_FAMILIES = ('arpl2020', 'neal2018_cac', 'dias_auroc', 'dias_f1', 'gradmix_authors', 'ssb')
+_FAMILIES = ('arpl2020', 'neal2018_cac', 'dias_auroc', 'dias_f1', 'gradmix_authors', 'ssb', 'ssb_2021')
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,8 @@ _PROTOCOLS = {
     'cub': _Protocol('CUB-200-2011: 100 known, unknowns easy, medium, hard (SSB)', 'cub', 'cub'),
     'aircraft': _Protocol('FGVC-Aircraft: 50 known, unknowns easy, medium, hard (SSB)', 'aircraft', 'aircraft'),
     'cars': _Protocol('Stanford Cars: 98 known, unknowns easy, medium, hard (SSB)', 'cars', 'cars'),
+    'imagenet': _Protocol('ImageNet-1k known, unknowns easy and hard of ImageNet-21K-P (SSB), folders by WordNet id',
+                          'imagenet', 'imagenet', 'imagenet21k'),
 }
 
 
@@ -121,9 +124,9 @@ def duplicates(protocol: str, family: str | None = None) -> tuple[tuple[int, ...
         >>> duplicates('cifar10'), duplicates('mnist')
         (((0, 1),), ())
     """
-    groups: dict[tuple[frozenset[int], frozenset[int]], list[int]] = {}
+    groups: dict[tuple[frozenset[int | str], frozenset[int | str]], list[int]] = {}
     for number, trial in enumerate(_trials(protocol, family)[1]):
-        groups.setdefault((frozenset(trial['known']), frozenset(_unknown(trial))), []).append(number)
+        groups.setdefault((frozenset(_known(trial)), frozenset(_unknown(trial))), []).append(number)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 
 
@@ -144,8 +147,8 @@ def load_split(protocol: str, trial: int = 0, family: str | None = None) -> Clas
         protocol: A name of :func:`list_protocols`, or the path of a YAML file: ``known`` (names), ``unknown`` (names;
             left out: all others), ``groups`` (name: part of the unknowns), ``name``.
         trial: From 0, in the order of the family's own list.
-        family: Of :func:`list_families`; None: 'arpl2020', for cub, aircraft and cars 'ssb'. Never compare figures of
-            two families.
+        family: Of :func:`list_families`; None: 'arpl2020', for cub, aircraft, cars and imagenet 'ssb'. Never compare
+            figures of two families.
 
     Raises:
         ValueError: No such protocol, family or trial; a file that does not say what it should.
@@ -162,14 +165,14 @@ def load_split(protocol: str, trial: int = 0, family: str | None = None) -> Clas
     if not 0 <= trial < len(trials):
         raise ValueError(f'protocol {protocol!r} has trials 0 to {len(trials) - 1} in family {family!r}, got {trial}')
     chosen = trials[trial]
-    ours = _class_names()[entry.dataset]['names']
-    others = _class_names()[entry.unknown_dataset or entry.dataset]['names']
 
-    def named(indices: Sequence[int]) -> tuple[str, ...]:
-        return tuple(others[index] for index in indices)
+    others = entry.unknown_dataset or entry.dataset
+
+    def named(classes: Sequence[int | str], dataset: str = others) -> tuple[str, ...]:
+        return tuple(_class_names()[dataset]['names'][at] if isinstance(at, int) else at for at in classes)
 
     return ClassSplit(
-        known=tuple(ours[index] for index in chosen['known']), unknown=named(_unknown(chosen)), protocol=protocol,
+        known=named(_known(chosen), entry.dataset), unknown=named(_unknown(chosen)), protocol=protocol,
         family=family, trial=trial, groups={group: named(part) for group, part in chosen.get('groups', {}).items()},
         dataset=entry.dataset, unknown_dataset=entry.unknown_dataset)
 
@@ -233,7 +236,13 @@ def _trials(protocol: str, family: str | None) -> tuple[str, list[dict[str, Any]
     return family, _family(family)['trials'][_protocol(protocol).lists]
 
 
-def _unknown(trial: dict[str, Any]) -> list[int]:
+def _known(trial: dict[str, Any]) -> list[int | str]:
+    """Places in a data set's list of names, or names: those of ImageNet's 1000 classes are timm's to know."""
+    known = trial['known']
+    return ImageNetInfo(known).label_names() if isinstance(known, str) else known
+
+
+def _unknown(trial: dict[str, Any]) -> list[int | str]:
     return trial['unknown'] if 'unknown' in trial else [index for part in trial['groups'].values() for index in part]
 
 

@@ -364,6 +364,23 @@ def test_unknowns_of_another_data_set(tmp_path, capsys):
     assert (results['n_known'], results['n_unknown']) == (8, 20)
 
 
+@pytest.mark.slow
+def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
+    """A model by name, no checkpoint: folders by WordNet id, easy and hard unknowns apart."""
+    split = load_split('imagenet')
+    for root, part, names in (('in1k', 'train', split.known), ('in1k', 'val', split.known),
+                              ('in21k', 'val', split.unknown)):
+        for place, name in enumerate(names):
+            (tmp_path / root / part / name).mkdir(parents=True)
+            Image.new('RGB', (8, 8), (place % 256, 0, 0)).save(tmp_path / root / part / name / '0.png')
+    assert run('--model', 'test_resnet', '--osr-protocol', 'imagenet', '--data-dir', tmp_path / 'in1k', '--img-size', 32,
+               '--unknown-data-dir', tmp_path / 'in21k', '--scores', 'mls', '--output', tmp_path / 'out') == 0
+    results = results_of(tmp_path / 'out')
+    assert (results['n_known'], results['n_unknown'], results['family']) == (1000, 1980, 'ssb')
+    assert {name: part['n_unknown'] for name, part in results['groups'].items()} == {'easy': 1000, 'hard': 980}
+    assert results['known_classes'] == sorted(split.known)
+
+
 def test_several_loader_processes_give_the_same(tmp_path, capsys):
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
     for workers in (0, 2):

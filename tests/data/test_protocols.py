@@ -18,9 +18,11 @@ from gradmix_timm.data import (
 from gradmix_timm.data.protocols import _class_names
 
 SIZES = {'digits': (6, 4), 'mnist': (6, 4), 'svhn': (6, 4), 'cifar10': (6, 4), 'cifar+10': (4, 10),
-         'cifar+50': (4, 50), 'tinyimagenet': (20, 180), 'cub': (100, 100), 'aircraft': (50, 50), 'cars': (98, 98)}
+         'cifar+50': (4, 50), 'tinyimagenet': (20, 180), 'cub': (100, 100), 'aircraft': (50, 50), 'cars': (98, 98),
+         'imagenet': (1000, 1980)}
 # As published: classes 37 (dias_f1) and three hard cars (the authors) are missing.
-ODD = {('cifar+50', 'dias_f1', 2): (4, 50), ('cars', 'gradmix_authors', 0): (98, 95)}
+ODD = {('imagenet', 'ssb_2021', 0): (1000, 2000),
+       ('cifar+50', 'dias_f1', 2): (4, 50), ('cars', 'gradmix_authors', 0): (98, 95)}
 TRIALS = [(p, f, t) for p in list_protocols() for f in list_families(p) for t in range(n_trials(p, f))]
 CLASSES = {name: entry['names'] for name, entry in _class_names().items()}
 VEHICLES = {'airplane', 'automobile', 'ship', 'truck'}
@@ -38,7 +40,7 @@ def test_class_name_tables_are_whole():
 
 
 def test_number_of_trials():
-    assert len(TRIALS) == 7 * 5 * 5 + 3 * 2
+    assert len(TRIALS) == 7 * 5 * 5 + 3 * 2 + 2
     assert set(list_protocols()) == set(SIZES)
 
 
@@ -52,7 +54,10 @@ def test_split_is_disjoint_covers_and_has_its_size(protocol, family, trial):
     else:
         assert sizes == ODD.get((protocol, family, trial), SIZES[protocol])
     assert (split.protocol, split.family, split.trial) == (protocol, family, trial)
-    if split.unknown_dataset:
+    if protocol == 'imagenet':
+        assert not set(split.known) & set(split.unknown)
+        assert check_split(split, sorted(split.known), sorted(split.unknown)) is split
+    elif split.unknown_dataset:
         assert (split.dataset, split.unknown_dataset) == ('cifar10', 'cifar100')
         check_split(split, CLASSES['cifar10'], CLASSES['cifar100'])
     else:
@@ -96,6 +101,19 @@ def test_groups_are_parts_of_the_unknowns():
     split = load_split('cub')
     assert split.unknown == tuple(name for part in split.groups.values() for name in part)
     assert list(split.groups) == ['easy', 'medium', 'hard']
+
+
+def test_imagenets_known_classes_are_the_heads_order_and_its_hard_list_lost_twenty_people():
+    now, then = load_split('imagenet'), load_split('imagenet', family='ssb_2021')
+    assert now.known == then.known == tuple(sorted(now.known))  # the order of timm's heads
+    assert now.known[0] == 'n01440764'  # tench
+    assert now.known[1] == 'n01443537'  # goldfish
+    assert now.groups['easy'] == then.groups['easy']
+    gone = set(then.groups['hard']) - set(now.groups['hard'])
+    assert (len(gone), len(set(now.groups['hard']) - set(then.groups['hard']))) == (20, 0)
+    assert not set(now.groups['easy']) & set(now.groups['hard'])
+    assert (now.dataset, now.unknown_dataset) == ('imagenet', 'imagenet21k')
+    assert duplicates('imagenet') == ()
 
 
 def test_digits_are_the_lists_of_mnist():

@@ -32,8 +32,8 @@ _OPEN_SET = (
     flag('--known-classes', type=words, metavar='A,B,...',
          text='train on these classes alone, in this order; all others are unknown'),
     flag('--osr-protocol', type=str, metavar='NAME',
-         text='class split: digits, mnist, svhn, cifar10, cifar+10, cifar+50, tinyimagenet, cub, aircraft, cars or a '
-              'YAML file'),
+         text='class split: digits, mnist, svhn, cifar10, cifar+10, cifar+50, tinyimagenet, cub, aircraft, cars, '
+              'imagenet or a YAML file'),
     flag('--osr-trial', type=int, default=0, metavar='N', text='trial of the protocol (default: 0)'),
     flag('--osr-family', type=str, metavar='NAME', text="whose trials: arpl2020, neal2018_cac, ... (default: the "
                                                         "protocol's own)"),
