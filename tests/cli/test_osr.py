@@ -373,7 +373,8 @@ def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
         for place, name in enumerate(names):
             (tmp_path / root / part / name).mkdir(parents=True)
             Image.new('RGB', (8, 8), (place % 256, 0, 0)).save(tmp_path / root / part / name / '0.png')
-    assert run('--model', 'test_resnet', '--osr-protocol', 'imagenet', '--data-dir', tmp_path / 'in1k', '--img-size', 32,
+    assert run('--model', 'test_resnet', '--osr-protocol', 'imagenet', '--data-dir', tmp_path / 'in1k',
+               '--img-size', 32,
                '--unknown-data-dir', tmp_path / 'in21k', '--scores', 'mls', '--output', tmp_path / 'out') == 0
     results = results_of(tmp_path / 'out')
     assert (results['n_known'], results['n_unknown'], results['family']) == (1000, 1980, 'ssb')
