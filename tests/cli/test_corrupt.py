@@ -86,6 +86,7 @@ def test_table_csv_and_figures_hold_the_groups(place):
         pytest.approx(100 * results['groups'][f'fog/{s}']['error'], abs=0.06) for s in (1, 5)]
     rows = list(csv.DictReader((folder / 'results.csv').open()))
     assert [(row['corruption'], row['severity']) for row in rows][:3] == [('clean', '0'), ('fog', '1'), ('fog', '5')]
+    assert 'fog & ' + ' & '.join(cell.strip() for cell in row.split('|')[2:-1]) in (folder / 'results.tex').read_text()
     last = results['groups']['fog/5']['scores_clean_unknown']['mls']
     assert float(rows[2]['clean_unknown_mls_auroc']) == last['auroc']
     for name, height in (('severity.png', 400), ('auroc.png', 300), ('examples.png', 200)):

@@ -21,7 +21,7 @@ from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import open_dataset, select_classes
 from gradmix_timm.openset.extract import extract
 
-QUICK = ('--bootstrap', '0', '--device', 'cpu', '--trivial-images', '20')
+QUICK = ('--bootstrap', '0', '--device', 'cpu', '--trivial-images', '20', '--feature-map', '16')
 
 
 def run(*argv, command='ood'):
@@ -122,6 +122,7 @@ def test_tables_page_and_mistakes(done):
     assert any('| pets | uniform | blobs | near (mean of 1) | far (mean of 2) |' in ' '.join(line.split())
                for line in lines)
     assert lines[-1] == str(folder / 'report.html')
+    assert (folder / 'figures' / 'features.png').is_file()
     page = (folder / 'report.html').read_text()
     assert 'Data sets of unknowns' in page
     assert 'What pixels alone give away' in page
@@ -222,6 +223,17 @@ def test_a_checkpoint_that_lost_its_accuracy_is_refused_before_unknowns_are_read
     assert not (tmp_path / 'gate' / 'ood').exists()
     assert run(*argv, '--no-accuracy-gate') == 0
     assert 'switched off' in results_of(tmp_path / 'gate' / 'ood')['accuracy_gate']['source']
+
+
+def test_osr_warns_of_a_checkpoint_that_lost_its_accuracy(places, tmp_path, capsys):
+    argv = ('--checkpoint', gated(tmp_path, places[1], 99.5), '--scores', 'mls')
+    assert run(*argv, command='osr') == 0
+    gate = results_of(tmp_path / 'gate' / 'osr')['accuracy_gate']
+    assert f'warning: {gate["warning"]}' in capsys.readouterr().out
+    assert 'the checkpoint says 99.50%' in gate['warning']
+    gated(tmp_path, places[1], 50.)
+    assert run(*argv, command='osr') == 0
+    assert 'warning' not in results_of(tmp_path / 'gate' / 'osr')['accuracy_gate']
 
 
 def test_a_checkpoint_that_is_as_good_as_it_was(places, tmp_path, capsys):

@@ -74,6 +74,7 @@ def test_table_files_and_page_hold_the_probes(place):
     for name in ('linear', 'knn', 'few-shot-1'):
         assert f'| {name} ' in place[1]
         assert f'| {name} ' in (folder / 'results.md').read_text()
+        assert f'{name} & ' in (folder / 'results.tex').read_text()
     rows = {row['probe']: row for row in csv.DictReader((folder / 'results.csv').open())}
     linear = results_of(folder)['groups']['linear']
     assert float(rows['linear']['mls_auroc']) == linear['scores']['mls']['auroc']
@@ -111,6 +112,15 @@ def test_images_that_are_read_twice_are_refused(tmp_path, capsys):
     assert run('--checkpoint', checkpoint) == 2
     assert 'test images are training images' in capsys.readouterr().err
     assert not (tmp_path / 'probe').exists()
+
+
+def test_one_training_image_of_a_class_is_too_few(tmp_path, capsys):
+    data = class_folders(tmp_path / 'data', count=1)
+    checkpoint = save_checkpoint(tmp_path / 'c.pth', data, held=())
+    assert run('--checkpoint', checkpoint) == 2
+    error = capsys.readouterr().err
+    assert 'has fewer than two training images' in error
+    assert '--held-out' in error
 
 
 # ---- other models

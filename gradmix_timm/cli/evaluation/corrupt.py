@@ -19,6 +19,7 @@ from gradmix_timm.openset.judge import check_names, needs_train
 from gradmix_timm.openset.reports.corruption_report import (
     corruption_csv,
     corruption_figures,
+    corruption_latex,
     corruption_line,
     corruption_markdown,
     corruption_table,
@@ -217,4 +218,5 @@ def _write(folder: Path, plan: Plan, results: dict[str, Any], arrays: dict[str, 
     write_atomic(folder / FIGURES / _EXAMPLES, draw_examples(plan))
     write_atomic(folder / 'results.csv', corruption_csv(results))
     write_atomic(folder / 'results.md', corruption_markdown(results))
+    write_atomic(folder / 'results.tex', corruption_latex(results))
     write_atomic(folder / RESULTS, json.dumps(results, indent=1, allow_nan=False) + '\n')

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.transforms import recorded_pipeline
@@ -29,7 +30,7 @@ from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_o
 from .embedding import Subject, rows_of
 
 __all__ = ['add_evaluation_flags', 'classifier_of', 'judge_with_bar', 'pixel_statistics', 'print_results',
-           'sensitivity_with_bar', 'trivial_probe']
+           'recorded_top1', 'sensitivity_with_bar', 'trivial_probe']
 
 
 class _Names(argparse.Action):
@@ -58,6 +59,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
         help='unknown images nearest to a known one by features whose pixels are compared; 0: none (default: 1000)')
     add('--sensitivity', action='store_true',
         help='score again with other settings (neighbours, dimensions, percentiles, ...), to see what hangs on them')
+    add('--feature-map', type=int, default=1000, metavar='N',
+        help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
 
 
@@ -67,6 +70,13 @@ def classifier_of(model: nn.Module) -> tuple[Head | None, str]:
         return head_of(model), ''
     except ValueError as error:
         return None, str(error)
+
+
+def recorded_top1(loaded: Loaded | None) -> float | None:
+    """Closed-set accuracy, in [0, 1], that a checkpoint had on its held-out images; None where it does not say."""
+    if loaded is None or loaded.metric is None or (loaded.args or {}).get('eval_metric') != 'top1':
+        return None
+    return loaded.metric / 100
 
 
 def judge_with_bar(args: argparse.Namespace, subjects: Subjects) -> Judged:
@@ -146,7 +156,8 @@ def print_results(results: dict[str, Any]) -> None:
         print(f'{name} by {found["option"]} (* used): AUROC {points}')
     warnings = [warning for part in (results, *results['groups'].values())
                 for warning in (part.get('trivial') or {}).get('warnings', ())]
-    for warning in warnings:
+    lost = (results.get('accuracy_gate') or {}).get('warning')
+    for warning in ([lost] if lost else []) + warnings:
         print(f'warning: {warning}')
     if began := pretraining_note(results):
         print(f'note: {began}')

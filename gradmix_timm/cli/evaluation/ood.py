@@ -31,6 +31,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Judged, Subjects, check_names, needs_train
+from gradmix_timm.openset.reports.plane import project_features
 from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.suites import near_and_far, set_means, suite_of
 from gradmix_timm.records import Embeddings
@@ -43,6 +44,7 @@ from .judging import (
     judge_with_bar,
     pixel_statistics,
     print_results,
+    recorded_top1,
     sensitivity_with_bar,
     trivial_probe,
 )
@@ -146,6 +148,8 @@ def run_ood(args: argparse.Namespace) -> int:
                                               args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
+    judged.arrays.update(project_features(
+        subjects.known.features, subjects.unknown.features, args.feature_map, args.seed))
     results = {**_results(args, opened, judged, probes, gate, passed), 'duplicates': duplicates,
                'sensitivity': sensitivity_with_bar(args, subjects, list(judged.results['scores']))}
     print_results(results)
@@ -162,8 +166,8 @@ def run_ood(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace) -> tuple[_Opened, Path]:
     check_names(args.scores)
-    check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'made_images',
-                          'duplicates'))
+    check_positive(args, ('batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'feature_map',
+                          'made_images', 'duplicates'))
     if args.reference_top1 is not None and not 0 <= args.reference_top1 <= 100:
         raise ValueError(f'--reference-top1 {args.reference_top1:g}: expected percent, from 0 to 100')
     specs = [parse_unknown(text) for text in args.unknown]
@@ -254,13 +258,11 @@ def _gate(args: argparse.Namespace, opened: _Opened, known: Embeddings) -> dict[
         return {'source': 'switched off by --no-accuracy-gate'}
     if args.reference_top1 is not None:
         return check_accuracy(_right(known), args.reference_top1 / 100, 'known test images', '--reference-top1')
-    loaded = opened.subject.loaded
-    if loaded is None or loaded.metric is None or (loaded.args or {}).get('eval_metric') != 'top1':
-        return None
-    if opened.gate_images is None:
+    reference = recorded_top1(opened.subject.loaded)
+    if reference is None or opened.gate_images is None:
         return None
     held = opened.subject.embed(opened.gate_images, 'held-out images')
-    return check_accuracy(_right(held), loaded.metric / 100, 'training images that were held out', 'the checkpoint')
+    return check_accuracy(_right(held), reference, 'training images that were held out', 'the checkpoint')
 
 
 def _right(embeddings: Embeddings) -> np.ndarray:

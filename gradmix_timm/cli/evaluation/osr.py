@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradmix_timm.cli.exits import ConsoleParser, mendable
+from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
 from gradmix_timm.openset.reports.plane import project_features
 from gradmix_timm.openset.reports.report import read_arrays, read_results
@@ -24,6 +26,7 @@ from .judging import (
     judge_with_bar,
     pixel_statistics,
     print_results,
+    recorded_top1,
     sensitivity_with_bar,
     trivial_probe,
 )
@@ -56,8 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
                               description='Judge a checkpoint on the known and unknown classes of its protocol.')
     add_subject_flags(osr)
     add_evaluation_flags(osr, 'osr')
-    osr.add_argument('--feature-map', type=int, default=1000, metavar='N',
-                     help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     osr.set_defaults(run=run_osr)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
@@ -107,7 +108,8 @@ def run_osr(args: argparse.Namespace) -> int:
     split = images.split
     cuts = {'train': images.train, 'validation': images.validation, 'known': images.known, 'unknown': images.unknown}
     results = {'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-               **identity(args, subject), **judged.results, 'trivial': trivial, 'duplicates': duplicates,
+               **identity(args, subject), **judged.results, 'accuracy_gate': _gate(subject, subjects),
+               'trivial': trivial, 'duplicates': duplicates,
                'sensitivity': sensitivity_with_bar(args, subjects, list(judged.results['scores'])),
                'skipped': subject.skipped,
                'manifest': manifest(args, subject, cuts, images.source, passed)}
@@ -146,6 +148,21 @@ def _output(args: argparse.Namespace) -> Path:
     if args.output:
         return Path(args.output)
     return Path(args.checkpoint).parent / 'osr' if args.checkpoint else Path('output') / f'osr-{args.model}'
+
+
+def _gate(subject: Subject, subjects: Subjects) -> dict[str, Any] | None:
+    """Whether the model is as good on the images that its training held out as it was then; a warning where not."""
+    reference, held = recorded_top1(subject.loaded), subjects.validation
+    if reference is None or held is None:
+        return None
+    right = (held.logits.argmax(1) == held.label).numpy()
+    try:
+        return check_accuracy(right, reference, 'training images that were held out', 'the checkpoint')
+    except ValueError:
+        return {'reference': reference, 'measured': float(right.mean()), 'n': len(right), 'source': 'the checkpoint',
+                'warning': f'closed-set accuracy is {right.mean():.2%} on {len(right)} training images that were held '
+                           f'out, and the checkpoint says {reference:.2%}: preprocessing or data are not those of its '
+                           'training, and the figures are not its (see --img-size, --data-dir, --amp)'}
 
 
 def _embed(subject: Subject, images: Images) -> Subjects:

@@ -5,7 +5,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_n
 from gradmix_timm.openset.reports.probe_report import (
     probe_csv,
     probe_figures,
+    probe_latex,
     probe_line,
     probe_markdown,
     probe_table,
@@ -179,12 +180,21 @@ def _embed(args: argparse.Namespace, subject: Subject, images: TestImages, known
     if known.validation is not None:
         fit, held = train, subject.embed(known.validation, 'held-out images')
     else:
+        _check_two_each(train.label.numpy(), known.train.classes)
         place = stratified(train.label.numpy(), args.held_out, args.seed, known.train.classes)
         chosen = torch.zeros(len(train.label), dtype=torch.bool)
         chosen[torch.from_numpy(place)] = True
         fit, held = _rows(train, ~chosen), _rows(train, chosen)
     unknown = None if images.unknown is None else subject.embed(images.unknown, 'unknown test images')
     return _Features(fit, held, subject.embed(images.known, 'known test images'), unknown, len(images.split.known))
+
+
+def _check_two_each(labels: NDArray[Any], names: Sequence[str]) -> None:
+    """Choices are made on held-out images, so that one image of a class is too few."""
+    few = np.flatnonzero(np.bincount(labels, minlength=len(names)) < 2)
+    if len(few):
+        raise ValueError(f'class {names[few[0]]!r} has fewer than two training images; the probes hold a share of '
+                         'every class out to choose on (--held-out), so two of each are needed: add images')
 
 
 def _rows(found: Embeddings, chosen: torch.Tensor) -> Embeddings:
@@ -307,4 +317,5 @@ def _write(folder: Path, results: dict[str, Any], fitted: dict[str, NDArray[Any]
             np.savez_compressed(temporary, **content)  # type: ignore[arg-type]  # names hold no keyword of it
     write_atomic(folder / 'results.csv', probe_csv(results))
     write_atomic(folder / 'results.md', probe_markdown(results))
+    write_atomic(folder / 'results.tex', probe_latex(results))
     write_atomic(folder / RESULTS, json.dumps(results, indent=1, allow_nan=False) + '\n')

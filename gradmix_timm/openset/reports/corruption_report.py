@@ -7,11 +7,12 @@ from typing import Any
 
 from .figures import draw_panels
 from .html import cell, interval, rate
+from .latex import latex_table
 from .plain_page import Section, render_plain
 from .tables import csv_text, text_table
 
-__all__ = ['corruption_csv', 'corruption_figures', 'corruption_line', 'corruption_markdown', 'corruption_table',
-           'render_corruption']
+__all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corruption_line', 'corruption_markdown',
+           'corruption_table', 'render_corruption']
 
 Values = Mapping[str, Any]
 Images = Mapping[str, bytes]
@@ -56,6 +57,11 @@ def corruption_csv(results: Values) -> str:
                         row[f'{prefix}{name}_{key}'] = values[key]
         rows.append(row)
     return csv_text(rows)
+
+
+def corruption_latex(results: Values) -> str:
+    """The table for a paper, percent."""
+    return latex_table(*_cells(results), f'{_title(results)}: {corruption_line(results)}; percent.', 'tab:corruption')
 
 
 def corruption_markdown(results: Values) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
@@ -321,8 +322,12 @@ def _write_shares(axes: Axes, share: Floats) -> None:
 
 def _png(figure: Figure, legend: Axes | None = None) -> bytes:
     if legend is not None:
-        figure.legend(*legend.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False,
-                      fontsize=9.5, handlelength=2.2, columnspacing=1.4)
+        drawn_legend = figure.legend(
+            *legend.get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False, fontsize=9.5,
+            handlelength=2.2, columnspacing=1.4)
+        for handle in drawn_legend.legend_handles:
+            if isinstance(handle, PathCollection):  # the points of a cloud are too small and pale to tell colours by
+                handle.set(sizes=[40], alpha=1)
     for axes in figure.axes:
         for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set(**_FONT)

@@ -7,10 +7,11 @@ from typing import Any
 
 from .figures import draw_panels
 from .html import cell, interval, rate
+from .latex import latex_table
 from .plain_page import Section, render_plain
 from .tables import csv_text, text_table
 
-__all__ = ['probe_csv', 'probe_figures', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
+__all__ = ['probe_csv', 'probe_figures', 'probe_latex', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
 
 Values = Mapping[str, Any]
 
@@ -47,6 +48,11 @@ def probe_csv(results: Values) -> str:
             row |= {f'{score}_{key}': values[key] for key in _METRICS}
         rows.append(row)
     return csv_text(rows)
+
+
+def probe_latex(results: Values) -> str:
+    """The table for a paper, percent."""
+    return latex_table(*_cells(results), f'{_title(results)}: {probe_line(results)}; percent.', 'tab:probe')
 
 
 def probe_markdown(results: Values) -> str:

@@ -105,6 +105,8 @@ def results_markdown(results: Mapping[str, Any]) -> str:
               'caught): knowns rejected where 95% of the unknowns are.', '']
     lines += [f'- note: {note}' for note in [pretraining_note(results)] if note]
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
+    if (results.get('accuracy_gate') or {}).get('warning'):
+        lines.append(f'- warning: {results["accuracy_gate"]["warning"]}')
     lines += [f'- warning: {warning}' for _, part in _groups(results)
               for warning in (part.get('trivial') or {}).get('warnings', ())]
     lines += [f'- warning: {warning}' for warning in (results.get('duplicates') or {}).get('warnings', ())]
