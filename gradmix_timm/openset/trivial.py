@@ -23,7 +23,10 @@ STATISTICS = {
     'mean': 'mean brightness', 'contrast': 'standard deviation of the brightness',
     'laplacian': 'mean size of the Laplacian (sharpness)', 'chroma': 'mean distance of the colours from grey',
     'chroma_detail': "colours' change from pixel to pixel over the brightness's",
-    'aspect': 'width over height of the stored image (log)', 'size': 'pixels of the stored image (log)'}
+    'aspect': 'width over height of the stored image (log)', 'size': 'pixels of the stored image (log)',
+    'bytes': 'length of the stored file (log)'}
+# Not there for images that are no files of their own.
+_OPTIONAL = 'bytes'
 #: An AUROC above this is worth a warning.
 WARN_ABOVE = 0.6
 # Folds of the combined figure, images a side below which it is not given, and how freely it is fitted.
@@ -32,15 +35,16 @@ _FOLDS, _LEAST, _STRENGTH = 5, 10, 0.05
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def measure(pixels: NDArray[Any], size: tuple[int, int]) -> Floats:
+def measure(pixels: NDArray[Any], size: tuple[int, int], length: float = np.nan) -> Floats:
     """The statistics of one image.
 
     Args:
         pixels: As the model gets them but not normalised, 0 to 1, [H, W, C] with C = 1 or 3.
         size: Width and height of the image as it is stored.
+        length: Bytes of its file; NaN where it has none.
 
     Returns:
-        float64 [7], in the order of ``STATISTICS``.
+        float64 [8], in the order of ``STATISTICS``.
 
     Example:
         >>> dict(zip(STATISTICS, measure(np.full((4, 4, 3), 0.5), (8, 4)).round(3).tolist()))['mean']
@@ -53,15 +57,16 @@ def measure(pixels: NDArray[Any], size: tuple[int, int]) -> Floats:
     return np.array([
         luma.mean(), luma.std(), _laplacian(luma), np.abs(colour).mean(),
         # A flat image has no detail to compare with.
-        _change(colour) / detail if detail > 1e-9 else 0., np.log(size[0] / size[1]), np.log(size[0] * size[1])])
+        _change(colour) / detail if detail > 1e-9 else 0., np.log(size[0] / size[1]), np.log(size[0] * size[1]),
+        np.log(length)])
 
 
 def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> dict[str, Any]:
     """How well each statistic, and all together, tell known images from unknown.
 
     Args:
-        known: Of :func:`measure`, float64 [N, 7].
-        unknown: float64 [M, 7].
+        known: Of :func:`measure`, float64 [N, 8]; without the bytes where an image of either side has none.
+        unknown: float64 [M, 8].
         seed: Of the folds.
 
     Returns:
@@ -73,11 +78,17 @@ def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> dict[st
     Raises:
         ValueError: An empty side, another width, or values that are not finite.
     """
+    names = list(STATISTICS)
+    if all(rows.ndim == 2 and rows.shape[1] == len(names) for rows in (known, unknown)):
+        place = names.index(_OPTIONAL)
+        if not (np.isfinite(known[:, place]).all() and np.isfinite(unknown[:, place]).all()):
+            del names[place]
+            known, unknown = np.delete(known, place, 1), np.delete(unknown, place, 1)
     for name, rows in (('known', known), ('unknown', unknown)):
-        if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(STATISTICS) or not np.isfinite(rows).all():
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != len(names) or not np.isfinite(rows).all():
             raise ValueError(f'{name}: expected finite rows of {len(STATISTICS)} statistics, one an image, got '
                              f'{list(rows.shape)}')
-    statistics = {name: _one(known[:, place], unknown[:, place]) for place, name in enumerate(STATISTICS)}
+    statistics = {name: _one(known[:, place], unknown[:, place]) for place, name in enumerate(names)}
     return {
         'n_known': len(known), 'n_unknown': len(unknown), 'statistics': statistics,
         'combined': combined_auroc(known, unknown, seed),

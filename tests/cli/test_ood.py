@@ -141,6 +141,8 @@ def test_made_images_have_the_sizes_of_known_ones(places, done):
     probe = results_of(done[0])['groups']['uniform']['trivial']
     # Every known image here is 24 by 20, so shape cannot tell made ones.
     assert probe['statistics']['aspect']['auroc'] == probe['statistics']['size']['auroc'] == 0.5
+    assert 'bytes' not in probe['statistics'], 'made images are no files'
+    assert 'bytes' in results_of(done[0])['groups']['pets']['trivial']['statistics']
 
 
 def test_pixels_that_tell_the_sides_apart_are_said(done):

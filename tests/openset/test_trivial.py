@@ -26,15 +26,16 @@ def test_each_statistic_by_its_definition():
     assert one('chroma', pixels) == pytest.approx(np.mean([abs(pixels[..., c] - luma).mean() for c in range(3)]))
     assert one('aspect', pixels) == pytest.approx(np.log(32 / 24))
     assert one('size', pixels) == pytest.approx(np.log(32 * 24))
+    assert measure(pixels, (32, 24), 512)[-1] == pytest.approx(np.log(512))
 
 
 def test_grey_images_have_no_chroma_and_one_channel_will_do():
     grey = np.random.default_rng(0).random((8, 8, 1))
     three = np.repeat(grey, 3, axis=2)
-    np.testing.assert_allclose(measure(grey, (8, 8)), measure(three, (8, 8)), atol=1e-12)
+    np.testing.assert_allclose(measure(grey, (8, 8), 9), measure(three, (8, 8), 9), atol=1e-12)
     assert one('chroma', grey) == one('chroma_detail', grey) == 0
-    assert np.isfinite(measure(np.zeros((1, 1, 3)), (1, 1))).all()
-    assert np.isfinite(measure(np.ones((5, 5, 3)), (5, 5))).all()
+    assert np.isfinite(measure(np.zeros((1, 1, 3)), (1, 1), 1)).all()
+    assert np.isfinite(measure(np.ones((5, 5, 3)), (5, 5), 1)).all()
 
 
 def statistics(count, seed, **shift):
@@ -80,6 +81,15 @@ def test_what_only_all_together_see():
     assert all(values['auroc'] < 0.6 for values in found['statistics'].values())
     assert found['combined']['auroc'] > 0.9
     assert 'together' in warnings_of(found)[0]
+
+
+def test_bytes_are_compared_where_all_images_are_files():
+    known, unknown = statistics(40, 0), statistics(40, 1, bytes=9.)
+    assert compare_statistics(known, unknown)['worst'] == 'bytes'
+    unknown[7, list(STATISTICS).index('bytes')] = np.nan
+    found = compare_statistics(known, unknown)
+    assert set(found['statistics']) == set(STATISTICS) - {'bytes'}
+    assert found['combined']['auroc'] < 0.8
 
 
 def test_refuses_what_is_no_statistic():

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +27,7 @@ from gradmix_timm.openset.reports.report import closed_set_line, operating_line,
 from gradmix_timm.openset.reports.tables import pretraining_note
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.sensitivity import sensitivity
-from gradmix_timm.openset.trivial import compare_statistics, measure, warnings_of
+from gradmix_timm.openset.trivial import STATISTICS, compare_statistics, measure, warnings_of
 
 from .embedding import Subject, rows_of
 
@@ -122,14 +124,25 @@ def pixel_statistics(subject: Subject, images: CutDataset, rows: NDArray[Any] | 
         rows: Those of its rows that can be read.
 
     Returns:
-        float64 [n, 7]; none where there is nothing to measure.
+        float64 [n, 8]; none where there is nothing to measure.
     """
     rows = np.asarray(rows)
     count = min(subject.args.trivial_images, len(rows))
     chosen = rows_of(images, rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
     chosen.transform = _Statistics(subject.config)
     loader = DataLoader(chosen, batch_size=32, num_workers=subject.workers(count))
-    return torch.cat([torch.empty(0, 7, dtype=torch.float64), *(part[0] for part in loader)]).numpy()
+    found = torch.cat([torch.empty(0, len(STATISTICS), dtype=torch.float64), *(part[0] for part in loader)]).numpy()
+    if not any(getattr(subject.args, name, None) for name in ('codec', 'unknown_codec')):
+        found[:, list(STATISTICS).index('bytes')] = [_file_length(chosen, row) for row in range(count)]
+    return found
+
+
+def _file_length(images: CutDataset, row: int) -> float:
+    """Log of the bytes of an image's file; NaN where it lies in an archive or an array."""
+    try:
+        return math.log(os.path.getsize(images.filename(row, absolute=True)))
+    except (OSError, ValueError, TypeError):
+        return math.nan
 
 
 def trivial_probe(known: NDArray[np.float64], unknown: NDArray[np.float64], seed: int,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import hashlib
 import io
 import json
 import math
@@ -69,13 +70,15 @@ def manifest(args: argparse.Namespace, subject: Subject, cuts: Mapping[str, CutD
         seconds: Spent on reading them.
     """
     there = {name: cut for name, cut in cuts.items() if cut is not None}
+    preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in subject.config.items()}
     return {
         'model': subject.name, 'parameters': sum(p.numel() for p in subject.model.parameters()),
         **_checkpoint_facts(subject.loaded), 'pretraining': _pretraining(args, subject), **_run_folder(args),
         'data': {**source, **{f'n_{name}': len(cut) for name, cut in there.items()}},
         'list_sha256': {name: list_hash(cut) for name, cut in there.items()},
-        'preprocessing': {key: list(value) if isinstance(value, tuple) else value
-                          for key, value in subject.config.items()},
+        'preprocessing': preprocessing,
+        'preprocessing_sha256': hashlib.sha256(
+            json.dumps(preprocessing, sort_keys=True, default=str).encode()).hexdigest(),
         'settings': {'batch_size': args.batch_size, 'amp_dtype': args.amp_dtype if args.amp else None,
                      'channels_last': args.channels_last, 'bootstrap': args.bootstrap, 'bootstrap_seed': args.seed,
                      'level': 0.95},

@@ -48,7 +48,7 @@ def render_pixels(results: Values) -> str:
     heads = ['unknown images', *(name.replace('_', ' ') for name in STATISTICS), 'all together']
     rows = []
     for name, part in there:
-        values = [part['statistics'][statistic] for statistic in STATISTICS] + [part['combined']]
+        values = [part['statistics'].get(statistic) for statistic in STATISTICS] + [part['combined']]
         rows.append((escape(name), ['' if value is None else _marked(value) for value in values], False))
     warnings = ''.join(f'<li>{escape(text)}</li>' for _, part in there for text in part['warnings'])
     words = '; '.join(f'{name.replace("_", " ")}: {what}' for name, what in STATISTICS.items())
