@@ -1,6 +1,6 @@
 """Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
 from .borrow import borrow, unwrap
-from .capture import capture, watch
+from .capture import capture, check_input_gradient, watch
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
 from .maps import CONTROLS, METHODS, SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
 
@@ -13,6 +13,7 @@ __all__ = [
     'borrow',
     'capture',
     'capture_for',
+    'check_input_gradient',
     'default_layer',
     'fuse',
     'layer_maps',

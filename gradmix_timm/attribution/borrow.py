@@ -1,9 +1,11 @@
 """Borrow a live model: its own module, in evaluation mode, everything put back at the end."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -36,14 +38,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits [B, K] in whatever a classifier returns: a tensor, the first of a tuple, or a field ``logits``.
+    """The logits [B, K] in whatever a classifier returns: a tensor, the first of a tuple, a field or key ``logits``.
 
     Raises:
         ValueError: None of these, or not two-dimensional.
     """
     if isinstance(output, tuple | list) and output:
         output = output[0]
-    output = getattr(output, 'logits', output)
+    output = output.get('logits', output) if isinstance(output, Mapping) else getattr(output, 'logits', output)
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f'expected logits [B, K] from the model, got {shape}; a classifier is needed for attribution')
@@ -64,26 +66,59 @@ def swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iter
 
 
 @contextmanager
-def _evaluation_state(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Empty caches inside, and the caches and buffers of before at the end.
+def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Caches empty and buffers copied inside; at the end every attribute is the object that it was.
 
     In evaluation mode timm's levit, tiny_vit and efficientformers keep attention biases computed from the weights of
     the moment, until ``train()`` is called: the next pass, or the validation after it, would meet stale ones. convit
-    replaces a buffer at its first forward.
+    replaces a buffer at its first forward; other networks count their calls or average features, in evaluation too.
     """
-    buffers = [(module, dict(module._buffers)) for module in modules if module._buffers]
-    caches = [(module, name, value) for module in modules for name, value in vars(module).items()
-              if name.endswith('_cache') and isinstance(value, dict)]
+    # A lazy module becomes another class in its first forward, to stay so; a scripted one keeps its state elsewhere.
+    settled = [m for m in modules if not isinstance(m, nn.modules.lazy.LazyModuleMixin | torch.jit.ScriptModule)]
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in settled]
     try:
-        for module, name, _ in caches:
-            setattr(module, name, {})
+        _empty_caches(settled)
+        _copy_buffers(settled)
         yield
     finally:
-        for module, name, value in caches:
-            setattr(module, name, value)
-        for module, before in buffers:
-            module._buffers.clear()
-            module._buffers.update(before)
+        for module, attributes, buffers in before:
+            now = vars(module)
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            now.update({name: value for name, value in attributes.items() if now.get(name, now) is not value})
+            if buffers:
+                module._buffers.clear()
+                module._buffers.update(buffers)
+
+
+def _empty_caches(modules: Sequence[nn.Module]) -> None:
+    for module in modules:
+        for name in [name for name, value in vars(module).items() if name.endswith('_cache') and type(value) is dict]:
+            setattr(module, name, {})
+
+
+def _copy_buffers(modules: Sequence[nn.Module]) -> None:
+    """The forward of the block writes on copies; BatchNorm writes nothing in evaluation mode and keeps its own."""
+    copies: dict[int, Tensor] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        for module in modules:
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
+
+
+@contextmanager
+def _streams(model: nn.Module) -> Iterator[None]:
+    """Random streams of Python, NumPy, torch's CPU and the model's GPUs, put back at the end."""
+    devices = {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager
@@ -92,15 +127,15 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 
     Evaluation mode, so that BatchNorm statistics do not move, dropout draws nothing, and the map of an image does not
     depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
-    ``train()`` of the user's own is not called. Random streams of the CPU and of the model's device are put back.
+    ``train()`` of the user's own is not called. Buffers, other attributes of the modules and random streams are put
+    back, whatever the forward does to them.
     """
     inner = unwrap(model)
     modules = list(inner.modules())
-    devices = {p.device.index for p in inner.parameters() if p.device.type == 'cuda'}
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)))
+        stack.enter_context(_streams(inner))
+        stack.enter_context(_attributes(modules))
         stack.enter_context(swapped(modules, 'training', False))
-        stack.enter_context(_evaluation_state(modules))
         # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
         checkpointed = [m for m in modules if getattr(m, 'grad_checkpointing', False) is True]
         stack.enter_context(swapped(checkpointed, 'grad_checkpointing', False))

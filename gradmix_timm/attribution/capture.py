@@ -12,8 +12,9 @@ from gradmix_timm.records import Captured
 
 from .borrow import borrow, frozen, logits_of, unwrap
 from .layers import TargetLayer, fold
+from .probe import Size, ask, called
 
-__all__ = ['Watch', 'capture', 'input_gradient', 'watch']
+__all__ = ['Watch', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,7 +43,7 @@ def _with_element(output: object, index: int | None, tensor: Tensor) -> object:
         return tensor
     items = list(output)  # type: ignore[call-overload]
     items[index] = tensor
-    return type(output)(items) if isinstance(output, list) else tuple(items)
+    return type(output)(*items) if hasattr(output, '_fields') else type(output)(items)  # type: ignore[call-arg]
 
 
 class Watch:
@@ -135,9 +136,9 @@ def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -
             handle.remove()
 
 
-def _plain(images: Tensor) -> Tensor:
+def _plain(labels: Tensor) -> Tensor:
     """An inference tensor cannot be saved for backward: copy it."""
-    return images.clone() if images.is_inference() else images
+    return labels.clone() if labels.is_inference() else labels
 
 
 def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[TargetLayer], score: ScoreFn,
@@ -160,7 +161,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
     device_type = images.device.type
     with (borrow(model) as inner, frozen(inner), _plain_modes(device_type),
           watch(inner, targets, cut=True) as kept):
-        logits = logits_of(inner(_plain(images)))
+        logits = logits_of(inner(images.clone()))  # a copy: some models write on their input
         with torch.autocast(device_type, enabled=False):
             logits = logits.float()
             return kept.captured(logits, score(logits, _plain(labels)), image_size(images))
@@ -174,10 +175,29 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: Scor
     """
     device_type = images.device.type
     with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
-        leaf = _plain(images).detach().clone().requires_grad_()
-        logits = logits_of(inner(leaf))
+        leaf = images.detach().clone().requires_grad_()
+        logits = logits_of(inner(leaf.clone()))  # a copy: a model that writes on its input cannot have a leaf
+        _check_path(inner, logits)
         with torch.autocast(device_type, enabled=False):
             scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
             logits = logits.float()
             grad = torch.autograd.grad(score(logits, _plain(labels)).sum() * scale, leaf)[0].float() / scale
     return Captured(activation=leaf.detach(), gradient=grad, logits=logits.detach(), layer='input')
+
+
+def check_input_gradient(model: nn.Module, input_size: Size) -> None:
+    """Check once, on two noise images, that the model takes (C, H, W) and that a gradient reaches them.
+
+    Raises:
+        ValueError: It does not, with the remedy.
+    """
+    device_type = next((parameter.device.type for parameter in model.parameters()), 'cpu')
+    with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
+        _check_path(inner, ask(inner, input_size, requires_grad=True))
+
+
+def _check_path(model: nn.Module, logits: Tensor) -> None:
+    if not logits.requires_grad:
+        raise ValueError(f'no gradient of the logits of {called(model)} reaches its input (a part of it runs under '
+                         "no_grad or is detached), so that 'input-gradient' has no map; choose another with "
+                         '--gradmix-attribution')

@@ -208,7 +208,14 @@ def _run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dict[s
 
     with hooked(model, names, keep), _substituted(redrawn):
         logits = ask(model, input_size, requires_grad=True)
-    _differentiate(logits, [finding for finding in findings.values() if finding.outputs])
+    try:
+        _differentiate(logits, [finding for finding in findings.values() if finding.outputs])
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        words = ' '.join(str(error).split())[:200]
+        raise ValueError(f'{called(model)} cannot be differentiated at its layers: {words}. Where its forward calls '
+                         'torch.utils.checkpoint, give it use_reentrant=False') from error
     for finding in findings.values():
         if finding.calls > 1:
             finding.layers, finding.reason = [], f'it runs {finding.calls} times in one forward pass'

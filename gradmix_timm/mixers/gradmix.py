@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.attribution import CONTROLS, capture_for, fuse, layer_maps, resolve_layers, to_pixels
+from gradmix_timm.attribution import (
+    CONTROLS,
+    capture_for,
+    check_input_gradient,
+    fuse,
+    layer_maps,
+    resolve_layers,
+    to_pixels,
+)
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.ops import (
     argmax_center,
@@ -139,12 +147,15 @@ class GradMix(BatchMixer):
 
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Resolve and check the target layers at the size of the attribution pass."""
-        if not self.requires_model or self.config.attribution == 'input-gradient':
+        if not self.requires_model:
             return
         channels, height, width = input_size
         scaled = self._scaled_size((height, width))
         try:
-            resolve_layers(model, (channels, *scaled), self.config.layers)
+            if self.config.attribution == 'input-gradient':
+                check_input_gradient(model, (channels, *scaled))
+            else:
+                resolve_layers(model, (channels, *scaled), self.config.layers)
         except ValueError as error:
             if scaled == (height, width):
                 raise

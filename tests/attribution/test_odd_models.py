@@ -1,0 +1,168 @@
+"""Networks that people write: what their forward pass keeps, draws, writes on or hands over."""
+from __future__ import annotations
+
+import random
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from gradmix_timm import attribute, create_mixer
+from gradmix_timm.attribution import METHODS, resolve_layers
+
+
+class Plain(nn.Module):
+    """Two stages and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.deep(self.stem(x)).mean((2, 3)))
+
+
+class Busy(Plain):
+    """Counts, averages and remembers in evaluation mode too, draws, and writes on its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('calls', torch.zeros(()))
+        self.register_buffer('average', torch.zeros(8))
+        self.register_buffer('replaced', torch.zeros(()))
+        self.steps, self.last = 0, None
+
+    def forward(self, x):
+        x.mul_(0.5)
+        self.calls += random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
+        self.replaced = self.replaced + 1
+        self.steps += 1
+        self.last = self.deep(self.stem(x)).mean((2, 3))
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(self.last.mean(0))
+        self.added_later = True
+        return self.head(self.last)
+
+
+Pair = namedtuple('Pair', 'features extra')
+
+
+class Named(nn.Module):
+    """A stage that gives a named tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(6, 8, 3, 2, 1)
+
+    def forward(self, x):
+        return Pair(self.convolution(x).relu(), 'extra')
+
+
+class HandsOver(Plain):
+    """A named tuple between stages, a dictionary of logits at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep = Named()
+
+    def forward(self, x):
+        return {'logits': self.head(self.deep(self.stem(x)).features.mean((2, 3))), 'loss': None}
+
+
+class Frozen(Plain):
+    """The first stage runs without a graph."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.stem(x)
+        return self.head(self.deep(x).mean((2, 3)))
+
+
+class Recomputing(Plain):
+    """Calls the old kind of checkpointing itself."""
+
+    def forward(self, x):
+        return self.head(checkpoint(self.deep, self.stem(x), use_reentrant=True).mean((2, 3)))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return torch.randn(4, 3, 32, 32), torch.arange(4)
+
+
+def streams() -> tuple:
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), name, keys.tolist(), *rest, torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize('mode', [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize('method', list(METHODS))
+def test_what_a_forward_keeps_draws_or_writes_is_as_before(method, mode, small):
+    images, labels = small
+    model = Busy()
+    model(images.clone())
+    del model.added_later
+    given, drawn = images.clone(), streams()
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    steps, last, names = model.steps, model.last, set(vars(model))
+    with mode():
+        mixer = create_mixer('gradmix', num_classes=4, attribution=method)
+        mixer.prepare(model, (3, 32, 32))
+        mixer.draw(images, labels, model)
+    assert torch.equal(images, given)
+    assert streams() == drawn
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name][0]
+        assert torch.equal(buffer, buffers[name][1]), name
+    assert (model.steps, set(vars(model))) == (steps, names)
+    assert model.last is last
+
+
+def test_named_tuples_between_stages_and_a_dictionary_of_logits(small):
+    model = HandsOver()
+    assert [str(layer) for layer in resolve_layers(model, (3, 32, 32))] == ['deep[0]']
+    found = attribute(model, *small)
+    plain = Plain()
+    plain.stem, plain.head = model.stem, model.head
+    plain.deep = nn.Sequential(model.deep.convolution, nn.ReLU())
+    assert torch.equal(found.map, attribute(plain, *small).map)
+
+
+def test_the_input_gradient_is_checked_at_start_too():
+    options = {'num_classes': 10, 'attribution': 'input-gradient'}
+    create_mixer('gradmix', **options).prepare(Plain(), (3, 32, 32))
+    with pytest.raises(ValueError, match=r"no gradient of the logits of Frozen .* 'input-gradient' has no map"):
+        create_mixer('gradmix', **options).prepare(Frozen(), (3, 32, 32))
+    model = timm.create_model('test_vit', img_size=64, dynamic_img_size=False)
+    with pytest.raises(ValueError, match=r'runs the model on 32x32 .* --gradmix-attr-scale at 1'):
+        create_mixer('gradmix', attr_scale=0.5, **options).prepare(model, (3, 64, 64))
+
+
+def test_a_stage_without_a_graph_leaves_the_layers_behind_it(small):
+    model = Frozen()
+    assert [str(layer) for layer in resolve_layers(model, (3, 32, 32), [0, -1])] == ['deep']
+    assert not attribute(model, *small).degenerate.any()
+
+
+def test_a_model_that_no_gradient_can_be_taken_of_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match=r'Recomputing cannot be differentiated .* use_reentrant=False'):
+        create_mixer('gradmix', num_classes=4).prepare(Recomputing(), (3, 32, 32))
+
+
+def test_the_input_gradient_costs_two_forwards_and_can_be_counted(small):
+    model, mixer = Plain(), create_mixer('gradmix', num_classes=4, attribution='input-gradient')
+
+    def flops(function) -> int:
+        with FlopCounterMode(display=False) as counter:
+            function()
+        return counter.get_total_flops()
+
+    assert flops(lambda: mixer.draw(*small, model)) == 2 * flops(lambda: model(small[0]))
