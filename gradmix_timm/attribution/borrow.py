@@ -12,6 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ['borrow', 'frozen', 'logits_of', 'swapped', 'unwrap']
 
+_REPLICAS = ('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; use '
+             'DistributedDataParallel (torchrun), or pass model.module')
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The module itself, without DistributedDataParallel and ``torch.compile`` around it (weights are shared).
@@ -24,8 +27,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise TypeError(f'expected an nn.Module to attribute, got {type(model).__name__}')
         if isinstance(model, nn.DataParallel):
-            raise ValueError('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; '
-                             'use DistributedDataParallel (torchrun), or pass model.module')
+            raise ValueError(_REPLICAS)
         if isinstance(model, torch.jit.ScriptModule):
             raise ValueError('a scripted model has no forward hooks; build it without --torchscript')
         if isinstance(model, DistributedDataParallel):
@@ -129,9 +131,14 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
     ``train()`` of the user's own is not called. Buffers, other attributes of the modules and random streams are put
     back, whatever the forward does to them.
+
+    Raises:
+        ValueError: See :func:`unwrap`; also where a part of the model is an nn.DataParallel.
     """
     inner = unwrap(model)
     modules = list(inner.modules())
+    if any(isinstance(module, nn.DataParallel) for module in modules):
+        raise ValueError(_REPLICAS)
     with ExitStack() as stack:
         stack.enter_context(_streams(inner))
         stack.enter_context(_attributes(modules))

@@ -136,9 +136,9 @@ def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -
             handle.remove()
 
 
-def _plain(labels: Tensor) -> Tensor:
+def _plain(tensor: Tensor) -> Tensor:
     """An inference tensor cannot be saved for backward: copy it."""
-    return labels.clone() if labels.is_inference() else labels
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[TargetLayer], score: ScoreFn,
@@ -175,7 +175,7 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: Scor
     """
     device_type = images.device.type
     with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
-        leaf = images.detach().clone().requires_grad_()
+        leaf = _plain(images).detach().requires_grad_()
         logits = logits_of(inner(leaf.clone()))  # a copy: a model that writes on its input cannot have a leaf
         _check_path(inner, logits)
         with torch.autocast(device_type, enabled=False):
@@ -191,9 +191,10 @@ def check_input_gradient(model: nn.Module, input_size: Size) -> None:
     Raises:
         ValueError: It does not, with the remedy.
     """
-    device_type = next((parameter.device.type for parameter in model.parameters()), 'cpu')
-    with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
-        _check_path(inner, ask(inner, input_size, requires_grad=True))
+    with borrow(model) as inner, frozen(inner):
+        device_type = next((parameter.device.type for parameter in inner.parameters()), 'cpu')
+        with _plain_modes(device_type), torch.enable_grad():
+            _check_path(inner, ask(inner, input_size, requires_grad=True))
 
 
 def _check_path(model: nn.Module, logits: Tensor) -> None:

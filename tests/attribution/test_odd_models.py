@@ -141,6 +141,10 @@ def test_the_input_gradient_is_checked_at_start_too():
     create_mixer('gradmix', **options).prepare(Plain(), (3, 32, 32))
     with pytest.raises(ValueError, match=r"no gradient of the logits of Frozen .* 'input-gradient' has no map"):
         create_mixer('gradmix', **options).prepare(Frozen(), (3, 32, 32))
+    with pytest.raises(ValueError, match=r'nn\.DataParallel'):
+        create_mixer('gradmix', **options).prepare(nn.DataParallel(Plain()), (3, 32, 32))
+    with pytest.raises(TypeError, match=r'expected an nn\.Module'):
+        create_mixer('gradmix', **options).prepare('resnet18', (3, 32, 32))  # type: ignore[arg-type]
     model = timm.create_model('test_vit', img_size=64, dynamic_img_size=False)
     with pytest.raises(ValueError, match=r'runs the model on 32x32 .* --gradmix-attr-scale at 1'):
         create_mixer('gradmix', attr_scale=0.5, **options).prepare(model, (3, 64, 64))
@@ -166,3 +170,10 @@ def test_the_input_gradient_costs_two_forwards_and_can_be_counted(small):
         return counter.get_total_flops()
 
     assert flops(lambda: mixer.draw(*small, model)) == 2 * flops(lambda: model(small[0]))
+
+
+def test_a_part_that_runs_in_replicas_is_refused_by_name():
+    model = Plain()
+    model.stem = nn.DataParallel(model.stem)
+    with pytest.raises(ValueError, match=r'nn\.DataParallel .* DistributedDataParallel'):
+        create_mixer('gradmix', num_classes=4).prepare(model, (3, 32, 32))
