@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gradmix_timm.records import Embeddings
 
+from .memory import is_out_of_memory
 from .scores.base import Head
 
 __all__ = ['extract', 'head_of']
@@ -213,7 +214,9 @@ class _Pieces:
         """The answer, or None where memory ran out and pieces are smaller from here on."""
         try:
             return self._answer(piece)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if len(piece) == 1:
                 raise ValueError(f'{self._title or "the loader"}: the device has no memory for a single image of '
                                  f'{list(piece.shape[1:])}; use a smaller --img-size, --amp or --device cpu') from error

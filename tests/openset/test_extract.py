@@ -261,9 +261,10 @@ def test_a_long_pass_without_a_terminal_logs_the_time_left(tiny_cnn, monkeypatch
 class Memory(nn.Module):
     """A device whose memory takes so many images at once."""
 
-    def __init__(self, model, most):
+    def __init__(self, model, most, error=None):
         super().__init__()
         self.model, self.most, self.sizes = model, most, []
+        self.error = error or torch.OutOfMemoryError('out of memory')
 
     def get_classifier(self):
         return self.model.get_classifier()
@@ -271,7 +272,7 @@ class Memory(nn.Module):
     def forward(self, images):
         self.sizes.append(len(images))
         if len(images) > self.most:
-            raise torch.OutOfMemoryError('out of memory')
+            raise self.error
         return self.model(images)
 
 
@@ -286,6 +287,17 @@ def test_a_batch_that_memory_does_not_take_is_halved_once_and_for_all(caplog):
     assert pieces.label.tolist() == labels.tolist()
     assert [record.getMessage() for record in caplog.records] == [
         'the loader: out of memory with 5 images at once, going on with 2; --batch-size 2 avoids this']
+
+
+def test_the_cpus_allocator_says_it_in_other_words():
+    with pytest.raises(RuntimeError) as full:
+        torch.empty(10 ** 15)
+    model = randomise(timm.create_model('test_resnet', num_classes=3))
+    _, _, loader = batches(count=5, size=5)
+    narrow = Memory(model, most=2, error=full.value)
+    torch.testing.assert_close(extract(narrow, loader, 'cpu').logits, extract(model, loader, 'cpu').logits)
+    with pytest.raises(RuntimeError, match='shapes differ'):
+        extract(Memory(model, most=2, error=RuntimeError('shapes differ')), loader, 'cpu')
 
 
 def test_no_memory_for_a_single_image_is_an_error():

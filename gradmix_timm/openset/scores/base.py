@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gradmix_timm.openset.memory import is_out_of_memory
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry
 
@@ -152,7 +153,9 @@ class Score(ABC):
         count = len(embeddings.label)
         try:
             return self.knownness(embeddings)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if count <= 1:
                 raise ValueError(f'{self.name}: no memory left to score a single sample; move the embeddings and the '
                                  'fit to the CPU (--device cpu), or use a score of logits') from error
