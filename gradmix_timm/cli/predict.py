@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--amp', action='store_true', default=None, help='run the model in bfloat16')
     add('--batch-size', type=int, default=64, metavar='N', help='(default: 64)')
     add = parser.add_argument_group('Training images, for the threshold and for scores with a fit').add_argument
-    add('--data-dir', metavar='DIR', help="folder of the data (default: the checkpoint's)")
+    add('--data-dir', '--data', metavar='DIR', help="folder of the data (default: the checkpoint's)")
     add('--dataset', metavar='NAME', help="(default: the checkpoint's)")
     add('--train-split', metavar='NAME', help="(default: the checkpoint's)")
     add('--class-map', metavar='FILE', help='class name to label, as in training')

@@ -40,6 +40,13 @@ def place(tmp_path_factory):
 
 # ---- a run that goes well
 
+@pytest.mark.parametrize('command', ['osr', 'corrupt', 'probe'])
+def test_the_folder_of_the_data_has_a_short_name(command):
+    """``--data`` would else be short for --data-dir and --dataset both."""
+    args = osr.build_parser().parse_args([command, '--checkpoint', 'a', '--data', 'DIR'])
+    assert (args.data_dir, args.dataset) == ('DIR', None)
+
+
 def test_there_is_a_group_for_each_probe(place):
     results = results_of(place[0] / 'run' / 'probe')
     assert list(results['groups']) == ['linear', 'knn', 'few-shot-1', 'few-shot-5', 'own head']

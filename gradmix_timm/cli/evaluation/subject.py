@@ -79,7 +79,7 @@ def add_subject_flags(parser: argparse.ArgumentParser) -> None:
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='with --amp (default: float16)')
     add('--channels-last', action='store_true', help='channels-last memory format')
     add = parser.add_argument_group('Images').add_argument
-    add('--data-dir', metavar='DIR', help="folder of the data (default: the checkpoint's)")
+    add('--data-dir', '--data', metavar='DIR', help="folder of the data (default: the checkpoint's)")
     add('--dataset', metavar='NAME', help="timm's data set name, or sklearn/digits (default: the checkpoint's)")
     add('--train-split', metavar='NAME', help="split with the training images (default: the checkpoint's)")
     add('--test-split', metavar='NAME', help="split that is judged (default: the checkpoint's)")
