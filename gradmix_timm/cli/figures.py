@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gradmix_timm.attribution import layer_maps, to_pixels
 from gradmix_timm.checkpoint import atomic_path
 from gradmix_timm.mixers import GradMix
+from gradmix_timm.mixers.callables import seeded_streams
 from gradmix_timm.records import MixDraw
 
 __all__ = ['MixScene', 'draw_mixes', 'make_scene']
@@ -49,11 +50,12 @@ class MixScene:
 
 
 def make_scene(mixer: Any, model: nn.Module | None, images: Tensor, labels: Tensor) -> MixScene:
-    """Mix one batch and keep what led to it; the mixer's step counter and the model are left as they were."""
+    """Mix one batch and keep what led to it; mixer, model and the global random streams are left as they were."""
     maps: list[tuple[str, Tensor]] = []
     layers: tuple[str, ...] = ()
     if not hasattr(mixer, 'draw_from') and not hasattr(mixer, '_draw') and not hasattr(mixer, 'switch_prob'):
-        mixed, targets = mixer(images.clone(), labels, model)
+        with seeded_streams(0, images.device):  # timm's mixers draw from NumPy's stream
+            mixed, targets = mixer(images.clone(), labels, model)
         return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), None, (), labels.cpu(), ())
     generator = torch.Generator().manual_seed(0)
     draw = mixer.draw(images, labels, model, generator)

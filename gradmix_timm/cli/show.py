@@ -20,7 +20,7 @@ from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
 from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data.transforms import recorded_pipeline
-from gradmix_timm.mixers import create_mixer
+from gradmix_timm.mixers import TIMM_MODES, create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
 
@@ -121,14 +121,16 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[Path], classes: Se
 
 
 def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Any:
+    """The mixer asked for, else the checkpoint's, told to mix every image."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
-        options = {**record.mixer_options, 'num_classes': num_classes, 'prob': 1.0, 'prob_elem': 1.0}
-        return create_mixer(record.mixer, **options)
-    options = dict(args.mixup_kwargs)
-    if args.layers:
-        options['layers'] = args.layers
-    return create_mixer(args.mixer or 'gradmix', num_classes=num_classes, seed=args.seed, **options)
+        name, options = record.mixer, {**record.mixer_options, 'prob': 1.0, 'prob_elem': 1.0}
+    else:
+        name, options = args.mixer or 'gradmix', {'seed': args.seed, **args.mixup_kwargs}
+        options.update({'layers': args.layers} if args.layers else {})
+    if name in TIMM_MODES:  # timm's class draws from NumPy's stream, for all images or none
+        options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
+    return create_mixer(name, **{**options, 'num_classes': num_classes})
 
 
 def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Any,
@@ -226,7 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = _files(args.images)
         files = [path for path in files if path.parent.name in classes] or files  # what the model was taught
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
-        files = [files[i] for i in order[:args.deletion_images if args.deletion else max(args.num, 2)]]
+        count = args.deletion_images if args.deletion else max(args.num + args.num % 2, 2)  # timm's take pairs
+        files = [files[i] for i in order[:count]]
         images = _load(files, config).to(args.device)
         labels = _labels(model, images, files, classes)
         num_classes = int(getattr(model, 'num_classes', 0)) or int(labels.max()) + 1

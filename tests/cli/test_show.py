@@ -14,6 +14,7 @@ from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution.deletion import Place, deletion_drops
 from gradmix_timm.cli.exits import run_console
 from gradmix_timm.cli.show import main, save_mixes
+from gradmix_timm.mixers import TIMM_MODES
 
 
 @pytest.fixture
@@ -62,6 +63,19 @@ def test_every_registered_mixer_can_be_shown(name, tmp_path, tiny_cnn, batch):
     assert (tmp_path / 'mixes.png').stat().st_size > 5000
     assert json.loads((tmp_path / 'mixes.json').read_text())['mixer'] == name
     assert tiny_cnn.training
+
+
+@pytest.mark.parametrize('mode', TIMM_MODES)
+def test_timms_modes_are_shown_too_for_any_number_of_images(mode, images, tmp_path):
+    before, pictures = np.random.get_state()[1].tolist(), []  # noqa: NPY002
+    for name in ('a', 'b'):
+        torch.manual_seed(0)  # the untrained model names the labels
+        argv = ['--model', 'test_resnet', '--img-size', '32', '--num-classes', '5', '--images', str(images), '--mixer',
+                mode, '--mixup-kwargs', 'cutmix_alpha=1.0', '--num', '3', '--out', str(tmp_path / f'{name}.png')]
+        assert run_console(main, argv) == 0
+        pictures.append((tmp_path / f'{name}.png').read_bytes())
+    assert pictures[0] == pictures[1]
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
 @pytest.mark.parametrize(('argv', 'match'), [
