@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import pickle
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -182,6 +183,14 @@ def test_pickled_code_is_not_run(tmp_path):
     torch.save({'state_dict': {'w': torch.zeros(1)}, 'args': Trap()}, tmp_path / 'trap.pth')
     with pytest.raises(ValueError, match='can run code'):
         load_checkpoint(tmp_path / 'trap.pth')
+
+
+def test_a_plain_pickle_is_refused_without_a_word_of_pytorchs(tmp_path, recwarn):
+    path = tmp_path / 'plain.pth'
+    path.write_bytes(pickle.dumps({'state_dict': {}}, protocol=4))
+    with pytest.raises(ValueError, match='is no checkpoint'):
+        load_checkpoint(path)
+    assert not [warning for warning in recwarn if 'pickle protocol' in str(warning.message)]
 
 
 def test_pickled_model_is_not_run(tmp_path, net):

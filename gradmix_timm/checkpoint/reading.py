@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,9 @@ def _read(path: Path) -> Any:
         if path.suffix == '.safetensors':
             return load_file(path)
         # timm stores its parsed arguments; a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Of a plain pickle PyTorch asks for an issue to be filed; the error below says what the file is.
+            warnings.filterwarnings('ignore', 'Detected pickle protocol', UserWarning)
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a reader raises on foreign bytes
         raise ValueError(f'{path} is {_kind(path)}; {_EXPECTED}') from error
