@@ -36,6 +36,7 @@ def test_plain_pytorch():
     assert result['auroc'] > 0.6
 
 
+@pytest.mark.slow
 def test_lightning_module():
     pytest.importorskip('lightning')
     module = importlib.import_module('lightning_module')
@@ -43,7 +44,7 @@ def test_lightning_module():
     assert result['accuracy'] > 0.7
 
 
-@pytest.mark.parametrize('precision', ['no', 'bf16'])
+@pytest.mark.parametrize('precision', [pytest.param('no', marks=pytest.mark.slow), 'bf16'])
 def test_accelerate_loop(precision, monkeypatch):
     accelerate = pytest.importorskip('accelerate')
     accelerate.state.AcceleratorState._reset_state(True)

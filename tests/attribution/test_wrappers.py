@@ -177,7 +177,8 @@ def _worker(rank: int, port: int, accumulate: int, results) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('accumulate', [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('accumulate', [1, 2])
 def test_two_processes_keep_their_gradients_in_step_and_draw_differently(accumulate):
     context = torch.multiprocessing.get_context('spawn')
     with context.Manager() as manager:
@@ -206,6 +207,7 @@ def _stored_worker(rank: int, port: int, batches, results) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_with_twice_the_batch_does():
     torch.manual_seed(0)
     model = timm.create_model('test_vit', img_size=32, num_classes=10)  # no BatchNorm: its statistics are per process

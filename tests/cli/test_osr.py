@@ -383,6 +383,7 @@ def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
     assert results['known_classes'] == sorted(split.known)
 
 
+@pytest.mark.slow
 def test_several_loader_processes_give_the_same(tmp_path, capsys):
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
     for workers in (0, 2):

@@ -44,7 +44,7 @@ GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
     ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),
     (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates'),
     (*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),
-    (*GRADMIX, '--workers', 2, '--reprob', 0.5),
+    pytest.param((*GRADMIX, '--workers', 2, '--reprob', 0.5), marks=pytest.mark.slow),
 ], ids=['plain', 'timm mixup', 'gradmix', 'open set', 'workers'])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(flags, images, tmp_path):
     classes = None if '--known-classes' in flags else 4
