@@ -29,6 +29,8 @@ _TORCH = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', '
 _TWO_PARTS = _TORCH[:6]
 _PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds', 'sklearn')
 _DIGITS_SEED = 0
+# Of headers and data in a tar, bytes.
+_TAR_BLOCK = 512
 
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
@@ -68,6 +70,7 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     if folder:
         root = _split_root(name, root, split)
         options['search_split'] = False
+        _check_tars(Path(root))
     dataset = _create(name, root, split, {
         'class_map': class_map, 'download': download, 'input_img_mode': img_mode, **options})
     if isinstance(dataset, IterableDataset):
@@ -146,6 +149,17 @@ def _split_root(name: str, root: Any, split: str) -> str:
                          '--val-split')
     _logger.info(f'{path} has no split folders and is read as {split!r}')
     return str(path)
+
+
+def _check_tars(root: Path) -> None:
+    """A tar that was cut short would be read up to there without a word: a whole one ends with a block of zeros."""
+    for path in [root] if root.is_file() else sorted(root.glob('*.tar')):
+        with path.open('rb') as file:
+            plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAR_BLOCK))
+            if plain and file.read().strip(b'\0'):
+                raise ValueError(f'{path} is cut short at {size:,} bytes (a tar ends with zeros): fetch it again')
 
 
 def _create(name: str, root: Any, split: str, options: dict[str, Any]) -> Any:

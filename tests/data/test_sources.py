@@ -184,6 +184,14 @@ def test_tar_opens_and_a_broken_one_is_told(folders, tmp_path):
     (tmp_path / 'bad.tar').write_bytes(b'no tar at all')
     with pytest.raises(ValueError, match=r'bad.tar, split .* could not be opened'):
         open_dataset('', tmp_path / 'bad.tar', 'train')
+    whole = (tmp_path / 'train.tar').read_bytes()
+    with tarfile.open(tmp_path / 'train.tar') as tar:
+        middle = tar.getmembers()[9]
+    # Behind an image, in a header, in an image: Python's tarfile reads the first two without a word.
+    for place in (middle.offset, middle.offset + 100, middle.offset_data + 40):
+        (tmp_path / 'short.tar').write_bytes(whole[:place])
+        with pytest.raises(ValueError, match=rf'short.tar is cut short at {place:,} bytes.*fetch it again'):
+            open_dataset('', tmp_path / 'short.tar', 'train')
     with tarfile.open(tmp_path / 'empty.tar', 'w'):
         pass
     with pytest.raises(ValueError, match='no image in'):
