@@ -164,7 +164,7 @@ def print_results(results: dict[str, Any]) -> None:
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
     for name, found in (results.get('sensitivity') or {}).items():
-        points = ', '.join(f'{value:g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
+        points = ', '.join(f'{value:.4g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
                            for value, area in found['points'])
         print(f'{name} by {found["option"]} (* used): AUROC {points}')
     warnings = [warning for part in (results, *results['groups'].values())

@@ -83,7 +83,7 @@ def render_sensitivity(results: Values) -> str:
     rows = []
     for name, part in found.items():
         cells = [f'{"<b>" if value == part["used"] else ""}{cell(area)}{"</b>" if value == part["used"] else ""}'
-                 f'<small>{value:g}</small>' for value, area in part['points']]
+                 f'<small>{value:.4g}</small>' for value, area in part['points']]
         rows.append((escape(name), [escape(part['option']), *cells, *[''] * (width - len(cells))],
                      name == results['threshold']['score']))
     return '<h2>What hangs on the settings</h2>' + table(
