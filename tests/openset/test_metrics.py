@@ -177,6 +177,7 @@ def test_infinities_rank_and_are_counted():
     assert metrics.auroc([np.inf, 1.], [-np.inf, 0.]) == 1.
     assert metrics.auroc([np.inf], [np.inf]) == .5
     assert metrics.infinite_count([np.inf, 1.], [-np.inf]) == 2
+    assert metrics.summarize([np.inf, 1.], [True, False], [-np.inf, 0.], draws=0)['infinite'] == 2
 
 
 @pytest.mark.parametrize('metric', RANKED)
@@ -239,7 +240,8 @@ def test_summary_has_the_keys_of_results_json():
     known, correct, unknown = drawn(8, 1)
     figures = metrics.summarize(known, correct, unknown, draws=50)
     plain = {'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr'}
-    assert set(figures) == plain | {f'{name}_ci' for name in plain} | {'ccr_at_fpr', 'tie_share', 'degenerate'}
+    assert set(figures) == plain | {f'{name}_ci' for name in plain} | {
+        'ccr_at_fpr', 'tie_share', 'degenerate', 'infinite'}
     expected = fast(known, correct, unknown)
     assert {name: figures[name] for name in plain} == {name: expected[name] for name in plain}
     assert figures['ccr_at_fpr'] == {

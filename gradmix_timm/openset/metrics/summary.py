@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import ladder as counts
-from .arrays import ArrayLike, correctness, fraction, sides
+from .arrays import ArrayLike, correctness, fraction, infinite_count, sides
 from .bootstrap import rank_intervals
 from .intervals import delong_ci
 
@@ -44,8 +44,8 @@ def summarize(
 
     Returns:
         The metrics of ``RANK_METRICS``; ``ccr_at_fpr``, a dict keyed by the rate as text; ``tie_share`` (share of
-        known-unknown pairs that tie); ``degenerate`` (all scores are one value); and ``<metric>_ci`` as [low, high]:
-        AUROC's after DeLong, the others by stratified bootstrap.
+        known-unknown pairs that tie); ``degenerate`` (all scores are one value); ``infinite`` (how many are; they
+        rank); and ``<metric>_ci`` as [low, high]: AUROC's after DeLong, the others by stratified bootstrap.
 
     Example:
         >>> figures = summarize([3., 2., 2.], [True, True, False], [2., 1.], draws=0)
@@ -59,7 +59,8 @@ def summarize(
     figures: dict[str, Any] = {name: float(metric(ladder)) for name, metric in metrics.items()}
     if right is not None:
         figures['ccr_at_fpr'] = {f'{fpr:g}': float(counts.ccr_at_fpr(fraction('fpr', fpr))(ladder)) for fpr in fprs}
-    figures |= {'tie_share': float(counts.tie_share(ladder)), 'degenerate': len(values) == 1}
+    figures |= {'tie_share': float(counts.tie_share(ladder)), 'degenerate': len(values) == 1,
+                'infinite': infinite_count(scores, others)}
     figures['auroc_ci'] = list(delong_ci(scores, others, level))
     if draws:
         drawn = {name: metric for name, metric in metrics.items() if name != 'auroc'}
