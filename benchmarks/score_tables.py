@@ -35,6 +35,16 @@ def memory_table(figures: dict[str, Any]) -> str:
     return '\n'.join(lines)
 
 
+def large_text(page: dict[str, Any]) -> str:
+    """A sentence a score on ImageNet's number of features."""
+    told = '; '.join(
+        f'{name} is fit in {found["fit_seconds"]:.0f} s with {found["fit_own_gib"]:.2f} GiB of its own and scores '
+        f'{page["queries"]:,} images in {found["query_seconds"]:.1f} s with {found["query_own_gib"]:.2f} GiB'
+        for name, found in page['figures'].items())
+    return (f'At ImageNet\'s size, {page["images"]:,} features of width {page["width"]} ({page["file_gib"]} GiB in one '
+            f'memory-mapped file; `python benchmarks/large_fit.py FOLDER`, {page["threads"]} threads): {told}.\n')
+
+
 def _pair(found: dict[str, Any]) -> str:
     return f'{1e3 * found["ours"]:.1f} / {1e3 * found["theirs"]:.1f}'
 
@@ -73,6 +83,9 @@ def main() -> None:
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
         memory_table(figures) + '\n']
+    large = HERE / 'results' / 'large_fit.json'
+    if large.exists():
+        parts.append(large_text(json.loads(large.read_text())))
     (HERE.parent / 'docs' / 'scores.md').write_text('\n'.join(parts))
 
 

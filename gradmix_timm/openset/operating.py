@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from .metrics.thresholds import balanced_accuracy, best_f1, macro_f1, normalized
 __all__ = ['LAMBDA', 'at_threshold']
 
 Array = NDArray[Any]
+Metric = Callable[[Array, Array], float]
 #: Weight of the knowns' accuracy in the normalised accuracy; the rest is the share of unknowns rejected.
 LAMBDA = 0.5
 
@@ -42,25 +44,23 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
         >>> round(found['macro_f1'], 4), found['balanced_accuracy'], round(found['best_f1'], 4)
         (0.5556, 0.5, 1.0)
     """
-    def answers(known: Array, unknown: Array) -> Array:
-        return np.concatenate([known, unknown])
-
     given = (np.where(known_scores >= threshold, known_pred, -1), known_label)
     others = (np.where(unknown_scores >= threshold, unknown_pred, -1), np.full(len(unknown_pred), -1))
-    metrics: dict[str, Callable[[Array, Array], float]] = {
-        'macro_f1': lambda pred, label: macro_f1(pred, label, num_classes),
-        'balanced_accuracy': balanced_accuracy,
-        'balanced_accuracy_with_unknown': lambda pred, label: balanced_accuracy(pred, label, with_unknown=True),
-        'normalized_accuracy': lambda pred, label: normalized_accuracy(pred, label, LAMBDA)}
+    metrics: dict[str, Metric] = {
+        'macro_f1': partial(macro_f1, num_classes=num_classes), 'balanced_accuracy': balanced_accuracy,
+        'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True),
+        'normalized_accuracy': partial(normalized_accuracy, weight=LAMBDA)}
     found: dict[str, Any] = {'lambda': LAMBDA}
     for name, metric in metrics.items():
-        def joined(pred: Array, label: Array, no_pred: Array, no_label: Array,
-                   metric: Callable[[Array, Array], float] = metric) -> float:
-            return metric(answers(pred, no_pred), answers(label, no_label))
-
-        found[name] = joined(*given, *others)
+        of_both = partial(_joined, metric)
+        found[name] = of_both(*given, *others)
         if draws:
-            found[f'{name}_ci'] = list(bootstrap_ci(joined, given, others, draws=draws, seed=seed))
-    found['best_f1'] = best_f1(answers(known_pred, unknown_pred), answers(known_scores, unknown_scores),
-                               answers(known_label, others[1]), num_classes)[0]
+            found[f'{name}_ci'] = list(bootstrap_ci(of_both, given, others, draws=draws, seed=seed))
+    found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores],
+                               np.r_[known_label, others[1]], num_classes)[0]
     return found
+
+
+def _joined(metric: Metric, pred: Array, label: Array, other_pred: Array, other_label: Array) -> float:
+    """A metric of known and unknown samples together."""
+    return metric(np.r_[pred, other_pred], np.r_[label, other_label])
