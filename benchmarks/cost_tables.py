@@ -99,17 +99,21 @@ def main() -> None:
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
                       'forward lies, so the pass costs more.\n',
                       'In FLOPs a step is at most (4 + 1.15 p) / 3 of the unmixed one, and 1.5% (p: the share of the '
-                      'forward behind the layer), in all of 36 models without grouped convolutions but `test_vit` at '
-                      '160 px: 1.411 for 1.404. Each product of attention takes two in the backward, and in so small a '
-                      'net attention is 38% of the forward. `--gradmix-fill donor-resized` adds its resize, which '
-                      'counts as products: 1.353 on resnet18 at 224 px.\n']
+                      'forward behind the layer), in 36 models without grouped convolutions that were counted, but '
+                      'not in `test_vit` at 160 px: 1.411 for 1.404. There each product of attention, a fifth of the '
+                      'forward, takes two in the backward, and the stem, an eighth of it, needs no gradient of its '
+                      'input, so that the plain step is less than three forwards. `--gradmix-fill donor-resized` adds '
+                      'its resize, which counts as products: 1.353 on resnet18 at 224 px.\n']
     path = HERE / 'results' / 'mixing.json'
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
-                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch. A box of each "
-                  "image's own costs less than timm's elem mode and more than torchvision's one box: the mask of each image "
-                  'is made and read, some milliseconds of a step of a second. A select by exclusive or, `lerp` with '
-                  'the mask, and a loop over slices were no faster over the three sizes.\n',
+                  "Time relative to torchvision's CutMix, which cuts one box for the whole batch and holds a second "
+                  'copy of it. Where fresh memory has to be touched, copies decide and one box an image is the faster '
+                  '(64 and 224 px here); in another run of the same code, in memory that the process held already, it '
+                  'took 1.65 to 1.7 times as long at these sizes. On small batches the draw of a box, a size and a '
+                  'partner for each image is half of it (0.4 of 1.6 ms at 32 px) and the masks most of the rest. A '
+                  'select by exclusive or and a loop over slices were no faster; `lerp` saves 0.1 ms at 32 px and is '
+                  'not bit-exact. All of it is below a hundredth of a training step.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'half_scale.json'
     if path.exists():
