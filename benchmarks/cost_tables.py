@@ -111,9 +111,9 @@ def main() -> None:
                   'copy of it. Where fresh memory has to be touched, copies decide and one box an image is the faster '
                   '(64 and 224 px here); in another run of the same code, in memory that the process held already, it '
                   'took 1.65 to 1.7 times as long at these sizes. On small batches the draw of a box, a size and a '
-                  'partner for each image is half of it (0.4 of 1.6 ms at 32 px) and the masks most of the rest. A '
-                  'select by exclusive or and a loop over slices were no faster; `lerp` saves 0.1 ms at 32 px and is '
-                  'not bit-exact. All of it is below a hundredth of a training step.\n',
+                  'partner for each image is a quarter of it (0.4 of 1.6 ms at 32 px). A '
+                  'select by exclusive or and a loop over slices were no faster; `lerp` saves 0.1 ms at 32 px and '
+                  'makes NaN of infinities. All of it is below a hundredth of a training step.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'half_scale.json'
     if path.exists():
