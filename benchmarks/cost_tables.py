@@ -47,6 +47,15 @@ def plot(figures: dict, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def flops_table(rows: list[dict]) -> str:
+    """One row a count."""
+    lines = ['| model | px | fill | layer | p | FLOPs / unmixed | bound | |', '|---|---|---|---|---|---|---|---|']
+    lines += [f'| {row["model"]} | {row["side"]} | {row["fill"]} | {row["layer"]} | {row["p"]:.3f} '
+              f'| {row["ratio"]:.3f} | {row["bound"]:.3f} | {"met" if row["ratio"] <= row["bound"] else "missed"} |'
+              for row in rows]
+    return '\n'.join(lines)
+
+
 def mixing_table(figures: dict) -> str:
     """One row a batch, one column a mixer."""
     names = list(next(iter(figures.values())))
@@ -97,23 +106,23 @@ def main() -> None:
                       '"by hooks and a full backward" is what one would write by hand: hooks on the same layer, '
                       'cross-entropy, `backward()` into every parameter, gradients thrown away. On small images the '
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
-                      'forward lies, so the pass costs more.\n',
-                      'In FLOPs a step is at most (4 + 1.15 p) / 3 of the unmixed one, and 1.5% (p: the share of the '
-                      'forward behind the layer), in 36 models without grouped convolutions that were counted, but '
-                      'not in `test_vit` at 160 px: 1.411 for 1.404. There each product of attention, a fifth of the '
-                      'forward, takes two in the backward, and the stem, an eighth of it, needs no gradient of its '
-                      'input, so that the plain step is less than three forwards. `--gradmix-fill donor-resized` adds '
-                      'its resize, which counts as products: 1.353 on resnet18 at 224 px.\n']
+                      'forward lies, so the pass costs more.\n']
+    path = HERE / 'results' / 'step_flops.json'
+    if path.exists():
+        parts += ['## FLOPs of a step against their bound\n',
+                  'By `python benchmarks/step_flops.py`: counts, not times, on models without grouped convolutions. '
+                  'The bound is (4 + 1.15 p) / 3 of the unmixed step and 1.5%, p the share of the forward behind the '
+                  'layer. Where attention is much of a small net, each of its products takes two in the backward; the '
+                  'resize of `donor-resized` counts as products.\n',
+                  flops_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'mixing.json'
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
                   "Time relative to torchvision's CutMix, which cuts one box for the whole batch and holds a second "
-                  'copy of it. Where fresh memory has to be touched, copies decide and one box an image is the faster '
-                  '(64 and 224 px here); in another run of the same code, in memory that the process held already, it '
-                  'took 1.65 to 1.7 times as long at these sizes. On small batches the draw of a box, a size and a '
-                  'partner for each image is a quarter of it (0.4 of 1.6 ms at 32 px). A '
-                  'select by exclusive or and a loop over slices were no faster; `lerp` saves 0.1 ms at 32 px and '
-                  'makes NaN of infinities. All of it is below a hundredth of a training step.\n',
+                  'copy of it. The larger ratios hang on whether fresh memory has to be touched, which makes copies '
+                  'decide. On small batches the draw of a box, a size and a partner for each image shows. A select by '
+                  'exclusive or, `lerp` with the mask and a loop over slices were tried and left: no faster over the '
+                  'three sizes, or not bit-exact.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'half_scale.json'
     if path.exists():

@@ -67,18 +67,15 @@ def main() -> None:
         'in float64), ours in float64 wherever digits could be lost. The aim of 0.91 is at most 1.1 times its time.\n',
         speed_table(figures) + '\n',
         f'A product of matrices runs at {single:.0f} GFLOP/s in float32 here and at {double:.0f} in float64. That is '
-        'what is left of the difference in ViM: nine tenths of its query and three quarters of its fit are products '
-        'in float64, of which the symmetric one is already halved. In float32 the eigenvectors at the cut between the '
-        'main space and the rest move scores by some thousandths, and the score of a row would differ '
-        'with the rows beside it. Neighbours are looked for by a product in float32, which by itself takes about half '
-        "of scikit-learn's time, so that twice as fast is out of reach without coarser numbers. bfloat16 takes "
-        '0.4 of the time of float32 where the processor has it, but it is sure of a cosine to 0.006 only: on the '
-        'features of a small CIFAR-10 net (5,100 of them) 32 neighbours a query lie within that of the 50th, on ten '
-        'times as many some hundreds, all of which would have to be looked at again. It was left out.\n',
+        'what is left of the difference in ViM, most of whose fit and query are products in float64 (the symmetric one '
+        'is already halved); in float32 the eigenvectors at the cut between the main space and the rest move scores, '
+        'and the score of a row would differ with the rows beside it. Neighbours are looked for by a product in '
+        'float32, so that twice as fast as the library is out of reach without coarser numbers. bfloat16 was tried: it '
+        'is faster where the processor has it, but too many neighbours lie within its rounding of the k-th, all of '
+        'which would have to be looked at again. It was left out.\n',
         'Scores of logits hold their digits by float64 as well. What made that slow was memory, not arithmetic: they '
-        'take 2 MB at a time, which stay in the cache from one operation to the next, and powers of two in place of '
-        'exponentials. By exponentials in float32 the energy takes no less time; from run to run its ratio came out '
-        'between 0.86 and 1.04.\n',
+        'take so many rows at a time as stay in the cache from one operation to the next, and powers of two in place '
+        'of exponentials. Exponentials in float32 were no faster; ratios of scores this cheap differ from run to run.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
