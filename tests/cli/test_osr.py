@@ -289,6 +289,16 @@ def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
     assert 'closest to known ones' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
+def test_a_held_out_image_among_the_unknown_is_found(tmp_path, capsys):
+    data = folders(tmp_path / 'data')
+    shutil.copy(data / 'train' / 'dog' / '5.png', data / 'test' / 'cat' / 'other.png')
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data, val_indices=(5, 23)), two_outputs())
+    assert run('--checkpoint', checkpoint, '--scores', 'mls') == 0
+    found = results_of(tmp_path / 'run' / 'osr')['duplicates']
+    assert found['compared_with'] == {'test': 12, 'held-out': 2}
+    assert [(pair['known'], pair['part']) for pair in found['identical']] == [('dog/5.png', 'held-out')]
+
+
 @pytest.mark.parametrize(('pretrained', 'began'), [(True, 'test_resnet.r160_in1k'), (False, 'none')])
 def test_pretraining_is_recorded_and_said(pretrained, began, tmp_path, capsys):
     data = folders(tmp_path / 'data')

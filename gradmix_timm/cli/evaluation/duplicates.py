@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from gradmix_timm.data import CutDataset
@@ -21,14 +20,18 @@ _ALIKE = 0.99
 _SHOWN, _LISTED = 8, 100
 
 
-def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | None, unknown: Any, count: int,
-                    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | None, held: CutDataset | None,
+                    unknown: Any, count: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Pairs of an unknown image and the known one nearest by features; whether their pixels are the same.
+
+    The same pixels give the same features but for rounding, so that a copy is the nearest; in a net whose features have
+    collapsed, another image may lie as near and hide it.
 
     Args:
         subjects: Embeddings of all sets; training images take part where a score has them read.
         known: Known test images.
-        train: Known training images.
+        train: Known training images, without those held out; None where there are none.
+        held: Known training images that were held out; None where there are none.
         unknown: Unknown images, with ``picture(row)`` and ``filename(row)``.
         count: Pairs whose pixels are compared; 0: nothing is looked at.
 
@@ -36,8 +39,9 @@ def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | N
         The block ``duplicates`` of results.json, or None; thumbnails of the closest pairs for mistakes.json.
     """
     sets: dict[str, tuple[CutDataset, Any]] = {'test': (known, subjects.known)}
-    if train is not None and subjects.train is not None:
-        sets['train'] = (train, subjects.train)
+    for name, cut, part in (('train', train, subjects.train), ('held-out', held, subjects.validation)):
+        if cut is not None and part is not None:
+            sets[name] = (cut, part)
     pairs = closest_pairs({name: part for name, (_, part) in sets.items()}, subjects.unknown, count) if count else []
     if not pairs:
         return None, []
@@ -51,10 +55,8 @@ def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | N
     return block, [_shown(pair, cuts, unknown) for pair in pairs[:_SHOWN]]
 
 
-def _same_pixels(one: Any, other: Any) -> bool:
+def _same_pixels(one: Image.Image, other: Image.Image) -> bool:
     """Whether two pictures have one size and the same pixels, whatever file format they came from."""
-    if not isinstance(one, Image.Image) or not isinstance(other, Image.Image):
-        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     return one.size == other.size and one.convert('RGB').tobytes() == other.convert('RGB').tobytes()
 
 

@@ -144,8 +144,8 @@ def run_ood(args: argparse.Namespace) -> int:
         subjects = _embed(opened, known)
         passed = time.monotonic() - began
         probes = _probes(opened, subjects)
-        duplicates, closest = find_duplicates(subjects, opened.known, opened.images.train, opened.unknown,
-                                              args.duplicates)
+        duplicates, closest = find_duplicates(
+            subjects, opened.known, opened.images.train, opened.images.validation, opened.unknown, args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
     judged.arrays.update(project_features(

@@ -100,7 +100,8 @@ def run_osr(args: argparse.Namespace) -> int:
         passed = time.monotonic() - began
         trivial = trivial_probe(pixel_statistics(subject, images.known, subjects.known.index),
                                 pixel_statistics(subject, images.unknown, subjects.unknown.index), args.seed)
-        duplicates, closest = find_duplicates(subjects, images.known, images.train, images.unknown, args.duplicates)
+        duplicates, closest = find_duplicates(
+            subjects, images.known, images.train, images.validation, images.unknown, args.duplicates)
     with mendable():
         judged = judge_with_bar(args, subjects)
     judged.arrays.update(project_features(
