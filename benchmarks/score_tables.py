@@ -75,7 +75,7 @@ def main() -> None:
         'which would have to be looked at again. It was left out.\n',
         'Scores of logits hold their digits by float64 as well. What made that slow was memory, not arithmetic: they '
         'take so many rows at a time as stay in the cache from one operation to the next, and powers of two in place '
-        'of exponentials. Exponentials in float32 were no faster; ratios of scores this cheap differ from run to run.\n',
+        'of exponentials. Exponentials in float32 were no faster; ratios of scores so cheap differ from run to run.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
