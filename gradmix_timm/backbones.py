@@ -1,6 +1,6 @@
 """``python -m gradmix_timm.backbones MODEL``: the layers of a timm model where an attribution map can be taken."""
 from gradmix_timm.cli.backbones import main
-from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.errors import run_console
 
 __all__ = ['console']
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import sys
 
-from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.show import main
 
 __all__ = ['console']

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.objectives import JointConfig, joint_loss, mix_loss, ssl_loss, supcon_loss, supconmix_loss
+from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
 from gradmix_timm.ops import argmax_center
 from gradmix_timm.ops.authors import (
     authors_boxes,
@@ -26,7 +27,6 @@ from gradmix_timm.ops.authors import (
     cutmix_views,
     paste_resized_whole,
 )
-from gradmix_timm.ops.neighbours import class_neighbour_shares, class_neighbour_sums
 from gradmix_timm.records import Captured
 
 pytestmark = pytest.mark.authors

@@ -15,7 +15,7 @@ from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
 import gradmix_timm
 from gradmix_timm import OpenSetClassifier
-from gradmix_timm.classifier import calibrating
+from gradmix_timm.classifier import calibration
 from gradmix_timm.data import open_dataset, select_classes
 
 HELD = [*range(0, 20), *range(60, 80)]
@@ -89,7 +89,7 @@ def test_the_test_split_is_never_opened(checkpoint, classifier, data, tmp_path, 
         asked.append(split)
         return open_dataset(name, root, split, **options)
 
-    monkeypatch.setattr(calibrating, 'open_dataset', watched)
+    monkeypatch.setattr(calibration, 'open_dataset', watched)
     OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu')
     assert asked == ['train']
     alone = class_folders(tmp_path / 'alone', splits=('train',))
@@ -430,8 +430,8 @@ def test_a_score_of_features_says_which_scores_have_a_graph(checkpoint, tmp_path
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
-    from gradmix_timm.classifier import graph
-    monkeypatch.setattr(graph, 'find_spec', lambda name: None)
+    from gradmix_timm.classifier import onnx_export
+    monkeypatch.setattr(onnx_export, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match=r'gradmix-timm\[onnx\]'):
         classifier.export_onnx(tmp_path / 'm.onnx')
 

@@ -1,13 +1,13 @@
 """Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
-from .borrow import borrow, unwrap
 from .capture import capture, check_input_gradient, watch
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
-from .maps import CONTROLS, METHODS, SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
+from .maps import CONTROLS, METHODS, TARGET_SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
+from .model_guard import borrow, unwrap
 
 __all__ = [
     'CONTROLS',
     'METHODS',
-    'SCORES',
+    'TARGET_SCORES',
     'TargetLayer',
     'attribute',
     'borrow',

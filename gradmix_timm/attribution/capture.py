@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured
 
-from .borrow import borrow, frozen, logits_of, unwrap
+from .dry_run import Size, ask, called
 from .layers import TargetLayer, fold
-from .probe import Size, ask, called
+from .model_guard import borrow, frozen, logits_of, unwrap
 
 __all__ = ['Watch', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .borrow import borrow, frozen
+from .dry_run import Size, ask, hooked
 from .grids import TargetLayer
-from .probe import Size, ask, hooked
+from .model_guard import borrow, frozen
 
 __all__ = ['cost_share', 'cost_shares']
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gradmix_timm.ops import argmax_center, boxes_at, boxes_inside, paste, window_boxes
 
-from .borrow import borrow, logits_of
 from .maps import CONTROLS, attribute, evidence, to_pixels
+from .model_guard import borrow, logits_of
 
 __all__ = ['Place', 'deletion_drops', 'log_odds', 'place_boxes']
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from gradmix_timm.registry import nearest
 
-from .borrow import unwrap
-from .candidates import declared, hints_for, norms, pinned_element, traceable, traced
+from .dry_run import Finding, Size, called, dry_run
 from .grids import TargetLayer, fold
-from .probe import Finding, Size, called, dry_run
+from .layer_candidates import declared, hints_for, norms, pinned_element, traceable, traced
+from .model_guard import unwrap
 
 __all__ = ['TargetLayer', 'default_layer', 'fold', 'resolve_layers', 'usable_layers']
 

@@ -15,7 +15,7 @@ from .capture import capture, input_gradient
 from .layers import resolve_layers
 
 __all__ = [
-    'CONTROLS', 'METHODS', 'SCORES', 'attribute', 'capture_for', 'fuse', 'layer_maps', 'score_function',
+    'CONTROLS', 'METHODS', 'TARGET_SCORES', 'attribute', 'capture_for', 'fuse', 'layer_maps', 'score_function',
     'to_pixels',
 ]
 
@@ -23,7 +23,7 @@ __all__ = [
 CONTROLS = ('random', 'center')
 
 #: What is differentiated: (logits float32 [B, K], labels) -> float32 [B].
-SCORES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('score')
+TARGET_SCORES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('score')
 #: How activation and gradient make a map: (A, G) float32 [B, C, h, w] -> [B, h, w], before its ReLU.
 METHODS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('attribution')
 
@@ -35,7 +35,7 @@ def _weigh(values: Tensor, labels: Tensor) -> Tensor:
     return (values * labels).sum(1)
 
 
-@SCORES.register('evidence', 'log-odds of the label, z_y - logsumexp of the others')
+@TARGET_SCORES.register('evidence', 'log-odds of the label, z_y - logsumexp of the others')
 def evidence(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-odds of the label: z_y - logsumexp_{k != y} z_k, float32 [B].
 
@@ -55,13 +55,13 @@ def evidence(logits: Tensor, labels: Tensor) -> Tensor:
     return _weigh(logits - torch.where(top, others, total + torch.log1p(-share)), labels)
 
 
-@SCORES.register('logit', "the label's logit z_y")
+@TARGET_SCORES.register('logit', "the label's logit z_y")
 def logit(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y, or the logits weighted by soft labels, float32 [B]."""
     return _weigh(logits, labels)
 
 
-@SCORES.register('loss', "+cross-entropy, the direction of the authors' code: what speaks against the label")
+@TARGET_SCORES.register('loss', "+cross-entropy, the direction of the authors' code: what speaks against the label")
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, float32 [B]."""
     return -_weigh(logits.log_softmax(1), labels)
@@ -69,7 +69,7 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def score_function(score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """A registered score by name, or the callable itself."""
-    return score if callable(score) else SCORES[score]
+    return score if callable(score) else TARGET_SCORES[score]
 
 
 @METHODS.register('layercam', 'sum over channels of relu(G) * A (LayerCAM, Jiang et al. 2021)')
@@ -160,7 +160,7 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
         labels: int64 [B] or float [B, K].
         layers: None for the default rule, stage numbers (-1 the deepest usable), module names, or several of them.
         method: A name of ``METHODS``.
-        score: A name of ``SCORES`` or a callable ``(logits, labels) -> [B]``.
+        score: A name of ``TARGET_SCORES`` or a callable ``(logits, labels) -> [B]``.
 
     Returns:
         Map float32 [B, h, w] on the finest grid; degenerate rows (flat or not finite) are all zero and flagged.

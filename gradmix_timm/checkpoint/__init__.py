@@ -1,6 +1,6 @@
 """What a checkpoint says of itself; reading any that timm can hold; writing files whole or not at all."""
-from .files import atomic_path, write_atomic
-from .models import build_model, find_device, pretraining
+from .atomic import atomic_path, write_atomic
+from .build import build_model, find_device, pretraining
 from .reading import Loaded, load_checkpoint
 from .record import KEY, RunRecord, check_known, versions
 

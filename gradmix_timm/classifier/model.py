@@ -15,7 +15,7 @@ from gradmix_timm.checkpoint import find_device
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 
-from . import calibrating, files, graph
+from . import calibration, onnx_export, serialization
 from .images import batches, evaluation_transform
 
 __all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
@@ -152,11 +152,11 @@ class OpenSetClassifier:
         Raises:
             ValueError: No held-out images, too few of them, or what the checkpoint or the data lack; with the remedy.
         """
-        plan = calibrating.Plan(
+        plan = calibration.Plan(
             path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
             score_options=dict(score_options or {}), known_classes=known_classes, model=model, device=device,
-            amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibrating.Source(**source))
-        net, fitted, facts = calibrating.calibrate(plan)
+            amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibration.Source(**source))
+        net, fitted, facts = calibration.calibrate(plan)
         return cls(net, fitted, Manifest(**facts), device, batch_size)
 
     def predict(self, images: Any) -> list[Prediction]:
@@ -203,7 +203,7 @@ class OpenSetClassifier:
         Raises:
             ValueError: A score that keeps more than numbers (of pytorch-ood those that hold objects of other packages).
         """
-        files.save(folder, self.model, self.score, self.manifest)
+        serialization.save(folder, self.model, self.score, self.manifest)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str | None = None,
@@ -213,7 +213,7 @@ class OpenSetClassifier:
         Raises:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
         """
-        model, score, facts = files.load(folder)
+        model, score, facts = serialization.load(folder)
         return cls(model, score, Manifest(**facts), device, batch_size)
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
@@ -227,7 +227,7 @@ class OpenSetClassifier:
             ValueError: A score that reads more than logits.
             ImportError: Without the packages of ``pip install gradmix-timm[onnx]``.
         """
-        graph.export(path, self.model, self.score, self.manifest)
+        onnx_export.export(path, self.model, self.score, self.manifest)
 
     @property
     def amp_dtype(self) -> torch.dtype | None:

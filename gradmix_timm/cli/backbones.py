@@ -15,7 +15,7 @@ from torch import nn
 from gradmix_timm.attribution import TargetLayer, default_layer, usable_layers
 from gradmix_timm.attribution.cost import cost_shares
 
-from .exits import ConsoleParser, UsageError, mendable
+from .errors import ConsoleParser, UsageError, user_errors
 
 __all__ = ['build_parser', 'main']
 
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         UsageError: No such model, or one that has no map or refuses the size; what to type is in the message.
     """
     args = build_parser().parse_args(argv)
-    with mendable(RuntimeError, AssertionError):
+    with user_errors(RuntimeError, AssertionError):
         model, input_size = _build(args)
-    with mendable():
+    with user_errors():
         layers = usable_layers(model, input_size)
         shares = cost_shares(model, layers, input_size)
     size = 'x'.join(map(str, input_size))

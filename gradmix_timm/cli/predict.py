@@ -14,12 +14,12 @@ from timm.data.readers import get_img_extensions
 from tqdm import tqdm
 
 from gradmix_timm.classifier import UNKNOWN, OpenSetClassifier
-from gradmix_timm.classifier.files import JSON
 from gradmix_timm.classifier.images import as_image
+from gradmix_timm.classifier.serialization import JSON
 from gradmix_timm.openset.scores import list_scores
 
 from .config_file import words
-from .exits import ConsoleParser, UsageError, mendable
+from .errors import ConsoleParser, UsageError, user_errors
 
 __all__ = ['build_parser', 'main']
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.images and not args.save and not args.onnx:
         raise UsageError('no image given: name image files or folders of them (or --save DIR, --onnx FILE)')
     files = _expand(args.images)
-    with mendable():
+    with user_errors():
         classifier = _classifier(args)
         if args.save:
             classifier.save(args.save)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
 from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_checkpoint, write_atomic
-from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable
-from gradmix_timm.cli.figures import MixScene, draw_mixes, make_scene
+from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
+from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.mixers import TIMM_MODES, create_mixer
@@ -220,7 +220,7 @@ def _print_table(table: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    with mendable():
+    with user_errors():
         import_modules(args.device_modules)
         model, loaded = _model(args)
         config = _data_config(args, model, loaded)

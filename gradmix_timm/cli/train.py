@@ -26,10 +26,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gradmix_timm.checkpoint import RunRecord, versions, write_atomic
 from gradmix_timm.mixers import create_mixer
 
-from .exits import mendable, run_console
+from .errors import run_console, user_errors
 from .training.args import build_config_parser, build_parser, parse_args
-from .training.checks import scheduled_epochs
-from .training.evaluate import check_metric, validate
+from .training.context import Built, Data, Hardware
+from .training.flag_checks import scheduled_epochs
 from .training.interrupt import Interrupt, held_interrupt
 from .training.knn_validation import validate_neighbours
 from .training.linear_head import Probe, check_head, fit_heads
@@ -37,7 +37,6 @@ from .training.loaders import build_loaders, open_data, plan_classes, set_learni
 from .training.loop import Run, train_one_epoch
 from .training.mixing import MixPlan, plan_mixing
 from .training.objectives import objective_options
-from .training.parts import Built, Data, Hardware
 from .training.progress import open_bar
 from .training.run_state import (
     AtomicSaver,
@@ -51,7 +50,7 @@ from .training.run_state import (
     resume_path,
     set_up_average,
 )
-from .training.stages import (
+from .training.setup import (
     build_mixer,
     build_model,
     build_optimizer,
@@ -62,6 +61,7 @@ from .training.stages import (
     start,
 )
 from .training.tracking import Tracker
+from .training.validation import check_metric, validate
 
 __all__ = ['config_parser', 'console', 'create_model', 'main', 'parser']
 
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not logging.root.handlers:
         utils.setup_default_logging()
     args, args_text = _parse_args(argv)
-    with mendable(RuntimeError, AssertionError):
+    with user_errors(RuntimeError, AssertionError):
         run, span, section, data, built = _set_up(args, args_text)
     results: list[dict[str, Any]] = []
     interrupted = _run_epochs(run, span, section, results, partial(_write_mixes, run, data, built))

@@ -1,11 +1,7 @@
 """Data sets, and the class cuts of the open-set protocols."""
-from .codecs import Codec, parse_codec, recode
-from .cuts import CutDataset, class_names, hold_out, labels_of, select_classes, take
+from .class_names import find_classes, shared_classes
 from .fingerprint import fingerprint
 from .images import ImageSource, UnreadableImageError
-from .made import list_made, made_images
-from .naming import find_classes, shared_classes
-from .outside import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
 from .protocols import (
     ClassSplit,
     check_split,
@@ -17,7 +13,11 @@ from .protocols import (
     n_distinct,
     n_trials,
 )
+from .recode import Codec, parse_codec, recode
 from .sources import list_splits, open_dataset
+from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
+from .synthetic import list_made, made_images
+from .unknown_sets import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
 from .views import TwoViews, collate_views
 
 __all__ = [

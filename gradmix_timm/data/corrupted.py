@@ -16,9 +16,9 @@ from timm.data.readers.reader import Reader
 from gradmix_timm.registry import nearest
 
 from .corruptions import SEVERITIES, corrupt, list_corruptions, official_name
-from .cuts import CutDataset, class_names, labels_of
 from .images import ImageSource
 from .sources import open_dataset
+from .subsets import CutDataset, class_names, labels_of
 from .transforms import recorded_pipeline
 
 __all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'crop_of', 'open_official']

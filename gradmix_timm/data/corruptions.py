@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.registry import Registry, nearest
 
-from .distort import DISTORTIONS, Distortion
+from .corruption_kernels import DISTORTIONS, Distortion
 
 __all__ = [
     'FAMILIES', 'SCALES', 'SEVERITIES', 'alexnet_errors', 'corrupt', 'find_corruptions', 'list_corruptions',

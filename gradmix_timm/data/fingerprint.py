@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from .codecs import Recoded
-from .cuts import CutDataset
 from .images import DigitsReader, ImageSource, TorchvisionReader
-from .made import MadeReader
+from .recode import Recoded
+from .subsets import CutDataset
+from .synthetic import MadeReader
 
 __all__ = ['fingerprint']
 

@@ -17,7 +17,7 @@ from timm.data import ImageNetInfo
 
 from gradmix_timm.registry import nearest
 
-from .naming import find_classes
+from .class_names import find_classes
 
 __all__ = [
     'ClassSplit', 'check_split', 'custom_split', 'duplicates', 'list_families', 'list_protocols', 'load_split',

@@ -13,8 +13,8 @@ from torch.utils.data import IterableDataset
 
 from gradmix_timm.registry import nearest
 
-from .cuts import as_source, class_names, stratified
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource
+from .subsets import as_source, class_names, stratified
 
 __all__ = ['list_splits', 'open_dataset']
 

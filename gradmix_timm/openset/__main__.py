@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import sys
 
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation.osr import main
-from gradmix_timm.cli.exits import run_console
 
 __all__ = ['console']
 

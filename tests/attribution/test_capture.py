@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradmix_timm import attribute, create_mixer
 from gradmix_timm.attribution import METHODS, capture, resolve_layers, watch
 from gradmix_timm.attribution.cost import cost_share
-from gradmix_timm.attribution.maps import SCORES, evidence
+from gradmix_timm.attribution.maps import TARGET_SCORES, evidence
 
 MODELS = ['tiny_cnn', 'tiny_vit']
 
@@ -191,27 +191,27 @@ def test_scores_equal_their_definition_hard_and_soft(score, slow):
     logits = torch.randn(6, 5, dtype=torch.float64) * 4
     labels = torch.arange(6) % 5
     want = torch.stack([slow(z, y) for z, y in zip(logits, labels, strict=True)])
-    assert torch.allclose(SCORES[score](logits, labels), want)
-    assert torch.allclose(SCORES[score](logits, torch.eye(5, dtype=torch.float64)[labels]), want)
+    assert torch.allclose(TARGET_SCORES[score](logits, labels), want)
+    assert torch.allclose(TARGET_SCORES[score](logits, torch.eye(5, dtype=torch.float64)[labels]), want)
     soft = torch.rand(6, 5, dtype=torch.float64).softmax(1)
     mixed = torch.stack([sum(t[k] * slow(z, k) for k in range(5)) for z, t in zip(logits, soft, strict=True)])
-    assert torch.allclose(SCORES[score](logits, soft), mixed)
+    assert torch.allclose(TARGET_SCORES[score](logits, soft), mixed)
 
 
 @pytest.mark.parametrize('kind', ['hard', 'soft'])
 def test_evidence_does_not_vanish_on_confident_images(kind):
     logits = torch.tensor([[60.0, 0.0, -5.0]], requires_grad=True)
     labels = torch.tensor([0]) if kind == 'hard' else torch.tensor([[1.0, 0.0, 0.0]])
-    grad = torch.autograd.grad(SCORES['evidence'](logits, labels).sum(), logits)[0]
+    grad = torch.autograd.grad(TARGET_SCORES['evidence'](logits, labels).sum(), logits)[0]
     assert grad[0, 0] == 1
     assert grad.isfinite().all()
-    loss = torch.autograd.grad(SCORES['loss'](logits, labels).sum(), logits)[0]
+    loss = torch.autograd.grad(TARGET_SCORES['loss'](logits, labels).sum(), logits)[0]
     assert loss.abs().max() < 1e-6
 
 
 def test_evidence_and_minus_loss_name_the_same_place(tiny_cnn, batch):
     maps = [attribute(tiny_cnn, *batch, score=score).map
-            for score in ('evidence', lambda z, y: -SCORES['loss'](z, y))]
+            for score in ('evidence', lambda z, y: -TARGET_SCORES['loss'](z, y))]
     assert torch.allclose(*maps, atol=1e-6)
 
 

@@ -25,9 +25,9 @@ from gradmix_timm.attribution import (
 from gradmix_timm.attribution import layers as layers_module
 from gradmix_timm.attribution.capture import capture
 from gradmix_timm.attribution.cost import cost_share, cost_shares
+from gradmix_timm.attribution.dry_run import hooked
 from gradmix_timm.attribution.grids import Hints, fold, read_grid
 from gradmix_timm.attribution.maps import evidence
-from gradmix_timm.attribution.probe import hooked
 
 # Arguments that make families small.
 SMALL = {'img_size': 64, 'depth': 3, 'embed_dim': 48, 'num_heads': 4}

@@ -15,8 +15,8 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.classifier.images import evaluation_transform
 from gradmix_timm.cli import train
+from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
-from gradmix_timm.cli.exits import UsageError
 from gradmix_timm.cli.training import caching, loop
 from gradmix_timm.data import open_dataset, select_classes
 

@@ -10,7 +10,7 @@ from gradmix_timm.attribution import usable_layers
 from gradmix_timm.attribution.cost import cost_shares
 from gradmix_timm.backbones import console
 from gradmix_timm.cli.backbones import main
-from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.errors import run_console
 
 
 def rows(text: str) -> list[list[str]]:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tiny_checkpoints import class_folders, save_checkpoint
 
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation import corrupt, osr
 from gradmix_timm.cli.evaluation.group_store import GroupStore
-from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import labels_of, open_dataset, take
 from gradmix_timm.data.corrupted import corrupted
 

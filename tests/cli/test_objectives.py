@@ -13,8 +13,8 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm import list_mixers
 from gradmix_timm.checkpoint import KEY, build_model, load_checkpoint
 from gradmix_timm.cli import train
+from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
-from gradmix_timm.cli.exits import UsageError
 from gradmix_timm.cli.training import loop
 from gradmix_timm.cli.training.knn_validation import neighbour_votes
 from gradmix_timm.data import TwoViews, collate_views, open_dataset

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation import embedding, ood, osr
-from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import open_dataset, select_classes
 from gradmix_timm.openset.extract import extract
 

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from gradmix_timm.checkpoint import KEY, RunRecord
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation import osr, outcome
-from gradmix_timm.cli.exits import run_console
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
 from gradmix_timm.openset.extract import extract
 

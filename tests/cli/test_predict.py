@@ -10,7 +10,7 @@ from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.cli import predict
-from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.errors import run_console
 
 
 @pytest.fixture(scope='module')

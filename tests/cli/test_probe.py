@@ -13,8 +13,8 @@ import timm
 import torch
 from tiny_checkpoints import class_folders, save_checkpoint
 
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation import osr
-from gradmix_timm.cli.exits import run_console
 
 QUICK = ('--device', 'cpu', '--bootstrap', '10', '--draws', '3', '--shots', '1,5')
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution.deletion import Place, deletion_drops
-from gradmix_timm.cli.exits import run_console
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.show import main, save_mixes
 from gradmix_timm.mixers import TIMM_MODES
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.exits import UsageError
-from gradmix_timm.cli.training import loaders, loop, stages
+from gradmix_timm.cli.errors import UsageError
+from gradmix_timm.cli.training import loaders, loop, setup
 from gradmix_timm.cli.training.mixing import SwitchedCollate
 from gradmix_timm.cli.training.progress import open_bar
 from gradmix_timm.mixers import create_mixer
@@ -83,7 +83,7 @@ def spy(monkeypatch):
         made.append(Spy(create_mixer(plan.name, num_classes=num_classes, rank=rank, **plan.options)))
         return made[-1]
 
-    monkeypatch.setattr(stages, 'create_step_mixer', create)
+    monkeypatch.setattr(setup, 'create_step_mixer', create)
     monkeypatch.setattr(train, '_write_mixes', lambda *args: None)
     return made
 
@@ -110,7 +110,7 @@ def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_pa
     flags = ('--mixup-mode', 'gradmix', *VARIANTS[variant])
     live = run_tiny(images, tmp_path, *flags, name='live')
     kept = spy[0]
-    monkeypatch.setattr(stages, 'create_step_mixer', lambda *args: Replay(kept))
+    monkeypatch.setattr(setup, 'create_step_mixer', lambda *args: Replay(kept))
     stored = run_tiny(images, tmp_path, *flags, name='stored')
     assert rows(stored) == rows(live)
     for ema in (False, True) if '--model-ema' in flags else (False,):
@@ -467,6 +467,6 @@ def test_a_model_that_takes_the_size_as_it_is_keeps_its_own(model, tokens):
     """As timm's script, which never hands the size on; one that does not take it is built for it."""
     args, _ = train._parse_args(['--data-dir', '.', '--model', model, '--img-size', '64', '--num-classes', '3'])
     before = torch.get_rng_state()
-    resolved = stages._model_arguments(args)
+    resolved = setup._model_arguments(args)
     assert torch.equal(torch.get_rng_state(), before)
     assert timm.create_model(**resolved).pos_embed.shape[1] == tokens

@@ -11,7 +11,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import KEY, load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.exits import UsageError
+from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver
 
 

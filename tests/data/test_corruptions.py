@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import zoom
 from torch.utils.data import DataLoader, Dataset
 
+from gradmix_timm.data.corruption_kernels import DISTORTIONS, plasma, zoomed
 from gradmix_timm.data.corruptions import (
     SCALES,
     alexnet_errors,
@@ -22,7 +23,6 @@ from gradmix_timm.data.corruptions import (
     official_name,
     severity_constants,
 )
-from gradmix_timm.data.distort import DISTORTIONS, plasma, zoomed
 
 ALL = list(list_corruptions(extra=True))
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_comparing import GAPS
-from test_comparing import made as made_runs
+from test_comparison import GAPS
+from test_comparison import made as made_runs
 from test_report import made
 from tiny_checkpoints import class_folders, save_checkpoint
 
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.evaluation import osr
-from gradmix_timm.cli.exits import run_console
-from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
+from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import draw_differences
-from gradmix_timm.openset.reports.plane import project_features
 from gradmix_timm.openset.reports.report import draw_figures, render_report
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

@@ -10,7 +10,7 @@ from peak_memory import PeakMemory
 from gradmix_timm.openset.scores import activation as activation_scores
 from gradmix_timm.openset.scores import base, fit_score
 from gradmix_timm.openset.scores import neighbours as neighbour_scores
-from gradmix_timm.ops.neighbours import class_neighbour_sums
+from gradmix_timm.openset.scores.class_neighbours import class_neighbour_sums
 from gradmix_timm.records import Embeddings
 
 WIDTH = 64

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from gradmix_timm.openset.judge import Subjects, check_names, judge, needs_train
 from gradmix_timm.openset.scores import fit_score, list_scores
-from gradmix_timm.openset.scores.stored import restore_score, score_state
+from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
 installed = pytest.mark.skipif('not __import__("importlib.util").util.find_spec("pytorch_ood")',
                                reason='needs the extra scores')

@@ -14,8 +14,8 @@ from embedded import make, make_head
 from PIL import Image
 
 from gradmix_timm.openset.judge import Subjects, judge
+from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.latex import results_latex
-from gradmix_timm.openset.reports.plane import project_features
 from gradmix_timm.openset.reports.report import (
     draw_figures,
     read_arrays,

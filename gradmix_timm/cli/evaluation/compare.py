@@ -9,8 +9,8 @@ from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.cli.exits import UsageError, mendable
-from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
     METRICS,
@@ -65,7 +65,7 @@ def add_compare(commands: Any) -> None:
 def run_compare(args: argparse.Namespace) -> int:
     """Read, compare, print, write; the page's path comes last."""
     folder = Path(args.output)
-    with mendable():
+    with user_errors():
         check_output(folder)
         runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
         comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.cli.exits import mendable
+from gradmix_timm.cli.errors import user_errors
 from gradmix_timm.data.corruptions import FAMILIES, SCALES, SEVERITIES, alexnet_errors, official_name
 from gradmix_timm.openset.corruption import judge_corrupted, summarize_corruptions
 from gradmix_timm.openset.judge import check_names, needs_train
@@ -79,7 +79,7 @@ def _severities(text: str) -> tuple[int, ...]:
 def run_corrupt(args: argparse.Namespace) -> int:
     """Embed clean images, then every corruption and severity; print the table, write the files."""
     began = time.monotonic()
-    with mendable():
+    with user_errors():
         _check(args)
         folder = _output(args)
         check_output(folder)

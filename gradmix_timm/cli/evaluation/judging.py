@@ -23,11 +23,11 @@ from gradmix_timm.data import CutDataset
 from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
+from gradmix_timm.openset.pixel_statistics import STATISTICS, compare_statistics, measure, warnings_of
 from gradmix_timm.openset.reports.report import closed_set_line, operating_line, score_table
 from gradmix_timm.openset.reports.tables import pretraining_note
 from gradmix_timm.openset.scores import Head, list_scores
 from gradmix_timm.openset.sensitivity import sensitivity
-from gradmix_timm.openset.trivial import STATISTICS, compare_statistics, measure, warnings_of
 
 from .embedding import Subject, rows_of
 

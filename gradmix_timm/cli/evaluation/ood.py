@@ -15,7 +15,7 @@ from timm.data import ImageNetInfo
 
 from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.cli.exits import mendable
+from gradmix_timm.cli.errors import user_errors
 from gradmix_timm.data import (
     OVERLAPS,
     Codec,
@@ -31,9 +31,9 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Judged, Subjects, check_names, needs_train
-from gradmix_timm.openset.reports.plane import project_features
+from gradmix_timm.openset.near_far import near_and_far, set_means, suite_of
+from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.report import means_table
-from gradmix_timm.openset.suites import near_and_far, set_means, suite_of
 from gradmix_timm.records import Embeddings
 
 from .duplicates import find_duplicates
@@ -137,7 +137,7 @@ class _Opened:
 def run_ood(args: argparse.Namespace) -> int:
     """Open, check the accuracy, embed, judge, print the tables, write the files; the report's path comes last."""
     began = time.monotonic()
-    with mendable():
+    with user_errors():
         opened, folder = _open(args)
         known = opened.subject.embed(opened.known, 'known test images')
         gate = _gate(args, opened, known)
@@ -146,7 +146,7 @@ def run_ood(args: argparse.Namespace) -> int:
         probes = _probes(opened, subjects)
         duplicates, closest = find_duplicates(
             subjects, opened.known, opened.images.train, opened.images.validation, opened.unknown, args.duplicates)
-    with mendable():
+    with user_errors():
         judged = judge_with_bar(args, subjects)
     judged.arrays.update(project_features(
         subjects.known.features, subjects.unknown.features, args.feature_map, args.seed))

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradmix_timm.cli.exits import ConsoleParser, mendable
+from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
-from gradmix_timm.openset.reports.plane import project_features
+from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.report import read_arrays, read_results
 from gradmix_timm.openset.runs import find_evaluations
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_osr(args: argparse.Namespace) -> int:
     """Embed, judge, print the table, write the files; the report's path comes last."""
     began = time.monotonic()
-    with mendable():
+    with user_errors():
         check_names(args.scores)
         check_positive(args, (
             'batch_size', 'workers', 'bootstrap', 'seed', 'img_size', 'trivial_images', 'feature_map', 'duplicates'))
@@ -102,7 +102,7 @@ def run_osr(args: argparse.Namespace) -> int:
                                 pixel_statistics(subject, images.unknown, subjects.unknown.index), args.seed)
         duplicates, closest = find_duplicates(
             subjects, images.known, images.train, images.validation, images.unknown, args.duplicates)
-    with mendable():
+    with user_errors():
         judged = judge_with_bar(args, subjects)
     judged.arrays.update(project_features(
         subjects.known.features, subjects.unknown.features, args.feature_map, args.seed))
@@ -123,7 +123,7 @@ def run_osr(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """Figures and pages again, from files."""
-    with mendable():
+    with user_errors():
         folders = find_evaluations(args.folders)
         for folder in folders:
             read_results(folder)

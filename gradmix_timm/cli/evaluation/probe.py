@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.cli.exits import mendable
+from gradmix_timm.cli.errors import user_errors
 from gradmix_timm.data import CutDataset
-from gradmix_timm.data.cuts import stratified
+from gradmix_timm.data.subsets import stratified
 from gradmix_timm.openset.metrics.intervals import over_trials, top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_neighbours, fit_prototypes
@@ -99,7 +99,7 @@ class _Features:
 def run_probe(args: argparse.Namespace) -> int:
     """Embed, fit, judge, print the table, write the files; the report's path comes last."""
     began = time.monotonic()
-    with mendable():
+    with user_errors():
         args.shots = _check(args)
         folder = _output(args)
         check_output(folder)

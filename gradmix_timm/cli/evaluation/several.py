@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gradmix_timm.cli.exits import mendable
+from gradmix_timm.cli.errors import user_errors
 
 __all__ = ['own_folders', 'run_each']
 
@@ -46,7 +46,7 @@ def _parts(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
         return
     outputs: list[str | None] = [args.output] * len(files)
     if len(files) > 1:
-        with mendable():
+        with user_errors():
             outputs = list(_outputs(files, args.output))
     for file, output in zip(files, outputs, strict=True):
         yield argparse.Namespace(**{**vars(args), 'checkpoint': file, 'output': output})

@@ -9,12 +9,12 @@ import yaml
 from timm.utils import ParseKwargs
 
 from gradmix_timm.cli.config_file import layer, read_config, words
-from gradmix_timm.cli.exits import ConsoleParser, one_line
+from gradmix_timm.cli.errors import ConsoleParser, one_line
 from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.mixers import OPTIONS
 
-from .augment import AUGMENTATION
-from .checks import check_args
+from .aug_flags import AUGMENTATION
+from .flag_checks import check_args
 from .objectives import OBJECTIVE
 from .timm_flags import Flag, add_flags, add_timm_flags, flag
 from .tracking import TRACKING

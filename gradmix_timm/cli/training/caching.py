@@ -13,7 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from gradmix_timm.data.batch_augment import BatchAugment
 from gradmix_timm.data.cached import CachedLoader, HeldImages, hold_images
 
-from .parts import Built, Data, Hardware
+from .context import Built, Data, Hardware
 
 __all__ = ['cached_loader', 'held_data']
 

@@ -17,9 +17,9 @@ from gradmix_timm.objectives.gather import gather_rows
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores.neighbours import top_cosines
 
+from .context import Hardware, Loaders
 from .interrupt import Interrupt
 from .objectives import METRIC
-from .parts import Hardware, Loaders
 
 __all__ = ['neighbour_votes', 'validate_neighbours']
 

@@ -20,7 +20,7 @@ from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
 
-from .parts import Built, Data, Hardware
+from .context import Built, Data, Hardware
 
 __all__ = ['Probe', 'check_head', 'fit_heads']
 

@@ -36,10 +36,10 @@ from gradmix_timm.data import (
     select_classes,
 )
 
-from .augment import build_transforms, set_transforms
+from .aug_flags import build_transforms, set_transforms
 from .caching import cached_loader, held_data
+from .context import Built, Data, Hardware, Loaders
 from .mixing import MixPlan, create_timm_mixup
-from .parts import Built, Data, Hardware, Loaders
 
 __all__ = ['build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 'split_names']
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from gradmix_timm.mixers import BatchMixer
 
+from .context import Hardware, Loaders
 from .interrupt import Interrupt
-from .parts import Hardware, Loaders
 from .run_state import AtomicSaver
-from .stages import trainable
+from .setup import trainable
 from .tracking import MixStats, Tracker
 
 __all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']

@@ -28,7 +28,7 @@ from timm.task import (
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
-from gradmix_timm.cli.exits import shortened
+from gradmix_timm.cli.errors import shortened
 from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
 
 __all__ = [

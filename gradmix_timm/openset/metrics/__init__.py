@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import ladder as counts
-from . import legacy as arpl
-from .arrays import ArrayLike, correctness, fraction, infinite_count, sides
+from . import arpl
+from . import rank_counts as counts
 from .calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
+from .checks import ArrayLike, correctness, fraction, infinite_count, sides
 from .curves import Curve, oscr_curve, roc_curve
 from .intervals import delong_ci, top1, wilson_ci
 from .summary import RANK_METRICS, summarize

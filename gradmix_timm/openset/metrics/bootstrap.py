@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ArrayLike, as_array, check_level
+from .checks import ArrayLike, as_array, check_level
 from .intervals import rule_of_three
-from .ladder import Ladder, Metric, count
+from .rank_counts import Ladder, Metric, count
 
 __all__ = ['bootstrap_ci', 'rank_intervals']
 
@@ -63,7 +63,7 @@ def rank_intervals(
     six metrics take a few seconds on a core.
 
     Args:
-        metrics: Name to a function of a :class:`~gradmix_timm.openset.metrics.ladder.Ladder`.
+        metrics: Name to a function of a :class:`~gradmix_timm.openset.metrics.rank_counts.Ladder`.
         known: Checked scores of the knowns, float64 [N].
         unknown: Checked scores of the unknowns, float64 [M].
         correct: Which knowns got their class, bool [N]; resampled along with their scores.

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from .arrays import ArrayLike, as_array
-from .arrays import labels as as_labels
+from .checks import ArrayLike, as_array
+from .checks import labels as as_labels
 
 __all__ = ['Reliability', 'adaptive_ece', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability']
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ArrayLike, correctness, sides
-from .ladder import count
+from .checks import ArrayLike, correctness, sides
+from .rank_counts import count
 
 __all__ = ['Curve', 'oscr_curve', 'roc_curve']
 

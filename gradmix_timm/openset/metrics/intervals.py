@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-from .arrays import ArrayLike, check_level, correctness, scores, sides
+from .checks import ArrayLike, check_level, correctness, scores, sides
 
 __all__ = [
     'Difference',

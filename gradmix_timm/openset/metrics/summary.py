@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import ladder as counts
-from .arrays import ArrayLike, correctness, fraction, infinite_count, sides
+from . import rank_counts as counts
 from .bootstrap import rank_intervals
+from .checks import ArrayLike, correctness, fraction, infinite_count, sides
 from .intervals import delong_ci
 
 __all__ = ['RANK_METRICS', 'summarize']

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import ArrayLike, fraction, scores
-from .arrays import labels as as_labels
+from .checks import ArrayLike, fraction, scores
+from .checks import labels as as_labels
 
 __all__ = ['balanced_accuracy', 'best_f1', 'conformal_threshold', 'gate', 'macro_f1', 'normalized_accuracy']
 

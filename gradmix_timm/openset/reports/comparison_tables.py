@@ -52,7 +52,7 @@ def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[li
     """Heads and cells of one metric's table: means by group, then differences to the base.
 
     Args:
-        comparison: Of :func:`~gradmix_timm.openset.comparing.compare_runs`.
+        comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
         metric: A key.
     """
     groups, base = list(comparison['groups']), comparison['base']

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from gradmix_timm.openset.trivial import STATISTICS, WARN_ABOVE
+from gradmix_timm.openset.pixel_statistics import STATISTICS, WARN_ABOVE
 
 from .html import breakable, cell, table
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gradmix_timm.ops.neighbours import class_neighbour_shares, class_neighbour_sums
+from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, Score, chunks
@@ -209,7 +209,7 @@ class ClassNeighbours(Score):
         class_neighbour_sums(rows[:, :1], self.label, rows[:1, :1], self.k, self.classes)
 
     def _sums(self, queries: Tensor) -> Tensor:
-        """As :func:`~gradmix_timm.ops.neighbours.class_neighbour_sums` in float64, without a copy of all samples."""
+        """Sums of :mod:`.class_neighbours` in float64, without a copy of all samples."""
         sums = queries.new_empty(len(queries), self.classes, dtype=torch.float64)
         members = self.label.argsort(stable=True).split(self.label.bincount(minlength=self.classes).tolist())
         for rows in chunks(len(queries)):

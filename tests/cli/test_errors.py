@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from gradmix_timm.cli.exits import ConsoleParser, UsageError, mendable, one_line, run_console
+from gradmix_timm.cli.errors import ConsoleParser, UsageError, one_line, run_console, user_errors
 
 
 def run(main, capsys, argv=()):
@@ -44,7 +44,7 @@ def test_usage_error_is_2_and_one_line_without_traceback(capsys):
     KeyError('model'), ImportError('no datasets')])
 def test_mendable_turns_set_up_errors_into_usage_errors(error, capsys):
     def main(argv):
-        with mendable():
+        with user_errors():
             raise error
     status, errors, lines = run(main, capsys)
     assert status == 2
@@ -52,18 +52,18 @@ def test_mendable_turns_set_up_errors_into_usage_errors(error, capsys):
 
 
 def test_mendable_keeps_the_cause_and_a_usage_error_as_it_is():
-    with pytest.raises(UsageError) as caught, mendable():
+    with pytest.raises(UsageError) as caught, user_errors():
         raise ValueError('x')
     assert isinstance(caught.value.__cause__, ValueError)
-    with pytest.raises(UsageError, match='as it is') as caught, mendable():
+    with pytest.raises(UsageError, match='as it is') as caught, user_errors():
         raise UsageError('as it is')
     assert caught.value.__cause__ is None
 
 
 def test_mendable_takes_further_types_and_leaves_the_rest():
-    with pytest.raises(UsageError), mendable(RuntimeError):
+    with pytest.raises(UsageError), user_errors(RuntimeError):
         raise RuntimeError('Invalid device string')
-    with pytest.raises(RuntimeError), mendable():
+    with pytest.raises(RuntimeError), user_errors():
         raise RuntimeError('a bug')
 
 
@@ -129,13 +129,13 @@ class Rotten(torch.utils.data.Dataset):
 
 def test_error_of_a_loader_worker_is_told_without_its_traceback(capsys):
     def main(argv):
-        with mendable():
+        with user_errors():
             next(iter(torch.utils.data.DataLoader(Rotten(), num_workers=1)))
     assert run(main, capsys)[1] == ['error: bad image: 0.png']
 
 
 def test_closed_pipe_leaves_no_complaint():
-    code = ('from gradmix_timm.cli.exits import run_console\n'
+    code = ('from gradmix_timm.cli.errors import run_console\n'
             'def main(argv):\n'
             '    for _ in range(20000): print("row")\n'
             'raise SystemExit(run_console(main))')

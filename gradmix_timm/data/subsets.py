@@ -9,8 +9,8 @@ from timm.data import ImageDataset
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.datasets import VisionDataset
 
+from .class_names import find_classes
 from .images import ImageSource, TorchvisionReader
-from .naming import find_classes
 
 __all__ = ['CutDataset', 'as_source', 'class_names', 'hold_out', 'labels_of', 'select_classes', 'stratified', 'take']
 

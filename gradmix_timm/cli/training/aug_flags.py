@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset
 
 from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
 
-from .parts import Built
+from .context import Built
 from .timm_flags import default_of, flag
 
 __all__ = ['AUGMENTATION', 'build_transforms', 'check_augmentation', 'set_transforms']

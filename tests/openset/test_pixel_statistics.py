@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from gradmix_timm.openset.trivial import STATISTICS, compare_statistics, measure, warnings_of
+from gradmix_timm.openset.pixel_statistics import STATISTICS, compare_statistics, measure, warnings_of
 
 
 def one(name, pixels, size=(32, 24)):

@@ -12,11 +12,11 @@ from torchvision import datasets
 
 from gradmix_timm.registry import nearest
 
-from .cuts import CutDataset, as_source, class_names, labels_of
+from .class_names import shared_classes
 from .images import ImageSource, TorchvisionReader
-from .made import list_made, made_images
-from .naming import shared_classes
 from .sources import list_splits, open_dataset
+from .subsets import CutDataset, as_source, class_names, labels_of
+from .synthetic import list_made, made_images
 
 __all__ = ['OVERLAPS', 'TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from .cuts import CutDataset
 from .images import ImageSource
+from .subsets import CutDataset
 
 __all__ = ['Codec', 'Recoded', 'parse_codec', 'recode']
 

@@ -12,14 +12,14 @@ from timm.optim import list_optimizers
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
-from gradmix_timm.cli.exits import one_line
+from gradmix_timm.cli.errors import one_line
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
-from .augment import check_augmentation
+from .aug_flags import check_augmentation
+from .flag_ranges import check_values
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
-from .ranges import check_values
 from .tracking import check_tracking
 
 __all__ = ['check_args', 'create_loss', 'scheduled_epochs']

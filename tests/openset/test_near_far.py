@@ -6,7 +6,7 @@ import pytest
 
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.metrics.summary import RANK_METRICS
-from gradmix_timm.openset.suites import NEAR_FAR, near_and_far, set_means, suite_of
+from gradmix_timm.openset.near_far import NEAR_FAR, near_and_far, set_means, suite_of
 
 TEN = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 

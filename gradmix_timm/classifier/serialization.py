@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, versions, write_atomic
 from gradmix_timm.openset.scores import Score
-from gradmix_timm.openset.scores.stored import restore_score, score_state
+from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
 __all__ = ['FORMAT', 'JSON', 'TENSORS', 'load', 'save']
 

@@ -26,13 +26,13 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from gradmix_timm.attribution import borrow, unwrap
-from gradmix_timm.cli.exits import shortened
+from gradmix_timm.cli.errors import shortened
 from gradmix_timm.mixers import GradMix
 
-from .checks import create_loss
+from .context import Built, Hardware
+from .flag_checks import create_loss
 from .mixing import MixPlan, create_step_mixer
 from .objectives import build_objective_task
-from .parts import Built, Hardware
 from .run_state import RECORDED_TASKS
 
 __all__ = [

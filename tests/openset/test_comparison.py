@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from gradmix_timm.openset.comparing import compare_runs
+from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.metrics.intervals import holm, paired_delong
 from gradmix_timm.openset.reports.comparison_tables import (
     comparison_csv,

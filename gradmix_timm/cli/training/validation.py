@@ -12,8 +12,8 @@ from timm import utils
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import Tensor, nn
 
+from .context import Hardware
 from .interrupt import Interrupt
-from .parts import Hardware
 
 __all__ = ['check_metric', 'validate']
 

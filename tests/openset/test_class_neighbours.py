@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradmix_timm.ops.neighbours import class_neighbour_shares, class_neighbour_sums
+from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
 
 
 def make(n: int = 60, classes: int = 4, queries: int = 23, dim: int = 7, dtype=torch.float64):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from gradmix_timm.cli import train
-from gradmix_timm.cli.training.ranges import _PAIRS, _RANGES, _WORDS
+from gradmix_timm.cli.training.flag_ranges import _PAIRS, _RANGES, _WORDS
 
 
 def refused(capsys, *argv):

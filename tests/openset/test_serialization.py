@@ -8,7 +8,7 @@ import torch
 from embedded import make, make_head
 
 from gradmix_timm.openset.scores import fit_score, list_scores
-from gradmix_timm.openset.scores.stored import restore_score, score_state
+from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
 
 @pytest.mark.parametrize('name', list_scores())

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .borrow import borrow, logits_of, swapped
 from .grids import Hints, Reading, TargetLayer, read_grid
+from .model_guard import borrow, logits_of, swapped
 
 __all__ = ['Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
 

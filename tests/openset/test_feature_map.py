@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import draw_features
-from gradmix_timm.openset.reports.plane import project_features
 
 
 def clouds(count=40, apart=8.):

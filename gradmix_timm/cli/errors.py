@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ['ConsoleParser', 'UsageError', 'mendable', 'run_console', 'shortened']
+__all__ = ['ConsoleParser', 'UsageError', 'run_console', 'shortened', 'user_errors']
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _MENDABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
@@ -30,7 +30,7 @@ class UsageError(ValueError):
 
 
 @contextmanager
-def mendable(*also: type[Exception]) -> Iterator[None]:
+def user_errors(*also: type[Exception]) -> Iterator[None]:
     """Turns the errors of set-up code into :class:`UsageError`; the original is kept as its cause.
 
     For code that reads what the user gave (flags, files, names). Never round a training or evaluation loop: there a
@@ -43,10 +43,10 @@ def mendable(*also: type[Exception]) -> Iterator[None]:
         UsageError: In place of such an error, with its message in one line.
 
     Example:
-        >>> with mendable():
+        >>> with user_errors():
         ...     raise ValueError('no such thing')
         Traceback (most recent call last):
-        gradmix_timm.cli.exits.UsageError: no such thing
+        gradmix_timm.cli.errors.UsageError: no such thing
     """
     try:
         yield
