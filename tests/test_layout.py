@@ -15,7 +15,7 @@ ROOMS = {
     'ops': {'records', 'registry'},
     'attribution': {'records', 'registry', 'ops', 'timm'},
     'mixers': {'records', 'registry', 'ops', 'attribution', 'timm'},
-    'objectives': {'records', 'registry', 'ops', 'attribution', 'mixers', 'timm'},
+    'objectives': {'records', 'registry', 'ops', 'attribution', 'mixers', 'checkpoint', 'timm'},
     'data': {'records', 'registry', 'timm'},
     'openset': {'records', 'registry', 'ops', 'timm'},
     'checkpoint': {'records', 'registry', 'timm'},
