@@ -12,14 +12,15 @@ ROOT = Path(__file__).parent.parent / 'gradmix_timm'
 ROOMS = {
     'records': set(),
     'registry': set(),
-    'ops': {'records', 'registry'},
-    'attribution': {'records', 'registry', 'ops', 'timm'},
-    'mixers': {'records', 'registry', 'ops', 'attribution', 'timm'},
-    'objectives': {'records', 'registry', 'ops', 'attribution', 'mixers', 'timm'},
-    'data': {'records', 'registry', 'timm'},
-    'openset': {'records', 'registry', 'ops', 'timm'},
-    'checkpoint': {'records', 'registry', 'timm'},
-    'classifier': {'records', 'registry', 'data', 'openset', 'checkpoint', 'timm'},
+    'schema': set(),
+    'ops': {'records', 'registry', 'schema'},
+    'attribution': {'records', 'registry', 'schema', 'ops', 'timm'},
+    'mixers': {'records', 'registry', 'schema', 'ops', 'attribution', 'timm'},
+    'objectives': {'records', 'registry', 'schema', 'ops', 'attribution', 'mixers', 'timm'},
+    'data': {'records', 'registry', 'schema', 'timm'},
+    'openset': {'records', 'registry', 'schema', 'ops', 'timm'},
+    'checkpoint': {'records', 'registry', 'schema', 'timm'},
+    'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
