@@ -5,9 +5,10 @@
 
 The first trains three of timm's test nets on six classes of scikit-learn's digits (a minute each) and writes their
 embeddings to ``tests/openset/data/nets.npz``: train, held-out, known test and unknown test (the other four classes).
-The second hands these embeddings to the postprocessors of a clone of https://github.com/Jingkang50/OpenOOD, in a stand-in
-for its network that answers with stored features, and writes their confidences to ``tests/openset/data/openood.npz``,
-figures of its evaluator included. It needs faiss-cpu and libmr (what cannot be imported is left out and named).
+The second hands these embeddings to the postprocessors of a clone of https://github.com/Jingkang50/OpenOOD, in a
+stand-in for its network that answers with stored features, and writes their confidences to
+``tests/openset/data/openood.npz``, figures of its evaluator included. It needs faiss-cpu and libmr (what cannot be
+imported is left out and named).
 """
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ POSTPROCESSORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     'knn': ('knn', 'KNNPostprocessor', {'K': 50}), 'mds': ('mds', 'MDSPostprocessor', {}),
     'rmds': ('rmds', 'RMDSPostprocessor', {}), 'vim': ('vim', 'VIMPostprocessor', {'dim': 32}),
     'openmax': ('openmax', 'OpenMax', {}), 'react': ('react', 'ReactPostprocessor', {'percentile': 90}),
-    'ash': ('ash', 'ASHPostprocessor', {'percentile': 90}), 'scale': ('scale', 'ScalePostprocessor', {'percentile': 85}),
+    'ash': ('ash', 'ASHPostprocessor', {'percentile': 90}),
+    'scale': ('scale', 'ScalePostprocessor', {'percentile': 85}),
     'dice': ('dice', 'DICEPostprocessor', {'p': 90}), 'klm': ('kl_matching', 'KLMatchingPostprocessor', {}),
     'she': ('she', 'SHEPostprocessor', {'metric': 'inner_product'}),
     'nnguide': ('nnguide', 'NNGuidePostprocessor', {'K': 100, 'alpha': 1.}),
