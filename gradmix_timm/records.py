@@ -5,8 +5,10 @@ D feature width, P projection width.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw', 'Mixed']
@@ -105,3 +107,24 @@ class Embeddings:
     projection: Tensor | None
     label: Tensor
     index: Tensor
+
+    def rows(self, chosen: Tensor | slice) -> Embeddings:
+        """Some of the rows: a view for a slice, a copy for a mask (bool [N]) or positions (int64)."""
+        projection = None if self.projection is None else self.projection[chosen]
+        return Embeddings(self.logits[chosen], self.features[chosen], projection, self.label[chosen],
+                          self.index[chosen])
+
+    @staticmethod
+    def cat(parts: Sequence[Embeddings]) -> Embeddings:
+        """Several sets one after the other, of one model; ``index`` stays as it is in each.
+
+        Example:
+            >>> rows = Embeddings(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), torch.arange(2))
+            >>> Embeddings.cat([rows, rows.rows(torch.tensor([True, False]))]).label.tolist()
+            [0, 1, 0]
+        """
+        projections = [part.projection for part in parts if part.projection is not None]
+        return Embeddings(
+            torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]),
+            torch.cat(projections) if projections else None, torch.cat([part.label for part in parts]),
+            torch.cat([part.index for part in parts]))

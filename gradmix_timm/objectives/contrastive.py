@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradmix_timm.attribution import resolve_layers, score_function, unwrap
 from gradmix_timm.attribution.capture import Watch
+from gradmix_timm.checkpoint import ProjectionHead
 from gradmix_timm.mixers import BatchMixer, GradMix
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured, MixDraw
 
 from .gather import gather_rows, own_rows
-from .heads import Projected, ProjectionHead, feature_width
+from .heads import Projected, feature_width
 from .losses import JointConfig, instance_logits, joint_terms, weigh_terms
 from .sharing import SecondPass, kept_buffers, watch_training
 

@@ -14,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution import resolve_layers
 from gradmix_timm.attribution.authors import authors_map
+from gradmix_timm.checkpoint import ProjectionHead
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.mixers.callables import CallableMixer
 from gradmix_timm.mixers.switch import SwitchMixer
-from gradmix_timm.objectives import JointConfig, JointTask, MocoTask, ProjectionHead, instance_logits, ssl_loss
+from gradmix_timm.objectives import JointConfig, JointTask, MocoTask, instance_logits, ssl_loss
 from gradmix_timm.objectives.contrastive import ATTRIBUTION_TEMPERATURE
 from gradmix_timm.records import Captured
 
