@@ -16,11 +16,12 @@ ROOMS = {
     'ops': {'records', 'registry', 'schema'},
     'attribution': {'records', 'registry', 'schema', 'ops', 'timm'},
     'mixers': {'records', 'registry', 'schema', 'ops', 'attribution', 'timm'},
-    'objectives': {'records', 'registry', 'schema', 'ops', 'attribution', 'mixers', 'timm'},
+    'objectives': {'records', 'registry', 'schema', 'ops', 'attribution', 'mixers', 'checkpoint', 'timm'},
     'data': {'records', 'registry', 'schema', 'timm'},
     'openset': {'records', 'registry', 'schema', 'ops', 'timm'},
     'checkpoint': {'records', 'registry', 'schema', 'timm'},
-    'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
+    'evaluation': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
+    'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'evaluation', 'timm'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
