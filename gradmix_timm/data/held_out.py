@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .identity import digest_of, row_names, rows_of, shared_rows
+from .identity import digest_of, list_digest, row_names, rows_of, shared_rows
 from .images import ImageSource
 from .subsets import CutDataset, hold_out, take
 
