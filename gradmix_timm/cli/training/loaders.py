@@ -166,8 +166,10 @@ def _open(args: argparse.Namespace, mode: str, split: str, training: bool) -> An
         options.update(seed=args.seed, repeats=args.epoch_repeats)
     if args.task == 'multilabel':
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
+    # A plain run equals timm's script; in an open-set run the top folder is the class.
+    plain = not (args.osr_protocol or args.known_classes)
     return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
-                        img_mode=mode, **options)
+                        img_mode=mode, timm_rule=plain, **options)
 
 
 def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:
