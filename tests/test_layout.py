@@ -20,10 +20,11 @@ ROOMS = {
     'openset': {'records', 'registry', 'ops', 'timm'},
     'checkpoint': {'records', 'registry', 'timm'},
     'classifier': {'records', 'registry', 'data', 'openset', 'checkpoint', 'timm'},
+    'study': {'registry', 'checkpoint', 'openset'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
-DOORS = {'openset/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
+DOORS = {'openset/__main__.py', 'study/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
 LIMITED = {'albumentations': {'data/transforms.py', 'data/corruptions.py'}}
 FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 
