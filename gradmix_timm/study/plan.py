@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradmix_timm.registry import nearest
+from gradmix_timm.schema import read_yaml
 
 __all__ = ['EVALUATIONS', 'Cell', 'Study', 'read_study']
 
@@ -24,7 +23,6 @@ _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_p
 # What the engine sets itself.
 _RESERVED = ('output', 'experiment', 'resume', 'overwrite', 'checkpoint')
 _MAX_CELLS = 100_000
-_MAX_BYTES = 1_000_000
 
 Flags = dict[str, Any]
 
@@ -125,13 +123,9 @@ def _cells(axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapp
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f'{path}: {path.stat().st_size:,} bytes; a study has at most {_MAX_BYTES:,}')
-        values = yaml.safe_load(path.read_text(encoding='utf-8'))
+        values = read_yaml(path)
     except OSError as error:
         raise ValueError(f'{path}: {error.strerror or error}; expected the YAML file of a study') from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f'{path}: not YAML: {" ".join(str(error).split())[:200]}') from error
     if not isinstance(values, Mapping):
         raise ValueError(f'{path}: expected a mapping with axes, got {type(values).__name__}')
     return dict(values)
