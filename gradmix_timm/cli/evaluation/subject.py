@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, find_device, load_checkpoint
+from gradmix_timm.checkpoint import (
+    Loaded,
+    ProjectionHead,
+    RunRecord,
+    build_model,
+    check_known,
+    find_device,
+    load_checkpoint,
+)
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data import (
@@ -29,7 +37,6 @@ from gradmix_timm.data import (
     take,
 )
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.objectives import ProjectionHead
 
 from .embedding import Subject, open_cache
 
