@@ -5,8 +5,10 @@ D feature width, P projection width.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw', 'Mixed']
@@ -39,6 +41,41 @@ class MixDraw:
     noise_seed: int | None
     fallback: Tensor
     name: str
+
+    @classmethod
+    def of(cls, name: str, partner: Tensor, lam: Tensor, *, dst: Tensor | None = None, src: Tensor | None = None,
+           weight: Tensor | None = None, mask: Tensor | None = None, noise_seed: int | None = None,
+           fallback: Tensor | None = None) -> MixDraw:
+        """A draw from what a mixer has to say; the rest has the defaults that fit most mixers.
+
+        Args:
+            name: The mixer that draws.
+            partner: int64 [B].
+            lam: Kept share, float32 [B].
+            dst: Default: empty boxes.
+            src: Default: ``dst``, the same place of the partner.
+            weight: Default: by area, (lam, 1 - lam).
+            mask: See the class.
+            noise_seed: See the class.
+            fallback: Default: no row.
+
+        Example:
+            >>> MixDraw.of('half', torch.tensor([1, 0]), torch.full((2,), 0.5)).weight
+            tensor([[0.5000, 0.5000],
+                    [0.5000, 0.5000]])
+        """
+        dst = torch.zeros(len(partner), 4, dtype=torch.int64, device=partner.device) if dst is None else dst
+        return cls(
+            partner=partner, src=dst if src is None else src, dst=dst, lam=lam,
+            weight=torch.stack([lam, 1 - lam], 1) if weight is None else weight, mask=mask, noise_seed=noise_seed,
+            fallback=torch.zeros_like(partner, dtype=torch.bool) if fallback is None else fallback, name=name)
+
+    def to(self, device: torch.device | str) -> MixDraw:
+        """The same draw with its tensors on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        partner, src, dst, lam, weight, fallback = (
+            value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
+        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +142,24 @@ class Embeddings:
     projection: Tensor | None
     label: Tensor
     index: Tensor
+
+    def rows(self, chosen: Tensor | slice) -> Embeddings:
+        """Some of the rows: a view for a slice, a copy for a mask (bool [N]) or positions (int64)."""
+        projection = None if self.projection is None else self.projection[chosen]
+        return Embeddings(self.logits[chosen], self.features[chosen], projection, self.label[chosen],
+                          self.index[chosen])
+
+    @staticmethod
+    def cat(parts: Sequence[Embeddings]) -> Embeddings:
+        """Several sets one after the other, of one model; ``index`` stays as it is in each.
+
+        Example:
+            >>> rows = Embeddings(torch.eye(2), torch.eye(2), None, torch.tensor([0, 1]), torch.arange(2))
+            >>> Embeddings.cat([rows, rows.rows(torch.tensor([True, False]))]).label.tolist()
+            [0, 1, 0]
+        """
+        projections = [part.projection for part in parts if part.projection is not None]
+        return Embeddings(
+            torch.cat([part.logits for part in parts]), torch.cat([part.features for part in parts]),
+            torch.cat(projections) if projections else None, torch.cat([part.label for part in parts]),
+            torch.cat([part.index for part in parts]))

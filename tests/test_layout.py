@@ -12,18 +12,21 @@ ROOT = Path(__file__).parent.parent / 'gradmix_timm'
 ROOMS = {
     'records': set(),
     'registry': set(),
-    'ops': {'records', 'registry'},
-    'attribution': {'records', 'registry', 'ops', 'timm'},
-    'mixers': {'records', 'registry', 'ops', 'attribution', 'timm'},
-    'objectives': {'records', 'registry', 'ops', 'attribution', 'mixers', 'timm'},
-    'data': {'records', 'registry', 'timm'},
-    'openset': {'records', 'registry', 'ops', 'timm'},
-    'checkpoint': {'records', 'registry', 'timm'},
-    'classifier': {'records', 'registry', 'data', 'openset', 'checkpoint', 'timm'},
+    'schema': set(),
+    'ops': {'records', 'registry', 'schema'},
+    'attribution': {'records', 'registry', 'schema', 'ops', 'timm'},
+    'mixers': {'records', 'registry', 'schema', 'ops', 'attribution', 'timm'},
+    'objectives': {'records', 'registry', 'schema', 'ops', 'attribution', 'mixers', 'checkpoint', 'timm'},
+    'data': {'records', 'registry', 'schema', 'timm'},
+    'openset': {'records', 'registry', 'schema', 'ops', 'timm'},
+    'checkpoint': {'records', 'registry', 'schema', 'timm'},
+    'evaluation': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
+    'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'evaluation', 'timm'},
+    'study': {'registry', 'schema', 'checkpoint', 'openset'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
-DOORS = {'openset/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
+DOORS = {'openset/__main__.py', 'study/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
 LIMITED = {'albumentations': {'data/transforms.py', 'data/corruptions.py'}}
 FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 

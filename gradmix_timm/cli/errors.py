@@ -88,10 +88,10 @@ class ConsoleParser(argparse.ArgumentParser):
     An empty word, which is what a shell makes of an unset variable, is refused for every flag.
 
     Args:
-        takes_empty: Names in the namespace of flags whose empty word means something.
+        takes_empty: Names in the namespace of flags whose empty word means something; of --dataset: class folders.
     """
 
-    def __init__(self, *args: Any, takes_empty: Collection[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *args: Any, takes_empty: Collection[str] = ('dataset',), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.takes_empty = frozenset(takes_empty)
         # Lists of negative numbers are values too: `--layers -2,-1`.

@@ -1,7 +1,7 @@
 """What is minimised: contrastive losses and the tasks around them."""
 from .clean import KeepCleanTask
 from .contrastive import ContrastiveTask, JointTask, guiding_mixer
-from .heads import Projected, ProjectionHead, classifier_layers
+from .heads import Projected, classifier_layers
 from .losses import (
     JointConfig,
     instance_logits,
@@ -21,7 +21,6 @@ __all__ = [
     'KeepCleanTask',
     'MocoTask',
     'Projected',
-    'ProjectionHead',
     'classifier_layers',
     'guiding_mixer',
     'instance_logits',

@@ -11,7 +11,7 @@ from timm.data import create_loader
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm import list_mixers
-from gradmix_timm.checkpoint import KEY, build_model, load_checkpoint
+from gradmix_timm.checkpoint import KEY, ProjectionHead, build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
@@ -19,7 +19,7 @@ from gradmix_timm.cli.training import loop
 from gradmix_timm.cli.training.knn_validation import neighbour_votes
 from gradmix_timm.data import TwoViews, collate_views, open_dataset
 from gradmix_timm.mixers import TIMM_MODES
-from gradmix_timm.objectives import JointTask, ProjectionHead
+from gradmix_timm.objectives import JointTask
 from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import fit_score

@@ -9,9 +9,7 @@ import pytest
 import torch
 from tiny_training import rows, run_tiny, write_images
 
-from gradmix_timm.cli import train
-from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.training import loop, validation
+from gradmix_timm.cli.training import loop
 
 GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
 

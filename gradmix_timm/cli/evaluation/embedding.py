@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, cast
 
@@ -122,7 +122,7 @@ class Subject:
         if len(bad) == len(images):
             raise UnreadableImageError(
                 f'none of the {len(images)} {title} can be read ({self.skipped[title][0]}, ...)')
-        return _take(found, (found.label != _UNREADABLE).nonzero().flatten())
+        return found.rows(found.label != _UNREADABLE)
 
     def workers(self, count: int) -> int:
         """Loader processes for so many images."""
@@ -178,9 +178,3 @@ def _parts(subject: Subject, images: CutDataset) -> dict[str, Any] | None:
 def open_cache(folder: str | None) -> EmbeddingCache | None:
     """The cache of ``--cache DIR``, or None."""
     return EmbeddingCache(folder) if folder else None
-
-
-def _take(found: Embeddings, rows: torch.Tensor) -> Embeddings:
-    cut = {name: getattr(found, name)[rows] for name in ('logits', 'features', 'projection', 'label', 'index')
-           if getattr(found, name) is not None}
-    return replace(found, **cut)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from timm.data import ImageNetInfo
 
 from gradmix_timm.checkpoint import Loaded
@@ -290,11 +289,8 @@ def _embed(opened: _Opened, known: Embeddings) -> Subjects:
 def _join(parts: Sequence[Embeddings], sizes: Sequence[int]) -> Embeddings:
     """Sets one after the other; ``index`` counts the images of all."""
     starts = np.cumsum([0, *sizes[:-1]])
-    projections = [part.projection for part in parts if part.projection is not None]
-    return Embeddings(
-        logits=torch.cat([part.logits for part in parts]), features=torch.cat([part.features for part in parts]),
-        projection=torch.cat(projections) if projections else None, label=torch.cat([part.label for part in parts]),
-        index=torch.cat([part.index + int(start) for part, start in zip(parts, starts, strict=True)]))
+    return Embeddings.cat([replace(part, index=part.index + int(start))
+                           for part, start in zip(parts, starts, strict=True)])
 
 
 def _probes(opened: _Opened, subjects: Subjects) -> dict[str, Any]:

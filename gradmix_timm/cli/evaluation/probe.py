@@ -184,7 +184,7 @@ def _embed(args: argparse.Namespace, subject: Subject, images: TestImages, known
         place = stratified(train.label.numpy(), args.held_out, args.seed, known.train.classes)
         chosen = torch.zeros(len(train.label), dtype=torch.bool)
         chosen[torch.from_numpy(place)] = True
-        fit, held = _rows(train, ~chosen), _rows(train, chosen)
+        fit, held = train.rows(~chosen), train.rows(chosen)
     unknown = None if images.unknown is None else subject.embed(images.unknown, 'unknown test images')
     return _Features(fit, held, subject.embed(images.known, 'known test images'), unknown, len(images.split.known))
 
@@ -195,11 +195,6 @@ def _check_two_each(labels: NDArray[Any], names: Sequence[str]) -> None:
     if len(few):
         raise ValueError(f'class {names[few[0]]!r} has fewer than two training images; the probes hold a share of '
                          'every class out to choose on (--held-out), so two of each are needed: add images')
-
-
-def _rows(found: Embeddings, chosen: torch.Tensor) -> Embeddings:
-    return replace(found, logits=found.logits[chosen], features=found.features[chosen], label=found.label[chosen],
-                   index=found.index[chosen], projection=None if found.projection is None else found.projection[chosen])
 
 
 # ---- fitting and judging

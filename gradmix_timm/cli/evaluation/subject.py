@@ -14,7 +14,15 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, check_known, find_device, load_checkpoint
+from gradmix_timm.checkpoint import (
+    Loaded,
+    ProjectionHead,
+    RunRecord,
+    build_model,
+    check_known,
+    find_device,
+    load_checkpoint,
+)
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data import (
@@ -30,7 +38,6 @@ from gradmix_timm.data import (
     take,
 )
 from gradmix_timm.data.transforms import recorded_pipeline
-from gradmix_timm.objectives import ProjectionHead
 
 from .embedding import Subject, open_cache
 

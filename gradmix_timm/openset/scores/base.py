@@ -72,13 +72,6 @@ def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, arrays: int = 1)
     return found
 
 
-def _cut(embeddings: Embeddings, rows: slice) -> Embeddings:
-    """Some of the rows, without a copy."""
-    projection = None if embeddings.projection is None else embeddings.projection[rows]
-    return Embeddings(embeddings.logits[rows], embeddings.features[rows], projection, embeddings.label[rows],
-                      embeddings.index[rows])
-
-
 class Score(ABC):
     """A score of knownness: options at construction, :meth:`fit` once, then calls; higher = more known.
 
@@ -163,7 +156,7 @@ class Score(ABC):
         if not told:
             _logger.warning('%s: out of memory with %d samples at once, going on with halves', self.name, count)
         halves = (slice(0, count // 2), slice(count // 2, count))
-        return torch.cat([self._in_pieces(_cut(embeddings, rows), told=True) for rows in halves])
+        return torch.cat([self._in_pieces(embeddings.rows(rows), told=True) for rows in halves])
 
     def __repr__(self) -> str:
         options = ', '.join(f'{key}={value!r}' for key, value in self.options.items())
