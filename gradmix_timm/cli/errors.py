@@ -107,7 +107,8 @@ class ConsoleParser(argparse.ArgumentParser):
 
     def _get_values(self, action: argparse.Action, arg_strings: Any) -> Any:
         empty_means = action.dest in self.takes_empty
-        if any(not word.strip() and not (empty_means and word == '') for word in arg_strings):
+        whole_line = action.nargs in (argparse.PARSER, argparse.REMAINDER)  # of a command, whose parser looks itself
+        if not whole_line and any(not word.strip() and not (empty_means and word == '') for word in arg_strings):
             raise argparse.ArgumentError(action, 'got an empty word (an unset variable?); give a value or leave it out')
         return super()._get_values(action, arg_strings)
 
