@@ -279,6 +279,10 @@ def test_latex_balances_and_escapes(comparison):
     assert r'cifar\_10 \& co' in text
     assert r'$\pm$' in text
     assert 'ours $-$ base' in text
+    assert 'p (Holm) & verdict' in text
+    gap = comparison['scores']['mls']['auroc']['differences']['ours']
+    row = next(line for line in text.splitlines() if line.strip().startswith('mls & '))
+    assert row.endswith(rf' & {gap["p_holm"]:.3f} & {gap["verdict"]} \\')
     body = [line for line in text.splitlines() if line.endswith(r'\\')]
     assert len({line.count(' & ') for line in body}) == 1
 
