@@ -110,8 +110,6 @@ def render_corruption(results: Values, images: Images) -> str:
     figures = [
         ('severity.png', 'Error over severity', 'Flat lines are robust; the mean hides which corruption hurts. Bands: '
          '95% intervals.', f'Mean errors: clean {part["clean_error"]:.1%}, {errors}'),
-        ('examples.png', 'One image', 'A row a corruption, in the order of the table; clean at the left, then by '
-         'severity.', f'Rows: {", ".join(map(_plain, part["by_corruption"]))}'),
         ('auroc.png', 'Known against unknown', 'Corrupted knowns against unknowns corrupted alike, and against clean '
          'ones. A fall against clean unknowns alone says that the score notices corruption.',
          'Clean AUROC: ' + ', '.join(f'{name} {entry["auroc"]:.1%}' for name, entry in results['scores'].items()))]

@@ -25,11 +25,13 @@ def render_evaluation(results: OpenSetResults, images: Mapping[str, bytes], mist
         files: Names of files beside the page, which it links to.
     """
     manifest, scores = results['manifest'], results['scores']
-    protocol = results['protocol'] or manifest.get('data', {}).get('dataset') or 'chosen classes'
+    where = f'open set, {results["protocol"] or manifest.get("data", {}).get("dataset") or "chosen classes"}'
+    if 'means' in results:
+        where = f'{len(results["groups"])} unknown data sets'
     parts = [('all unknowns', results.get('trivial')), *(
         (name, group.get('trivial')) for name, group in results['groups'].items())]
     return render_template(
-        'evaluation.html', f'{run_name(manifest)}: open set, {protocol}', results=results, images=images,
+        'evaluation.html', f'{run_name(manifest)}: {where}', results=results, images=images,
         mistakes=mistakes, mixes=mixes, files=files, warnings=_warnings(results), figures=_figures(results),
         best=max(scores, key=lambda name: scores[name]['auroc']),
         fits=[(name, fit) for name, fit in results.get('fits', {}).items() if fit['options'] or fit['diagnostics']],
