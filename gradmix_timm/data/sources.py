@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gradmix_timm.registry import nearest
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource
 from .subsets import as_source, class_names, stratified
 
-__all__ = ['list_splits', 'open_dataset']
+__all__ = ['is_flat', 'list_splits', 'open_dataset']
 
 _logger = logging.getLogger(__name__)
 # As timm's dataset factory groups them.
@@ -35,7 +36,7 @@ _TAR_BLOCK = 512
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
                  class_map: str | dict[str, int] = '', download: bool = False, img_mode: str | None = 'RGB',
-                 min_classes: int = 2, **options: Any) -> Any:
+                 exif: str = 'ignore', min_classes: int = 2, **options: Any) -> Any:
     """A data set of timm's names, or ``sklearn/digits``; an unreadable image in it is an error with its path.
 
     Args:
@@ -46,7 +47,8 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             itself where it holds none.
         class_map: Class name to label, for folders, tars and Hugging Face.
         download: Fetch it, for torch/ and hfids/.
-        img_mode: PIL mode of the images: 'RGB', 'L'.
+        img_mode: PIL mode of the images: 'RGB', 'L', ...
+        exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         min_classes: 2; 1 for images whose classes do not matter (they may lie in ``root`` directly).
         **options: More of ``timm.data.create_dataset``.
 
@@ -74,9 +76,11 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     dataset = _create(name, root, split, {
         'class_map': class_map, 'download': download, 'input_img_mode': img_mode, **options})
     if isinstance(dataset, IterableDataset):
+        if exif != 'ignore':
+            raise ValueError(f'{name} is streamed, and decoded by timm, which ignores orientation; type --exif ignore')
         return dataset
     source = as_source(dataset)
-    source.input_img_mode = img_mode  # torchvision's sets know no mode
+    source.input_img_mode, source.exif = img_mode, exif  # torchvision's sets know neither
     if folder and min_classes > 1:
         _check_classes(Path(str(root)), class_names(source), min_classes, mapped=bool(class_map))
     return source
@@ -97,6 +101,20 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         return ()
     there = {p.name if p.is_dir() else p.stem for p in Path(root).iterdir() if p.is_dir() or p.suffix == '.tar'}
     return tuple(sorted(there & {*_TRAIN, *_EVAL, *_TEST}))
+
+
+def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str]) -> bool:
+    """Whether class folders lie in the root itself, so that every split is read as the whole folder (or tar).
+
+    Args:
+        name: As in :func:`open_dataset`.
+        root: Folder or tar.
+        splits: Names of splits that are wanted.
+    """
+    prefix, slash, rest = name.partition('/')
+    if not root or (slash and not (prefix.lower() == 'torch' and rest.lower() in _TORCH[-2:])):
+        return False
+    return not list_splits(name, root) and all(_split_root(name, root, split) == str(Path(root)) for split in splits)
 
 
 def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> ImageSource:

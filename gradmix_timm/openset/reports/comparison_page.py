@@ -4,7 +4,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .comparison_tables import comparison_rows, comparison_title, grounds, metrics_of, signed, title_of
+from .comparison_tables import (
+    comparison_rows,
+    comparison_title,
+    grounds,
+    how_decided,
+    metrics_of,
+    signed,
+    title_of,
+)
 from .html import render_template
 
 __all__ = ['render_comparison']
@@ -28,6 +36,7 @@ def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
     return render_template(
         'comparison.html', comparison_title(comparison), comparison=comparison, images=images, score=score,
         findings=list(_findings(comparison, score)), grounds=grounds(comparison), notes=notes,
+        how_decided=how_decided(comparison) if comparison['paired'] else '',
         parts=list(_parts(comparison, [name for name in _FIRST if name in ('top1', *metrics)])),
         others=list(_parts(comparison, [name for name in metrics if name not in _FIRST])))
 
@@ -37,8 +46,9 @@ def _findings(comparison: Values, score: str) -> Iterator[tuple[str, str, str]]:
     entry = comparison['scores'][score]['auroc']
     for group, gap in entry['differences'].items():
         ends = '' if gap['low'] is None else f', from {signed(gap["low"])} to {signed(gap["high"])}'
-        words = f'is {gap["verdict"]} than' if gap['verdict'] in ('better', 'worse') else (
-            'is not distinguishable from' if gap['verdict'] else 'has no interval against')
+        verdict = gap['verdict'] or 'no verdict asked for'
+        words = {'better': 'is better than', 'worse': 'is worse than',
+                 'not distinguishable': 'is not distinguishable from'}.get(verdict, f'against ({verdict})')
         yield group, words, f'{comparison["base"]} ({signed(gap["value"])} points of AUROC{ends})'
     if not entry['differences']:
         for group, mean in entry['groups'].items():
