@@ -177,7 +177,7 @@ def _set_up(args: argparse.Namespace, args_text: str,
     set_up_average(resumed, args, task)
     compile_task(args, task, hardware)
     decreasing = args.eval_metric == 'loss' or loaders.eval is None
-    output_dir = folder.open(built.data_config['input_size'][-1], args_text)
+    output_dir = folder.open(built.preprocessing.input_size[-1], args_text)
     saver = _open_saver(args, output_dir, task, optimizer, hardware, decreasing)
     updates = -(-len(loaders.train) // args.grad_accum_steps)
     scheduler, epochs = build_schedule(args, optimizer, updates, decreasing)
@@ -226,8 +226,9 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
         family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
-        **data.record, data_config=built.data_config, mixer=plan.name, mixer_options=options,
-        objective=args.objective, objective_options=objective_options(args), seed=args.seed, versions=versions())
+        **data.record, data_config=built.preprocessing.as_config(), mixer=plan.name,
+        mixer_options=options, objective=args.objective, objective_options=objective_options(args), seed=args.seed,
+        versions=versions())
 
 
 def _open_saver(args: argparse.Namespace, output_dir: str | None, task: Any, optimizer: torch.optim.Optimizer,
@@ -383,7 +384,7 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     mixer, model = run.mixer, live_model(run.task)
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
-    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.data_config)
+    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.preprocessing.as_config())
 
 
 if __name__ == '__main__':
