@@ -42,6 +42,41 @@ class MixDraw:
     fallback: Tensor
     name: str
 
+    @classmethod
+    def of(cls, name: str, partner: Tensor, lam: Tensor, *, dst: Tensor | None = None, src: Tensor | None = None,
+           weight: Tensor | None = None, mask: Tensor | None = None, noise_seed: int | None = None,
+           fallback: Tensor | None = None) -> MixDraw:
+        """A draw from what a mixer has to say; the rest has the defaults that fit most mixers.
+
+        Args:
+            name: The mixer that draws.
+            partner: int64 [B].
+            lam: Kept share, float32 [B].
+            dst: Default: empty boxes.
+            src: Default: ``dst``, the same place of the partner.
+            weight: Default: by area, (lam, 1 - lam).
+            mask: See the class.
+            noise_seed: See the class.
+            fallback: Default: no row.
+
+        Example:
+            >>> MixDraw.of('half', torch.tensor([1, 0]), torch.full((2,), 0.5)).weight
+            tensor([[0.5000, 0.5000],
+                    [0.5000, 0.5000]])
+        """
+        dst = torch.zeros(len(partner), 4, dtype=torch.int64, device=partner.device) if dst is None else dst
+        return cls(
+            partner=partner, src=dst if src is None else src, dst=dst, lam=lam,
+            weight=torch.stack([lam, 1 - lam], 1) if weight is None else weight, mask=mask, noise_seed=noise_seed,
+            fallback=torch.zeros_like(partner, dtype=torch.bool) if fallback is None else fallback, name=name)
+
+    def to(self, device: torch.device | str) -> MixDraw:
+        """The same draw with its tensors on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        partner, src, dst, lam, weight, fallback = (
+            value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
+        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Mixed:

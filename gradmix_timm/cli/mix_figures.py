@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.attribution import layer_maps, to_pixels
 from gradmix_timm.checkpoint import atomic_path
-from gradmix_timm.mixers import GradMix
+from gradmix_timm.mixers import BatchMixer, GradMix, Mixer
 from gradmix_timm.mixers.callables import seeded_streams
 from gradmix_timm.records import MixDraw
 
@@ -49,19 +49,19 @@ class MixScene:
     layers: tuple[str, ...]
 
 
-def make_scene(mixer: Any, model: nn.Module | None, images: Tensor, labels: Tensor) -> MixScene:
+def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Tensor) -> MixScene:
     """Mix one batch and keep what led to it; mixer, model and the global random streams are left as they were."""
     maps: list[tuple[str, Tensor]] = []
     layers: tuple[str, ...] = ()
-    if not hasattr(mixer, 'draw_from') and not hasattr(mixer, '_draw') and not hasattr(mixer, 'switch_prob'):
-        with seeded_streams(0, images.device):  # timm's mixers draw from NumPy's stream
+    if not isinstance(mixer, BatchMixer):
+        with seeded_streams(0, images.device):  # such as timm's, which draw from NumPy's stream
             mixed, targets = mixer(images.clone(), labels, model)
         return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), None, (), labels.cpu(), ())
     generator = torch.Generator().manual_seed(0)
     draw = mixer.draw(images, labels, model, generator)
     mixed, targets = mixer.apply(images, labels, draw)
-    guided = next((m for m in (mixer, getattr(mixer, 'first', None), getattr(mixer, 'second', None))
-                   if isinstance(m, GradMix) and m.requires_model and m.name == draw.name), None)
+    guided = next((part for part in mixer.parts
+                   if isinstance(part, GradMix) and part.requires_model and part.name == draw.name), None)
     if guided is not None and model is not None:
         size = (images.shape[2], images.shape[3])
         captured = guided.captured(model, images, labels)
@@ -72,9 +72,7 @@ def make_scene(mixer: Any, model: nn.Module | None, images: Tensor, labels: Tens
         fused = guided.fused(captured, size).map
         fused = fused / fused.amax((1, 2), keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny)
         maps.append((layers[0] if len(layers) == 1 else 'fused', to_pixels(fused, size)))
-    draw = MixDraw(**{name: getattr(draw, name).cpu() if isinstance(getattr(draw, name), Tensor)
-                      else getattr(draw, name) for name in MixDraw.__dataclass_fields__})
-    return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), draw,
+    return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), draw.to('cpu'),
                     tuple((name, m.cpu()) for name, m in maps), labels.cpu(), layers)
 
 

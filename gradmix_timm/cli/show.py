@@ -20,7 +20,7 @@ from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
 from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data.transforms import recorded_pipeline
-from gradmix_timm.mixers import TIMM_MODES, create_mixer
+from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
 
@@ -120,7 +120,7 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[Path], classes: Se
     return predicted
 
 
-def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Any:
+def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Mixer:
     """The mixer asked for, else the checkpoint's, told to mix every image."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
@@ -133,7 +133,7 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
     return create_mixer(name, **{**options, 'num_classes': num_classes})
 
 
-def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Any,
+def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Mixer,
                class_names: Sequence[str], data_config: dict[str, Any], stem: str = 'mixes', rows: int = 6) -> MixScene:
     """Write ``mixes.png`` and ``mixes.json`` of one batch into a run folder, for the report.
 
@@ -236,8 +236,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         classes = classes or [str(k) for k in range(num_classes)]
         if not args.deletion:
             mixer = _mixer(args, loaded, num_classes)
-            if getattr(mixer, 'requires_model', False):
-                mixer.prepare(model, tuple(images.shape[1:]))
+            if mixer.requires_model:
+                mixer.prepare(model, (images.shape[1], images.shape[2], images.shape[3]))
     if args.deletion:
         table = deletion_table(model, images, labels, args)
         _print_table(table)

@@ -1,6 +1,7 @@
 """Data sets, and the class cuts of the open-set protocols."""
 from .class_names import find_classes, shared_classes
 from .fingerprint import fingerprint
+from .identity import Overlap, Parts, check_apart, held_out_rows, overlap, recorded_parts, split_flat
 from .images import ImageSource, UnreadableImageError
 from .protocols import (
     ClassSplit,
@@ -14,7 +15,7 @@ from .protocols import (
     n_trials,
 )
 from .recode import Codec, parse_codec, recode
-from .sources import list_splits, open_dataset
+from .sources import is_flat, list_splits, open_dataset
 from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
 from .synthetic import list_made, made_images
 from .unknown_sets import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
@@ -27,9 +28,12 @@ __all__ = [
     'CutDataset',
     'ImageSource',
     'Outside',
+    'Overlap',
+    'Parts',
     'TwoViews',
     'UnknownSpec',
     'UnreadableImageError',
+    'check_apart',
     'check_specs',
     'check_split',
     'class_names',
@@ -38,7 +42,9 @@ __all__ = [
     'duplicates',
     'find_classes',
     'fingerprint',
+    'held_out_rows',
     'hold_out',
+    'is_flat',
     'labels_of',
     'list_families',
     'list_made',
@@ -50,10 +56,13 @@ __all__ = [
     'n_trials',
     'open_dataset',
     'open_outside',
+    'overlap',
     'parse_codec',
     'parse_unknown',
     'recode',
+    'recorded_parts',
     'select_classes',
     'shared_classes',
+    'split_flat',
     'take',
 ]

@@ -10,6 +10,7 @@ from gradmix_timm.registry import Registry, nearest
 
 from .base import BatchMixer
 from .callables import CallableMixer, TorchvisionMixer
+from .contract import BoundMixer, Mixer, adopt
 from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .plain import CutMix, Mixup, NoMix
 from .switch import SwitchMixer
@@ -20,10 +21,12 @@ __all__ = [
     'RECIPES',
     'TIMM_MODES',
     'BatchMixer',
+    'BoundMixer',
     'CallableMixer',
     'CutMix',
     'GradMix',
     'GradMixOptions',
+    'Mixer',
     'Mixup',
     'NoMix',
     'SwitchMixer',
@@ -88,7 +91,7 @@ def list_mixers() -> dict[str, str]:
     return _MIXERS.describe()
 
 
-def create_mixer(name: str, **options: Any) -> Any:
+def create_mixer(name: str, **options: Any) -> Mixer:
     """A mixer by name.
 
     Args:
@@ -115,7 +118,7 @@ def create_mixer(name: str, **options: Any) -> Any:
     if unknown:
         known = _parameters(entry)
         raise ValueError(f'mixer {name!r} has no option {unknown[0]!r}: {nearest(unknown[0], known)}')
-    return entry(**options)
+    return adopt(name, entry(**options), int(options.get('num_classes', 0)))
 
 
 def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[str, Any]] | None = None,
@@ -130,8 +133,16 @@ def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[st
     stray = [part for part in parts if part not in names]
     if stray:
         raise ValueError(f'parts names {stray[0]!r}: {nearest(stray[0], names)}')
-    first, second = (create_mixer(n, **shared, **parts.get(n, {})) for n in names)
+    made = [create_mixer(n, **shared, **parts.get(n, {})) for n in names]
+    first, second = (_alternating(name, mixer) for mixer in made)
     return SwitchMixer(first, second, switch_prob)
+
+
+def _alternating(name: str, mixer: Mixer) -> BatchMixer:
+    if not isinstance(mixer, BatchMixer):
+        raise ValueError(f'{mixer.name!r} draws and applies in one and cannot alternate in {name!r}: derive it from '
+                         'gradmix_timm.mixers.BatchMixer')
+    return mixer
 
 
 def _parameters(entry: Callable[..., Any]) -> set[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gradmix_timm.ops import mix_targets, soft_targets
 from gradmix_timm.records import Captured, MixDraw, Mixed
+
+from .contract import BoundMixer
 
 __all__ = ['BatchMixer', 'kept_draw', 'to_device']
 
@@ -22,12 +24,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
     """The draw that leaves a batch as it is."""
-    boxes = torch.zeros(batch, 4, dtype=torch.int64, device=device)
-    one = torch.ones(batch, device=device)
-    return MixDraw(
-        partner=torch.arange(batch, device=device), src=boxes, dst=boxes, lam=one,
-        weight=torch.stack([one, torch.zeros_like(one)], 1), mask=None, noise_seed=None,
-        fallback=torch.zeros(batch, dtype=torch.bool, device=device), name=name)
+    return MixDraw.of(name, torch.arange(batch, device=device), torch.ones(batch, device=device))
 
 
 class BatchMixer:
@@ -47,17 +44,19 @@ class BatchMixer:
     """
 
     #: Name in the registry.
-    name: ClassVar[str] = ''
+    name: str = ''
     #: A model has to be given.
-    requires_model: ClassVar[bool] = False
+    requires_model: bool = False
     #: The model is differentiated.
-    requires_grad: ClassVar[bool] = False
+    requires_grad: bool = False
     #: Labels may change.
-    changes_labels: ClassVar[bool] = True
+    changes_labels: bool = True
     #: Rows of the returned targets sum to one where the given ones do.
-    rows_sum_to_one: ClassVar[bool] = True
+    rows_sum_to_one: bool = True
+    #: A draw says how much of an image is kept.
+    tells_lam: bool = True
     #: Multi-hot targets (rows that do not sum to one) are taken.
-    multi_label: ClassVar[bool] = False
+    multi_label: bool = False
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0) -> None:
@@ -86,6 +85,15 @@ class BatchMixer:
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
+
+    @property
+    def parts(self) -> tuple[BatchMixer, ...]:
+        """The mixers that it alternates, or itself."""
+        return (self,)
+
+    def bound_to(self, model: nn.Module) -> BoundMixer:
+        """A callable ``(images, targets)``, for loops that know of no model; see :class:`BoundMixer`."""
+        return BoundMixer(self, model)
 
     def set_step(self, epoch: int, step: int) -> None:
         """The next draw is that of (epoch, step); later ones count on from there."""

@@ -16,7 +16,6 @@ from gradmix_timm.records import MixDraw
 from gradmix_timm.registry import nearest
 
 from .base import BatchMixer, to_device
-from .plain import area_weight
 
 __all__ = ['CallableMixer', 'TorchvisionMixer', 'seeded_streams']
 
@@ -59,8 +58,7 @@ class CallableMixer(BatchMixer):
         **options: See :class:`BatchMixer`; others are the function's own.
     """
 
-    #: Its draws say how much of an image is kept.
-    tells_lam: ClassVar[bool] = False
+    tells_lam: bool = False
 
     def __init__(self, name: str, function: Callable[..., tuple[Tensor, Tensor]], num_classes: int, **options: Any
                  ) -> None:
@@ -71,7 +69,7 @@ class CallableMixer(BatchMixer):
         stray = [key for key in options if key not in known]
         if stray and not any(p.kind is p.VAR_KEYWORD for p in parameters):
             raise ValueError(f'mixer {name!r} has no option {stray[0]!r}: {nearest(stray[0], [*known, *shared])}')
-        self.name = name  # type: ignore[misc]
+        self.name = name
         self.function, self.own = function, options
 
     @property
@@ -110,12 +108,8 @@ class CallableMixer(BatchMixer):
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         batch, device = images.shape[0], images.device
-        boxes = torch.zeros(batch, 4, dtype=torch.int64, device=device)
         lam = to_device((~coins).astype(np.float32), device)
-        return MixDraw(
-            partner=torch.arange(batch, device=device), src=boxes, dst=boxes, lam=lam, weight=area_weight(lam),
-            mask=None, noise_seed=int(rng.integers(2 ** 62)), name=self.name,
-            fallback=torch.zeros(batch, dtype=torch.bool, device=device))
+        return MixDraw.of(self.name, torch.arange(batch, device=device), lam, noise_seed=int(rng.integers(2 ** 62)))
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         return images.clone()
@@ -142,7 +136,7 @@ class TorchvisionMixer(BatchMixer):
         super().__init__(num_classes, **common)
         if not alpha > 0:
             raise ValueError(f'alpha of the Beta distribution is above 0, got {alpha}')
-        self.name = self.NAMES[kind]  # type: ignore[misc]
+        self.name = self.NAMES[kind]
         self.alpha = float(alpha)
         self.transform = getattr(v2, kind)(alpha=self.alpha, num_classes=self.num_classes)
 
@@ -165,10 +159,7 @@ class TorchvisionMixer(BatchMixer):
             lam = box_lam(boxes, image_size(images))
         else:
             lam = to_device(np.where(coins, params['lam'], 1.0).astype(np.float32), device)
-        return MixDraw(
-            partner=to_device(np.roll(np.arange(batch), 1), device), src=boxes, dst=boxes, lam=lam,
-            weight=area_weight(lam), mask=None, noise_seed=seed, name=self.name,
-            fallback=torch.zeros(batch, dtype=torch.bool, device=device))
+        return MixDraw.of(self.name, to_device(np.roll(np.arange(batch), 1), device), lam, dst=boxes, noise_seed=seed)
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         if draw.noise_seed is None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from gradmix_timm.records import AttributionMap, Captured, MixDraw, Mixed
 from gradmix_timm.registry import nearest
 
 from .base import BatchMixer, to_device
-from .plain import area_weight, box_sides, draw_lam
+from .plain import box_sides, draw_lam
 
 __all__ = ['OPTIONS', 'RECIPES', 'GradMix', 'GradMixOptions']
 
@@ -124,7 +124,7 @@ class GradMix(BatchMixer):
         'center'
     """
 
-    name: ClassVar[str] = 'gradmix'
+    name: str = 'gradmix'
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0, **options: Any) -> None:
@@ -136,9 +136,9 @@ class GradMix(BatchMixer):
         self.config = replace(GradMixOptions(recipe=recipe), **{**RECIPES[recipe], **_plain_options(options)})
         control = self.config.attribution in CONTROLS
         if control:
-            self.name = f'{self.config.attribution}-box'  # type: ignore[misc]
-        self.requires_model = self.requires_grad = not control  # type: ignore[misc]
-        self.changes_labels = not self._keeps_label()  # type: ignore[misc]
+            self.name = f'{self.config.attribution}-box'
+        self.requires_model = self.requires_grad = not control
+        self.changes_labels = not self._keeps_label()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -272,8 +272,9 @@ class GradMix(BatchMixer):
         lam = box_lam(dst, size)
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
-        return MixDraw(partner=donors, src=src, dst=dst, lam=lam, weight=self._weight(pixels, donors, src, dst, lam),
-                       mask=None, noise_seed=noise_seed, fallback=fallback, name=self.name)
+        share = self._own_share(pixels, donors, src, dst, lam)
+        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=torch.stack([share, 1 - share], 1),
+                          noise_seed=noise_seed, fallback=fallback)
 
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""
@@ -305,19 +306,19 @@ class GradMix(BatchMixer):
     def _keeps_label(self) -> bool:
         return self.config.label == 'keep' or self.config.fill in ('noise', 'mean')
 
-    def _weight(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
-        """Label weights (own, partner), float32 [B, 2]."""
+    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
+        """Weight of the own label, float32 [B]; the partner's has the rest."""
         if self._keeps_label():
-            return torch.stack([torch.ones_like(lam), torch.zeros_like(lam)], 1)
+            return torch.ones_like(lam)
         if self.config.label == 'area' or pixels is None:
-            return area_weight(lam)
+            return lam
         own = 1 - box_mass(pixels, dst)
         donor = box_mass(pixels[partner], src)
         total = own + donor
         flat = (pixels.flatten(1).sum(1) <= 0) | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
         empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2])
         share = torch.where(empty, torch.ones_like(own), own / total.clamp_min(1e-12))
-        return area_weight(torch.where(flat & ~empty, lam, share))
+        return torch.where(flat & ~empty, lam, share)
 
     # ---- the paste
 

@@ -1,10 +1,9 @@
 """Mixers that need no model: none, mixup, cutmix; any batch size, soft labels, own random stream, out of place."""
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste_donors
@@ -12,7 +11,7 @@ from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, kept_draw, to_device
 
-__all__ = ['CutMix', 'Mixup', 'NoMix', 'area_weight', 'box_sides', 'draw_lam']
+__all__ = ['CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
 
 
 def draw_lam(rng: np.random.Generator, per: str, batch: int, alpha: float,
@@ -29,16 +28,11 @@ def box_sides(lam: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.n
     return sides * coins[:, None]
 
 
-def area_weight(lam: Tensor) -> Tensor:
-    """Label weights by area, (lam, 1 - lam): float32 [B, 2]."""
-    return torch.stack([lam, 1 - lam], 1)
-
-
 class NoMix(BatchMixer):
     """Nothing is mixed: the same images, smoothed one-hots. The control that keeps the loss the same."""
 
-    name: ClassVar[str] = 'none'
-    changes_labels: ClassVar[bool] = False
+    name: str = 'none'
+    changes_labels: bool = False
 
     def _needs_partner(self) -> bool:
         return False
@@ -78,18 +72,15 @@ class Mixup(_AlphaMixer):
         **common: See :class:`BatchMixer`.
     """
 
-    name: ClassVar[str] = 'mixup'
+    name: str = 'mixup'
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         batch, _, height, width = images.shape
         kept = np.where(coins, draw_lam(rng, self.lam, batch, self.alpha), 1.0).astype(np.float32)
         lam = to_device(kept, images.device)
-        empty = torch.zeros(batch, 4, dtype=torch.int64, device=images.device)
-        return MixDraw(
-            partner=to_device(partner, images.device), src=empty, dst=empty, lam=lam, weight=area_weight(lam),
-            mask=lam[:, None, None, None].expand(-1, 1, height, width), noise_seed=None,
-            fallback=torch.zeros(batch, dtype=torch.bool, device=images.device), name=self.name)
+        return MixDraw.of(self.name, to_device(partner, images.device), lam,
+                          mask=lam[:, None, None, None].expand(-1, 1, height, width))
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         return images.clone() if draw.mask is None else blend(images, images.index_select(0, draw.partner), draw.mask)
@@ -107,7 +98,7 @@ class CutMix(_AlphaMixer):
         **common: See :class:`BatchMixer`.
     """
 
-    name: ClassVar[str] = 'cutmix'
+    name: str = 'cutmix'
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
@@ -115,10 +106,7 @@ class CutMix(_AlphaMixer):
         sides = box_sides(draw_lam(rng, self.lam, batch, self.alpha), coins, size)
         center = (rng.random((batch, 2)) * size).astype(np.int64)
         boxes = boxes_at(to_device(center, device), to_device(sides, device), size)
-        lam = box_lam(boxes, size)
-        return MixDraw(
-            partner=to_device(partner, device), src=boxes, dst=boxes, lam=lam, weight=area_weight(lam), mask=None,
-            noise_seed=None, fallback=torch.zeros(batch, dtype=torch.bool, device=device), name=self.name)
+        return MixDraw.of(self.name, to_device(partner, device), box_lam(boxes, size), dst=boxes)
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         return paste_donors(images, draw.partner, draw.dst)

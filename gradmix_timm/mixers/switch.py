@@ -29,10 +29,16 @@ class SwitchMixer(BatchMixer):
             raise ValueError(f'switch_prob is a probability in [0, 1], got {switch_prob}')
         super().__init__(first.num_classes, first.label_smoothing, seed=first.seed, rank=first.rank)
         self.first, self.second, self.switch_prob = first, second, float(switch_prob)
-        self.name = f'{first.name}+{second.name}'  # type: ignore[misc]
+        self.name = f'{first.name}+{second.name}'
         for flag in ('requires_model', 'requires_grad', 'changes_labels'):
             setattr(self, flag, getattr(first, flag) or getattr(second, flag))
-        self.rows_sum_to_one = first.rows_sum_to_one and second.rows_sum_to_one  # type: ignore[misc]
+        for flag in ('rows_sum_to_one', 'tells_lam', 'multi_label'):
+            setattr(self, flag, getattr(first, flag) and getattr(second, flag))
+
+    @property
+    def parts(self) -> tuple[BatchMixer, ...]:
+        """Those of both."""
+        return (*self.first.parts, *self.second.parts)
 
     @property
     def options(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """timm's own Mixup and CutMix behind the registry: its class, its options, its random stream, bit for bit."""
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from timm.data import Mixup
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from gradmix_timm.ops import soft_targets
 from gradmix_timm.records import MixDraw
+
+from .contract import BoundMixer
 
 __all__ = ['TimmMixup']
 
@@ -29,10 +31,12 @@ class TimmMixup:
         **options: Passed to ``timm.data.Mixup``: cutmix_minmax, prob, switch_prob, correct_lam.
     """
 
-    requires_model: ClassVar[bool] = False
-    requires_grad: ClassVar[bool] = False
-    changes_labels: ClassVar[bool] = True
-    rows_sum_to_one: ClassVar[bool] = True
+    requires_model: bool = False
+    requires_grad: bool = False
+    changes_labels: bool = True
+    rows_sum_to_one: bool = True
+    tells_lam: bool = False
+    multi_label: bool = False
 
     def __init__(self, mode: str, num_classes: int = 1000, label_smoothing: float = 0.1, mixup_alpha: float = 1.0,
                  cutmix_alpha: float = 0.0, **options: Any) -> None:
@@ -54,6 +58,15 @@ class TimmMixup:
     @mixup_enabled.setter
     def mixup_enabled(self, value: bool) -> None:
         self.timm.mixup_enabled = value
+
+    @property
+    def parts(self) -> tuple[TimmMixup, ...]:
+        """Itself."""
+        return (self,)
+
+    def bound_to(self, model: nn.Module) -> BoundMixer:
+        """A callable ``(images, targets)``; the model is not read."""
+        return BoundMixer(self, model)
 
     def __repr__(self) -> str:
         return f'TimmMixup({self.name!r}, {", ".join(f"{k}={v!r}" for k, v in self.options.items())})'

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gradmix_timm.attribution import resolve_layers, score_function, unwrap
 from gradmix_timm.attribution.capture import Watch
 from gradmix_timm.checkpoint import ProjectionHead
-from gradmix_timm.mixers import BatchMixer, GradMix
+from gradmix_timm.mixers import GradMix, Mixer
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured, MixDraw
 
@@ -34,28 +34,27 @@ ATTRIBUTION_TEMPERATURE = 0.05
 _AUTHORS_SCALE = ATTRIBUTION_TEMPERATURE / JointConfig().base_temperature
 
 
-def guiding_mixer(mixer: Any) -> GradMix | None:
+def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
     """The part of a mixer that reads maps, or None; refuses what cannot mix views.
 
     Raises:
         ValueError: timm's class, which has no draw; options that ask for a pass of their own.
     """
-    if not isinstance(mixer, BatchMixer | None):
-        raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {mixer!r} tells '
-                         'none, use --mixup-mode mixup or cutmix')
-    parts = (mixer, getattr(mixer, 'first', None), getattr(mixer, 'second', None))
-    silent = next((part for part in parts if not getattr(part, 'tells_lam', True)), None)
+    if mixer is None:
+        return None
+    silent = next((part for part in mixer.parts if not part.tells_lam), None)
     if silent is not None:
         raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {silent.name!r} '
-                         'is a function and tells none: register a class with draws (BatchMixer), or use cutmix')
-    for part in (part for part in parts if isinstance(part, GradMix)):
+                         'tells none: register a class with draws (BatchMixer), or use --mixup-mode mixup or cutmix')
+    guides = [part for part in mixer.parts if isinstance(part, GradMix)]
+    for part in guides:
         for flag, on in (('--gradmix-keep-clean', part.config.keep_clean),
                          ('--gradmix-attr-scale', part.config.attr_scale != 1),
                          ('--gradmix-attribution input-gradient', part.config.attribution == 'input-gradient')):
             if on:
                 raise ValueError(f'{flag} with a contrastive objective: the clean views are trained on in any case, '
                                  'and the same forward gives the maps of the target layers; leave it out')
-    return next((part for part in parts if isinstance(part, GradMix) and part.requires_model), None)
+    return next((part for part in guides if part.requires_model), None)
 
 
 class ContrastiveTask(TrainingTask):

@@ -9,7 +9,7 @@ from typing import Any
 from gradmix_timm.registry import nearest
 
 from .metrics.summary import RANK_METRICS
-from .reports.report import RESULTS, read_results
+from .results import RESULTS, Manifest, RunResults, read_run
 
 __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', 'notes', 'read_runs']
 
@@ -61,7 +61,7 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
     """Folders of evaluations among files, folders of evaluations, run folders and folders above; each once.
 
     Raises:
-        ValueError: A path that is not there, or below which there is no results.json.
+        ValueError: An empty path, one that is not there, or below which there is no results.json.
     """
     return _find(paths, lambda inside: inside)
 
@@ -77,7 +77,10 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
 
 def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]]) -> list[Path]:
     found: dict[Path, Path] = {}
-    for path in map(Path, paths):
+    for word in paths:
+        path = Path(word)
+        if not str(word).strip():
+            raise ValueError("an empty path, as of a variable that is not set; name run folders, or '.' for this one")
         if not path.exists():
             raise ValueError(f'there is no {path}; name run folders, or the folders that `openset osr` wrote')
         if path.is_file():
@@ -100,9 +103,9 @@ def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',)) -> list[R
         by: What makes a group: 'mixer', 'model', 'objective', 'folder' (its name), options of the mixer.
 
     Raises:
-        ValueError: A file that is no evaluation, or lacks what ``by`` names.
+        ValueError: A file that is no evaluation, holds what no evaluation writes, or lacks what ``by`` names.
     """
-    return [_run(folder, read_results(folder), by) for folder in folders]
+    return [_run(folder, read_run(folder), by) for folder in folders]
 
 
 def check_runs(runs: Sequence[Run]) -> None:
@@ -158,14 +161,14 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def _run(folder: Path, results: Mapping[str, Any], by: Sequence[str]) -> Run:
+def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
     manifest = results['manifest']
-    values = {(score, metric): entry[metric] for score, entry in results['scores'].items() for metric in RANK_METRICS
-              if isinstance(entry.get(metric), int | float)}
-    values |= {(score, f'ccr_at_fpr_{rate}'): value for score, entry in results['scores'].items()
-               for rate, value in (entry.get('ccr_at_fpr') or {}).items()}
-    if results.get('closed_set'):
-        values[CLOSED_SET, 'top1'] = results['closed_set']['top1']
+    values: dict[tuple[str, str], float] = {}
+    for score, entry in results['scores'].items():
+        figures: Mapping[str, Any] = entry
+        values |= {(score, metric): figures[metric] for metric in RANK_METRICS if metric in figures}
+        values |= {(score, f'ccr_at_fpr_{rate}'): value for rate, value in entry.get('ccr_at_fpr', {}).items()}
+    values[CLOSED_SET, 'top1'] = results['closed_set']['top1']
     hashes = manifest.get('list_sha256', {})
     return Run(
         group=_group(folder, manifest, by), folder=folder, protocol=(results['protocol'], results['family']),
@@ -175,7 +178,7 @@ def _run(folder: Path, results: Mapping[str, Any], by: Sequence[str]) -> Run:
         facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {})
 
 
-def _group(folder: Path, manifest: Mapping[str, Any], by: Sequence[str]) -> str:
+def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
     options = manifest.get('mixer_options') or {}
     # A run's name says more than the folder of its evaluation, which is called osr in every run.
     named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
@@ -191,7 +194,6 @@ def _group(folder: Path, manifest: Mapping[str, Any], by: Sequence[str]) -> str:
         else:
             raise ValueError(f'--by: {folder} has no {key!r}: {nearest(key, {*named, *options} - set(_INCIDENTAL))}')
     return ' '.join(parts)
-
 
 
 def _protocol(run: Run) -> str:

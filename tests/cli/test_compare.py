@@ -139,7 +139,7 @@ def mistakes(runs, tmp_path):
     return {
         'there is no nowhere': ('nowhere',),
         'no results.json in': (tmp_path / 'empty',),
-        'is not JSON': (tmp_path / 'broken',),
+        'not JSON': (tmp_path / 'broken',),
         'runs of different protocols: toy, new': (runs, tmp_path / 'other'),
         'has no run of trial 2, seed 9': (runs, tmp_path / 'single', '--paired'),
         'are of gradmix': (*sorted(runs.glob('gradmix-*')), '--paired'),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers, register_mixer
-from gradmix_timm.mixers import TIMM_MODES
+from gradmix_timm.mixers import TIMM_MODES, Mixer
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('doctest')]
 PAIRED = [*OURS, 'gradmix+cutmix']
@@ -43,6 +43,14 @@ def test_the_names_that_others_rely_on_are_there():
     assert set(list_mixers()) >= {
         'batch', 'pair', 'elem', 'half', 'none', 'mixup', 'cutmix', 'random-box', 'center-box', 'gradmix'}
     assert all(line and '\n' not in line for line in list_mixers().values())
+
+
+@pytest.mark.parametrize('name', [*TIMM_MODES, *PAIRED])
+def test_every_mixer_is_one_by_its_type_and_names_its_parts(name):
+    mixer = create_mixer(name, num_classes=K)
+    assert isinstance(mixer, Mixer)
+    assert [part.name for part in mixer.parts] == name.split('+')
+    assert (mixer.parts == (mixer,)) == ('+' not in name)
 
 
 @pytest.mark.parametrize('name', PAIRED)
@@ -343,5 +351,10 @@ def test_a_users_own_mixer_is_a_name_like_any_other():
 
     images, _ = create_mixer(name, num_classes=3, shift=2)(torch.arange(3.0).view(3, 1, 1, 1), torch.arange(3))
     assert images.flatten().tolist() == [1, 2, 0]
+    mixer = create_mixer(name, num_classes=3)
+    assert isinstance(mixer, Mixer), 'with the defaults of the contract'
+    assert (mixer.requires_model, mixer.tells_lam, mixer.options, mixer.mixup_enabled) == (False, False, {}, True)
+    mixer.set_step(1, 2)
+    mixer.prepare(nn.Identity(), (3, 8, 8))
     with pytest.raises(ValueError, match='registered already'):
         register_mixer('cutmix', 'again')(lambda: None)

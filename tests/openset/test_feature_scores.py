@@ -13,6 +13,7 @@ from scipy.stats import weibull_min
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from gradmix_timm.openset.metrics import auroc
 from gradmix_timm.openset.scores import Head, fit_score
 from gradmix_timm.openset.scores import neighbours as neighbour_scores
 from gradmix_timm.openset.scores.openmax import WeibullTails
@@ -98,11 +99,39 @@ def test_mahalanobis_equals_numpys_inverse(shrinkage, train, queries):
     assert np.allclose(score(queries), -expected, rtol=1e-9)
     spectrum = np.linalg.eigvalsh(covariance + ridge)
     assert score.diagnostics['condition'] == pytest.approx(spectrum[-1] / spectrum[0])
-    overall = np.cov(t.T)
-    ridge = (1e-4 if shrinkage is None else shrinkage) * np.trace(overall) / 12 * np.eye(12)
-    background = slow_mahalanobis(q, t.mean(0)[None], overall + ridge)
-    relative = fit_score('rmahalanobis', train, shrinkage=shrinkage)(queries)
-    assert np.allclose(relative, background - expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('shrinkage', [None, 0., 0.1])
+def test_relative_mahalanobis_is_the_papers(shrinkage, train, queries):
+    """arXiv:2106.09022, section 2: both covariances are divided by N; here with one absolute ridge on both."""
+    t, _, label = arrays(train)
+    q = arrays(queries)[0]
+    means = np.stack([t[label == c].mean(0) for c in range(4)])
+    within = sum((row - means[c])[:, None] * (row - means[c]) for row, c in zip(t, label, strict=True)) / len(t)
+    whole = sum((row - t.mean(0))[:, None] * (row - t.mean(0)) for row in t) / len(t)
+    ridge = (1e-6 if shrinkage is None else shrinkage) * np.trace(within) / 12 * np.eye(12)
+    expected = slow_mahalanobis(q, t.mean(0)[None], whole + ridge) - slow_mahalanobis(q, means, within + ridge)
+    assert np.allclose(fit_score('rmahalanobis', train, shrinkage=shrinkage)(queries), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('options', [{}, {'shrinkage': 0.1}, {'shrinkage': 0.}])
+def test_relative_mahalanobis_does_not_see_the_background(options):
+    """Unknowns that differ from knowns in what no class has of its own, by its scale or place, are not told apart."""
+    generator = np.random.default_rng(0)
+    centres = np.c_[5 * np.eye(4), np.zeros((4, 28))]
+    scales = np.r_[np.ones(4), np.geomspace(.01, 10, 28)]
+
+    def made(count, times=1., moved=0.):
+        label = np.arange(count) % 4
+        noise = generator.standard_normal((count, 32)) * scales
+        noise[:, 4:] = noise[:, 4:] * times + moved * scales[4:]
+        rows = torch.from_numpy(centres[label] + noise)
+        return Embeddings(rows[:, :4], rows, None, torch.from_numpy(label), torch.arange(count))
+
+    score = fit_score('rmahalanobis', made(40000), **options)
+    known = score(made(8000))
+    assert auroc(known, score(made(8000, times=2.))) == pytest.approx(.5, abs=.02)
+    assert auroc(known, score(made(8000, moved=2.))) == pytest.approx(.5, abs=.02)
 
 
 def test_few_samples_are_shrunk_as_by_ledoit_and_wolf():

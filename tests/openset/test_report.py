@@ -176,7 +176,7 @@ def test_mixes_without_facts_are_still_shown(folder):
 
 @pytest.mark.parametrize(('break_it', 'words'), [
     (lambda folder: (folder / 'results.json').unlink(), 'no results.json in'),
-    (lambda folder: (folder / 'results.json').write_text('{'), 'is not JSON'),
+    (lambda folder: (folder / 'results.json').write_text('{'), 'not JSON'),
     (lambda folder: (folder / 'results.json').write_text('{"format": 2}'), 'not an evaluation of format 1')])
 def test_a_folder_without_results_says_what_to_run(folder, break_it, words):
     break_it(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from timm.data import FastCollateMixup, Mixup
 
-from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, create_mixer, list_mixers
+from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
 from gradmix_timm.registry import nearest
 
 __all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
@@ -83,7 +83,7 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
     return plan
 
 
-def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Any:
+def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Mixer:
     """The registered mixer of a plan."""
     return create_mixer(str(plan.name), num_classes=num_classes, rank=rank, **plan.options)
 
@@ -206,19 +206,13 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
     if args.naflex_loader:
         raise ValueError(f'--naflex-loader with {mode}: its batches are patch sequences, not images; leave one of them '
                          "out, or use timm's mixing (--mixup-mode batch --mixup 0.8)")
-    if args.task == 'multilabel' and not getattr(mixer, 'multi_label', False):
+    if args.task == 'multilabel' and not mixer.multi_label:
         raise ValueError(f"--task multilabel with {mode}: its label weights are for one label an image; use timm's "
                          'mixing (--mixup-mode batch --mixup 0.8)')
-    if any(part.config.keep_clean for part in _parts(mixer)):
+    if any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
         _refuse_clean_conflicts(args, plan)
-    if getattr(mixer, 'requires_model', False):
+    if mixer.requires_model:
         _refuse_model_conflicts(args, mode)
-
-
-def _parts(mixer: Any) -> list[GradMix]:
-    """The GradMix mixers in a mixer, itself included."""
-    found = (mixer, getattr(mixer, 'first', None), getattr(mixer, 'second', None))
-    return [part for part in found if isinstance(part, GradMix)]
 
 
 def _refuse_clean_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gradmix_timm.mixers import BatchMixer, Mixer
 from gradmix_timm.records import MixDraw
 
 from .timm_flags import flag
@@ -51,9 +52,9 @@ class MixStats:
         device: Of the run; on CUDA time is that of the device.
     """
 
-    def __init__(self, mixer: Any, device: torch.device) -> None:
-        self.requires_model = bool(getattr(mixer, 'requires_model', False))
-        self.tells_lam = bool(getattr(mixer, 'tells_lam', True))
+    def __init__(self, mixer: Mixer | None, device: torch.device) -> None:
+        self.requires_model = isinstance(mixer, BatchMixer) and mixer.requires_model
+        self.tells_lam = isinstance(mixer, BatchMixer) and mixer.tells_lam
         self.cuda = device.type == 'cuda'
         self.sums: Tensor | None = None
         self.seconds, self.began = 0.0, time.perf_counter()

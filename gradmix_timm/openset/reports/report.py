@@ -1,13 +1,23 @@
 """What an evaluation says, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 from numpy.typing import NDArray
+
+from gradmix_timm.openset.results import (
+    ARRAYS,
+    MISTAKES,
+    RESULTS,
+    Mixes,
+    OpenSetResults,
+    read_arrays,
+    read_mistakes,
+    read_mixes,
+    read_results,
+)
 
 from . import figures
 from .page import render
@@ -17,8 +27,8 @@ __all__ = [
     'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'operating_line',
     'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
-#: Names of the files in an evaluation's folder.
-RESULTS, ARRAYS, MISTAKES, FIGURES = 'results.json', 'arrays.npz', 'mistakes.json', 'figures'
+#: Folder of an evaluation's PNG files.
+FIGURES = 'figures'
 
 # Key in results.json and head in a table, in the order printed.
 _COLUMNS = {
@@ -150,37 +160,6 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
     return drawn
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """results.json of an evaluation's folder.
-
-    Raises:
-        ValueError: None there, or not one of this format.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        raise ValueError(f'no {RESULTS} in {folder}; name the folder that `openset osr` wrote')
-    try:
-        results = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not JSON ({error}); run `openset osr` again') from error
-    if not isinstance(results, dict) or results.get('format') != 1 or 'manifest' not in results:
-        raise ValueError(f'{path} is not an evaluation of format 1; run `openset osr` again')
-    return results
-
-
-def read_arrays(folder: Path) -> dict[str, Array]:
-    """arrays.npz of an evaluation's folder.
-
-    Raises:
-        ValueError: None there.
-    """
-    path = folder / ARRAYS
-    if not path.is_file():
-        raise ValueError(f'no {ARRAYS} in {folder}; run `openset osr` again')
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
-
-
 def render_report(folder: Path, run_folder: Path | None = None) -> str:
     """The page, from files alone: results.json, mistakes.json and figures, and a run's mixes.png and mixes.json.
 
@@ -191,21 +170,13 @@ def render_report(folder: Path, run_folder: Path | None = None) -> str:
     Returns:
         HTML that needs no other file and no network.
     """
-    results = read_results(folder)
+    results = cast(OpenSetResults, read_results(folder))
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
-    mistakes = _json(folder / MISTAKES) or {}
-    mixes = run_folder / 'mixes.png' if run_folder is not None else None
-    if mixes is not None and mixes.is_file():
-        images['mixes.png'] = mixes.read_bytes()
-    facts = _json(mixes.with_suffix('.json')) if mixes is not None else None
-    return render(results, images, mistakes, facts or {})
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text(encoding='utf-8'))
-    return content if isinstance(content, dict) else None
+    mixes: Mixes = {}
+    if run_folder is not None and (run_folder / 'mixes.png').is_file():
+        images['mixes.png'] = (run_folder / 'mixes.png').read_bytes()
+        mixes = read_mixes(run_folder)
+    return render(results, images, read_mistakes(folder), mixes)
 
 
 def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

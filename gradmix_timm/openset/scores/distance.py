@@ -18,6 +18,8 @@ __all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimens
 _logger = logging.getLogger(__name__)
 # Of the mean variance, added to the diagonal where samples abound; dead ReLU units have no variance of their own.
 _SHRINKAGE = 1e-4
+# The same of both covariances of the relative distance: what they share has to cancel.
+_RIDGE = 1e-6
 # Fewer samples than so many times the width: the covariance is noisy enough for Ledoit and Wolf.
 _AMPLE = 10
 # Rows in float64 at a time, which stay in a core's cache, and columns of a panel of a product that is symmetric.
@@ -36,54 +38,38 @@ def _mirrored(total: Tensor) -> Tensor:
 
 
 class Gaussian:
-    """A covariance around given centres, shrunk, and distances by it.
+    """Squared Mahalanobis distances to the nearest of some centres, by one covariance with a ridge.
 
-    With S the covariance about the centres (divisor N - centres): S + lambda tr(S) / D I, lambda = 1e-4; with fewer
-    than 10 D samples (1 - delta) S + delta tr(S) / D I with delta of Ledoit and Wolf. No inverse is formed: rows are
-    whitened by a triangular solve with the Cholesky factor.
+    No inverse is formed: rows are whitened by a triangular solve with the Cholesky factor of
+    ``keep`` S + ``ridge`` I.
 
     Args:
-        features: [N, D].
-        label: Centre of each row, int64 [N].
+        covariance: S, float64 [D, D], of ``samples`` rows.
         centres: float64 [C, D].
-        shrinkage: lambda; None chooses as above.
-        normalize: Divide rows by their norm first; block by block, without a copy of them all.
-        scatter: :func:`_scatter` of the same, where it is known already.
+        samples: Rows that S was made from.
+        shrinkage: What ``ridge`` comes from, for the messages.
+        ridge: Added to the diagonal.
+        keep: Share of S that is kept.
 
     Attributes:
-        diagnostics: samples, width, shrinkage, rank (of S), condition (of the shrunk matrix).
+        diagnostics: samples, width, shrinkage, rank (of S), condition (of the matrix with its ridge).
     """
 
-    def __init__(self, features: Tensor, label: Tensor, centres: Tensor, shrinkage: float | None,
-                 normalize: bool = False, scatter: Tensor | None = None) -> None:
-        count, width = features.shape
-        if scatter is None:
-            scatter = _scatter(features, label, centres, normalize)
-        covariance = scatter / (count - len(centres))
-        mean_variance = float(covariance.diagonal().mean())
-        if not mean_variance > 0:
-            raise ValueError('the training features do not vary about their means, so there is no covariance; '
-                             'use a score of logits or neighbours')
-        keep, add = 1., _SHRINKAGE if shrinkage is None else shrinkage
-        if shrinkage is None and count < _AMPLE * width:
-            # A second to import, and most scores do without.
-            from sklearn.covariance import ledoit_wolf_shrinkage
-
-            off = _prepared(features, normalize).sub_(centres[label])
-            add = max(add, float(ledoit_wolf_shrinkage(off.cpu().numpy(), assume_centered=True)))
-            keep = 1 - add
+    def __init__(self, covariance: Tensor, centres: Tensor, samples: int, shrinkage: float, ridge: float,
+                 keep: float = 1.) -> None:
+        width = len(covariance)
         spectrum = torch.linalg.eigvalsh(covariance).clamp(min=0)
-        floor = spectrum[-1] * max(count, width) * torch.finfo(torch.float64).eps
-        low, high = (float(keep * spectrum[i] + add * mean_variance) for i in (0, -1))
+        floor = spectrum[-1] * max(samples, width) * torch.finfo(torch.float64).eps
+        low, high = (float(keep * spectrum[i] + ridge) for i in (0, -1))
         self.diagnostics: dict[str, Any] = {
-            'samples': count, 'width': width, 'shrinkage': add, 'rank': int((spectrum > floor).sum()),
+            'samples': samples, 'width': width, 'shrinkage': shrinkage, 'rank': int((spectrum > floor).sum()),
             'condition': high / low if low > 0 else math.inf}
         covariance = keep * covariance
-        covariance.diagonal().add_(add * mean_variance)
+        covariance.diagonal().add_(ridge)
         self.factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed:
             raise ValueError(f'the covariance of the training features has rank {self.diagnostics["rank"]} of {width} '
-                             f'and shrinkage={add:g} does not mend it; give a larger one (1e-4 is usual)')
+                             f'and shrinkage={shrinkage:g} leaves it singular; give a larger one (1e-4 is usual)')
         # Distances to a common origin near the data: far from it the products below would cancel.
         self.origin = centres.mean(0)
         self.centres = self._whiten(centres)
@@ -116,6 +102,15 @@ def _scatter(features: Tensor, label: Tensor, centres: Tensor, normalize: bool) 
     return _mirrored(total)
 
 
+def _mean_variance(covariance: Tensor) -> float:
+    """Trace / D of a covariance, which a ridge is measured in."""
+    found = float(covariance.diagonal().mean())
+    if not found > 0:
+        raise ValueError('the training features do not vary about their means, so there is no covariance; '
+                         'use a score of logits or neighbours')
+    return found
+
+
 def _class_means(features: Tensor, label: Tensor, classes: int, normalize: bool = False) -> Tensor:
     """float64 [classes, D]."""
     total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
@@ -124,21 +119,14 @@ def _class_means(features: Tensor, label: Tensor, classes: int, normalize: bool 
     return total / label.bincount(minlength=classes)[:, None]
 
 
-@SCORES.register('mahalanobis', 'minus the squared Mahalanobis distance to the nearest class mean (arXiv:1807.03888)')
-class Mahalanobis(Score):
-    """-min over c of (f - mu_c)' S^-1 (f - mu_c), S the covariance within classes, tied.
-
-    Args:
-        shrinkage: Share of the mean variance added to the diagonal; None: 1e-4, or Ledoit and Wolf's where there are
-            fewer than 10 samples a dimension.
-        normalize: Divide features by their norm first (Mahalanobis++), which helps where norms vary.
-    """
+class _Distances(Score):
+    """Features, their class means and the scatter about these, for distances by a covariance."""
 
     reads = ('features',)
     needs_train = True
     least = 2
 
-    def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
+    def __init__(self, shrinkage: float | None, normalize: bool) -> None:
         if shrinkage is not None and not 0 <= shrinkage < math.inf:
             raise ValueError(f'shrinkage is a share of the mean variance, 0 or more, got {shrinkage}')
         self.shrinkage, self.normalize = shrinkage, normalize
@@ -146,18 +134,44 @@ class Mahalanobis(Score):
     def _features(self, embeddings: Embeddings) -> Tensor:
         return F.normalize(embeddings.features.double(), dim=1) if self.normalize else embeddings.features
 
+    def _moments(self, train: Embeddings) -> tuple[Tensor, Tensor]:
+        """The class means [C, D] and the scatter about them [D, D]."""
+        means = _class_means(train.features, train.label, train.logits.shape[1], self.normalize)
+        return means, _scatter(train.features, train.label, means, self.normalize)
+
+
+@SCORES.register('mahalanobis', 'minus the squared Mahalanobis distance to the nearest class mean (arXiv:1807.03888)')
+class Mahalanobis(_Distances):
+    """-min over c of (f - mu_c)' S^-1 (f - mu_c), S the covariance within classes, tied.
+
+    With S of divisor N - C: S + lambda tr(S) / D I, lambda = 1e-4; with fewer than 10 D samples
+    (1 - delta) S + delta tr(S) / D I with delta of Ledoit and Wolf.
+
+    Args:
+        shrinkage: lambda, the share of the mean variance added to the diagonal; None chooses as above.
+        normalize: Divide features by their norm first (Mahalanobis++), which helps where norms vary.
+    """
+
+    def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
+        super().__init__(shrinkage, normalize)
+
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Class means and the covariance about them."""
         assert train is not None
-        self._fit_within(train)
+        count, width = train.features.shape
+        means, scatter = self._moments(train)
+        covariance = scatter / (count - len(means))
+        mean_variance = _mean_variance(covariance)
+        keep, add = 1., _SHRINKAGE if self.shrinkage is None else self.shrinkage
+        if self.shrinkage is None and count < _AMPLE * width:
+            # A second to import, and most scores do without.
+            from sklearn.covariance import ledoit_wolf_shrinkage
 
-    def _fit_within(self, train: Embeddings) -> tuple[Tensor, Tensor]:
-        """The class means [C, D] and the scatter about them [D, D]."""
-        means = _class_means(train.features, train.label, train.logits.shape[1], self.normalize)
-        scatter = _scatter(train.features, train.label, means, self.normalize)
-        self.within = Gaussian(train.features, train.label, means, self.shrinkage, self.normalize, scatter)
+            off = _prepared(train.features, self.normalize).sub_(means[train.label])
+            add = max(add, float(ledoit_wolf_shrinkage(off.cpu().numpy(), assume_centered=True)))
+            keep = 1 - add
+        self.within = Gaussian(covariance, means, count, add, add * mean_variance, keep)
         self.diagnostics = dict(self.within.diagnostics)
-        return means, scatter
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
@@ -165,27 +179,35 @@ class Mahalanobis(Score):
 
 
 @SCORES.register('rmahalanobis', 'Mahalanobis distance to the nearest class less that to all (arXiv:2106.09022)')
-class RelativeMahalanobis(Mahalanobis):
+class RelativeMahalanobis(_Distances):
     """-(min over c of MD_c - MD_0), MD_0 the squared distance by the mean and covariance of all classes together.
 
-    What is far from everything alike, a large norm say, then counts neither way.
+    What all classes share then counts neither way, whether a query has much or little of it. That holds only where the
+    two covariances agree on what is shared: as in the paper both are divided by N, and both get the same absolute
+    ridge, small enough to leave the order alone (a share of each one's own variance would not cancel).
 
     Args:
-        shrinkage: As for :class:`Mahalanobis`, for each covariance by itself.
-        normalize: As for :class:`Mahalanobis`.
+        shrinkage: The ridge, in mean variances within classes; None: 1e-6.
+        normalize: Divide features by their norm first.
     """
+
+    def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
+        super().__init__(shrinkage, normalize)
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Both covariances."""
         assert train is not None
-        means, scatter = self._fit_within(train)
+        count, share = len(train.label), _RIDGE if self.shrinkage is None else self.shrinkage
+        means, scatter = self._moments(train)
+        ridge = share * _mean_variance(scatter / count)
         counts = train.label.bincount(minlength=len(means)).double()[:, None]
-        mean = (counts * means).sum(0, keepdim=True) / len(train.label)
+        mean = (counts * means).sum(0, keepdim=True) / count
         # Squares about the mean of all are those about the class means and those of the class means: nothing cancels.
         between = counts.sqrt() * (means - mean)
-        self.overall = Gaussian(train.features, torch.zeros_like(train.label), mean, self.shrinkage, self.normalize,
-                                scatter + between.T @ between)
-        self.diagnostics |= {f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
+        self.within = Gaussian(scatter / count, means, count, share, ridge)
+        self.overall = Gaussian((scatter + between.T @ between) / count, mean, count, share, ridge)
+        self.diagnostics = self.within.diagnostics | {
+            f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
 
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""

@@ -1,0 +1,25 @@
+"""What an evaluation leaves in files: types of their content, and reading that checks it."""
+from .base import ClosedSet, Manifest, Results, RunResults, ScoreFigures
+from .corrupt_and_probe import Corruption, CorruptionGroup, CorruptionResults, ProbeGroup, ProbeResults
+from .files import (
+    ARRAYS,
+    MISTAKES,
+    MIXES,
+    RESULTS,
+    ClosePair,
+    Mistake,
+    Mistakes,
+    Mixes,
+    read_arrays,
+    read_mistakes,
+    read_mixes,
+    read_results,
+    read_run,
+)
+from .open_set import Group, OpenSetResults, Threshold
+
+__all__ = [
+    'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'ClosedSet', 'Corruption', 'CorruptionGroup',
+    'CorruptionResults', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults', 'ProbeGroup',
+    'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'Threshold', 'read_arrays', 'read_mistakes', 'read_mixes',
+    'read_results', 'read_run']

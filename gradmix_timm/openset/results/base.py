@@ -1,0 +1,165 @@
+"""What every command writes into results.json, as types."""
+from typing import Annotated, Literal, NotRequired, TypedDict
+
+from gradmix_timm.schema import Length, Plain, Range
+
+__all__ = ['ClosedSet', 'Count', 'Interval', 'Manifest', 'Name', 'Names', 'Results', 'RunResults', 'ScoreFigures',
+           'Share', 'Size']
+
+
+def _is_rate(key: str) -> str:
+    """What was expected, where a key is no rate."""
+    try:
+        return '' if 0 <= float(key) <= 1 else 'a rate from 0 to 1'
+    except ValueError:
+        return 'a rate from 0 to 1, as text'
+
+
+# 1 minus the end of an interval may lie a rounding error outside.
+Share = Annotated[float, Range(-1e-9, 1 + 1e-9)]
+Interval = tuple[Share, Share]
+Count = Annotated[int, Range(0)]
+Size = Annotated[int, Range(1)]
+Name = Annotated[str, Length(1, 4096)]
+Names = list[Name]
+
+
+class ScoreFigures(TypedDict):
+    """Rank metrics of one score; fractions from 0 to 1. Knownness: higher = more known.
+
+    Attributes:
+        auroc: Chance that a known image scores above an unknown one.
+        aupr_in: Average precision with the knowns as positives.
+        aupr_out: Average precision with the unknowns as positives.
+        fpr_at_95_known: Unknowns accepted where at least 95% of the knowns are accepted.
+        fpr_at_95_unknown: Knowns rejected where at least 95% of the unknowns are rejected.
+        detection_error: Smallest mean of both error rates over all thresholds.
+        oscr: Area under correctly classified knowns over accepted unknowns.
+        ccr_at_fpr: Knowns accepted with their own class, by the share of unknowns accepted (a rate as text).
+        tie_share: Pairs of a known and an unknown image with equal scores.
+        degenerate: Whether all scores are one value.
+        infinite: Number of infinite scores; they are ranked.
+        auroc_ci: 95% interval (DeLong).
+        aupr_in_ci: 95% interval (stratified bootstrap), as all that follow.
+        aupr_out_ci: The same.
+        fpr_at_95_known_ci: The same.
+        fpr_at_95_unknown_ci: The same.
+        detection_error_ci: The same.
+        oscr_ci: The same.
+    """
+
+    auroc: Share
+    aupr_in: Share
+    aupr_out: Share
+    fpr_at_95_known: Share
+    fpr_at_95_unknown: Share
+    detection_error: Share
+    oscr: Share
+    ccr_at_fpr: NotRequired[dict[Annotated[str, _is_rate], Share]]
+    tie_share: NotRequired[Share]
+    degenerate: NotRequired[bool]
+    infinite: NotRequired[Count]
+    auroc_ci: NotRequired[Interval]
+    aupr_in_ci: NotRequired[Interval | None]
+    aupr_out_ci: NotRequired[Interval | None]
+    fpr_at_95_known_ci: NotRequired[Interval | None]
+    fpr_at_95_unknown_ci: NotRequired[Interval | None]
+    detection_error_ci: NotRequired[Interval | None]
+    oscr_ci: NotRequired[Interval | None]
+
+
+class ClosedSet(TypedDict):
+    """Accuracy among the known classes alone.
+
+    Attributes:
+        top1: Known test images whose class is predicted correctly.
+        top1_ci: 95% interval (Wilson).
+    """
+
+    top1: Share
+    top1_ci: Interval
+
+
+class Manifest(TypedDict):
+    """What the figures depend on. Entries differ by command; all are shown at the end of the report.
+
+    Attributes:
+        model: timm's name.
+        mixer: Registered name of the run's mixer, or null.
+        mixer_options: Its options.
+        objective: Of the training run.
+        moving_average: Whether the weights are the exponential moving average.
+        pretraining: Where the weights started: ``none``, a timm tag, or null where it is not known.
+        run_folder: Folder of the checkpoint.
+        data: Data set, folder, splits and numbers of images.
+        list_sha256: Hash of each list of images.
+        preprocessing: From file to tensor.
+        settings: Batch size, precision, resamples.
+        command: As typed.
+    """
+
+    model: Name
+    mixer: NotRequired[str | None]
+    mixer_options: NotRequired[dict[str, Plain] | None]
+    objective: NotRequired[str | None]
+    moving_average: NotRequired[bool | None]
+    pretraining: NotRequired[str | None]
+    run_folder: NotRequired[str]
+    data: NotRequired[dict[str, Plain]]
+    list_sha256: NotRequired[dict[str, str]]
+    preprocessing: NotRequired[dict[str, Plain]]
+    settings: NotRequired[dict[str, Plain]]
+    command: NotRequired[str]
+
+
+
+class RunResults(TypedDict):
+    """What ``compare`` reads of an evaluation.
+
+    Attributes:
+        format: 1.
+        command: ``corrupt`` or ``probe``; missing after ``osr`` and ``ood``.
+        protocol: Name of the protocol; ``ood`` after that command; null where classes were chosen by hand.
+        family: Of the protocol's trials, or null.
+        trial: Number, or null.
+        seed: Of the training run, or null.
+        known_classes: In head order.
+        unknown_classes: Names; of data sets after ``ood``.
+        n_known: Known test images.
+        n_unknown: Unknown images.
+        closed_set: Accuracy among the known classes.
+        scores: Metrics by name of the score, all unknown images together.
+        manifest: What the figures depend on.
+    """
+
+    format: Literal[1]
+    command: NotRequired[str]
+    protocol: str | None
+    family: str | None
+    trial: int | None
+    seed: int | None
+    known_classes: Annotated[Names, Length(1)]
+    unknown_classes: Names
+    n_known: Size
+    n_unknown: Count
+    closed_set: ClosedSet
+    scores: dict[Name, ScoreFigures]
+    manifest: Manifest
+
+
+class Results(RunResults):
+    """What all commands write besides.
+
+    Attributes:
+        checkpoint: File that was evaluated, or timm's name of the model.
+        device: Of the forward passes.
+        versions: Of packages.
+        created: Time, ISO 8601.
+        skipped: Files that cannot be read, by set of images.
+    """
+
+    checkpoint: str
+    device: str
+    versions: dict[str, str]
+    created: str
+    skipped: NotRequired[dict[str, list[str]]]
