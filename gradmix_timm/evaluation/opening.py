@@ -15,17 +15,20 @@ from gradmix_timm.data import (
     ClassSplit,
     CutDataset,
     ImageSource,
+    Parts,
     check_split,
     class_names,
     find_classes,
+    is_flat,
     list_protocols,
     list_splits,
     load_split,
     open_dataset,
+    recorded_parts,
     select_classes,
     shared_classes,
+    split_flat,
 )
-from gradmix_timm.data.identity import Parts, recorded_parts, split_flat
 from gradmix_timm.data.preprocessing import Preprocessing
 
 from .images import EvaluationImages, UnknownImages, thinned
@@ -164,7 +167,7 @@ def _other_source(options: DataOptions, split: ClassSplit, source: dict[str, Any
                 raise ValueError(f"{name}={getattr(options, name)}: the unknown classes here are of the known ones' "
                                  'own data set; leave it out')
         return None
-    name = options.unknown_dataset
+    name: str | None = options.unknown_dataset
     if name is None and source['dataset'].startswith('torch/'):
         name = f'torch/{split.unknown_dataset}'
     folder = options.unknown_data_dir or (source['data_dir'] if name else None)
@@ -200,15 +203,14 @@ class _Opener:
 
     @property
     def flat(self) -> bool:
-        """Whether both splits are one folder of class folders that has none, so that it has to be cut in two."""
+        """Whether both splits are one folder of class folders, so that it has to be cut in two."""
         source = self.source
-        return (not self.options.train_split and not self.options.test_split and source['dataset'] in ('', 'folder')
-                and bool(source['data_dir']) and not list_splits('', source['data_dir']))
+        return is_flat(source['dataset'], source['data_dir'], (source['train'], source['test']))
 
-    def training(self, names: Sequence[str], needed: bool = False) -> Parts:
+    def training(self, names: Sequence[str], needed: bool = False) -> Parts | None:
         """Training images of the known classes, apart from those that training held out or kept for the test.
 
-        Without any, a warning says so and scores that are fitted are left out.
+        None without any: a warning says so, and scores that are fitted are left out.
         """
         record = self.loaded.record if self.loaded is not None else None
         try:
@@ -217,8 +219,8 @@ class _Opener:
             if needed or self.options.train_split:
                 raise
             _logger.warning(f'No training images, so scores that are fit on them are left out ({error})')
-            return Parts(None, None, None)  # type: ignore[arg-type]
-        return Parts(whole, None, None) if record is None else recorded_parts(whole, record)
+            return None
+        return recorded_parts(whole, record)
 
 
 def open_split(options: DataOptions, loaded: Loaded | None, split: ClassSplit | None, preprocessing: Preprocessing, *,
@@ -249,10 +251,9 @@ def open_split(options: DataOptions, loaded: Loaded | None, split: ClassSplit | 
         images = thinned(select_classes(place, split.unknown, unknown=True), most)
         labels = thinned(select_classes(place, split.unknown), most).targets
         unknown = UnknownImages({'': images}, labels)
-    parts = opener.training(split.known, train_needed)
     known = select_classes(whole, split.known)
-    train, known = _cut_flat(opener, parts, known)
-    return EvaluationImages(thinned(known, most), split, unknown, train, parts.held, opener.source)
+    train, held, known = _apart(opener, opener.training(split.known, train_needed), known)
+    return EvaluationImages(thinned(known, most), split, unknown, train, held, opener.source)
 
 
 def _fitted(split: ClassSplit | None, names: tuple[str, ...], unknown_needed: bool) -> ClassSplit:
@@ -265,18 +266,21 @@ def _fitted(split: ClassSplit | None, names: tuple[str, ...], unknown_needed: bo
     return check_split(split, names)
 
 
-def _cut_flat(opener: _Opener, parts: Parts, known: CutDataset) -> tuple[CutDataset | None, CutDataset]:
-    """Training and test images of a folder without splits: as training recorded them, else cut in two here."""
+def _apart(opener: _Opener, parts: Parts | None, known: CutDataset,
+           ) -> tuple[CutDataset | None, CutDataset | None, CutDataset]:
+    """Training, held-out and test images; a folder without splits is cut as training recorded, else here."""
+    if parts is None:
+        return None, None, known
     if not opener.flat:
-        return parts.train, known
+        return parts.train, parts.held, known
     if parts.test is not None:
         opener.source['flat_test'] = 'as training split the folder'
-        return parts.train, parts.test
+        return parts.train, parts.held, parts.test
     if opener.loaded is not None:
-        return parts.train, known  # the constructor refuses them: training used all of the folder
+        return parts.train, parts.held, known  # refused by EvaluationImages: training used the whole folder
     train, test = split_flat(known)
     opener.source['flat_test'] = f'{len(test)} of {len(known)} images, stratified, seed 0'
-    return train, test
+    return train, None, test
 
 
 def open_known(options: DataOptions, loaded: Loaded | None, names: Sequence[str], preprocessing: Preprocessing,
@@ -299,11 +303,11 @@ def open_known(options: DataOptions, loaded: Loaded | None, names: Sequence[str]
         opener.source['known'] = place
         parts = opener.training(names, needed=bool(options.data_dir or options.dataset is not None))
         known = _some_classes(_open_place(place, preprocessing), names, f'known={place}')
-        return EvaluationImages(known, split, None, parts.train, parts.held, opener.source)
-    parts, test = opener.training(names), opener.split('test')
-    known = _some_classes(test, names, f'data_dir={opener.source["data_dir"]}')
-    train, known = _cut_flat(opener, parts, known)
-    return EvaluationImages(known, split, None, train, parts.held, opener.source)
+        train, held = (None, None) if parts is None else (parts.train, parts.held)
+        return EvaluationImages(known, split, None, train, held, opener.source)
+    known = _some_classes(opener.split('test'), names, f'data_dir={opener.source["data_dir"]}')
+    train, held, known = _apart(opener, opener.training(names), known)
+    return EvaluationImages(known, split, None, train, held, opener.source)
 
 
 def known_folders(options: DataOptions, loaded: Loaded | None, place: str | None) -> tuple[str, ...]:

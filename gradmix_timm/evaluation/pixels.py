@@ -50,7 +50,7 @@ def trivial_blocks(model: EvaluatedModel, images: EvaluationImages, known: Embed
     """
     assert images.unknown is not None
     base, index = _statistics(model, images.known, known.index), unknown.index.numpy()
-    found = {}
+    found: dict[str, dict[str, Any] | None] = {}
     for name, part, start in images.unknown.parts():
         rows = index[(index >= start) & (index < start + len(part))] - start
         other = _statistics(model, part, rows)
