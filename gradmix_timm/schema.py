@@ -25,6 +25,8 @@ __all__ = ['Length', 'Plain', 'Range', 'check', 'read_json', 'read_text', 'read_
 _JSON_BYTES, _YAML_BYTES = 64 * 2 ** 20, 2 ** 20
 # Of YAML: nesting, and values once every alias is written out (a file of ten lines can stand for a billion).
 _DEPTH, _VALUES = 32, 100_000
+# Values that one check looks at: lists of a pickle may be shared, so that few stand for many.
+_CHECKED = 20_000_000
 _SHOWN = 80
 _NAMES = {int: 'a whole number', float: 'a finite number', str: 'a string', bool: 'true or false',
           type(None): 'null', dict: 'a mapping', list: 'a list', tuple: 'a list'}
@@ -57,19 +59,25 @@ class Length:
         return '' if self.low <= len(value) <= self.high else f'{ends} {unit}'
 
 
-def _plain(value: Any, depth: int = 0) -> str:
+def _plain(value: Any) -> str:
     """What was expected, where a value is not made of null, booleans, finite numbers, strings, lists and mappings."""
-    if depth > _DEPTH:
-        return f'at most {_DEPTH} levels of lists and mappings'
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            return 'a mapping whose keys are strings'
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return next((wrong for wrong in (_plain(entry, depth + 1) for entry in value) if wrong), '')
-    if isinstance(value, float):
-        return '' if math.isfinite(value) else 'finite numbers'
-    return '' if value is None or isinstance(value, bool | int | str) else 'numbers, strings, lists and mappings'
+    stack, count = [(value, 0)], 0
+    while stack:
+        entry, depth = stack.pop()
+        count += 1
+        if depth > _DEPTH or count > _VALUES:
+            return f'at most {_DEPTH} levels of lists and mappings and {_VALUES:,} values'
+        if isinstance(entry, Mapping):
+            if not all(isinstance(key, str) for key in entry):
+                return 'a mapping whose keys are strings'
+            entry = list(entry.values())
+        if isinstance(entry, list | tuple):
+            stack += [(inner, depth + 1) for inner in entry]
+        elif isinstance(entry, float) and not math.isfinite(entry):
+            return 'finite numbers'
+        elif not (entry is None or isinstance(entry, bool | int | float | str)):
+            return 'numbers, strings, lists and mappings'
+    return ''
 
 
 #: Anything that JSON can hold, of finite numbers, not nested beyond reason.
@@ -102,7 +110,7 @@ def check(value: Any, type_: Any, where: str) -> Any:
         ValueError: x.json: auroc[1]: got True (bool), expected a finite number
     """
     try:
-        _check(value, type_, '')
+        _Checker().check(value, type_, '', 0)
     except _Mismatch as error:
         raise ValueError(f'{where}: {error}') from None
     return value
@@ -189,6 +197,9 @@ def read_yaml(path: str | os.PathLike[str], limit: int = _YAML_BYTES) -> Any:
         return yaml.load(text, Loader=loader)
     except _Mismatch as error:
         raise ValueError(f'{path}: {error}') from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ValueError(f'{path}: not YAML: {error.problem} in line {line}') from error
     except Exception as error:  # its constructors raise KeyError, AttributeError, ... on values that fit no tag
         raise ValueError(f'{path}: not YAML: {_short(error)}') from error
 
@@ -249,78 +260,83 @@ def _wrong(value: Any, expected: str, place: str, depth: int) -> _Mismatch:
     return _Mismatch(f'{start}got {shown(value)} ({type(value).__name__}), expected {expected}', depth)
 
 
-def _check(value: Any, kind: Any, place: str, depth: int = 0) -> None:
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return
-    if origin is Annotated:
-        kind, *conditions = typing.get_args(kind)
-        _check(value, kind, place, depth)
-        for expected in filter(None, (condition(value) for condition in conditions)):
-            raise _wrong(value, expected, place, depth)
-    elif origin in (Union, types.UnionType):
-        _check_union(value, typing.get_args(kind), place, depth)
-    elif origin is Literal:
-        if not any(value == choice and type(value) is type(choice) for choice in typing.get_args(kind)):
+class _Checker:
+    """One walk through a value; raises :class:`_Mismatch`.
+
+    Attributes:
+        left: Values that it may still look at.
+    """
+
+    def __init__(self) -> None:
+        self.left = _CHECKED
+
+    def check(self, value: Any, kind: Any, place: str, depth: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise _Mismatch(f'more than {_CHECKED:,} values')
+        origin, inner = typing.get_origin(kind), typing.get_args(kind)
+        if kind is Any:
+            return
+        if origin is Annotated:
+            self.check(value, inner[0], place, depth)
+            for expected in filter(None, (condition(value) for condition in inner[1:])):
+                raise _wrong(value, expected, place, depth)
+        elif origin in (Union, types.UnionType):
+            self._union(value, inner, place, depth)
+        elif typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
+            self._fields(value, kind, place, depth)
+        elif isinstance(origin, type) or kind in (list, tuple, dict):
+            self._container(value, origin or kind, inner, place, depth)
+        elif not _is_one(value, type(None) if kind is None else kind):
             raise _wrong(value, _named(kind), place, depth)
-    elif typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
-        _check_fields(value, kind, place, depth)
-    elif isinstance(origin, type) or kind in (list, tuple, dict):
-        _check_container(value, origin or kind, typing.get_args(kind), place, depth)
-    elif not _is_scalar(value, type(None) if kind is None else kind):
-        raise _wrong(value, _named(kind), place, depth)
 
+    def _union(self, value: Any, kinds: tuple[Any, ...], place: str, depth: int) -> None:
+        errors = []
+        for kind in kinds:
+            try:
+                return self.check(value, kind, place, depth)
+            except _Mismatch as error:
+                errors.append(error)
+        deepest = max(errors, key=lambda error: error.depth)
+        raise deepest if deepest.depth > depth else _wrong(value, ' or '.join(map(_named, kinds)), place, depth)
 
-def _is_scalar(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    def _container(self, value: Any, origin: type, inner: tuple[Any, ...], place: str, depth: int) -> None:
+        if issubclass(origin, collections.abc.Mapping):
+            if not isinstance(value, Mapping):
+                raise _wrong(value, _NAMES[dict], place, depth)
+            key_kind, entry_kind = inner or (Any, Any)
+            for key, entry in value.items():
+                self.check(key, key_kind, f'a key of {place}' if place else 'a key', depth + 1)
+                self.check(entry, entry_kind, _joined(place, key), depth + 1)
+            return
+        if not isinstance(value, list | tuple):
+            raise _wrong(value, _NAMES[list], place, depth)
+        fixed = origin is tuple and inner and inner[-1] is not ...
+        if fixed and len(value) != len(inner):
+            raise _wrong(value, f'a list of {len(inner)}', place, depth)
+        for number, entry in enumerate(value):
+            self.check(entry, inner[number] if fixed else inner[0] if inner else Any, f'{place}[{number}]', depth + 1)
 
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
-
-
-def _check_union(value: Any, kinds: tuple[Any, ...], place: str, depth: int) -> None:
-    errors = []
-    for kind in kinds:
-        try:
-            return _check(value, kind, place, depth)
-        except _Mismatch as error:
-            errors.append(error)
-    deepest = max(errors, key=lambda error: error.depth)
-    raise deepest if deepest.depth > depth else _wrong(value, ' or '.join(map(_named, kinds)), place, depth)
-
-
-def _check_container(value: Any, origin: type, inner: tuple[Any, ...], place: str, depth: int) -> None:
-    if issubclass(origin, collections.abc.Mapping):
+    def _fields(self, value: Any, kind: Any, place: str, depth: int) -> None:
         if not isinstance(value, Mapping):
             raise _wrong(value, _NAMES[dict], place, depth)
-        key_kind, entry_kind = inner or (Any, Any)
-        for key, entry in value.items():
-            _check(key, key_kind, f'a key of {place}' if place else 'a key', depth + 1)
-            _check(entry, entry_kind, _joined(place, key), depth + 1)
-        return
-    if not isinstance(value, list | tuple):
-        raise _wrong(value, _NAMES[list], place, depth)
-    fixed = origin is tuple and inner and inner[-1] is not ...
-    if fixed and len(value) != len(inner):
-        raise _wrong(value, f'a list of {len(inner)}', place, depth)
-    for number, entry in enumerate(value):
-        _check(entry, inner[number] if fixed else inner[0] if inner else Any, f'{place}[{number}]', depth + 1)
+        for name, (entry_kind, required) in _fields(kind).items():
+            if name in value:
+                self.check(value[name], entry_kind, _joined(place, name), depth + 1)
+            elif required:
+                raise _Mismatch(f'{_joined(place, name)} is missing, expected {_named(entry_kind)}', depth + 1)
 
 
-def _check_fields(value: Any, kind: Any, place: str, depth: int) -> None:
-    if not isinstance(value, Mapping):
-        raise _wrong(value, _NAMES[dict], place, depth)
-    for name, (entry_kind, required) in _fields(kind).items():
-        if name in value:
-            _check(value[name], entry_kind, _joined(place, name), depth + 1)
-        elif required:
-            raise _Mismatch(f'{_joined(place, name)} is missing, expected {_named(entry_kind)}', depth + 1)
+def _is_one(value: Any, kind: Any) -> bool:
+    """Whether a value is of a plain type, or one of a Literal's."""
+    if typing.get_origin(kind) is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in typing.get_args(kind))
+    if kind is float:
+        try:
+            return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # a whole number beyond the largest float
+            return False
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 @functools.cache

@@ -167,3 +167,18 @@ def test_files_of_other_kinds_and_sizes_are_refused(tmp_path):
         read_json(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / 'none.json')
+
+
+def shared(levels: int, width: int = 1000) -> list:
+    """As a pickle can hold it: few lists that stand for many."""
+    value: list = [0] * width
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+@pytest.mark.parametrize('kind', [list[list[list[float]]], Plain])
+def test_lists_that_are_shared_do_not_keep_a_check_for_ever(kind, monkeypatch):
+    monkeypatch.setattr('gradmix_timm.schema._CHECKED', 10_000)
+    with pytest.raises(ValueError, match=r'10,000 values|100,000 values'):
+        check(shared(2), kind, 'f')

@@ -3,14 +3,26 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.utils import ParseKwargs
 
+from gradmix_timm.schema import read_yaml, shown
+
 __all__ = ['layer', 'read_config', 'words']
+
+_logger = logging.getLogger('train')
+# Flags that timm's script once had, and what there is now in their place.
+_FORMER = {
+    'alpha_kd': 'task_loss_weight', 'amp_impl': 'amp', 'aot_autograd': 'torchcompile', 'apex_amp': 'amp',
+    'bn_tf': 'bn_momentum, bn_eps', 'dynamo': 'torchcompile', 'dynamo_backend': 'torchcompile',
+    'initial_batch_size': 'batch_size', 'iters_to_accum': 'grad_accum_steps', 'jsd': 'jsd_loss',
+    'milestones': 'decay_milestones', 'mixup_elem': 'mixup_mode', 'native_amp': 'amp', 'num_gpu': '',
+    'reduce_bn': 'dist_bn', 'repp': '', 'use_kd_only_loss': 'task_loss_weight', 'use_wandb': 'log_wandb',
+    'validation_batch_size_multiplier': 'validation_batch_size', 'wandb_project_name': 'wandb_project'}
 
 
 def words(text: str) -> list[str]:
@@ -34,7 +46,8 @@ def layer(text: str) -> int | str:
 def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """Values of flags from a YAML file, keyed as the parsed namespace.
 
-    The key ``base`` names another file (relative to this one) whose values this one builds on, one level deep.
+    The key ``base`` names another file (relative to this one) whose values this one builds on, one level deep. Flags
+    that timm's script once had, as an older ``args.yaml`` lists them, are left out with one warning.
 
     Args:
         path: The file: a flat mapping, keys as the flags, with dashes or underscores.
@@ -49,8 +62,15 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     base = given.pop('base', None)
     if base is None:
         return _convert_all(given, parser, path)
-    base_path = str(Path(path).parent / str(base))
-    under = _load(base_path)
+    if not isinstance(base, str):
+        raise ValueError(f'{path}: base: expected the name of a YAML file, got {shown(base)}')
+    base_path = str(Path(path).parent / base)
+    try:
+        under = _load(base_path)
+    except OSError as error:
+        raise ValueError(f'{path}: base: {shown(base)} cannot be read ({error.strerror})') from error
+    except ValueError as error:
+        raise ValueError(f'{path}: base: {error}') from error
     if 'base' in under:
         raise ValueError(f'{base_path}: base goes one level deep, and this file, the base of {path}, names another; '
                          'put the keys of both into one')
@@ -58,11 +78,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 
 def _load(path: str) -> dict[str, Any]:
-    with open(path, encoding='utf-8') as file:
-        try:
-            values = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f'{path}: not YAML: {" ".join(str(error).split())}') from error
+    values = read_yaml(path)
     if not isinstance(values, Mapping):
         kind = 'nothing' if values is None else f'a {type(values).__name__}'
         raise ValueError(f'{path}: expected a mapping of flags to values (lr: 0.1), got {kind}')
@@ -71,12 +87,18 @@ def _load(path: str) -> dict[str, Any]:
 
 def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
     actions = {action.dest: action for action in parser._actions if action.dest != 'help'}
+    former = [key for key in values if key in _FORMER and key not in actions]
+    if former:
+        named = ', '.join(f'{key} (now {_FORMER[key]})' if _FORMER[key] else key for key in former)
+        _logger.warning(f"{path}: ignored, as timm's script has these flags no more: {named}")
     converted = {}
     for key, value in values.items():
+        if key in former:
+            continue
         if key not in actions:
             close = difflib.get_close_matches(key, actions, n=1, cutoff=0.5)
             hint = f'did you mean {close[0]}?' if close else 'keys are flags without their dashes'
-            raise ValueError(f'{path}: no flag is called {key!r} ({hint})')
+            raise ValueError(f'{path}: no flag is called {shown(key)} ({hint})')
         try:
             converted[key] = _convert(actions[key], value)
         except ValueError as error:
@@ -90,11 +112,11 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return _unset(action)
     if isinstance(action, ParseKwargs):
         if not isinstance(value, Mapping):
-            raise ValueError(f'expected a mapping (k: v), got {value!r}')
+            raise ValueError(f'expected a mapping (k: v), got {shown(value)}')
         return dict(value)
     if action.nargs == 0:
         if not isinstance(value, bool):
-            raise ValueError(f'expected true or false, got {value!r}')
+            raise ValueError(f'expected true or false, got {shown(value)}')
         return value
     if action.nargs == '?' and value in (True, False):
         return action.const if value else action.default
@@ -104,7 +126,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
         return _chosen(action, _scalar(action.type, value))
     if not isinstance(value, list | tuple) or (isinstance(action.nargs, int) and len(value) != action.nargs):
         count = action.nargs if isinstance(action.nargs, int) else 'one or more'
-        raise ValueError(f'expected a list of {count} values ([a, b]), got {value!r}')
+        raise ValueError(f'expected a list of {count} values ([a, b]), got {shown(value)}')
     return [_chosen(action, _scalar(action.type, item)) for item in value]
 
 
@@ -119,12 +141,12 @@ def _unset(action: argparse.Action) -> Any:
 
 def _scalar(kind: Any, value: Any) -> Any:
     if isinstance(value, bool | list | tuple | Mapping):
-        raise ValueError(f'expected {_kind_name(kind)}, got {value!r}')
+        raise ValueError(f'expected {_kind_name(kind)}, got {shown(value)}')
     try:
         # YAML 1.1 reads 3e-4 as a string; through str it becomes what the same word on the command line does.
         return kind(str(value)) if kind is not None else str(value)
     except ValueError:
-        raise ValueError(f'expected {_kind_name(kind)}, got {value!r}') from None
+        raise ValueError(f'expected {_kind_name(kind)}, got {shown(value)}') from None
 
 
 def _kind_name(kind: Any) -> str:
@@ -133,5 +155,5 @@ def _kind_name(kind: Any) -> str:
 
 def _chosen(action: argparse.Action, value: Any) -> Any:
     if action.choices is not None and value not in action.choices:
-        raise ValueError(f'expected one of {", ".join(map(str, action.choices))}, got {value!r}')
+        raise ValueError(f'expected one of {", ".join(map(str, action.choices))}, got {shown(value)}')
     return value

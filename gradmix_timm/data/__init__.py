@@ -1,7 +1,8 @@
 """Data sets, and the class cuts of the open-set protocols."""
 from .class_names import find_classes, shared_classes
 from .fingerprint import fingerprint
-from .identity import Overlap, Parts, check_apart, held_out_rows, overlap, recorded_parts, split_flat
+from .held_out import Parts, held_out_rows, recorded_parts, split_flat
+from .identity import Overlap, check_apart, overlap
 from .images import ImageSource, UnreadableImageError
 from .protocols import (
     ClassSplit,

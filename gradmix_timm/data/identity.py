@@ -1,28 +1,24 @@
-"""Which image a row is, by name and by content: held-out rows found again, and images that two sets share.
+"""Which image a row is, by name and by content, and the images that two sets share.
 
 A row's number says nothing once a file was added to its folder; its name and the bytes behind it do.
 """
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .images import DigitsReader, ImageSource, TorchvisionReader
-from .subsets import CutDataset, as_source, hold_out, labels_of, take
+from .subsets import CutDataset, as_source, labels_of
 
-__all__ = [
-    'FLAT_SHARE', 'Overlap', 'Parts', 'RecordedRows', 'check_apart', 'find_rows', 'held_out_rows', 'identities',
-    'list_digest', 'overlap', 'recorded_parts', 'row_names', 'split_flat']
-
-_logger = logging.getLogger(__name__)
+__all__ = ['Overlap', 'check_apart', 'digest_of', 'identities', 'list_digest', 'overlap', 'row_names', 'rows_of',
+           'shared_rows']
 
 # A digest covers the whole of a small file; of a large one its size and a block of its start, middle and end.
 _BLOCK = 16 * 1024
@@ -32,43 +28,6 @@ _MOST_SIZED, _MOST_OPENED = 100_000, 20_000
 # Published sets repeat a few images (CIFAR-10's test set in 3 of 1,000, ImageNet's too): more is no accident.
 _STRAY = 0.01
 _SHOWN = 3
-#: Share of each class that a folder without splits keeps for the test, as sklearn/digits does.
-FLAT_SHARE = 0.2
-
-
-class RecordedRows(Protocol):
-    """What a checkpoint recorded of its held-out images.
-
-    Attributes:
-        held_out: Name in the training split to digest; empty in old checkpoints.
-        flat_test: The same of images kept for the test, where the data had no test split.
-        val_indices: Positions of the held-out images in the training split.
-        train_list: :func:`list_digest` of the training split, '' in old checkpoints.
-    """
-
-    @property
-    def held_out(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def flat_test(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def val_indices(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def train_list(self) -> str: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """A training split as a run used it.
-
-    Attributes:
-        train: What was trained on.
-        held: Held out for validation, or None.
-        test: Kept for the test where the data had no test split, or None.
-    """
-
-    train: CutDataset
-    held: CutDataset | None
-    test: CutDataset | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +69,7 @@ def row_names(images: CutDataset | ImageSource) -> list[str]:
     Members of tars have the tar's name before theirs, rows without files their number. Names that are not UTF-8 hold
     surrogates, as :func:`os.fsdecode` makes them.
     """
-    source, rows = _rows_of(images)
+    source, rows = rows_of(images)
     reader = source.reader
     samples = getattr(reader, 'samples', None)
     if isinstance(samples, list):  # timm's relpath takes 10 s a million rows
@@ -136,8 +95,8 @@ def identities(images: CutDataset | ImageSource) -> dict[str, str]:
 
     Of files above 48 KiB the digest covers the size and 16 KiB of the start, the middle and the end.
     """
-    source, rows = _rows_of(images)
-    return {name: _digest(source, row) for name, row in zip(row_names(images), rows.tolist(), strict=True)}
+    source, rows = rows_of(images)
+    return {name: digest_of(source, row) for name, row in zip(row_names(images), rows.tolist(), strict=True)}
 
 
 def list_digest(images: CutDataset | ImageSource) -> str:
@@ -146,119 +105,6 @@ def list_digest(images: CutDataset | ImageSource) -> str:
     for name, label in zip(row_names(images), labels_of(images), strict=True):
         digest.update(f'{name}\t{label}\n'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()
-
-
-# ---- held-out rows
-
-def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.ndarray:
-    """Rows that a training run held out, found by name and checked by content.
-
-    A record of before names were kept has positions alone: they are taken as they are, with a warning where it has no
-    digest of the list to check.
-
-    Args:
-        images: The training split, or a cut of it, as it is now.
-        record: Of the run.
-
-    Returns:
-        Positions in the source, ascending, int64; empty where none were held out.
-
-    Raises:
-        ValueError: A held-out image is gone or has other content, or the list is another one.
-    """
-    if record.held_out:
-        return find_rows(images, record.held_out, 'held-out')
-    source, rows = _rows_of(images)
-    indices = np.unique(np.asarray(record.val_indices, dtype=np.int64))
-    if len(indices) and record.train_list and list_digest(source) != record.train_list:
-        raise ValueError(f'the list of training images ({len(source)}) is not the one that held-out images were chosen '
-                         'from; restore it, or name its folder, --data-dir')
-    strays = np.setdiff1d(indices, rows)
-    if len(strays):
-        raise ValueError(f'{len(strays)} of {len(indices)} held-out images are not in the data set ({len(rows)} '
-                         'images); it is not the one that they were chosen from, check --data-dir')
-    if len(indices) and not record.train_list:
-        _logger.warning('The checkpoint records its held-out images by number alone, as earlier versions did: if files '
-                        'were added, removed or renamed since training, others are taken, training images among them')
-    return indices
-
-
-def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None) -> Parts:
-    """A training split cut as the run had it: what it trained on, held out, and kept for the test.
-
-    Args:
-        images: The training split, or a cut of it, as it is now.
-        record: Of the run; None: nothing is known of it, all are training images.
-
-    Raises:
-        ValueError: As :func:`held_out_rows`.
-    """
-    held = test = np.zeros(0, dtype=np.int64)
-    if record is not None:
-        held, test = held_out_rows(images, record), find_rows(images, record.flat_test, 'test')
-    train = np.setdiff1d(_rows_of(images)[1], np.concatenate([held, test]))
-    return Parts(take(images, train.tolist()), take(images, held.tolist()) if len(held) else None,
-                 take(images, test.tolist()) if len(test) else None)
-
-
-def split_flat(images: CutDataset | ImageSource, share: float = FLAT_SHARE, seed: int = 0,
-               ) -> tuple[CutDataset, CutDataset]:
-    """A folder of class folders without splits in two parts, train and test; says so in one line of the log.
-
-    Stratified and seeded; copies of one image lie on one side, that of training.
-
-    Args:
-        images: The whole folder, or a cut of it.
-        share: Of each class that is kept for the test, in (0, 1).
-        seed: Not negative.
-
-    Raises:
-        ValueError: A class with a single image.
-    """
-    train, test = hold_out(images, share, seed)
-    copies = [row for row, _ in _shared_rows(train, test)[0]]
-    if copies:
-        train = take(images, np.union1d(train.indices, copies).tolist())
-        test = take(images, np.setdiff1d(test.indices, copies).tolist())
-    _logger.warning(f'{_root(train.source)} has no split folders: {len(test)} of its {len(train) + len(test)} images '
-                    f'({share:.0%} of each class, seed {seed}) are kept for the test, the others train')
-    return train, test
-
-
-def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kind: str) -> np.ndarray:
-    """Positions in the source of the rows of these names and digests, ascending, int64.
-
-    Args:
-        images: Where to look.
-        recorded: Of :func:`identities`.
-        kind: What they are, for the message: 'held-out', 'test'.
-
-    Raises:
-        ValueError: A name that is not there, or with other content.
-    """
-    source, rows = _rows_of(images)
-    place = dict(zip(row_names(images), rows.tolist(), strict=True))
-    gone = [name for name in recorded if name not in place]
-    where = _root(source)
-    if gone:
-        raise ValueError(f'{len(gone)} of {len(recorded)} {kind} images are not in {where} ({_some(gone)}): they were '
-                         'renamed, moved or removed since training, or the data is another; restore the names, or '
-                         'name the folder with --data-dir')
-    found = {name: place[name] for name in recorded}
-    other = [name for name, row in found.items() if _digest(source, row) != recorded[name]]
-    if other:
-        raise ValueError(f'{len(other)} of {len(recorded)} {kind} images in {where} have other content than at '
-                         f'training ({_some(other)}), so that training may have used them under another name; restore '
-                         'the files, or name the folder with --data-dir')
-    return np.array(sorted(found.values()), dtype=np.int64)
-
-
-def _root(source: ImageSource) -> str:
-    return str(getattr(source.reader, 'root', None) or 'the data set')
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
 
 
 # ---- overlap
@@ -272,8 +118,8 @@ def overlap(train: CutDataset | ImageSource, test: CutDataset | ImageSource) -> 
         train: Images that were trained on.
         test: Images to be judged.
     """
-    pairs, n_paths, compared = _shared_rows(train, test)
-    (train_source, _), (test_source, test_rows) = _rows_of(train), _rows_of(test)
+    pairs, n_paths, compared = shared_rows(train, test)
+    (train_source, _), (test_source, test_rows) = rows_of(train), rows_of(test)
     names = tuple((str(test_source.filename(one)), str(train_source.filename(other))) for one, other in pairs[:_SHOWN])
     return Overlap(n_paths, len(pairs) - n_paths, names, len(test_rows), compared)
 
@@ -298,10 +144,10 @@ def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
     return found
 
 
-def _shared_rows(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
+def shared_rows(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
                  ) -> tuple[list[tuple[int, int]], int, int]:
     """(test row, training row) of one image, those of one file first; their number; test rows that were compared."""
-    (train_source, train_rows), (test_source, test_rows) = _rows_of(train), _rows_of(test)
+    (train_source, train_rows), (test_source, test_rows) = rows_of(train), rows_of(test)
     trained = dict(zip(_places(train_source, train_rows), train_rows.tolist(), strict=True))
     trained.pop(None, None)
     pairs = [(row, trained[place]) for row, place in zip(test_rows.tolist(), _places(test_source, test_rows),
@@ -347,8 +193,8 @@ def _copies(train: ImageSource, by_size: Mapping[int | None, Sequence[int]], tes
         if size not in by_size:
             continue
         if size not in digests:
-            digests[size] = {_digest(train, other): other for other in by_size[size]}
-        other = digests[size].get(_digest(test, row))
+            digests[size] = {digest_of(train, other): other for other in by_size[size]}
+        other = digests[size].get(digest_of(test, row))
         if other is not None and _bytes(train, other) == _bytes(test, row):
             found.append((row, other))
     return found
@@ -390,7 +236,8 @@ def _stat(path: str) -> tuple[Any, int | None]:
     return (stat.st_dev, stat.st_ino), stat.st_size
 
 
-def _rows_of(images: CutDataset | ImageSource) -> tuple[ImageSource, np.ndarray]:
+def rows_of(images: CutDataset | ImageSource) -> tuple[ImageSource, np.ndarray]:
+    """The data set of images, and their positions in it."""
     if isinstance(images, CutDataset):
         return images.source, images.indices
     source = as_source(images)
@@ -399,7 +246,8 @@ def _rows_of(images: CutDataset | ImageSource) -> tuple[ImageSource, np.ndarray]
 
 # ---- digests
 
-def _digest(source: ImageSource, row: int) -> str:
+def digest_of(source: ImageSource, row: int) -> str:
+    """Of one row's content, as in :func:`identities`."""
     samples = getattr(source.reader, 'samples', None)
     if isinstance(samples, list) and isinstance(path := samples[row][0], str):
         stat = os.stat(path)

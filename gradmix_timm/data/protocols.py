@@ -12,10 +12,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from timm.data import ImageNetInfo
 
 from gradmix_timm.registry import nearest
+from gradmix_timm.schema import read_yaml, shown
 
 from .class_names import find_classes
 
@@ -23,6 +23,8 @@ __all__ = [
     'ClassSplit', 'check_split', 'custom_split', 'duplicates', 'list_families', 'list_protocols', 'load_split',
     'n_distinct', 'n_trials']
 
+# Of a class, in a file; folders and files have 255 at most.
+_NAME_LENGTH = 255
 _FAMILIES = ('arpl2020', 'neal2018_cac', 'dias_auroc', 'dias_f1', 'gradmix_authors', 'ssb', 'ssb_2021')
 
 
@@ -77,20 +79,20 @@ class ClassSplit:
 
     def __post_init__(self) -> None:
         if len(self.known) < 2:
-            raise ValueError(f'a classifier needs two known classes or more, got {list(self.known)}')
+            raise ValueError(f'a classifier needs two known classes or more, got {shown(self.known)}')
         for kind in ('known', 'unknown'):
             names = getattr(self, kind)
             twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
             if twice is not None:
-                raise ValueError(f'class {twice!r} is twice among the {kind} classes; name each once')
+                raise ValueError(f'class {shown(twice)} is twice among the {kind} classes; name each once')
         both = [name for name in self.known if name in self.unknown]
         if both and not self.unknown_dataset:
-            raise ValueError(f'class {both[0]!r} is known and unknown; name it on one side')
+            raise ValueError(f'class {shown(both[0])} is known and unknown; name it on one side')
         for group, names in self.groups.items():
             strays = [name for name in names if self.unknown and name not in self.unknown]
             if strays:
-                raise ValueError(f'group {group!r} holds {strays[0]!r}, which is not among the unknown classes: '
-                                 f'{nearest(strays[0], self.unknown)}')
+                raise ValueError(f'group {shown(group)} holds {shown(strays[0])}, which is not among the unknown '
+                                 f'classes: {nearest(strays[0], self.unknown)}')
 
 
 def list_protocols() -> dict[str, str]:
@@ -265,31 +267,37 @@ def _from_file(path: Path, trial: int, family: str | None) -> ClassSplit:
         raise ValueError(f'{path} holds one trial of no family; leave out --osr-trial and --osr-family')
     if not path.is_file():
         raise ValueError(f'no protocol file at {path}; protocols of this package: {nearest(path.stem, _PROTOCOLS)}')
-    try:
-        content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not YAML: {" ".join(str(error).split())}') from error
+    content = read_yaml(path)
     if not isinstance(content, dict) or 'known' not in content:
         raise ValueError(f'{path} should be a mapping with known: [names], and optionally unknown, groups, name; got '
                          f'{"one without known" if isinstance(content, dict) else type(content).__name__}')
     strays = [str(key) for key in content if key not in ('known', 'unknown', 'groups', 'name')]
     if strays:
-        raise ValueError(f'{path}: no key {strays[0]!r}: {nearest(strays[0], ("known", "unknown", "groups", "name"))}')
+        raise ValueError(f'{path}: no key {shown(strays[0])}: '
+                         f'{nearest(strays[0], ("known", "unknown", "groups", "name"))}')
     groups = content.get('groups') or {}
     if not isinstance(groups, dict):
-        raise ValueError(f'{path}: groups should be a mapping of names to lists of classes, got {groups!r}')
+        raise ValueError(f'{path}: groups should be a mapping of names to lists of classes, got {shown(groups)}')
     unknown = _names(content['unknown'], f'{path}: unknown') if 'unknown' in content else ()
-    return ClassSplit(
-        known=_names(content['known'], f'{path}: known'), unknown=unknown, protocol=str(content.get('name', path.stem)),
-        groups={str(group): _names(part, f'{path}: groups: {group}') for group, part in groups.items()})
+    known = _names(content['known'], f'{path}: known')
+    parts = {str(group): _names(part, f'{path}: groups: {shown(group)}') for group, part in groups.items()}
+    name = content.get('name', path.stem)
+    if not isinstance(name, str | int) or len(str(name)) > 100:
+        raise ValueError(f'{path}: name should be a word, got {shown(name)}')
+    try:
+        return ClassSplit(known=known, unknown=unknown, protocol=str(name), groups=parts)
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f'{where} should be a list of class names, got {value!r}')
+        raise ValueError(f'{where} should be a list of class names, got {shown(value)}')
     for name in value:
         # YAML reads no, yes, on, off and null as something else; digits are names all the same.
         if isinstance(name, bool) or not isinstance(name, (str, int)):
-            raise ValueError(f'{where} holds {name!r}, which YAML reads as {type(name).__name__}; write class names in '
-                             'quotes')
+            raise ValueError(f'{where} holds {shown(name)}, which YAML reads as {type(name).__name__}; write class '
+                             'names in quotes')
+        if len(str(name)) > _NAME_LENGTH:
+            raise ValueError(f'{where} holds a name of {len(str(name)):,} characters, expected at most {_NAME_LENGTH}')
     return tuple(str(name) for name in value)

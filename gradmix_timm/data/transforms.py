@@ -3,23 +3,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import random
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from gradmix_timm.registry import nearest
+from gradmix_timm.schema import read_json, read_yaml, shown
 
 __all__ = ['PLACEHOLDERS', 'PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines', 'recorded_pipeline']
 
@@ -31,6 +29,7 @@ _NAME = '__class_fullname__'
 # These end a pipeline, and the run ends it itself: whether it normalises on the CPU or on the device is a flag.
 _ENDINGS = ('Normalize', 'ToFloat', 'FromFloat', 'ToTensorV2', 'ToTensor3D')
 _SPLITS = ('train', 'eval')
+_FILE_BYTES = 2 ** 20
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def read_pipelines(path: str) -> Pipelines:
         given = {'train': given}
     stray = [key for key in given if key not in _SPLITS]
     if stray or 'train' not in given:
-        got = f'key {stray[0]!r}' if stray else 'no key train'
+        got = f'key {shown(stray[0])}' if stray else 'no key train'
         raise ValueError(f'{path}: expected train: and eval: with a pipeline each, as albumentations.save writes it, '
                          f'got {got}')
     found: dict[str, Any] = {'eval': None}
@@ -175,11 +174,7 @@ def recorded_pipeline(config: dict[str, Any], normalize: bool = True) -> Pipelin
 # ---- reading
 
 def _load(path: str) -> dict[str, Any]:
-    text = Path(path).read_text(encoding='utf-8', errors='replace')
-    try:
-        values = json.loads(text) if path.endswith('.json') else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ValueError(f'{path}: neither YAML nor JSON: {" ".join(str(error).split())}') from error
+    values = read_json(path, _FILE_BYTES) if path.endswith('.json') else read_yaml(path, _FILE_BYTES)
     if not isinstance(values, Mapping):
         raise ValueError(f'{path}: expected train: and eval: with a pipeline each, got {type(values).__name__}')
     return dict(values)
@@ -193,20 +188,19 @@ def _checked(given: Any, where: str) -> dict[str, Any]:
 
 def _checked_node(node: Any, where: str, saved: bool) -> dict[str, Any]:
     if not isinstance(node, Mapping) or _NAME not in node:
-        shown = sorted(map(str, node)) if isinstance(node, Mapping) else repr(node)
-        raise ValueError(f'{where}: expected a transform with the key {_NAME}, got {shown}')
+        raise ValueError(f'{where}: expected a transform with the key {_NAME}, got {shown(node)}')
     classes, name = _classes(), str(node[_NAME]).rpartition('.')[2]
     if name in _ENDINGS:
         raise ValueError(f'{where}: leave out {name}: the run itself makes tensors and normalises them with the '
                          "model's mean and std")
     if name not in classes:
-        raise ValueError(f'{where}: albumentations has no transform {name!r}: {_near(name, classes)}')
+        raise ValueError(f'{where}: albumentations has no transform {shown(name)}: {_near(name, classes)}')
     known = _arguments(classes[name])
     # albumentations.save writes arguments of parent classes too, which the class itself then refuses.
     inherited = {key for parent in classes[name].__mro__[1:] for key in _arguments(parent)} if saved else set()
     unknown = [key for key in node if key not in (_NAME, *known, *inherited)]
     if unknown:
-        raise ValueError(f'{where}: {name} has no argument {unknown[0]!r}: {nearest(unknown[0], known)}')
+        raise ValueError(f'{where}: {name} has no argument {shown(unknown[0])}: {nearest(unknown[0], known)}')
     checked = {key: value for key, value in node.items() if key in (_NAME, *known)}
     if isinstance(checked.get('transforms'), list):
         checked['transforms'] = [_checked_node(inner, where, saved) for inner in checked['transforms']]
@@ -231,7 +225,7 @@ def _filled(value: Any, known: Mapping[str, Any], where: str) -> Any:
         return [_filled(inner, known, where) for inner in value]
     if isinstance(value, str) and value.startswith('$'):
         if value not in known:
-            raise ValueError(f'{where}: no placeholder {value!r}: {nearest(value, known)}')
+            raise ValueError(f'{where}: no placeholder {shown(value)}: {nearest(value, known)}')
         return known[value]
     return value
 
@@ -269,7 +263,7 @@ def _reason(error: Exception) -> str:
     listed = getattr(error, 'errors', None)
     if callable(listed):  # pydantic: place and message, without its links
         first = listed()[0]
-        return f'{".".join(map(str, first["loc"]))}: {first["msg"]}, got {first["input"]!r}'
+        return f'{".".join(map(str, first["loc"]))}: {first["msg"]}, got {shown(first["input"])}'
     return ' '.join(str(error).split())
 
 

@@ -127,6 +127,17 @@ def test_a_wrong_value_in_yaml_is_named(values, words, tmp_path, capsys):
     assert 'config.yaml' in line
 
 
+def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path, caplog, capsys):
+    """An args.yaml of 2021 reruns; a word that was never a flag is an error still."""
+    old = {'apex_amp': False, 'native_amp': True, 'bn_tf': False, 'jsd': False, 'num_gpu': 1, 'lr': 0.3, 'mean': None,
+           'dist_bn': '', 'scale': [0.08, 1.0], 'local_rank': 0, 'amp': False}
+    assert parse('-c', config(tmp_path, **old)).lr == 0.3
+    assert [record.levelname for record in caplog.records] == ['WARNING']
+    for words in ('config.yaml: ignored', 'apex_amp (now amp), native_amp (now amp)', 'jsd (now jsd_loss), num_gpu'):
+        assert words in caplog.text
+    assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
+
+
 @pytest.mark.parametrize(('text', 'words'), [('- a\n- b\n', 'a list'), ('', 'nothing'), ('a: [', 'not YAML')])
 def test_a_file_that_is_no_mapping_is_refused(text, words, tmp_path, capsys):
     (tmp_path / 'c.yaml').write_text(text)
