@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -327,7 +327,7 @@ def _measured(path: Path, plan: CorruptionPlan) -> dict[str, float]:
     """The baseline's errors from the results of another such evaluation on the same images."""
     if not path.exists():
         raise ValueError(f'baseline={path}: no such file; expected results.json of `openset corrupt`, or alexnet')
-    other = read_results(path if path.is_dir() else path.parent)
+    other = cast(dict[str, Any], read_results(path if path.is_dir() else path.parent))
     part = other.get('corruption')
     if part is None:
         raise ValueError(f'baseline={path} is not of `openset corrupt`')

@@ -18,26 +18,27 @@ __all__ = ['find_mistakes', 'thumbnail']
 _SHOWN, _SIDE = 12, 160
 
 
-def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], images: EvaluationImages,
-                  ) -> dict[str, list[dict[str, Any]]]:
+def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]],
+                  probability: Mapping[str, NDArray[np.float64]], images: EvaluationImages) -> dict[str, list[dict[str, Any]]]:
     """Unknown images that were accepted, known ones that were rejected, and known ones taken for another class.
 
     Args:
         results: Of results.json.
         arrays: Of arrays.npz; ``known_index`` and ``unknown_index`` are rows of the sets.
+        probability: Of the class predicted, by side.
         images: The sets.
 
     Returns:
-        'accepted' and 'confused' by falling knownness, 'rejected' by rising.
+        'accepted' by falling knownness, 'rejected' by rising, 'confused' the most probable first.
     """
     assert images.unknown is not None
     name, threshold = results['threshold']['score'], results['threshold']['value']
     known, unknown = arrays[f'known/{name}'], arrays[f'unknown/{name}']
-    wrong = np.flatnonzero(~arrays['known_correct'] & (known >= threshold))
+    wrong = np.flatnonzero(~arrays['known_correct'])
     chosen = {
         'accepted': [row for row in _first(-unknown) if unknown[row] >= threshold],
         'rejected': [row for row in _first(known) if known[row] < threshold],
-        'confused': [wrong[place] for place in _first(-known[wrong])]}
+        'confused': [wrong[place] for place in _first(-probability['known'][wrong])]}
 
     def told(side: str, row: int) -> dict[str, Any]:
         cut: Any = images.known if side == 'known' else images.unknown
@@ -46,7 +47,7 @@ def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
         return {'class': results[f'{side}_classes'][arrays[f'{side}_label'][row]],
                 'knownness': float(arrays[f'{side}/{name}'][row]),
                 'answer': results['known_classes'][arrays[f'{side}_pred'][row]], 'file': cut.filename(place),
-                'size': size, 'png': png}
+                'probability': float(probability[side][row]), 'size': size, 'png': png}
 
     return {kind: [told('unknown' if kind == 'accepted' else 'known', int(row)) for row in rows]
             for kind, rows in chosen.items()}

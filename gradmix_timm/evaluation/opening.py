@@ -162,12 +162,12 @@ def _other_source(options: DataOptions, split: ClassSplit, source: dict[str, Any
                   ) -> ImageSource | None:
     """The data set of the unknown classes, if it is another."""
     if split.unknown_dataset is None:
-        for name in ('unknown_dataset', 'unknown_data_dir'):
-            if getattr(options, name) is not None:
-                raise ValueError(f"{name}={getattr(options, name)}: the unknown classes here are of the known ones' "
+        for given in ('unknown_dataset', 'unknown_data_dir'):
+            if getattr(options, given) is not None:
+                raise ValueError(f"{given}={getattr(options, given)}: the unknown classes here are of the known ones' "
                                  'own data set; leave it out')
         return None
-    name: str | None = options.unknown_dataset
+    name = options.unknown_dataset
     if name is None and source['dataset'].startswith('torch/'):
         name = f'torch/{split.unknown_dataset}'
     folder = options.unknown_data_dir or (source['data_dir'] if name else None)

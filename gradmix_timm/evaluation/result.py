@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +180,7 @@ class Evaluation:
             ValueError: Files that are missing or are something else.
         """
         folder = Path(folder)
-        results, arrays = read_results(folder), read_arrays(folder)
+        results, arrays = cast(dict[str, Any], read_results(folder)), read_arrays(folder)
         for name in (PREDICTIONS, MISTAKES):
             if not (folder / name).is_file():
                 raise ValueError(f'no {name} in {folder}; evaluate again: `openset osr`, or evaluate(...).save(folder)')
@@ -192,14 +192,14 @@ class Evaluation:
 
 
 def predictions_of(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], files: Sequence[str],
-                   probability: NDArray[np.float64]) -> Predictions:
+                   probability: Mapping[str, NDArray[np.float64]]) -> Predictions:
     """The rows of an evaluation, from its arrays.
 
     Args:
         results: Of results.json.
         arrays: Of arrays.npz.
         files: Of the known images that could be read, then of the unknown.
-        probability: Softmax of each image's answer, in the same order.
+        probability: Softmax of each image's answer, by side.
     """
     sides = ('known', 'unknown')
     columns: dict[str, Sequence[Any]] = {
@@ -207,7 +207,7 @@ def predictions_of(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
         'label': [results[f'{side}_classes'][place] for side in sides for place in arrays[f'{side}_label'].tolist()],
         'known': [side == 'known' for side in sides for _ in arrays[f'{side}_label']],
         'predicted': [results['known_classes'][place] for side in sides for place in arrays[f'{side}_pred'].tolist()],
-        'probability': probability.tolist()}
+        'probability': np.concatenate([probability[side] for side in sides]).tolist()}
     columns |= {name: np.concatenate([arrays[f'{side}/{name}'] for side in sides]).tolist()
                 for name in results['scores']}
     return Predictions(columns)

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
 from gradmix_timm.openset.reports.feature_map import project_features
@@ -80,10 +78,11 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         'manifest': manifest(model, images.cuts(), images.source, seconds, command)}
     files = [images.known.filename(row) for row in known.index.tolist()]
     files += [images.unknown.filename(row) for row in unknown.index.tolist()]
-    probability = np.concatenate([side.logits.double().softmax(1).amax(1).numpy() for side in (known, unknown)])
+    probability = {side: part.logits.double().softmax(1).amax(1).numpy()
+                   for side, part in (('known', known), ('unknown', unknown))}
     return Evaluation(
         results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
-        {**find_mistakes(results, judged.arrays, images), 'closest': closest})
+        {**find_mistakes(results, judged.arrays, probability, images), 'closest': closest})
 
 
 def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:

@@ -93,7 +93,8 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
     sizes = _sizes(images.known) if any(spec.kind in ('noise', 'made') for spec in specs) else ((32, 32),)
     opened = [open_outside(
         spec, known, root=options.data_dir or source['data_dir'], download=options.download, overlap=options.overlap,
-        sizes=sizes, count=options.made_images, seed=options.made_seed, **preprocessing.reading_options())
+        sizes=sizes, count=options.made_images, seed=options.made_seed, mode=preprocessing.image_mode,
+        exif=preprocessing.exif)
         for spec in specs]
     place = str(source['dataset'] or source.get('known') or source['data_dir'] or '')
     suite = 'imagenet' if imagenet else suite_of(place, known)
