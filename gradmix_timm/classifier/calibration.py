@@ -162,7 +162,8 @@ def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Prepr
     train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
         return None, None
-    parts = recorded_parts(_open(plan, loaded, names, preprocessing), loaded.record)
+    whole = _open(plan, loaded, names, preprocessing)
+    parts = recorded_parts(whole, loaded.record)
     return parts.train if train_wanted else None, parts.held if held_wanted else None
 
 

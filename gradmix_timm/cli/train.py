@@ -209,8 +209,9 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
         family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
-        **data.record, data_config=built.preprocessing.as_config(), mixer=plan.name, mixer_options=options,
-        objective=args.objective, objective_options=objective_options(args), seed=args.seed, versions=versions())
+        **data.record, data_config=built.preprocessing.as_config(), mixer=plan.name,
+        mixer_options=options, objective=args.objective, objective_options=objective_options(args), seed=args.seed,
+        versions=versions())
 
 
 def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer,

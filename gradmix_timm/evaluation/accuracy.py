@@ -81,7 +81,8 @@ def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | Non
     if gate == 'off':
         return {'source': 'switched off'}
     if reference_top1 is not None:
-        return check_accuracy(_right(known), reference_top1 / 100, 'known test images', 'reference_top1')
+        return check_accuracy(_right(known), reference_top1 / 100, 'known test images',
+                              f'reference_top1={reference_top1:g}')
     reference = recorded_top1(loaded)
     held = None if reference is None else held_out()
     if reference is None or held is None:

@@ -19,7 +19,8 @@ _SHOWN, _SIDE = 12, 160
 
 
 def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]],
-                  probability: Mapping[str, NDArray[np.float64]], images: EvaluationImages) -> dict[str, list[dict[str, Any]]]:
+                  probability: Mapping[str, NDArray[np.float64]], images: EvaluationImages,
+                  ) -> dict[str, list[dict[str, Any]]]:
     """Unknown images that were accepted, known ones that were rejected, and known ones taken for another class.
 
     Args:

@@ -18,7 +18,7 @@ from test_report import made
 from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.feature_map import project_features
