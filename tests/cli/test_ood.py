@@ -169,7 +169,7 @@ def test_osr_compares_pixels_too(places, tmp_path, capsys):
 
 def test_known_images_of_a_folder(places, tmp_path, capsys):
     """Another test folder in the place of the checkpoint's, with one of its two classes."""
-    class_folders(tmp_path / 'mine', ('ant', 'zebra'), 5, splits=('test',))
+    class_folders(tmp_path / 'mine', ('zebra', 'ant'), 5, splits=('test',))
     assert run('--checkpoint', places[2], '--known', tmp_path / 'mine', '--unknown', 'noise:clouds', '--scores',
                'mls,knn', '--made-images', 4, '--output', tmp_path / 'out') == 0
     results = results_of(tmp_path / 'out')
