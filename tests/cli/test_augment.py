@@ -1,7 +1,6 @@
 """Training through albumentations pipelines and on cached images: what the batches are, what is refused."""
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from PIL import Image
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
-from gradmix_timm.classifier.images import evaluation_transform
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
-from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.training import caching, loop
 from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.evaluation.model import EvaluatedModel
+from gradmix_timm.evaluation.settings import EvaluationSettings
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
 
@@ -133,7 +133,7 @@ EVAL = [{'__class_fullname__': 'InvertImg', 'p': 1.0}, {'__class_fullname__': 'V
 
 
 def osr(folder, *flags):
-    from gradmix_timm.cli.evaluation import osr as command
+    from gradmix_timm.cli.openset import main as command
     assert command.main(['osr', '--checkpoint', str(folder / 'last.pth.tar'), '--device', 'cpu', '--workers', '0',
                          '--output', str(folder / 'osr'), *map(str, flags)]) == 0
     return json.loads((folder / 'osr' / 'results.json').read_text())
@@ -151,10 +151,8 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
     assert record.data_config['pipeline']['transform']['transforms'][0]['__class_fullname__'] == 'InvertImg'
     model = build_model(load_checkpoint(folder / 'last.pth.tar'))
     images_of = open_dataset('', tmp_path / 'data', 'test')
-    args = argparse.ArgumentParser()
-    add_subject_flags(args)
-    subject = load_subject(args.parse_args(['--device', 'cpu', '--workers', '0', '--checkpoint', 'x']),
-                           load_checkpoint(folder / 'last.pth.tar'), 4)
+    subject = EvaluatedModel.build(EvaluationSettings(workers=0), load_checkpoint(folder / 'last.pth.tar'),
+                                   num_classes=4, device='cpu')
     found = subject.embed(select_classes(images_of, ('ant', 'bee', 'cat', 'dog')), 'images')
     top1 = 100 * float((found.logits.argmax(1) == found.label).double().mean())
     if '--objective' in flags:
@@ -168,7 +166,7 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
     pixels = 255 - np.asarray(Image.open(place).convert('RGB'))[::-1][4:36, 4:36]
     config = record.data_config
     want = (pixels / 255 - np.array(config['mean'])) / np.array(config['std'])
-    transform = evaluation_transform(config)
+    transform = Preprocessing.of(config).transform()
     assert np.abs(transform(Image.open(place)).permute(1, 2, 0).numpy() - want).max() < 1e-5
     with torch.no_grad():
         logits = model.eval()(transform(Image.open(place))[None])[0]
@@ -180,13 +178,13 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
 def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
     from gradmix_timm import OpenSetClassifier
     from gradmix_timm.cli import show
-    from gradmix_timm.cli.evaluation import osr as command
+    from gradmix_timm.cli.openset import main as command
     flags = ('--known-classes', 'ant,bee,cat', '--osr-val-fraction', 0.3)
     folder = run_tiny(images, tmp_path, *pipeline(CENTER, eval=EVAL), *flags, classes=None)
     (tmp_path / 'aug.yaml').unlink()  # the checkpoint needs no file
     results = osr(folder)
     model = build_model(load_checkpoint(folder / 'last.pth.tar'))
-    transform = evaluation_transform(load_checkpoint(folder / 'last.pth.tar').record.data_config)
+    transform = Preprocessing.of(load_checkpoint(folder / 'last.pth.tar').record.data_config).transform()
     test = [path for name in ('ant', 'bee', 'cat') for path in sorted((images / 'test' / name).iterdir())]
     with torch.no_grad():
         logits = model.eval()(torch.stack([transform(Image.open(path).convert('RGB')) for path in test]))
