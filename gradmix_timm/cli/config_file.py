@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,16 +39,13 @@ def words(text: str) -> list[str]:
 
 
 def layer(text: str) -> int | str:
-    """A layer by number or by module name.
+    """A layer in a user's words; what may be the name of a module ('1' in a sequence) is left to the model to tell.
 
     Example:
-        >>> layer('-1'), layer('blocks.10')
-        (-1, 'blocks.10')
+        >>> layer('-1'), layer('1'), layer('blocks.10')
+        (-1, '1', 'blocks.10')
     """
-    try:
-        return int(text)
-    except ValueError:
-        return str(text)
+    return int(text) if re.fullmatch(r'-\d+', str(text)) else text
 
 
 def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
