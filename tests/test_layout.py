@@ -22,10 +22,11 @@ ROOMS = {
     'checkpoint': {'records', 'registry', 'schema', 'timm'},
     'evaluation': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
     'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'evaluation', 'timm'},
+    'study': {'registry', 'schema', 'checkpoint', 'openset'},
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
-DOORS = {'openset/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
+DOORS = {'openset/__main__.py', 'study/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
 LIMITED = {'albumentations': {'data/transforms.py', 'data/corruptions.py'}}
 FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 

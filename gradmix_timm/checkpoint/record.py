@@ -32,6 +32,12 @@ class RunRecord:
         data_dir: Where it lay.
         splits: Split names, ``{'train': ..., 'test': ...}``.
         val_indices: Positions in the train split that were held out for validation.
+        held_out: The same images: name in the train split to a digest of the content
+            (:func:`gradmix_timm.data.identity.identities`); empty in checkpoints of earlier versions.
+        flat_test: The same of images kept for the test, where the data has no split folders.
+        train_list: SHA-256 of the names and labels of the train split, '' in earlier versions.
+        validation_overlap: Of a plain run whose validation images are training images: how many, 'paths' and
+            'contents', of how many 'images'; else empty.
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode, ...
         mixer: Name of the mixer, or None.
         mixer_options: Its resolved options.
@@ -55,6 +61,10 @@ class RunRecord:
     data_dir: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
     val_indices: tuple[int, ...] = ()
+    held_out: dict[str, str] = field(default_factory=dict)
+    flat_test: dict[str, str] = field(default_factory=dict)
+    train_list: str = ''
+    validation_overlap: dict[str, int] = field(default_factory=dict)
     data_config: dict[str, Any] = field(default_factory=dict)
     mixer: str | None = None
     mixer_options: dict[str, Any] = field(default_factory=dict)

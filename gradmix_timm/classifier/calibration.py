@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_device, load_checkpoint
-from gradmix_timm.data import CutDataset, open_dataset, select_classes, take
+from gradmix_timm.data import CutDataset, open_dataset, recorded_parts, select_classes
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Head, Score, fit_score, score_kind
@@ -166,9 +166,8 @@ def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], config: dict[str, An
     if not held_wanted and not train_wanted:
         return None, None
     whole = _open(plan, loaded, names, 'RGB' if config['input_size'][0] == 3 else 'L')
-    held = list(loaded.record.val_indices) if loaded.record is not None else []
-    rest = sorted(set(whole.indices.tolist()) - set(held))
-    return take(whole, rest) if train_wanted else None, take(whole, held) if held_wanted else None
+    parts = recorded_parts(whole, loaded.record)
+    return parts.train if train_wanted else None, parts.held if held_wanted else None
 
 
 def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDataset:

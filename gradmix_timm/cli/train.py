@@ -160,7 +160,7 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
-        check_resume(resumed, built.name, data.known, args.num_classes, data.val_indices, args.objective)
+        check_resume(resumed, built.name, data.known, args.num_classes, data.record, args.objective)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
@@ -209,7 +209,7 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
         family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
-        val_indices=data.val_indices, data_config=built.data_config, mixer=plan.name, mixer_options=options,
+        **data.record, data_config=built.data_config, mixer=plan.name, mixer_options=options,
         objective=args.objective, objective_options=objective_options(args), seed=args.seed, versions=versions())
 
 

@@ -1,6 +1,8 @@
 """Data sets, and the class cuts of the open-set protocols."""
 from .class_names import find_classes, shared_classes
 from .fingerprint import fingerprint
+from .held_out import Parts, held_out_rows, recorded_parts, split_flat
+from .identity import Overlap, check_apart, overlap
 from .images import ImageSource, UnreadableImageError
 from .protocols import (
     ClassSplit,
@@ -14,7 +16,7 @@ from .protocols import (
     n_trials,
 )
 from .recode import Codec, parse_codec, recode
-from .sources import list_splits, open_dataset
+from .sources import is_flat, list_splits, open_dataset
 from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
 from .synthetic import list_made, made_images
 from .unknown_sets import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
@@ -27,9 +29,12 @@ __all__ = [
     'CutDataset',
     'ImageSource',
     'Outside',
+    'Overlap',
+    'Parts',
     'TwoViews',
     'UnknownSpec',
     'UnreadableImageError',
+    'check_apart',
     'check_specs',
     'check_split',
     'class_names',
@@ -38,7 +43,9 @@ __all__ = [
     'duplicates',
     'find_classes',
     'fingerprint',
+    'held_out_rows',
     'hold_out',
+    'is_flat',
     'labels_of',
     'list_families',
     'list_made',
@@ -50,10 +57,13 @@ __all__ = [
     'n_trials',
     'open_dataset',
     'open_outside',
+    'overlap',
     'parse_codec',
     'parse_unknown',
     'recode',
+    'recorded_parts',
     'select_classes',
     'shared_classes',
+    'split_flat',
     'take',
 ]

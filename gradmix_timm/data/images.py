@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
+from torchvision.datasets.folder import default_loader
 
 __all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError',
            'in_mode']
@@ -109,11 +110,15 @@ class TorchvisionReader(Reader):
         super().__init__()
         self.dataset = dataset
         self.classes = getattr(dataset, 'classes', None)
+        if getattr(dataset, 'loader', None) is default_loader:  # a folder: its files are opened as all others are
+            self.samples, self.root = dataset.samples, dataset.root
         # CIFAR, MNIST and ImageFolder say targets, SVHN and STL10 labels, DTD and others keep them to themselves.
         found = (getattr(dataset, name, None) for name in ('targets', 'labels', '_labels'))
         self.targets = next((labels for labels in found if labels is not None), None)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if (samples := getattr(self, 'samples', None)) is not None:
+            return open(samples[index][0], 'rb'), samples[index][1]
         return self.dataset[index]
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gradmix_timm.registry import nearest
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource
 from .subsets import as_source, class_names, stratified
 
-__all__ = ['list_splits', 'open_dataset']
+__all__ = ['is_flat', 'list_splits', 'open_dataset']
 
 _logger = logging.getLogger(__name__)
 # As timm's dataset factory groups them.
@@ -97,6 +98,20 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         return ()
     there = {p.name if p.is_dir() else p.stem for p in Path(root).iterdir() if p.is_dir() or p.suffix == '.tar'}
     return tuple(sorted(there & {*_TRAIN, *_EVAL, *_TEST}))
+
+
+def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str]) -> bool:
+    """Whether class folders lie in the root itself, so that every split is read as the whole folder (or tar).
+
+    Args:
+        name: As in :func:`open_dataset`.
+        root: Folder or tar.
+        splits: Names of splits that are wanted.
+    """
+    prefix, slash, rest = name.partition('/')
+    if not root or (slash and not (prefix.lower() == 'torch' and rest.lower() in _TORCH[-2:])):
+        return False
+    return not list_splits(name, root) and all(_split_root(name, root, split) == str(Path(root)) for split in splits)
 
 
 def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> ImageSource:

@@ -73,7 +73,8 @@ def as_source(dataset: Any) -> ImageSource:
         raise TypeError('a data set that is streamed has no rows to choose from; use its form on disk, hfds/ for '
                         'hfids/, a folder or a tar')
     if isinstance(dataset, VisionDataset):
-        return ImageSource(TorchvisionReader(dataset), None)
+        reader = TorchvisionReader(dataset)
+        return ImageSource(reader, 'RGB' if hasattr(reader, 'samples') else None)
     raise TypeError(f"expected timm's ImageDataset or a torchvision data set, got {type(dataset).__name__}")
 
 

@@ -2,7 +2,8 @@
 
 The unit is the class split: trials whose class sets are the same (reordered) count once, and seeds of one split are
 averaged first. Where all runs share one split the unit is the run, and what is found holds for that split alone; a
-single pair is compared image by image.
+single pair is compared image by image. Verdicts go by p-values corrected after Holm over everything that gets one, and
+need five pairs.
 """
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics.intervals import Difference, holm, over_trials, paired_delong, paired_difference
+from .metrics.intervals import (
+    FEWEST_PAIRS,
+    NO_SPREAD,
+    Difference,
+    holm,
+    over_trials,
+    paired_delong,
+    paired_difference,
+    too_few_pairs,
+)
 from .runs import CLOSED_SET, Run, Split, check_runs, notes
 
 __all__ = ['LOWER_IS_BETTER', 'compare_runs']
@@ -31,6 +41,7 @@ def compare_runs(
         common: bool = False,
         level: float = 0.95,
         arrays_of: Callable[[Run], Arrays | None] = lambda _: None,
+        metrics: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Every metric of every score, by group, and the differences to one group.
 
@@ -41,10 +52,16 @@ def compare_runs(
         common: Leave out runs without partners in place of refusing them.
         level: Coverage of the intervals, in (0, 1).
         arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None where there is none.
+        metrics: Metrics whose differences get a verdict, beside the closed-set accuracy; None: all. Each one more makes
+            Holm's correction, which is over all of them together, stricter.
 
     Returns:
-        Plain values, ready for JSON: ``groups``, ``unit``, ``n_distinct``, ``notes``, ``left_out``; ``closed_set`` and
-        ``scores`` as {metric: {'groups': {...}, 'differences': {...}}}, fractions.
+        Plain values, ready for JSON: ``groups``, ``unit``, ``n_distinct``, ``tests`` (differences that Holm's
+        correction is over), ``notes``, ``left_out``; ``closed_set`` and ``scores`` as
+        {metric: {'groups': {...}, 'differences': {...}}}, fractions. The verdict of a difference: ``better``, ``worse``
+        or ``not distinguishable`` by ``p_holm`` against 1 - level, so that where there is no difference at all a whole
+        comparison shows any ``better`` or ``worse`` with that probability at most; ``too few pairs (n)`` below five;
+        ``cannot say (no spread)``; None for metrics that were not asked for.
 
     Raises:
         ValueError: Runs that do not belong together, missing partners, an unknown base.
@@ -62,12 +79,12 @@ def compare_runs(
     table = {key: {'groups': {name: _mean(part, key, level) for name, part in groups.items()},
                    'differences': {name: _difference(part, groups[base], key, level, unit, arrays_of)
                                    for name, part in groups.items() if paired and name != base}} for key in keys}
-    _correct(table)
+    tests = _decide(table, level, metrics)
     splits = {run.split for part in groups.values() for run in part}
     first = runs[0]
     return {
         'format': 1, 'protocol': first.protocol[0], 'family': first.protocol[1], 'paired': paired,
-        'base': base if paired else None, 'level': level, 'unit': unit, 'n_distinct': len(splits),
+        'base': base if paired else None, 'level': level, 'unit': unit, 'n_distinct': len(splits), 'tests': tests,
         'groups': {name: _facts(part) for name, part in groups.items()}, 'notes': notes(runs),
         'left_out': left_out, 'left_out_runs': left_out_runs,
         'closed_set': {metric: entry for (score, metric), entry in table.items() if score == CLOSED_SET},
@@ -167,10 +184,11 @@ def _difference(part: Sequence[Run], base: Sequence[Run], key: Key, level: float
     else:
         found = _by_images(part[0], base[0], key, level, arrays_of)
     entry: dict[str, Any] = {'value': float(np.mean(units)), 'low': None, 'high': None, 'error': None, 'p': None,
-                             'n': len(units), 'n_pairs': len(gaps), 'unit': unit, 'verdict': None}
+                             'n': len(units), 'n_pairs': len(gaps), 'unit': unit,
+                             'p_holm': None, 'verdict': None}
     if found is not None:
-        entry |= {'low': found.low, 'high': found.high, 'error': found.error, 'p': found.p, 'n': found.n,
-                  'verdict': _verdict(found.low, found.high, key[1])}
+        entry |= {'low': _finite(found.low), 'high': _finite(found.high), 'error': found.error, 'p': found.p,
+                  'n': found.n}
     return entry
 
 
@@ -189,23 +207,27 @@ def _by_images(one: Run, other: Run, key: Key, level: float, arrays_of: Callable
     return paired_delong(known, unknown, level)
 
 
-def _verdict(low: float, high: float, metric: str) -> str:
-    if low <= 0 <= high:
+def _decide(table: Mapping[Key, dict[str, Any]], level: float, metrics: Sequence[str] | None) -> int:
+    """Holm's p-values and verdicts, over everything that gets a verdict; how many differences were tested."""
+    asked = [(metric, entry) for (score, metric), both in table.items() for entry in both['differences'].values()
+             if score == CLOSED_SET or metrics is None or metric in metrics]
+    tested = [entry for _, entry in asked if entry['p'] is not None]
+    for entry, p in zip(tested, holm([entry['p'] for entry in tested]) if tested else [], strict=True):
+        entry['p_holm'] = p
+    for metric, entry in asked:
+        entry['verdict'] = _verdict(entry, level, metric)
+    return len(tested)
+
+
+def _verdict(entry: Mapping[str, Any], level: float, metric: str) -> str:
+    pairs = 1 if entry['unit'] == 'image' else entry['n']
+    if pairs < FEWEST_PAIRS:
+        return too_few_pairs(pairs)
+    if not entry['error']:
+        return NO_SPREAD if entry['value'] else 'not distinguishable'
+    if entry['p_holm'] > 1 - level:
         return 'not distinguishable'
-    return 'better' if (low > 0) != (metric in LOWER_IS_BETTER) else 'worse'
-
-
-def _correct(table: Mapping[Key, dict[str, Any]]) -> None:
-    """Holm's p-values, over the scores and groups of each metric."""
-    for metric in {metric for _, metric in table}:
-        entries = [entry for (_, name), both in table.items() if name == metric
-                   for entry in both['differences'].values()]
-        tested = [entry for entry in entries if entry['p'] is not None]
-        raised = holm([entry['p'] for entry in tested]) if tested else []
-        for entry in entries:
-            entry['p_holm'] = None
-        for entry, p in zip(tested, raised, strict=True):
-            entry['p_holm'] = p
+    return 'better' if (entry['value'] > 0) != (metric in LOWER_IS_BETTER) else 'worse'
 
 
 def _facts(part: Sequence[Run]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from scipy import stats
 
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.metrics.intervals import holm, paired_delong
+from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
     comparison_csv,
     comparison_latex,
@@ -44,7 +45,7 @@ def made(gaps, spread=0.02, seed=0):
     return found
 
 
-GAPS = [[0.01, 0.03], [0.02, 0.03], [0.03, 0.00], [0.03, 0.01]]
+GAPS = [[0.01, 0.03], [0.02, 0.03], [0.03, 0.00], [0.03, 0.01], [0.02, 0.021], [0.018, 0.022]]
 
 
 def gap_of(comparison, metric='auroc', score='mls', group='ours'):
@@ -58,12 +59,12 @@ def test_paired_difference_is_students_over_class_splits():
     runs = made(GAPS)
     found = gap_of(compare_runs(runs, paired=True))
     by_trial = {name: [np.mean([run.values['mls', 'auroc'] for run in runs if run.group == name and run.trial == trial])
-                       for trial in range(4)] for name in ('ours', 'base')}
+                       for trial in range(6)] for name in ('ours', 'base')}
     oracle = stats.ttest_rel(by_trial['ours'], by_trial['base'])
     low, high = oracle.confidence_interval(0.95)
     assert found['value'] == pytest.approx(np.mean(GAPS))
     assert (found['low'], found['high'], found['p']) == pytest.approx((low, high, oracle.pvalue))
-    assert (found['n'], found['n_pairs'], found['unit']) == (4, 8, 'class split')
+    assert (found['n'], found['n_pairs'], found['unit']) == (6, 12, 'class split')
     assert found['verdict'] == 'better'
 
 
@@ -71,10 +72,10 @@ def test_means_and_spreads_of_a_group():
     runs = made(GAPS)
     entry = compare_runs(runs, paired=True)['scores']['mls']['auroc']['groups']['base']
     values = np.array([[run.values['mls', 'auroc'] for run in runs if run.group == 'base' and run.trial == trial]
-                       for trial in range(4)])
+                       for trial in range(6)])
     means = values.mean(1)
-    assert (entry['mean'], entry['sd'], entry['n']) == pytest.approx((means.mean(), means.std(ddof=1), 4))
-    half = stats.t.ppf(0.975, 3) * means.std(ddof=1) / 2
+    assert (entry['mean'], entry['sd'], entry['n']) == pytest.approx((means.mean(), means.std(ddof=1), 6))
+    half = stats.t.ppf(0.975, 5) * means.std(ddof=1) / 6 ** .5
     assert (entry['low'], entry['high']) == pytest.approx((means.mean() - half, means.mean() + half))
     assert entry['seed_sd'] == pytest.approx(math.sqrt(values.var(1, ddof=1).mean()))
 
@@ -87,7 +88,7 @@ def test_lower_is_better_where_it_is():
     reverse = compare_runs(made(-np.array(GAPS)), paired=True)
     assert gap_of(reverse, 'fpr_at_95_known')['verdict'] == 'worse'
     assert gap_of(reverse)['verdict'] == 'worse'
-    assert gap_of(compare_runs(made(np.array([[0.02], [-0.02], [0.01]])), paired=True))['verdict'] == (
+    assert gap_of(compare_runs(made(np.array([[0.02], [-0.02], [0.01], [0.], [0.01]])), paired=True))['verdict'] == (
         'not distinguishable')
 
 
@@ -126,16 +127,68 @@ def test_one_pair_is_compared_image_by_image():
     arrays['base']['known_index'] = np.arange(80)[::-1]
     other = compare_runs(made([[0.02]]), paired=True, arrays_of=lambda run: arrays[run.group])
     assert gap_of(other)['low'] is None
-    assert 'no interval' in comparison_markdown(other)
+    assert 'too few pairs (1)' in comparison_markdown(other)
 
 
-def test_p_values_are_corrected_over_the_scores_and_groups_of_a_metric():
+def test_p_values_are_corrected_over_everything_that_gets_a_verdict():
     runs = made(GAPS) + [make_run('third', trial, seed, 0.8 + 0.003 * trial * seed)
-                         for trial in range(4) for seed in range(2)]
+                         for trial in range(6) for seed in range(2)]
     comparison = compare_runs(runs, 'base', paired=True)
-    entries = [gap_of(comparison, group=group) for group in ('ours', 'third')]
+    entries = [entry for part in (comparison['closed_set'], comparison['scores']['mls']) for both in part.values()
+               for entry in both['differences'].values()]
+    assert comparison['tests'] == len(entries) == 8
     assert [entry['p_holm'] for entry in entries] == pytest.approx(holm([entry['p'] for entry in entries]))
-    assert max(entry['p_holm'] for entry in entries) <= 1
+    asked = compare_runs(runs, 'base', paired=True, metrics=('auroc',))
+    assert asked['tests'] == 4
+    assert gap_of(asked)['p_holm'] < gap_of(comparison)['p_holm']
+    assert gap_of(asked, 'fpr_at_95_known')['verdict'] is None
+    assert 'not asked for' in comparison_markdown(asked)
+    assert 'over all 4 differences' in comparison_markdown(asked)
+
+
+def test_an_interval_that_leaves_zero_out_is_no_verdict_among_many():
+    runs = made([[0.01], [0.02], [0.03], [0.012], [0.008]]) + [
+        make_run('third', trial, 0, 0.8 + 0.01 * (-1) ** trial) for trial in range(5)]
+    found = gap_of(compare_runs(runs, 'base', paired=True))
+    assert found['low'] > 0
+    assert found['p'] < 0.05 < found['p_holm']
+    assert found['verdict'] == 'not distinguishable'
+
+
+@pytest.mark.parametrize('trials', [2, 3, 4])
+def test_fewer_than_five_pairs_make_no_verdict(trials):
+    comparison = compare_runs(made(GAPS[:trials] if trials > 2 else [[0.020], [0.021]]), paired=True)
+    verdicts = {entry['differences']['ours']['verdict'] for entry in comparison['scores']['mls'].values()}
+    assert verdicts == {f'too few pairs ({trials})'}
+    page = render_comparison(comparison, {})
+    assert f'<b>ours</b> against (too few pairs ({trials})) base' in page
+    assert 'is better' not in page
+
+
+def test_no_spread_is_no_certainty():
+    found = gap_of(compare_runs(made([[0.02]] * 5, spread=0.), paired=True))
+    assert (found['low'], found['high'], found['p'], found['verdict']) == (None, None, 1., 'cannot say (no spread)')
+    assert gap_of(compare_runs(made([[0.]] * 5), paired=True))['verdict'] == 'not distinguishable'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('shared', [0., 0.8])
+def test_where_nothing_differs_at_most_a_twentieth_of_comparisons_print_a_verdict(shared):
+    """Five class splits, 17 scores, their AUROC and OSCR and the accuracy; scores of one net move together or not."""
+    rng = np.random.default_rng(int(10 * shared))
+    count, printed = 400, 0
+    scores = [f's{number}' for number in range(17)]
+    for _ in range(count):
+        runs = []
+        for group in ('ours', 'base'):
+            for trial in range(5):
+                net = rng.normal()
+                values = {(score, metric): 0.8 + 0.02 * (shared ** .5 * net + (1 - shared) ** .5 * rng.normal())
+                          for score in scores for metric in ('auroc', 'oscr')}
+                runs.append(make_run(group, trial, 0, 0., values={**values, ('', 'top1'): 0.9 + 0.01 * net}))
+        comparison = compare_runs(runs, paired=True)
+        printed += any(word in comparison_markdown(comparison) for word in ('better', 'worse'))
+    assert printed / count <= 0.05 + 2 * (0.05 * 0.95 / count) ** .5
 
 
 def test_intervals_cover_a_true_difference():
@@ -201,7 +254,7 @@ def bad(**changes):
     (bad(trial=0, seed=5, images=(10, 6, 'x', '0')), 'different images'),
     ([*made(GAPS), make_run('ours', 0, 0, 0.9)], 'two runs of ours for trial 0, seed 0.*--by mixer,folder'),
     ([*made(GAPS), make_run('ours', 0, 0, 0.9, options={'layers': -2})], '--by mixer,layers'),
-    ([run for run in made(GAPS) if run.group == 'ours'], 'all 8 runs are of ours'),
+    ([run for run in made(GAPS) if run.group == 'ours'], 'all 12 runs are of ours'),
     ([run for run in made(GAPS) if (run.group == 'ours') == (run.trial == 0)], 'no trial and seed that all groups'),
     ([run if run.group == 'ours' else make_run('base', run.trial, run.seed, 0.8, values={('msp', 'auroc'): 0.7})
       for run in made(GAPS)], 'no score that all runs have')])
@@ -216,7 +269,7 @@ def test_scores_that_some_runs_lack_are_left_out_and_told():
             if run.trial == 0 else run for run in runs]
     comparison = compare_runs(more, paired=True)
     assert list(comparison['scores']) == ['mls']
-    assert comparison['left_out'] == {'vim': 'not in 12 of 16 runs'}
+    assert comparison['left_out'] == {'vim': 'not in 20 of 24 runs'}
 
 
 def test_other_differences_among_runs_are_told():
@@ -258,7 +311,7 @@ def test_a_row_says_mean_spread_difference_interval_and_verdict(comparison):
     entry = comparison['scores']['mls']['auroc']
     mean, gap = entry['groups']['ours'], entry['differences']['ours']
     assert rows[0][1] == f'{100 * mean["mean"]:.2f} ± {100 * mean["sd"]:.2f}'
-    assert rows[0][3] == f'+2.00 [{100 * gap["low"]:+.2f}, {100 * gap["high"]:+.2f}]'
+    assert rows[0][3] == f'{100 * gap["value"]:+.2f} [{100 * gap["low"]:+.2f}, {100 * gap["high"]:+.2f}]'
     assert rows[0][5] == 'better'
     assert comparison_rows(comparison, 'top1')[1][0][0] == 'classifier'
     assert len({len(line) for line in text_table(heads, rows).splitlines()}) == 1
@@ -269,7 +322,7 @@ def test_csv_holds_every_score_metric_and_group(comparison):
     assert len(rows) == 4 * 2
     row = next(row for row in rows if (row['metric'], row['group']) == ('auroc', 'ours'))
     assert float(row['difference']) == comparison['scores']['mls']['auroc']['differences']['ours']['value']
-    assert (row['base'], row['n'], row['n_pairs'], row['verdict']) == ('base', '4', '8', 'better')
+    assert (row['base'], row['n'], row['n_pairs'], row['verdict']) == ('base', '6', '12', 'better')
 
 
 def test_latex_balances_and_escapes(comparison):
@@ -286,5 +339,5 @@ def test_latex_balances_and_escapes(comparison):
 def test_markdown_names_the_runs_and_what_was_left_out(comparison):
     text = comparison_markdown({**comparison, 'left_out': {'vim': 'not in 1 of 2 runs'}, 'left_out_runs': ['x']})
     for words in ('`ours-0-0`', 'left out: vim: not in 1 of 2 runs', 'left out: x has no partner', '## AUROC',
-                  '## right at FPR 10%', '4 different class splits', '8 pairs'):
+                  '## right at FPR 10%', '6 different class splits', '12 pairs'):
         assert words in text

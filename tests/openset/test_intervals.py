@@ -201,3 +201,32 @@ def test_trials_by_student():
 def test_holm_orders_and_caps():
     assert holm([.01, .02, .04, .9]) == pytest.approx([.04, .06, .08, .9])
     assert holm([.6, .5]) == [1., 1.]
+
+
+@pytest.mark.parametrize(('first', 'second'), [
+    ([.5, .75], [.25, .5]), ([.3, .2, .4, .6, .5], [.2, .1, .3, .5, .4]), ([.91] * 6, [.9] * 6)])
+def test_differences_without_spread_say_nothing_for_sure(first, second):
+    """Rounding, as of .3 - .2 beside .2 - .1, is no spread either."""
+    found = paired_difference(first, second)
+    assert (found.low, found.high, found.error, found.p) == (-math.inf, math.inf, 0, 1)
+    assert found.verdict == ('cannot say (no spread)' if found.n > 4 else f'too few pairs ({found.n})')
+    same = paired_difference(first, first)
+    assert same.p == 1
+    assert same.low < 0 < same.high
+    assert over_trials([.9, .9, .9]).high == math.inf
+
+
+@pytest.mark.parametrize(('n', 'm'), [(1, 1), (1, 50), (2, 3), (5, 5), (7, 6), (100, 80)])
+@pytest.mark.parametrize('level', [.8, .95, .99])
+def test_paired_delong_without_spread_has_one_answer(n, m, level):
+    """The interval leaves 0 out exactly where p is below one minus its level."""
+    for first, second in ((np.ones(n), np.zeros(m)), (np.zeros(n), np.zeros(m)), (np.zeros(n), np.ones(m))):
+        for other in ((np.ones(n), np.zeros(m)), (np.zeros(n), np.zeros(m))):
+            found = paired_delong((first, other[0]), (second, other[1]), level)
+            assert found.low <= found.value <= found.high
+            assert (found.low > 0 or found.high < 0) == (found.p < 1 - level), (found, level)
+
+
+def test_a_verdict_takes_five_pairs():
+    assert paired_difference([.9, .91, .92, .94], [.8, .81, .82, .83]).verdict == 'too few pairs (4)'
+    assert paired_difference([.9, .91, .92, .94, .95], [.8, .81, .82, .83, .84]).verdict == 'higher'

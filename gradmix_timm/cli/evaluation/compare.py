@@ -20,6 +20,7 @@ from gradmix_timm.openset.reports.comparison_tables import (
     comparison_rows,
     comparison_title,
     grounds,
+    how_decided,
     metrics_of,
     title_of,
 )
@@ -56,7 +57,7 @@ def add_compare(commands: Any) -> None:
     add('--common', action='store_true', help='leave out runs without a partner in place of refusing them')
     add('--scores', type=words, metavar='A,B,...', help='(default: all that every run has)')
     add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
-        help='that are printed; the files hold all (default: auroc,oscr)')
+        help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
     add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
     compare.set_defaults(run=run_compare)
@@ -68,7 +69,7 @@ def run_compare(args: argparse.Namespace) -> int:
     with user_errors():
         check_output(folder)
         runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
-        comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays)
+        comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays, args.metrics)
         known = metrics_of(comparison)
         for metric in args.metrics:
             if metric not in known:
@@ -101,7 +102,7 @@ def _print(comparison: dict[str, Any], metrics: list[str]) -> None:
         heads, rows = comparison_rows(comparison, metric)
         if rows:
             print(f'\n{title_of(metric)}, percent\n{text_table(heads, rows)}')
-    print()
+    print(f'\n{how_decided(comparison)}\n' if comparison['paired'] else '')
     for note in comparison['notes']:
         print(f'note: {note}')
     for score, why in comparison['left_out'].items():

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from timm.data import Mixup
 from timm.utils import NativeScaler
 from torch import nn
 
-from gradmix_timm.data import ClassSplit
+from gradmix_timm.data import ClassSplit, CutDataset
+from gradmix_timm.data.identity import identities, list_digest
 
 __all__ = ['Built', 'Data', 'Hardware', 'Loaders']
 
@@ -61,14 +63,29 @@ class Data:
         eval: Validation images, or None.
         known: Class names in head order; empty where they are not told or not one for each output.
         split: Known and unknown classes of an open-set run, checked against the data; None for a plain run.
-        val_indices: Positions in the train split that are held out.
+        held: Part of the train split that is held out for validation, or None.
+        flat_test: Part of the train split that is kept for the test, where the data has no split folders, or None.
+        overlap: Validation images of a plain run that are training images: 'paths', 'contents', of 'images'; or empty.
     """
 
     train: Any
     eval: Any
     known: tuple[str, ...]
     split: ClassSplit | None
-    val_indices: tuple[int, ...]
+    held: CutDataset | None = None
+    flat_test: CutDataset | None = None
+    overlap: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, to find the same images again: entries of a ``RunRecord``."""
+        held, flat = self.held, self.flat_test
+        return {
+            'val_indices': tuple(held.indices.tolist()) if held is not None else (),
+            'held_out': identities(held) if held is not None else {},
+            'flat_test': identities(flat) if flat is not None else {},
+            'train_list': list_digest(held.source) if held is not None else '',
+            'validation_overlap': self.overlap}
 
 
 @dataclass(frozen=True)

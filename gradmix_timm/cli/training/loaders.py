@@ -30,10 +30,13 @@ from gradmix_timm.data import (
     class_names,
     collate_views,
     hold_out,
+    is_flat,
     list_splits,
     load_split,
     open_dataset,
+    overlap,
     select_classes,
+    split_flat,
 )
 
 from .aug_flags import build_transforms, set_transforms
@@ -101,16 +104,31 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
     train = _open(args, mode, args.train_split, training=True)
     if split is not None:
         split = check_split(split, class_names(train))
-        part = select_classes(train, split.known)
-        if args.osr_val_fraction == 0:
-            return Data(part, None, split.known, split, ())
-        part, held = hold_out(part, args.osr_val_fraction, args.seed)
-        return Data(part, held, split.known, split, tuple(held.indices.tolist()))
+        part, flat_test = select_classes(train, split.known), None
+        if is_flat(args.dataset, args.data_dir, split_names(args).values()):
+            part, flat_test = split_flat(part, seed=args.seed)
+        held = None
+        if args.osr_val_fraction > 0:
+            part, held = hold_out(part, args.osr_val_fraction, args.seed)
+        return Data(part, held, split.known, split, held, flat_test)
     known = _plain_classes(args, train)
     evaluated = _open(args, mode, args.val_split, training=False) if args.val_split else None
     if known and evaluated is not None:
         _check_same_classes(args, known, evaluated)
-    return Data(train, evaluated, known, None, ())
+    return Data(train, evaluated, known, None, overlap=_validated_on_training(args, train, evaluated))
+
+
+def _validated_on_training(args: argparse.Namespace, train: Any, evaluated: Any) -> dict[str, int]:
+    """Validation images of a plain run that are training images: said and recorded, since timm's script takes them."""
+    if not utils.is_primary(args) or any(part is None or isinstance(part, IterableDataset)
+                                         for part in (train, evaluated)):
+        return {}
+    found = overlap(train, evaluated)
+    if not found:
+        return {}
+    _logger.warning(f'{found.describe("validation")}: figures of validation and the choice of model_best are of images '
+                    'that were trained on. --val-split names other images.')
+    return {'paths': found.paths, 'contents': found.contents, 'images': found.images}
 
 
 def _check_same_classes(args: argparse.Namespace, known: tuple[str, ...], evaluated: Any) -> None:

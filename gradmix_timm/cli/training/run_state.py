@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +189,7 @@ def check_writable(args: argparse.Namespace) -> None:
 
 
 def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
-                 held: tuple[int, ...] | None = None, objective: str = 'ce') -> None:
+                 held: Mapping[str, Any] | None = None, objective: str = 'ce') -> None:
     """Refuse a file of another model, of other classes, or one that trained on images now held out.
 
     Args:
@@ -197,7 +197,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         model: Name of the model now.
         known: Its classes in head order, as far as they are known.
         num_classes: Width of its head.
-        held: Positions of the validation images in the train split; None: not known yet.
+        held: What its record would keep of its held-out images; None: not known yet.
         objective: Of this run.
 
     Raises:
@@ -214,11 +214,10 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
     if section is None:
         stored = getattr(checkpoint.get('args'), 'model', None) if isinstance(checkpoint, dict) else None
         classes: tuple[str, ...] = ()
-        was_held: tuple[int, ...] | None = None
         width = getattr(checkpoint.get('args'), 'num_classes', None) if stored else None
     else:
         record = RunRecord.from_state(section)
-        stored, classes, was_held = record.model, record.known_classes, record.val_indices
+        stored, classes = record.model, record.known_classes
         width = record.model_kwargs.get('num_classes')
     was = 'ce' if section is None else record.objective
     if was != objective and {was, objective} != {'supcon+ssl', 'simclr'}:  # the same parts, weighed otherwise
@@ -232,9 +231,12 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         place = next(i for i, (a, b) in enumerate(zip(classes, known, strict=True)) if a != b)
         raise ValueError(f'--resume {path}: class {place} of its head is {classes[place]!r} and of this run '
                          f'{known[place]!r}; train on the same classes in the same order')
-    if held is not None and was_held is not None and held != was_held:
+    # A record of an earlier version has numbers alone.
+    names = ('held_out', 'flat_test') if section is not None and record.held_out else ('val_indices',)
+    if held is not None and section is not None and any(held[name] != getattr(record, name) for name in names):
         raise ValueError(f'--resume {path}: other images were held out for validation, so that it has trained on some '
-                         'of these; type its --seed and --osr-val-fraction')
+                         'of these; type its --seed and --osr-val-fraction, and undo what was added to the training '
+                         'images, renamed or removed since')
 
 
 def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer,

@@ -12,6 +12,8 @@ from scipy.special import stdtr, stdtrit
 from .checks import ArrayLike, check_level, correctness, scores, sides
 
 __all__ = [
+    'FEWEST_PAIRS',
+    'NO_SPREAD',
     'Difference',
     'TrialMean',
     'delong_ci',
@@ -20,11 +22,18 @@ __all__ = [
     'paired_delong',
     'paired_difference',
     'rule_of_three',
+    'too_few_pairs',
     'top1',
     'wilson_ci',
 ]
 
 Floats = NDArray[np.float64]
+#: Pairs that a verdict takes at least: with four, a 95% interval by Student's law rests on three degrees of freedom.
+FEWEST_PAIRS = 5
+#: In place of a verdict where all differences are the same.
+NO_SPREAD = 'cannot say (no spread)'
+# A spread below this share of the figures is rounding.
+_ROUNDING = 1e-12
 
 
 def _normal(level: float) -> float:
@@ -129,10 +138,10 @@ class Difference:
 
     Attributes:
         value: The difference.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        error: Standard error.
-        p: Two-sided probability of a difference as large were there none.
+        low: Lower end of the interval; -inf where the pairs cannot say.
+        high: Upper end of the interval; inf where the pairs cannot say.
+        error: Standard error; 0 where the pairs show no spread.
+        p: Two-sided probability of a difference as large were there none; 1 where the pairs cannot say.
         n: What was paired: samples (both sides together), or trials.
     """
 
@@ -145,8 +154,21 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``higher``, ``lower`` or ``not distinguishable``, by the interval."""
+        """``higher``, ``lower`` or ``not distinguishable``, by the interval of this one comparison.
+
+        Fewer than :data:`FEWEST_PAIRS` pairs make no verdict: ``too few pairs (n)``; nor do pairs whose differences are
+        all the same, which say nothing about how far another might be: ``cannot say (no spread)``.
+        """
+        if self.n < FEWEST_PAIRS:
+            return too_few_pairs(self.n)
+        if self.value and np.isinf(self.high):
+            return NO_SPREAD
         return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
+
+
+def too_few_pairs(count: int) -> str:
+    """In place of a verdict."""
+    return f'too few pairs ({count})'
 
 
 def paired_delong(
@@ -162,7 +184,8 @@ def paired_delong(
         level: Coverage aimed at, in (0, 1).
 
     Returns:
-        First minus second. Where the pairs show no spread the interval is by the rule of three and p is 1.
+        First minus second. Where the pairs show no spread the interval is by the rule of three for min(N, M) disjoint
+        pairs, and p is one minus the level at which that interval reaches 0: (1 + |difference|)^-min(N, M).
 
     Raises:
         ValueError: Lengths differ between the scores, NaN, an empty side.
@@ -176,8 +199,9 @@ def paired_delong(
     value, error = float(of_known.mean()), _standard_error(of_known, of_unknown)
     n = len(of_known) + len(of_unknown)
     if not error:
-        low, high = rule_of_three((value + 1) / 2, min(len(of_known), len(of_unknown)), level)
-        return Difference(value, 2 * low - 1, 2 * high - 1, 0., 1., n)
+        fewest = min(len(of_known), len(of_unknown))
+        low, high = rule_of_three((value + 1) / 2, fewest, level)
+        return Difference(value, 2 * low - 1, 2 * high - 1, 0., (1 + abs(value)) ** -fewest, n)
     p = 2 * NormalDist().cdf(-abs(value) / error)
     return Difference(value, max(-1., value - z * error), min(1., value + z * error), error, p, n)
 
@@ -189,8 +213,9 @@ class TrialMean:
     Attributes:
         mean: Arithmetic mean.
         sd: Standard deviation with n - 1; NaN for one trial.
-        low: Lower end of Student's interval of the mean; -inf for one trial.
-        high: Upper end; inf for one trial.
+        low: Lower end of Student's interval of the mean; -inf for one trial, or for trials without any spread, which
+            do not say how far another might be.
+        high: Upper end; inf in these cases.
         n: Trials. Two orders of one class set are one trial: average duplicates first.
     """
 
@@ -215,6 +240,8 @@ def over_trials(values: ArrayLike, level: float = 0.95) -> TrialMean:
     if n == 1:
         return TrialMean(mean, float('nan'), -quantile, quantile, 1)
     sd = float(array.std(ddof=1))
+    if sd <= _ROUNDING * float(np.abs(array).max()):  # of sums, not of trials
+        return TrialMean(mean, 0., -float('inf'), float('inf'), n)
     half = quantile * sd / n ** .5
     return TrialMean(mean, sd, mean - half, mean + half, n)
 
@@ -222,20 +249,29 @@ def over_trials(values: ArrayLike, level: float = 0.95) -> TrialMean:
 def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Difference:
     """Difference of two methods over the same trials (same split, same order): Student's interval of the differences.
 
+    Returns:
+        First minus second. Where all differences are the same the interval is unbounded and p is 1: without any spread
+        nothing is known of how far another trial might be.
+
     Raises:
         ValueError: Fewer than two trials, or lengths that differ.
 
     Example:
-        >>> paired_difference([0.91, 0.93, 0.95], [0.90, 0.91, 0.94]).verdict
+        >>> paired_difference([0.91, 0.93, 0.95, 0.92, 0.94], [0.90, 0.91, 0.94, 0.93, 0.94]).verdict
         'not distinguishable'
+        >>> paired_difference([0.91, 0.93, 0.95], [0.90, 0.91, 0.94]).verdict
+        'too few pairs (3)'
     """
     a, b = scores('first', first), scores('second', second)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(f'a paired difference needs the same trials of both, two at least, got {len(a)} and {len(b)}; '
                          'for one trial use paired_delong on its scores')
-    trials = over_trials(a - b, level)
+    gaps = a - b
+    if np.ptp(gaps) <= _ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
+        gaps[:] = gaps[0]  # 0.3 - 0.2 and 0.2 - 0.1 differ by rounding
+    trials = over_trials(gaps, level)
     error = trials.sd / trials.n ** .5
-    p = 2 * float(stdtr(trials.n - 1, -abs(trials.mean) / error)) if error else float(trials.mean == 0)
+    p = 2 * float(stdtr(trials.n - 1, -abs(trials.mean) / error)) if error else 1.
     return Difference(trials.mean, trials.low, trials.high, error, p, trials.n)
 
 

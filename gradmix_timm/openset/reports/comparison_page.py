@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from .comparison_tables import comparison_rows, comparison_title, grounds, metrics_of, signed, title_of
+from .comparison_tables import (
+    comparison_rows,
+    comparison_title,
+    grounds,
+    how_decided,
+    metrics_of,
+    signed,
+    title_of,
+)
 from .html import breakable, figure, frame, table
 
 __all__ = ['render_comparison']
@@ -26,12 +34,16 @@ def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
     first = [metric for metric in metrics_of(comparison) if metric in _FIRST]
     rest = [metric for metric in metrics_of(comparison) if metric not in _FIRST]
     parts = [f'<h1>{escape(title)}</h1>', f'<p class="lead">{_lead(comparison)}</p>',
-             f'<p class="soft">{escape(grounds(comparison))}</p>', _notes(comparison), _section(comparison, 'top1'),
+             f'<p class="soft">{escape(_words(comparison))}</p>', _notes(comparison), _section(comparison, 'top1'),
              *(_section(comparison, metric, images.get(f'differences-{metric}.png')) for metric in first)]
     others = ''.join(_section(comparison, metric) for metric in rest)
     if others:
         parts.append(f'<details><summary>The other {len(rest)} metrics</summary>{others}</details>')
     return frame(title, '\n'.join([*parts, _runs(comparison)]))
+
+
+def _words(comparison: Values) -> str:
+    return f'{grounds(comparison)} {how_decided(comparison)}' if comparison['paired'] else grounds(comparison)
 
 
 def _lead(comparison: Values) -> str:
@@ -41,9 +53,10 @@ def _lead(comparison: Values) -> str:
     told = []
     for group, gap in entry['differences'].items():
         ends = '' if gap['low'] is None else f', from {signed(gap["low"])} to {signed(gap["high"])}'
-        words = f'{gap["verdict"]} than' if gap['verdict'] in ('better', 'worse') else (
-            'not distinguishable from' if gap['verdict'] else 'without an interval against')
-        told.append(f'<b>{escape(group)}</b> is {words} {escape(comparison["base"])} '
+        verdict = gap['verdict'] or 'no verdict asked for'
+        words = {'better': 'is better than', 'worse': 'is worse than',
+                 'not distinguishable': 'is not distinguishable from'}.get(verdict, f'against ({verdict})')
+        told.append(f'<b>{escape(group)}</b> {words} {escape(comparison["base"])} '
                     f'({signed(gap["value"])} points of AUROC{ends})')
     if not told:
         told = [f'<b>{escape(group)}</b> has an AUROC of {100 * mean["mean"]:.2f}%'

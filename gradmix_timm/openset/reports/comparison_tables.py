@@ -4,12 +4,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS
+
 from .latex import latex_table
 from .tables import csv_text, text_table
 
 __all__ = [
     'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
-    'grounds', 'metrics_of', 'signed', 'title_of']
+    'grounds', 'how_decided', 'metrics_of', 'signed', 'title_of']
 
 #: Key and name, those that people look at first first.
 METRICS = {
@@ -48,6 +50,12 @@ def grounds(comparison: Values) -> str:
             f'differences to {comparison["base"]}.')
 
 
+def how_decided(comparison: Values) -> str:
+    """What verdicts go by, in a sentence."""
+    return (f'A verdict goes by its p-value, corrected after Holm over all {comparison["tests"]} differences that are '
+            f'tested here, against {1 - comparison["level"]:.2g}, and needs {FEWEST_PAIRS} pairs.')
+
+
 def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of one metric's table: means by group, then differences to the base.
 
@@ -80,8 +88,7 @@ def comparison_markdown(comparison: Values) -> str:
         heads, rows = comparison_rows(comparison, metric)
         if rows:
             lines += [f'## {title_of(metric)}', '', text_table(heads, rows), '']
-    lines += ['Percent; differences in percentage points with their interval. The p-values are corrected after Holm '
-              'over the scores and groups of each metric.', '']
+    lines += [f'Percent; differences in percentage points with their own interval. {how_decided(comparison)}', '']
     lines += [f'- note: {note}' for note in comparison['notes']]
     lines += [f'- left out: {score}: {why}' for score, why in comparison['left_out'].items()]
     lines += [f'- left out: {folder} has no partner' for folder in comparison['left_out_runs']]
@@ -139,9 +146,9 @@ def _mean(entry: Values) -> str:
 
 def _difference(entry: Values) -> list[str]:
     value = signed(entry['value'])
-    if entry['low'] is None:
-        return [value, '', 'one pair: no interval']
-    return [f'{value} [{signed(entry["low"])}, {signed(entry["high"])}]', _p(entry['p_holm']), entry['verdict']]
+    if entry['low'] is not None:
+        value += f' [{signed(entry["low"])}, {signed(entry["high"])}]'
+    return [value, '' if entry['p_holm'] is None else _p(entry['p_holm']), entry['verdict'] or 'not asked for']
 
 
 def signed(value: float) -> str:

@@ -1,0 +1,166 @@
+"""Rows that a run held out or kept for the test, found again in the data as it is now."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .identity import digest_of, list_digest, row_names, rows_of, shared_rows
+from .images import ImageSource
+from .subsets import CutDataset, hold_out, take
+
+__all__ = ['FLAT_SHARE', 'Parts', 'RecordedRows', 'find_rows', 'held_out_rows', 'recorded_parts', 'split_flat']
+
+_logger = logging.getLogger(__name__)
+#: Share of each class that a folder without splits keeps for the test, as sklearn/digits does.
+FLAT_SHARE = 0.2
+_SHOWN = 3
+
+
+class RecordedRows(Protocol):
+    """What a checkpoint recorded of its held-out images.
+
+    Attributes:
+        held_out: Name in the training split to digest; empty in old checkpoints.
+        flat_test: The same of images kept for the test, where the data had no test split.
+        val_indices: Positions of the held-out images in the training split.
+        train_list: :func:`list_digest` of the training split, '' in old checkpoints.
+    """
+
+    @property
+    def held_out(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def flat_test(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def val_indices(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def train_list(self) -> str: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A training split as a run used it.
+
+    Attributes:
+        train: What was trained on.
+        held: Held out for validation, or None.
+        test: Kept for the test where the data had no test split, or None.
+    """
+
+    train: CutDataset
+    held: CutDataset | None
+    test: CutDataset | None
+
+
+def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.ndarray:
+    """Rows that a training run held out, found by name and checked by content.
+
+    A record of before names were kept has positions alone: they are taken as they are, with a warning where it has no
+    digest of the list to check.
+
+    Args:
+        images: The training split, or a cut of it, as it is now.
+        record: Of the run.
+
+    Returns:
+        Positions in the source, ascending, int64; empty where none were held out.
+
+    Raises:
+        ValueError: A held-out image is gone or has other content, or the list is another one.
+    """
+    if record.held_out:
+        return find_rows(images, record.held_out, 'held-out')
+    source, rows = rows_of(images)
+    indices = np.unique(np.asarray(record.val_indices, dtype=np.int64))
+    if len(indices) and record.train_list and list_digest(source) != record.train_list:
+        raise ValueError(f'the list of training images ({len(source)}) is not the one that held-out images were chosen '
+                         'from; restore it, or name its folder, --data-dir')
+    strays = np.setdiff1d(indices, rows)
+    if len(strays):
+        raise ValueError(f'{len(strays)} of {len(indices)} held-out images are not in the data set ({len(rows)} '
+                         'images); it is not the one that they were chosen from, check --data-dir')
+    if len(indices) and not record.train_list:
+        _logger.warning('The checkpoint records its held-out images by number alone, as earlier versions did: if files '
+                        'were added, removed or renamed since training, others are taken, training images among them')
+    return indices
+
+
+def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None) -> Parts:
+    """A training split cut as the run had it: what it trained on, held out, and kept for the test.
+
+    Args:
+        images: The training split, or a cut of it, as it is now.
+        record: Of the run; None: nothing is known of it, all are training images.
+
+    Raises:
+        ValueError: As :func:`held_out_rows`.
+    """
+    held = test = np.zeros(0, dtype=np.int64)
+    if record is not None:
+        held, test = held_out_rows(images, record), find_rows(images, record.flat_test, 'test')
+    train = np.setdiff1d(rows_of(images)[1], np.concatenate([held, test]))
+    return Parts(take(images, train.tolist()), take(images, held.tolist()) if len(held) else None,
+                 take(images, test.tolist()) if len(test) else None)
+
+
+def split_flat(images: CutDataset | ImageSource, share: float = FLAT_SHARE, seed: int = 0,
+               ) -> tuple[CutDataset, CutDataset]:
+    """A folder of class folders without splits in two parts, train and test; says so in one line of the log.
+
+    Stratified and seeded; copies of one image lie on one side, that of training.
+
+    Args:
+        images: The whole folder, or a cut of it.
+        share: Of each class that is kept for the test, in (0, 1).
+        seed: Not negative.
+
+    Raises:
+        ValueError: A class with a single image.
+    """
+    train, test = hold_out(images, share, seed)
+    copies = [row for row, _ in shared_rows(train, test)[0]]
+    if copies:
+        train = take(images, np.union1d(train.indices, copies).tolist())
+        test = take(images, np.setdiff1d(test.indices, copies).tolist())
+    _logger.warning(f'{_root(train.source)} has no split folders: {len(test)} of its {len(train) + len(test)} images '
+                    f'({share:.0%} of each class, seed {seed}) are kept for the test, the others train')
+    return train, test
+
+
+def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kind: str) -> np.ndarray:
+    """Positions in the source of the rows of these names and digests, ascending, int64.
+
+    Args:
+        images: Where to look.
+        recorded: Of :func:`identities`.
+        kind: What they are, for the message: 'held-out', 'test'.
+
+    Raises:
+        ValueError: A name that is not there, or with other content.
+    """
+    source, rows = rows_of(images)
+    place = dict(zip(row_names(images), rows.tolist(), strict=True))
+    gone = [name for name in recorded if name not in place]
+    where = _root(source)
+    if gone:
+        raise ValueError(f'{len(gone)} of {len(recorded)} {kind} images are not in {where} ({_some(gone)}): they were '
+                         'renamed, moved or removed since training, or the data is another; restore the names, or '
+                         'name the folder with --data-dir')
+    found = {name: place[name] for name in recorded}
+    other = [name for name, row in found.items() if digest_of(source, row) != recorded[name]]
+    if other:
+        raise ValueError(f'{len(other)} of {len(recorded)} {kind} images in {where} have other content than at '
+                         f'training ({_some(other)}), so that training may have used them under another name; restore '
+                         'the files, or name the folder with --data-dir')
+    return np.array(sorted(found.values()), dtype=np.int64)
+
+
+def _root(source: ImageSource) -> str:
+    return str(getattr(source.reader, 'root', None) or 'the data set')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')

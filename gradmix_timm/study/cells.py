@@ -1,0 +1,275 @@
+"""One cell: claimed by one process, trained, evaluated, kept as one small file with its provenance."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.checkpoint import write_atomic
+
+from .plan import Cell
+
+__all__ = ['CellFailedError', 'claimed', 'is_done', 'result_files', 'run_cell']
+
+_logger = logging.getLogger(__name__)
+_RESULTS, _CLAIM, _WORK, _LOG, _TRAINED = 'results.json', 'claim.json', 'work', 'cell.log', 'seconds.json'
+# A claim is renewed this often, and given up for dead after so many seconds without it.
+_BEAT, _DEAD_AFTER = 30., 600.
+# Entries of results.json that tables do not read.
+_LEFT_OUT = ('per_class', 'trivial', 'duplicates', 'sensitivity', 'fits')
+
+
+class CellFailedError(RuntimeError):
+    """A command of a cell ended with an error; the message holds its last lines."""
+
+
+def result_files(folder: Path, cell: Cell) -> dict[str, Path]:
+    """Command to the file that it leaves: results.json of the first, COMMAND/results.json of the others."""
+    first = next(iter(cell.evaluate))
+    return {command: folder / cell.name / ('' if command == first else command) / _RESULTS
+            for command in cell.evaluate}
+
+
+def is_done(folder: Path, cell: Cell) -> bool:
+    """Whether all files of a cell are there."""
+    return all(file.is_file() for file in result_files(folder, cell).values())
+
+
+def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bool = False,
+             stop: threading.Event | None = None) -> bool:
+    """Train and evaluate one cell in its folder, unless it is done or another process holds it.
+
+    A training that was interrupted goes on from its last checkpoint.
+
+    Args:
+        folder: Of the study.
+        cell: Which.
+        threads: Of each command (OMP_NUM_THREADS); None: as the environment says.
+        keep_runs: Keep the run folder with its checkpoints.
+        stop: Once set, the command that runs is interrupted.
+
+    Returns:
+        Whether the cell was run here.
+
+    Raises:
+        CellFailedError: A command ended with an error.
+        KeyboardInterrupt: ``stop`` was set.
+    """
+    stop = stop or threading.Event()
+    place = folder / cell.name
+    with claimed(place) as mine:
+        if not mine or is_done(folder, cell):
+            return False
+        environment = {**os.environ, **({} if threads is None else {
+            name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')})}
+        run = place / _WORK / 'run'
+        train = [*_module('gradmix_timm.cli.train'), *as_flags(cell.train), '--output', str(place / _WORK),
+                 '--experiment', 'run']
+        shown = _shown(train, place)
+        seconds = _train(train, run, environment, stop)
+        found = {}
+        for command, flags in cell.evaluate.items():
+            started = time.time()
+            output = place / _WORK / command
+            _command([*_module('gradmix_timm.openset'), command, '--checkpoint', str(_checkpoint(run)),
+                      *as_flags(flags), '--output', str(output)], place, environment, stop)
+            seconds[command] = time.time() - started
+            found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))
+        commands = [shown, *(f'openset {command} {" ".join(as_flags(flags))}'.rstrip()
+                                            for command, flags in cell.evaluate.items())]
+        for command, file in result_files(folder, cell).items():
+            kept = {key: value for key, value in found[command].items() if key not in _LEFT_OUT}
+            kept['manifest'] = {**kept['manifest'], 'study': {
+                'levels': dict(cell.levels), 'commands': commands, 'commit': _commit(),
+                'seconds': {key: round(value, 1) for key, value in seconds.items()},
+                'machine': f'{os.cpu_count()} cores', 'threads': threads}}
+            write_atomic(file, json.dumps(kept, indent=1, allow_nan=False) + '\n')
+        (place / _LOG).unlink(missing_ok=True)
+        if not keep_runs:
+            shutil.rmtree(place / _WORK, ignore_errors=True)
+        return True
+
+
+def as_flags(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as words of a command line.
+
+    Example:
+        >>> as_flags({'epochs': 3, 'amp': True, 'channels_last': False, 'scores': ['msp', 'mls']})
+        ['--epochs', '3', '--amp', '--scores', 'msp', 'mls']
+    """
+    words: list[str] = []
+    for key, value in flags.items():
+        flag = f'--{key.replace("_", "-")}'
+        if isinstance(value, bool):
+            words += [flag] if value else []
+        elif isinstance(value, Mapping):
+            words += [flag, *(f'{name}={inner}' for name, inner in value.items())]
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words += [flag, *map(str, value)]
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+# ---- claims
+
+@contextmanager
+def claimed(place: Path) -> Iterator[bool]:
+    """Hold a cell's folder; yields False where another process does.
+
+    The claim is a file made by exclusive creation, which is atomic on shared file systems too, and renewed while it is
+    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / _CLAIM
+    if not _claim(file):
+        yield False
+        return
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(_BEAT):
+            os.utime(file)
+
+    keeper = threading.Thread(target=renew, daemon=True)
+    keeper.start()
+    try:
+        yield True
+    finally:
+        ended.set()
+        keeper.join()
+        file.unlink(missing_ok=True)
+
+
+def _claim(file: Path) -> bool:
+    for _ in range(2):
+        try:
+            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            if not _abandoned(file):
+                return False
+            with _moved_aside(file) as gone:
+                if not gone:
+                    return False
+            continue
+        with os.fdopen(handle, 'w') as opened:
+            json.dump({'host': socket.gethostname(), 'pid': os.getpid()}, opened)
+        return True
+    return False
+
+
+@contextmanager
+def _moved_aside(file: Path) -> Iterator[bool]:
+    """Take an abandoned claim away; of several processes that try, one succeeds."""
+    aside = file.with_name(f'{_CLAIM}.{socket.gethostname()}.{os.getpid()}')
+    try:
+        file.rename(aside)
+    except FileNotFoundError:
+        yield False
+        return
+    aside.unlink(missing_ok=True)
+    yield True
+
+
+def _abandoned(file: Path) -> bool:
+    try:
+        age = time.time() - file.stat().st_mtime
+        holder = json.loads(file.read_text())
+    except (OSError, ValueError):  # gone, or being written
+        return False
+    if age > _DEAD_AFTER:
+        return True
+    if holder.get('host') != socket.gethostname():
+        return False
+    try:
+        os.kill(int(holder['pid']), 0)
+    except ProcessLookupError:
+        return True
+    except (KeyError, ValueError, PermissionError):
+        return False
+    return False
+
+
+# ---- commands
+
+def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: threading.Event) -> dict[str, float]:
+    """Train, or go on from the last checkpoint; seconds by command, over all attempts."""
+    trained, place = run.parent / _TRAINED, run.parent.parent
+    spent = json.loads(trained.read_text()) if trained.is_file() else {'train': 0., 'finished': False}
+    if not spent['finished']:
+        if (run / 'last.pth.tar').is_file():
+            words = [*words, '--resume', str(run / 'last.pth.tar')]
+        elif run.is_dir():
+            shutil.rmtree(run)  # interrupted before its first checkpoint
+        began = time.time()
+        try:
+            _command(words, place, environment, stop)
+            spent['finished'] = True
+        finally:
+            spent['train'] += time.time() - began
+            write_atomic(trained, json.dumps(spent))
+    return {'train': spent['train']}
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, '-m', name]
+
+
+def _checkpoint(run: Path) -> Path:
+    best = run / 'model_best.pth.tar'
+    return best if best.is_file() else run / 'last.pth.tar'  # without validation images there is no best
+
+
+def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], stop: threading.Event) -> None:
+    """Run one command; its output goes to a log that is kept where it fails."""
+    log = place / _LOG
+    with log.open('ab') as file:
+        process = subprocess.Popen(list(words), stdout=file, stderr=subprocess.STDOUT, env=dict(environment))
+        try:
+            while True:
+                try:
+                    code = process.wait(1)
+                    break
+                except subprocess.TimeoutExpired:
+                    if stop.is_set():
+                        raise KeyboardInterrupt from None
+        except BaseException:
+            process.send_signal(signal.SIGINT)  # training ends at the next batch, with a checkpoint
+            try:
+                process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    if code:
+        lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        raise CellFailedError(f'{_shown(words, place)} ended with status {code}: {" / ".join(lines[-3:])[-500:]} '
+                              f'(all of it: {log})')
+
+
+def _shown(words: Sequence[str], place: Path) -> str:
+    """A command without this machine's folders."""
+    shown = ' '.join(words[1:])
+    return shown.replace(f'{place / _WORK}', _WORK).replace('-m gradmix_timm.cli.train', 'train.py')
+
+
+def _commit() -> str | None:
+    """Of the code that runs, with a plus where files differ from it; None outside a repository."""
+    root = Path(__file__).resolve().parent
+    try:
+        found = [subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, check=True,
+                                timeout=10).stdout.strip()
+                 for words in (('rev-parse', '--short=12', 'HEAD'), ('status', '--porcelain', '-uno', '--', str(root)))]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found[0] + ('+' if found[1] else '')

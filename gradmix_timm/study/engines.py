@@ -1,0 +1,128 @@
+"""Where cells run: on this machine, several at a time, or as an array of Slurm jobs by submitit."""
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from gradmix_timm.registry import nearest
+
+from .cells import CellFailedError, is_done, run_cell
+from .plan import Cell, Study
+
+__all__ = ['list_engines', 'run_study']
+
+_logger = logging.getLogger(__name__)
+
+
+def list_engines() -> dict[str, str]:
+    """Engine to what it does."""
+    return {'local': 'processes of this machine, --jobs at a time',
+            'submitit': 'an array of Slurm jobs (pip install submitit); its local and debug executors too'}
+
+
+def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int | None = None, keep_runs: bool = False,
+              options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Run the cells that are not done; cells that another process holds are left to it.
+
+    Args:
+        study: Of :func:`~gradmix_timm.study.plan.read_study`.
+        engine: A name of :func:`list_engines`.
+        jobs: Cells at a time: processes here, or ``slurm_array_parallelism``.
+        threads: Of each process; None: the cores of this machine shared out among ``jobs``.
+        keep_runs: Keep the run folders with their checkpoints.
+        options: Of submitit's executor (``cluster``, ``timeout_min``, ``slurm_partition``, ...).
+
+    Returns:
+        Name of each cell that failed to its message; the others are run all the same.
+
+    Raises:
+        ValueError: An unknown engine, or submitit is not installed.
+    """
+    if engine not in list_engines():
+        raise ValueError(f'no engine {engine!r}: {nearest(engine, list_engines())}')
+    if jobs < 1:
+        raise ValueError(f'jobs: {jobs}; expected 1 or more')
+    missing = [cell for cell in study.cells if not is_done(study.output, cell)]
+    if not missing:
+        return {}
+    if engine == 'submitit':
+        return _submit(study, missing, jobs, threads, keep_runs, dict(options or {}))
+    if threads is None:
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+    return _run_here(study, missing, jobs, threads, keep_runs)
+
+
+def _run_here(study: Study, cells: list[Cell], jobs: int, threads: int, keep_runs: bool) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    stopped = threading.Event()
+
+    def attempt(cell: Cell) -> bool:
+        return not stopped.is_set() and run_cell(study.output, cell, threads, keep_runs, stopped)
+
+    with ThreadPoolExecutor(jobs) as pool, tqdm(
+            total=len(study.cells), initial=len(study.cells) - len(cells), desc=study.name, disable=None,
+            file=sys.stderr) as bar:
+        waiting: dict[Future[bool], Cell] = {pool.submit(attempt, cell): cell for cell in cells}
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    cell = waiting.pop(future)
+                    try:
+                        future.result()
+                    except CellFailedError as error:
+                        failed[cell.name] = str(error)
+                        _logger.error(f'{cell.name}: {error}')
+                    bar.update()
+        except BaseException:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return failed
+
+
+class _Job:
+    """A cell as submitit's callable: a job that is about to be ended asks to be queued again."""
+
+    def __init__(self, folder: Path, cell: Cell, threads: int | None, keep_runs: bool) -> None:
+        self.arguments = (folder, cell, threads, keep_runs)
+
+    def __call__(self) -> bool:
+        return run_cell(*self.arguments)
+
+    def checkpoint(self) -> Any:
+        """Queue the same cell again, which goes on from its last checkpoint."""
+        submitit = importlib.import_module('submitit')
+        return submitit.helpers.DelayedSubmission(_Job(*self.arguments))
+
+
+def _submit(study: Study, cells: list[Cell], jobs: int, threads: int | None, keep_runs: bool,
+            options: dict[str, Any]) -> dict[str, str]:
+    try:
+        submitit = importlib.import_module('submitit')
+    except ImportError as error:
+        raise ValueError('engine submitit needs the package of that name: pip install submitit') from error
+    cluster = options.pop('cluster', None)
+    executor = submitit.AutoExecutor(folder=study.output / 'jobs', cluster=cluster)
+    if executor.cluster == 'slurm':
+        options.setdefault('slurm_array_parallelism', jobs)
+    executor.update_parameters(name=study.name, **options)
+    calls: list[Callable[[], bool]] = [_Job(study.output, cell, threads, keep_runs) for cell in cells]
+    with executor.batch():
+        submitted = [executor.submit(call) for call in calls]
+    failed = {}
+    for cell, job in zip(cells, tqdm(submitted, desc=study.name, disable=None, file=sys.stderr), strict=True):
+        try:
+            job.result()
+        except Exception as error:  # submitit wraps whatever the job raised
+            failed[cell.name] = ' '.join(str(error).split())[-500:]
+            _logger.error(f'{cell.name}: {failed[cell.name]}')
+    return failed

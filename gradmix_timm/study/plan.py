@@ -1,0 +1,180 @@
+"""A study as a YAML file: what all its cells share, and the axes whose combinations they are."""
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.registry import nearest
+from gradmix_timm.schema import read_yaml
+
+__all__ = ['EVALUATIONS', 'Cell', 'Study', 'read_study']
+
+#: Commands of ``gradmix-openset`` that a cell may run on its checkpoint.
+EVALUATIONS = ('osr', 'ood', 'corrupt', 'probe')
+_KEYS = ('name', 'output', 'base', 'train', 'evaluate', 'axes', 'exclude')
+# Axes given as a list set the flag of their own name, but for these.
+_FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_protocol', 'data': 'dataset'}
+# What the engine sets itself.
+_RESERVED = ('output', 'experiment', 'resume', 'overwrite', 'checkpoint')
+_MAX_CELLS = 100_000
+
+Flags = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training and its evaluations.
+
+    Attributes:
+        levels: Axis to the name of its level, in the order of the axes.
+        train: Flags of train.py, keyed as in its YAML files.
+        evaluate: Command of gradmix-openset to its flags.
+    """
+
+    levels: Mapping[str, str]
+    train: Mapping[str, Any]
+    evaluate: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of its folder: the levels in words, and a hash of everything that the cell would run.
+
+        A cell whose flags change gets another name, so that no figure of older flags is taken for one of newer flags.
+        """
+        words = '-'.join(re.sub(r'[^\w.+]+', '_', f'{level}') for level in self.levels.values())
+        content = json.dumps([dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}],
+                             sort_keys=True, default=str)
+        return f'{words[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A grid of cells.
+
+    Attributes:
+        name: For titles.
+        output: Folder of the cells' files.
+        axes: Axis to the names of its levels.
+        base: Level of the first axis that differences are taken to.
+        cells: In the order of the axes, the last one changing fastest.
+        source: The YAML file.
+    """
+
+    name: str
+    output: Path
+    axes: Mapping[str, tuple[str, ...]]
+    base: str
+    cells: tuple[Cell, ...]
+    source: Path
+
+
+def read_study(path: str | Path) -> Study:
+    """Read and check a study's YAML file; nothing is run.
+
+    Keys: ``axes`` (axis to a list of values for the flag of its name, or to a mapping of level names to flags),
+    ``train`` (flags of train.py for all cells), ``evaluate`` (command of gradmix-openset to flags; default: ``osr``),
+    ``base`` (level of the first axis that differences are taken to; default: its first), ``exclude`` (list of
+    mappings of axes to levels), ``name`` and ``output`` (default: after the file).
+
+    Args:
+        path: The file. Paths in it are relative to the folder that the study is started in.
+
+    Raises:
+        ValueError: A file that is no study: what was got and what was expected.
+    """
+    path = Path(path)
+    given = _load(path)
+    for key in given:
+        if key not in _KEYS:
+            raise ValueError(f'{path}: no key {key!r}: {nearest(str(key), _KEYS)}')
+    axes = {str(axis): _levels(path, str(axis), values) for axis, values in _mapping(path, given, 'axes').items()}
+    if not axes:
+        raise ValueError(f'{path}: expected axes with at least one axis, as in axes: {{seed: [0, 1, 2]}}')
+    train = _flags(path, 'train', given.get('train') or {})
+    evaluate = {str(command): _flags(path, f'evaluate.{command}', flags or {}, command=str(command))
+                for command, flags in (_mapping(path, given, 'evaluate') or {'osr': {}}).items()}
+    excluded = [_excluded(path, rule, axes) for rule in given.get('exclude') or ()]
+    first = next(iter(axes))
+    base = str(given.get('base', next(iter(axes[first]))))
+    if base not in axes[first]:
+        raise ValueError(f'{path}: base: {base!r} is no level of the first axis, {first}: {nearest(base, axes[first])}')
+    cells = tuple(_cells(axes, train, evaluate, excluded))
+    return Study(str(given.get('name') or path.stem), Path(given.get('output') or path.with_suffix('')),
+                 {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
+
+
+def _cells(axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapping[str, Flags],
+           excluded: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
+    for names in itertools.product(*axes.values()):
+        levels = dict(zip(axes, names, strict=True))
+        if any(all(levels[axis] == level for axis, level in rule.items()) for rule in excluded):
+            continue
+        flags = dict(train)
+        for axis, level in levels.items():
+            flags |= axes[axis][level]
+        yield Cell(levels, flags, evaluate)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f'{path}: {error.strerror or error}; expected the YAML file of a study') from error
+    if not isinstance(values, Mapping):
+        raise ValueError(f'{path}: expected a mapping with axes, got {type(values).__name__}')
+    return dict(values)
+
+
+def _mapping(path: Path, given: Mapping[str, Any], key: str) -> dict[Any, Any]:
+    value = given.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f'{path}: {key}: expected a mapping, got {type(value).__name__}')
+    return dict(value)
+
+
+def _levels(path: Path, axis: str, values: Any) -> dict[str, Flags]:
+    """Name of each level to the flags that it sets."""
+    if isinstance(values, Mapping):
+        found = {str(level): _flags(path, f'axes.{axis}.{level}', flags or {}) for level, flags in values.items()}
+    elif isinstance(values, list):
+        flag = _FLAG_OF_AXIS.get(axis, axis.replace('-', '_'))
+        found = {str(value): _flags(path, f'axes.{axis}', {flag: value}) for value in values}
+    else:
+        raise ValueError(f'{path}: axes.{axis}: expected a list of values or a mapping of levels to flags, got '
+                         f'{type(values).__name__}')
+    if not found or len(found) < len(values):
+        raise ValueError(f'{path}: axes.{axis}: expected one or more levels, each named once')
+    if len(found) > _MAX_CELLS:
+        raise ValueError(f'{path}: axes.{axis}: {len(found):,} levels; at most {_MAX_CELLS:,}')
+    return found
+
+
+def _flags(path: Path, where: str, flags: Any, command: str | None = None) -> Flags:
+    if command is not None and command not in EVALUATIONS:
+        raise ValueError(f'{path}: evaluate: no command {command!r}: {nearest(command, EVALUATIONS)}')
+    if not isinstance(flags, Mapping):
+        raise ValueError(f'{path}: {where}: expected flags and their values (epochs: 10), got {type(flags).__name__}')
+    named = {str(key).lstrip('-').replace('-', '_'): value for key, value in flags.items()}
+    for key, value in named.items():
+        if key in _RESERVED:
+            raise ValueError(f'{path}: {where}: {key} is set for each cell; leave it out')
+        if value is None:
+            raise ValueError(f'{path}: {where}: {key} has no value; true switches a flag on')
+    return named
+
+
+def _excluded(path: Path, rule: Any, axes: Mapping[str, Mapping[str, Flags]]) -> dict[str, str]:
+    if not isinstance(rule, Mapping) or not rule:
+        raise ValueError(f'{path}: exclude: expected a list of mappings of axes to levels ({{mixer: none, seed: 2}})')
+    for axis, level in rule.items():
+        if axis not in axes:
+            raise ValueError(f'{path}: exclude: no axis {axis!r}: {nearest(str(axis), axes)}')
+        if str(level) not in axes[axis]:
+            raise ValueError(f'{path}: exclude: {axis} has no level {level!r}: {nearest(str(level), axes[axis])}')
+    return {axis: str(level) for axis, level in rule.items()}

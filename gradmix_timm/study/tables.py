@@ -1,0 +1,212 @@
+"""Tables and plots of a study, from the files of its cells alone."""
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gradmix_timm.openset.comparison import LOWER_IS_BETTER, compare_runs
+from gradmix_timm.openset.runs import CLOSED_SET, Run, read_runs
+
+from .cells import is_done, result_files
+from .plan import Cell, Study
+
+__all__ = ['REPLICATES', 'draw_study', 'study_tables']
+
+#: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
+REPLICATES = ('seed', 'trial', 'fold')
+_METRICS = ('auroc', 'oscr')
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Cells that differ in the first axis and in replicates only.
+
+    Attributes:
+        title: Levels of the other axes.
+        runs: Finished cells; the group is the level of the first axis.
+        seconds: Level to the training seconds of its cells.
+        comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
+    """
+
+    title: str
+    runs: Sequence[Run]
+    seconds: Mapping[str, Sequence[float]]
+    comparison: Mapping[str, Any]
+
+
+def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Sequence[str] = _METRICS,
+                 level: float = 0.95) -> str:
+    """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
+
+    Differences are paired by trial and seed and averaged over the seeds of a class split first; their intervals hold
+    simultaneously for all differences of the study's tables (Bonferroni). ``wins`` counts the pairs in which a level
+    is better than the base; ``cost`` is the ratio of median training seconds.
+
+    Args:
+        study: Cells that are not done are left out, and counted.
+        scores: Names; None: all that every cell has.
+        metrics: Of each score.
+        level: Of the intervals, simultaneously.
+
+    Raises:
+        ValueError: No finished cell, or cells that do not belong together.
+    """
+    blocks = list(_blocks(study, scores, metrics, level))
+    done = sum(len(block.runs) for block in blocks)
+    lines = [f'{done} of {len(study.cells)} cells; differences to {study.base} with simultaneous '
+             f'{level:.0%} intervals', f'commits: {", ".join(_commits(study))}']
+    for block in blocks:
+        lines += ['', *([f'**{block.title}**', ''] if block.title else []), *_table(study, block)]
+    return '\n'.join(lines) + '\n'
+
+
+def draw_study(study: Study, metric: str = 'auroc', score: str = 'mls', level: float = 0.95) -> Any:
+    """A matplotlib figure: one panel a block, a point and an interval a level of the first axis, dots for the cells.
+
+    Args:
+        study: As for :func:`study_tables`.
+        metric: ``top1`` (accuracy; ``score`` is ignored) or a metric of a score.
+        score: Name of a score.
+        level: Of the intervals of the means.
+
+    Raises:
+        ValueError: As :func:`study_tables`, or no such figure in the cells.
+    """
+    from matplotlib.figure import Figure
+    key = (CLOSED_SET, 'top1') if metric == 'top1' else (score, metric)
+    blocks = list(_blocks(study, None, (), level))
+    figure = Figure(figsize=(max(4., 2.4 * len(blocks)), 0.6 + 0.35 * len(next(iter(study.axes.values())))),
+                    layout='constrained')
+    panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
+    for panel, block in zip(panels, blocks, strict=True):
+        for row, (name, values) in enumerate(_values(study, block, key)):
+            mean = block.comparison['groups_of'][key][name]
+            panel.plot(values, [row] * len(values), '.', color='0.7', markersize=4)
+            panel.plot([mean['mean']], [row], 'o', color='C0')
+            if mean['low'] is not None:
+                panel.plot([mean['low'], mean['high']], [row, row], '-', color='C0')
+        panel.set_title(block.title, fontsize='small')
+        panel.set_xlabel('accuracy' if metric == 'top1' else f'{metric} ({score})')
+    names = [name for name, _ in _values(study, blocks[0], key)]
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def _values(study: Study, block: _Block, key: tuple[str, str]) -> list[tuple[str, list[float]]]:
+    first = next(iter(study.axes))
+    found = []
+    for name in study.axes[first]:
+        values = [run.values[key] for run in block.runs if run.group == name and key in run.values]
+        if values:
+            found.append((name, values))
+    if not found:
+        raise ValueError(f'no {key[1]} of {key[0] or "the closed set"} in the cells of {study.source}')
+    return found
+
+
+# ---- from files to blocks
+
+def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], level: float) -> Iterator[_Block]:
+    first, *others = study.axes
+    apart = [axis for axis in others if axis not in REPLICATES]
+    cells = [cell for cell in study.cells if is_done(study.output, cell)]
+    if not cells:
+        raise ValueError(f'{study.source}: none of its {len(study.cells)} cells is done')
+    parts: list[tuple[str, list[Run], dict[str, list[float]]]] = []
+    for levels in itertools.product(*(study.axes[axis] for axis in apart)):
+        chosen = [cell for cell in cells if all(cell.levels[axis] == level for axis, level in
+                                                zip(apart, levels, strict=True))]
+        if chosen:
+            parts.append((', '.join(f'{axis} {name}' for axis, name in zip(apart, levels, strict=True)),
+                          *_read(study, chosen, first, scores, metrics)))
+    family = sum((len({run.group for run in runs}) - 1) * len(runs[0].values) for _, runs, _ in parts)
+    each = 1 - (1 - level) / max(family, 1)
+    for title, runs, seconds in parts:
+        paired = len({run.group for run in runs}) > 1 and any(run.group == study.base for run in runs)
+        compared = compare_runs(runs, study.base if paired else None, paired=paired, common=True, level=each)
+        means = compare_runs(runs, level=level) if paired else compared
+        yield _Block(title, runs, seconds, {**compared, 'groups_of': _group_means(means)})
+
+
+def _read(study: Study, cells: Sequence[Cell], first: str, scores: Sequence[str] | None, metrics: Sequence[str],
+          ) -> tuple[list[Run], dict[str, list[float]]]:
+    runs: list[Run] = []
+    seconds: dict[str, list[float]] = {}
+    for cell in cells:
+        file = next(iter(result_files(study.output, cell).values()))
+        run, = read_runs([file.parent], ['folder'])
+        told = json.loads(file.read_text(encoding='utf-8'))['manifest']['study']
+        values = {key: value for key, value in run.values.items()
+                  if key[0] == CLOSED_SET or ((scores is None or key[0] in scores)
+                                              and (not metrics or key[1] in metrics))}
+        if scores is not None and not {score for score, _ in values} >= set(scores):
+            lacking = next(name for name in scores if name not in {score for score, _ in values})
+            raise ValueError(f'{file} has no score {lacking}')
+        runs.append(replace(run, group=cell.levels[first], values=values,
+                            seed=_number(cell, 'seed', run.seed), trial=_number(cell, 'trial', run.trial)))
+        seconds.setdefault(cell.levels[first], []).append(float(told['seconds']['train']))
+    return runs, seconds
+
+
+def _number(cell: Cell, axis: str, recorded: int | None) -> int | None:
+    """A replicate's number: the level where the study has such an axis and it is a number, else as recorded."""
+    level = cell.levels.get(axis, '')
+    return int(level) if level.lstrip('-').isdecimal() else recorded
+
+
+def _group_means(comparison: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    found = {(CLOSED_SET, metric): entry['groups'] for metric, entry in comparison['closed_set'].items()}
+    for score, entries in comparison['scores'].items():
+        found |= {(score, metric): entry['groups'] for metric, entry in entries.items()}
+    return found
+
+
+def _commits(study: Study) -> list[str]:
+    files = [next(iter(result_files(study.output, cell).values())) for cell in study.cells
+             if is_done(study.output, cell)]
+    found = {str(json.loads(file.read_text(encoding='utf-8'))['manifest']['study'].get('commit')) for file in files}
+    return sorted(found)
+
+
+# ---- the table
+
+def _table(study: Study, block: _Block) -> list[str]:
+    first = next(iter(study.axes))
+    levels = [name for name in study.axes[first] if any(run.group == name for run in block.runs)]
+    lines = [f'| | {" | ".join(levels)} |', f'|---|{"---|" * len(levels)}']
+    entries = [((CLOSED_SET, metric), entry) for metric, entry in block.comparison['closed_set'].items()]
+    entries += [((score, metric), entry) for score, row in block.comparison['scores'].items()
+                for metric, entry in row.items()]
+    for key, entry in entries:
+        title = 'accuracy' if key[0] == CLOSED_SET else f'{key[1]} {key[0]}'
+        lines.append(f'| {title} | {" | ".join(_entry(study, block, key, entry, name) for name in levels)} |')
+    base = statistics.median(block.seconds[study.base]) if study.base in block.seconds else None
+    if base:
+        ratios = [f'{statistics.median(block.seconds[name]) / base:.2f}' for name in levels]
+        lines.append(f'| cost | {" | ".join(ratios)} |')
+    lines.append(f'| cells | {" | ".join(str(sum(run.group == name for run in block.runs)) for name in levels)} |')
+    return lines
+
+
+def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str, Any], name: str) -> str:
+    mean = entry['groups'].get(name) or block.comparison['groups_of'][key][name]
+    text = f'{mean["mean"]:.3f}' + ('' if mean['sd'] is None else f' ± {mean["sd"]:.3f}')
+    gap = entry['differences'].get(name)
+    if gap is None:
+        return text
+    interval = '' if gap['low'] is None else f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]'
+    won, pairs = _wins(study, block, key, name)
+    return f'{text} ({gap["value"]:+.3f}{interval}, wins {won}/{pairs})'
+
+
+def _wins(study: Study, block: _Block, key: tuple[str, str], name: str) -> tuple[int, int]:
+    """Pairs of equal trial and seed in which a level is better than the base, and all pairs."""
+    bases = {run.cell: run.values[key] for run in block.runs if run.group == study.base}
+    gaps = [run.values[key] - bases[run.cell] for run in block.runs if run.group == name and run.cell in bases]
+    sign = -1 if key[1] in LOWER_IS_BETTER else 1
+    return sum(sign * gap > 0 for gap in gaps), len(gaps)

@@ -1,0 +1,147 @@
+"""Cells are run once, by one process, and go on where they were stopped."""
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from stub_job import StubJob
+
+from gradmix_timm.study import cells as cells_module
+from gradmix_timm.study import engines, run_cell, run_study
+from gradmix_timm.study.cells import CellFailedError, claimed, is_done
+
+
+def calls(study) -> list[str]:
+    return [line for file in sorted(study.output.glob('*/calls.txt')) for line in file.read_text().splitlines()]
+
+
+def test_a_study_runs_each_cell_once_and_keeps_one_small_file(make, stubbed):
+    study = make()
+    assert run_study(study, jobs=2) == {}
+    assert run_study(study, jobs=2) == {}
+    assert sorted(calls(study)) == sorted(
+        f'{mixer} {seed} fresh' for mixer in ('none', 'gradmix') for seed in range(3))
+    for cell in study.cells:
+        kept = {file.name for file in (study.output / cell.name).iterdir()}
+        assert kept == {'results.json', 'calls.txt'}
+        told = json.loads((study.output / cell.name / 'results.json').read_text())
+        assert told['manifest']['study']['levels'] == cell.levels
+        assert told['manifest']['study']['seconds']['train'] > 0
+        assert 'per_class' not in told
+        assert told['manifest']['study']['commands'][0].endswith(
+            f'--mixup-mode {cell.levels["mixer"]} --seed {cell.levels["seed"]} --output work --experiment run')
+
+
+def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):
+    study = make(axes={'mixer': ['broken', 'none'], 'seed': [0, 1]})
+    failed = run_study(study)
+    assert set(failed) == {cell.name for cell in study.cells if cell.levels['mixer'] == 'broken'}
+    assert all('no such mixer' in message and 'status 1' in message for message in failed.values())
+    assert [is_done(study.output, cell) for cell in study.cells] == [False, False, True, True]
+
+
+def test_an_interrupted_cell_goes_on_from_its_checkpoint(make, stubbed):
+    study = make(axes={'mixer': ['slow'], 'seed': [0]})
+    cell, stop = study.cells[0], threading.Event()
+    threading.Timer(3, stop.set).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(study.output, cell, stop=stop)
+    assert not is_done(study.output, cell)
+    assert not (study.output / cell.name / 'claim.json').exists()
+    assert run_cell(study.output, cell)
+    assert calls(study) == ['slow 0 fresh', 'slow 0 resumed']
+    told = json.loads((study.output / cell.name / 'results.json').read_text())['manifest']['study']
+    assert told['seconds']['train'] > 2  # of both attempts
+
+
+def test_a_finished_training_is_not_repeated_for_its_evaluation(make, stubbed, monkeypatch):
+    study = make(axes={'mixer': ['none'], 'seed': [0]}, evaluate={'osr': {}, 'ood': {'unknown': ['a', 'b']}})
+    cell, command = study.cells[0], cells_module._command
+
+    def no_ood(words, *rest):
+        if 'ood' in words:
+            raise CellFailedError('out of memory')
+        command(words, *rest)
+
+    monkeypatch.setattr(cells_module, '_command', no_ood)
+    with pytest.raises(CellFailedError):
+        run_cell(study.output, cell)
+    monkeypatch.setattr(cells_module, '_command', command)
+    assert run_cell(study.output, cell)
+    assert calls(study) == ['none 0 fresh']
+    assert (study.output / cell.name / 'ood' / 'results.json').is_file()
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed):
+    study = make()
+    with claimed(study.output / study.cells[0].name) as mine:
+        assert mine
+        assert run_study(study) == {}
+        assert not is_done(study.output, study.cells[0])
+    assert all(is_done(study.output, cell) for cell in study.cells[1:])
+
+
+def hold(place, counts) -> None:
+    with claimed(place) as mine:
+        counts.put(mine)
+        time.sleep(2 if mine else 0)
+
+
+def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
+    with subprocess.Popen([sys.executable, '-c', 'pass']) as gone:
+        gone.wait()
+    (tmp_path / 'claim.json').write_text(json.dumps({'host': os.uname().nodename, 'pid': gone.pid}))
+    fork = multiprocessing.get_context('fork')
+    counts = fork.SimpleQueue()
+    processes = [fork.Process(target=hold, args=(tmp_path, counts)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert sorted(counts.get() for _ in processes) == [False, False, False, True]
+    for process in processes:
+        process.join()
+    assert not (tmp_path / 'claim.json').exists()
+
+
+def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
+    claim = tmp_path / 'claim.json'
+    claim.write_text(json.dumps({'host': 'another', 'pid': 1}))
+    with claimed(tmp_path) as mine:
+        assert not mine
+    assert claim.exists()
+    old = time.time() - 3600
+    os.utime(claim, (old, old))
+    with claimed(tmp_path) as mine:
+        assert mine
+
+
+@pytest.mark.parametrize('cluster', ['debug', pytest.param('local', marks=pytest.mark.slow)])
+def test_submitit_runs_the_cells(make, cluster, monkeypatch):
+    pytest.importorskip('submitit')
+    monkeypatch.setattr(engines, '_Job', StubJob)
+    monkeypatch.setattr(cells_module, '_module', cells_module._module)  # put back what a job in this process sets
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))  # jobs in processes of their own import the stub
+    study = make(axes={'mixer': ['none'], 'seed': [0, 1]})
+    assert run_study(study, 'submitit', options={'cluster': cluster, 'timeout_min': 2}) == {}
+    assert all(is_done(study.output, cell) for cell in study.cells)
+
+
+def test_a_job_that_is_about_to_end_is_queued_again(make):
+    submitit = pytest.importorskip('submitit')
+    from gradmix_timm.study.engines import _Job
+    study = make()
+    again = _Job(study.output, study.cells[0], 1, False).checkpoint()
+    assert isinstance(again, submitit.helpers.DelayedSubmission)
+    assert again.function.arguments == (study.output, study.cells[0], 1, False)
+
+
+def test_unknown_engines_are_refused(make):
+    with pytest.raises(ValueError, match="no engine 'slrm'"):
+        run_study(make(), 'slrm')
+    with pytest.raises(ValueError, match='jobs: 0'):
+        run_study(make(), jobs=0)

@@ -1,0 +1,64 @@
+"""A study's YAML file: axes, flags, cells, and what is refused."""
+from __future__ import annotations
+
+import pytest
+
+from gradmix_timm.study import read_study
+from gradmix_timm.study.cells import as_flags
+
+
+def test_cells_are_the_product_of_the_axes(make):
+    study = make(train={'epochs': 3, 'img-size': 32}, axes={
+        'method': {'none': {'mixup_mode': 'none'}, 'kept': {'mixup_mode': 'gradmix', 'gradmix-label': 'keep'}},
+        'trial': [0, 1], 'seed': [7]})
+    assert [dict(cell.levels) for cell in study.cells] == [
+        {'method': method, 'trial': trial, 'seed': '7'} for method in ('none', 'kept') for trial in ('0', '1')]
+    assert study.cells[2].train == {
+        'epochs': 3, 'img_size': 32, 'mixup_mode': 'gradmix', 'gradmix_label': 'keep', 'osr_trial': 0, 'seed': 7}
+    assert study.base == 'none'
+    assert len({cell.name for cell in study.cells}) == 4
+
+
+def test_a_cell_of_other_flags_has_another_name(make):
+    names = [{cell.name for cell in make(train={'epochs': epochs}).cells} for epochs in (3, 4)]
+    assert not names[0] & names[1]
+    assert names[0] == {cell.name for cell in make(train={'epochs': 3}).cells}
+
+
+def test_cells_can_be_excluded(make):
+    study = make(exclude=[{'mixer': 'gradmix', 'seed': 2}])
+    assert [cell.levels for cell in study.cells if cell.levels['seed'] == '2'] == [{'mixer': 'none', 'seed': '2'}]
+
+
+@pytest.mark.parametrize(('entries', 'message'), [
+    ({'axis': {}}, "no key 'axis'.*axes"),
+    ({'axes': {}}, 'at least one axis'),
+    ({'axes': {'seed': 3}}, 'axes.seed: expected a list'),
+    ({'axes': {'seed': []}}, 'axes.seed: expected one or more levels'),
+    ({'axes': {'seed': [1, 1]}}, 'each named once'),
+    ({'base': 'cutmix'}, "base: 'cutmix' is no level of the first axis, mixer"),
+    ({'evaluate': {'ors': {}}}, "no command 'ors'.*osr"),
+    ({'train': {'output': 'x'}}, 'train: output is set for each cell'),
+    ({'train': {'amp': None}}, 'amp has no value'),
+    ({'train': [1]}, 'train: expected flags'),
+    ({'exclude': [{'mixr': 'none'}]}, "exclude: no axis 'mixr'.*mixer"),
+    ({'exclude': [{'mixer': 'nine'}]}, "exclude: mixer has no level 'nine'"),
+])
+def test_what_is_wrong_is_said(make, entries, message):
+    with pytest.raises(ValueError, match=message):
+        make(**entries)
+
+
+@pytest.mark.parametrize('text', ['[1, 2]', 'a: [', 'x', ''])
+def test_other_files_are_refused(tmp_path, text):
+    path = tmp_path / 'study.yaml'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'study\.yaml'):
+        read_study(path)
+    with pytest.raises(ValueError, match='No such file'):
+        read_study(tmp_path / 'other.yaml')
+
+
+def test_flags_become_words():
+    assert as_flags({'mixup_kwargs': {'a': 1, 'b': 'c'}, 'no_resume_opt': True, 'lr': 0.1}) == [
+        '--mixup-kwargs', 'a=1', 'b=c', '--no-resume-opt', '--lr', '0.1']
