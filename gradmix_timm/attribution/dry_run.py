@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .grids import Hints, Reading, TargetLayer, read_grid
+from .layer_candidates import inside_attention
 from .model_guard import borrow, logits_of, swapped
 
 __all__ = ['Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
@@ -231,6 +232,8 @@ def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, in
     """
     for index, tensor in enumerate(output) if isinstance(output, tuple | list) else [(None, output)]:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape[:1] != (_BATCH,):
+            continue
+        if tensor.dim() == 4 and inside_attention(model, name):
             continue
         reading = read_grid(tensor, image_size, hints)
         order, known = _token_order(model, name, math.prod(reading.grid)) if reading else (None, False)

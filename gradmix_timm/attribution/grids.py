@@ -13,6 +13,8 @@ __all__ = ['Hints', 'Reading', 'TargetLayer', 'fold', 'read_grid']
 
 # Class, distillation and register tokens: timm's largest count is 9; a model that declares more is believed.
 _MAX_PREFIX = 16
+# Cells a side up to which one cell of slack says nothing.
+_COARSE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +137,18 @@ def _fold_grid(count: int, target: TargetLayer, image_size: tuple[int, int]) -> 
 
 
 def _consistent(grid: Sequence[int], image_size: Sequence[int]) -> bool:
-    """Some stride s makes both sides: h within one cell of H / s and w within one of W / s (padding, cropping)."""
-    low = max(n / (g + 1) for n, g in zip(image_size, grid, strict=True))
-    high = min(n / (g - 1) if g > 1 else math.inf for n, g in zip(image_size, grid, strict=True))
-    return low < high and all(g <= n for n, g in zip(image_size, grid, strict=True))
+    """Some stride s makes both sides: h within one cell of H / s and w within one of W / s (padding, cropping).
+
+    Both sides go through the same layers, so that the longer side has no fewer cells, and equal sides have as many.
+    Up to three cells one more or less would admit any pair: there both are rounded alike.
+    """
+    (h, w), (height, width) = grid, image_size
+    if h > height or w > width or (height <= width and h > w) or (height >= width and h < w):
+        return False
+    if min(h, w) <= _COARSE:
+        strides = range(1, max(height, width) + 1)
+        return any((height // s, width // s) == (h, w) or (-(-height // s), -(-width // s)) == (h, w) for s in strides)
+    return max(height / (h + 1), width / (w + 1)) < min(height / (h - 1), width / (w - 1))
 
 
 def _misfit(grid: Sequence[int], image_size: Sequence[int]) -> float:

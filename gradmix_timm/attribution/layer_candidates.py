@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .grids import Hints
 
-__all__ = ['declared', 'hints_for', 'norms', 'pinned_element', 'traceable', 'traced']
+__all__ = ['declared', 'hints_for', 'inside_attention', 'norms', 'pinned_element', 'traceable', 'traced']
 
 # Families whose feature_info names no module (twins, mvitv2), too few (coat) or modules that go on with another tensor
 # than the one named (efficientvim): patterns of block names instead.
@@ -23,6 +23,9 @@ _BLOCKS = {
 _ELEMENTS = {'coat': (r'parallel_blocks\.\d+', 3)}
 # Classifiers and their auxiliaries: what they give are class scores, not features.
 _HEAD = re.compile(r'(^|\.)(head|heads|fc|classifier|aux\w*)(\.|$)', re.IGNORECASE)
+# Classes of attention, of convolutions and of norms on maps.
+_ATTENTION = re.compile(r'attention|attn', re.IGNORECASE)
+_PLANAR = re.compile(r'conv|2d', re.IGNORECASE)
 _RESIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 # A wrapper, its backbone, a stack, its blocks.
 _MAX_DEPTH = 5
@@ -74,10 +77,25 @@ def norms(model: nn.Module) -> list[str]:
             if 'norm' in type(module).__name__.lower() and not any(module.children())]
 
 
+def inside_attention(model: nn.Module, name: str) -> bool:
+    """Whether a module works on the heads of an attention: four sizes there are [B, heads, tokens, ...], no map.
+
+    Convolutions and their norms (BatchNorm2d, LayerNorm2d) inside an attention see a map all the same.
+    """
+    if _PLANAR.search(type(model.get_submodule(name)).__name__):
+        return False
+    parents = [model.get_submodule(name[:end]) for end in _ends(name)[1:]]
+    # Not the blocks called so that hold a norm, an attention and an MLP (MaxViT's): these know of no heads.
+    return any(_ATTENTION.search(type(parent).__name__)
+               and any('heads' in key and isinstance(value, int) for key, value in vars(parent).items())
+               for parent in parents)
+
+
 def traceable(model: nn.Module) -> list[str]:
-    """Names of the modules to watch in a trace; not what spreads one cell over many."""
+    """Names of the modules to watch in a trace; not what spreads a cell over many, no part of an attention."""
     return [name for name, module in model.named_modules()
-            if name and name.count('.') < _MAX_DEPTH and not _HEAD.search(name) and not isinstance(module, _RESIZED)]
+            if name and name.count('.') < _MAX_DEPTH and not _HEAD.search(name) and not isinstance(module, _RESIZED)
+            and not inside_attention(model, name)]
 
 
 def traced(model: nn.Module, spatial: Sequence[str], chained: set[str]) -> list[str]:

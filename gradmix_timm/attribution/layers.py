@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -81,7 +81,8 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
         input_size: (C, H, W) of the images.
         layers: None for :func:`default_layer`; an int, indexing the usable layers in forward order as Python does (-1
             the deepest); a module name, of any module with a map ('layer3', 'blocks.11.norm1', 'stage4[0]'); a
-            sequence of these; or a string of them with commas ('-2,-1').
+            sequence of these; or a string of them with commas ('-2,-1'). A string that is the name of a module means
+            that module: '1' is a number only where no module is called so.
 
     Returns:
         As many layers as asked for, in the order asked, without repeats.
@@ -97,7 +98,7 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
         ['blocks.4', 'blocks.3.norm1']
     """
     inner = unwrap(model)
-    size, choices = _three(input_size), _choices(layers)
+    size, choices = _three(input_size), _choices(layers, {name for name, _ in inner.named_modules()})
     cache = _found.setdefault(inner, {})
     key = (size, choices)
     if key not in cache:
@@ -112,23 +113,26 @@ def _three(input_size: Sequence[int]) -> Size:
     return channels, height, width
 
 
-def _choices(layers: object) -> tuple[_Choice, ...] | None:
-    """A user's words as numbers and names; None for the default rule."""
-    if layers is None or layers == 'default':
+def _choices(layers: object, modules: Collection[str]) -> tuple[_Choice, ...] | None:
+    """A user's words as numbers and names, None for the default rule; what names a module is that module's name."""
+    if layers is None or (layers == 'default' and layers not in modules):
         return None
     if isinstance(layers, int | str):
         layers = [layers]
     if not isinstance(layers, Sequence):
         raise TypeError(f'layers are numbers or module names, got {layers!r}')
-    parts: list[_Choice] = []
+    choices: list[_Choice] = []
     for item in layers:
         if isinstance(item, bool) or not isinstance(item, int | str):
             raise TypeError(f'layers are numbers or module names, got {item!r}')
-        words = [word.strip() for word in item.split(',')] if isinstance(item, str) else [item]
-        parts += [int(word) if isinstance(word, str) and re.fullmatch(r'[+-]?\d+', word) else word for word in words]
-    if not parts or '' in parts:
+        if isinstance(item, int) or item in modules:
+            choices.append(item)
+            continue
+        words = [word.strip() for word in item.split(',')]
+        choices += [int(word) if word not in modules and re.fullmatch(r'[+-]?\d+', word) else word for word in words]
+    if not choices or '' in choices:
         raise ValueError(f'layers={layers!r} names no layer; give numbers or module names, or leave it out')
-    return tuple(parts)
+    return tuple(choices)
 
 
 def _resolve(model: nn.Module, size: Size, choices: tuple[_Choice, ...] | None) -> tuple[TargetLayer, ...]:
@@ -149,9 +153,10 @@ def _by_number(model: nn.Module, size: Size, number: int) -> TargetLayer:
 
 def _by_name(model: nn.Module, size: Size, name: str) -> TargetLayer:
     """A layer among the usable ones, else any module of the model, probed on its own."""
-    match = re.fullmatch(r'(.*)\[(\d+)\]', name)
+    modules = dict(model.named_modules())
+    match = None if name in modules else re.fullmatch(r'(.*)\[(\d+)\]', name)
     module, index = (match[1], int(match[2])) if match else (name, None)
-    if not module or module not in dict(model.named_modules()):
+    if not module or module not in modules:
         raise ValueError(_unknown(model, size, name))
     usable = _usable_or_none(model, size)
     for layer in usable:

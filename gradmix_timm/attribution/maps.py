@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import as_targets, image_size
 from gradmix_timm.records import AttributionMap, Captured
 from gradmix_timm.registry import Registry
 
@@ -68,8 +68,41 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def score_function(score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A registered score by name, or the callable itself."""
-    return score if callable(score) else TARGET_SCORES[score]
+    """A registered score by name, or the callable, whose answer is then checked.
+
+    Raises:
+        ValueError: An unknown name; in the call, an answer other than one number an image.
+    """
+    if not callable(score):
+        return TARGET_SCORES[score]
+
+    def checked(logits: Tensor, labels: Tensor) -> Tensor:
+        values = score(logits, labels)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(f'a score is one number an image, (logits, labels) -> [{logits.shape[0]}], got {got}')
+        return values
+
+    return checked
+
+
+def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels that fit the logits, on their device.
+
+    Raises:
+        ValueError: Another shape, kind or range.
+    """
+    batch, classes = logits.shape
+    if labels.dim() == 2 and labels.shape == logits.shape and labels.is_floating_point():
+        return labels.to(logits.device)
+    if labels.shape != (batch,) or labels.dtype != torch.int64:
+        raise ValueError(f'expected labels int64 [{batch}] or float [{batch}, {classes}], got {labels.dtype} '
+                         f'{list(labels.shape)}')
+    low, high = int(labels.min()), int(labels.max())
+    # One logit is differentiated itself, whatever the label.
+    if low < 0 or high >= max(classes, 2):
+        raise ValueError(f'labels run from {low} to {high}, expected 0..{classes - 1}, the classes of the model')
+    return labels.to(logits.device)
 
 
 @METHODS.register('layercam', 'sum over channels of relu(G) * A (LayerCAM, Jiang et al. 2021)')
@@ -157,7 +190,7 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
     Args:
         model: Any classifier, timm's or not, in any mode.
         images: [B, C, H, W] float.
-        labels: int64 [B] or float [B, K].
+        labels: Class indices [B] (a tensor of any integer type, an array, a list) or float [B, K].
         layers: None for the default rule, stage numbers (-1 the deepest usable), module names, or several of them.
         method: A name of ``METHODS``.
         score: A name of ``TARGET_SCORES`` or a callable ``(logits, labels) -> [B]``.
@@ -166,10 +199,20 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
         Map float32 [B, h, w] on the finest grid; degenerate rows (flat or not finite) are all zero and flagged.
 
     Raises:
-        ValueError: Unknown layer, method or score; a model without a spatial map.
+        ValueError: Unknown layer, method or score; a model without a spatial map; images, labels or a callable's answer
+            of another shape, kind or range.
+        TypeError: Labels that are no numbers.
     """
     if method in CONTROLS:
         raise ValueError(f'{method!r} is a control without a map; maps are made by: {", ".join(METHODS)}')
     METHODS[method]
-    captured = capture_for(model, images, labels, layers, method, score)
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+        got = f'{images.dtype} {list(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f'expected normalised float images [B, C, H, W], got {got}')
+    function, targets = score_function(score), as_targets(labels)
+
+    def checked(logits: Tensor, given: Tensor) -> Tensor:
+        return function(logits, _checked_labels(given, logits))
+
+    captured = capture_for(model, images, targets, layers, method, checked)
     return fuse(layer_maps(captured, method), image_size(images))

@@ -121,8 +121,12 @@ class Loaded:
         """What the checkpoint says of preprocessing, as arguments of timm's ``resolve_data_config``."""
         if self.record is not None:
             config = self.record.data_config
-            return {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-        names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode')
+            # Runs of earlier versions recorded the image mode among timm's arguments alone.
+            mode = (self.args or {}).get('input_img_mode')
+            return {**({'image_mode': mode} if mode else {}), **{key: tuple(value) if isinstance(value, list) else value
+                               for key, value in config.items()}}
+        names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode',
+                 'input_img_mode')
         told = self.args or {}
         return {name: told[name] for name in names if told.get(name) is not None}
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_device, load_checkpoint
 from gradmix_timm.data import CutDataset, open_dataset, recorded_parts, select_classes
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Head, Score, fit_score, score_kind
 from gradmix_timm.records import Embeddings
 
-from .images import batches, evaluation_transform
+from .images import batches
 
 __all__ = ['Plan', 'Source', 'calibrate']
 
@@ -68,12 +68,9 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
         _check_held_out(plan, loaded)
     # The embeddings are taken where predictions will be made.
     net = build_model(loaded, plan.model, len(names)).to(find_device(plan.device))
-    config = resolve_data_config(loaded.data_config, model=net)
-    config['crop_mode'] = loaded.data_config.get('crop_mode', config.get('crop_mode'))
-    if loaded.data_config.get('pipeline'):
-        config['pipeline'] = loaded.data_config['pipeline']
-    eye = _Eye(plan, net, config)
-    train, held = _cuts(plan, loaded, names, config)
+    preprocessing = Preprocessing.of(loaded.data_config, net)
+    eye = _Eye(plan, net, preprocessing)
+    train, held = _cuts(plan, loaded, names, preprocessing)
     seen = None if train is None else eye.see(train, 'known training images')
     score = fit_score(plan.score, seen, head=_head(plan.score, net), **plan.score_options)
     threshold, count, source = _threshold(plan, score, eye, held)
@@ -83,7 +80,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     return net, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
         'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
-        'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': config,
+        'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': preprocessing.as_config(),
         'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'),
         'checkpoint': _origin(loaded)}
 
@@ -143,34 +140,34 @@ class _Eye:
 
     plan: Plan
     net: nn.Module
-    config: dict[str, Any]
+    preprocessing: Preprocessing
 
     def see(self, images: Any, title: str) -> Embeddings:
         """Embeddings of a cut of the data set, or of images of any kind."""
-        transform, size = evaluation_transform(self.config), self.plan.batch_size
+        size = self.plan.batch_size
         loader: Any
         if isinstance(images, CutDataset):
-            images.transform = transform
+            images.transform = self.preprocessing.transform()
             loader = DataLoader(images, size, num_workers=self.plan.source.workers)  # type: ignore[arg-type]
         else:
-            loader = batches(images, transform, 'RGB' if self.config['input_size'][0] == 3 else 'L', size)
+            loader = batches(images, self.preprocessing, size)
         return extract(self.net, loader, next(self.net.parameters()).device, self.plan.amp_dtype,
                        progress=title)
 
 
-def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], config: dict[str, Any],
+def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Preprocessing,
           ) -> tuple[CutDataset | None, CutDataset | None]:
     """Known training images (None where the score needs none) and those held out (None where not wanted)."""
     held_wanted = plan.threshold is None and plan.validation is None
     train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
         return None, None
-    whole = _open(plan, loaded, names, 'RGB' if config['input_size'][0] == 3 else 'L')
+    whole = _open(plan, loaded, names, preprocessing)
     parts = recorded_parts(whole, loaded.record)
     return parts.train if train_wanted else None, parts.held if held_wanted else None
 
 
-def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDataset:
+def _open(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Preprocessing) -> CutDataset:
     """The known classes of the training split; no other split is ever opened."""
     record, source = loaded.record, plan.source
     told = loaded.args or {}
@@ -181,7 +178,8 @@ def _open(plan: Plan, loaded: Loaded, names: Sequence[str], mode: str) -> CutDat
         folder = record.data_dir if record is not None else told.get('data_dir')
     split = source.train_split or (record.splits.get('train') if record is not None else None) or 'train'
     try:
-        opened = open_dataset(dataset, folder, split, class_map=source.class_map, img_mode=mode)
+        opened = open_dataset(dataset, folder, split, class_map=source.class_map,
+                              **preprocessing.reading_options())
     except ValueError as error:
         raise ValueError(f'the training images, of which the threshold and the score are made, could not be opened: '
                          f'{error}. Where they moved: data_dir=FOLDER (--data-dir)') from error

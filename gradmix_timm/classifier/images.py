@@ -11,27 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
-from gradmix_timm.data.images import in_mode
-from gradmix_timm.data.transforms import recorded_pipeline
+from gradmix_timm.data.preprocessing import Preprocessing
 
-__all__ = ['as_image', 'batches', 'each', 'evaluation_transform']
+__all__ = ['as_image', 'batches', 'each']
 
 _KINDS = ('a path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W] or [H, W]; pixels as uint8, or as '
           'floats from 0 to 1')
-
-
-def evaluation_transform(config: dict[str, Any]) -> Any:
-    """The transform for evaluation, timm's or the run's own, PIL image to normalised float32 [C, H, W].
-
-    Args:
-        config: timm's data configuration, with the run's pipeline where it had one.
-    """
-    return recorded_pipeline(config) or create_transform(
-        tuple(config['input_size']), is_training=False, interpolation=config['interpolation'], mean=config['mean'],
-        std=config['std'], crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
 
 
 def each(images: Any) -> Iterable[Any]:
@@ -45,57 +32,57 @@ def each(images: Any) -> Iterable[Any]:
     return images
 
 
-def as_image(item: Any, mode: str) -> Image.Image:
-    """One image in a PIL mode; uint8 pixels are kept as they are, floats are rounded to 8 bits.
+def as_image(item: Any, preprocessing: Preprocessing) -> Image.Image:
+    """One image in the model's mode; uint8 pixels are kept as they are, floats are rounded to 8 bits.
 
     Args:
         item: A path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W] or [H, W].
-        mode: 'RGB' or 'L'.
+        preprocessing: Of the model.
 
     Raises:
         ValueError: A file that is no image, or pixels that are neither uint8 nor floats from 0 to 1.
         TypeError: Something else.
     """
     if isinstance(item, Image.Image):
-        return in_mode(item, mode)
+        return preprocessing.decode(item)
     if isinstance(item, str | os.PathLike):
-        return _read(Path(item), mode)
+        return _read(Path(item), preprocessing)
     if isinstance(item, Tensor):
         item = item.detach().cpu()
         item = (item.float() if item.is_floating_point() else item).numpy()
         item = np.moveaxis(item, 0, -1) if item.ndim == 3 else item
     if isinstance(item, np.ndarray):
-        return Image.fromarray(_pixels(item)).convert(mode)
+        return preprocessing.decode(Image.fromarray(_pixels(item)))
     raise TypeError(f'expected {_KINDS}; got {type(item).__name__}')
 
 
-def batches(images: Any, transform: Any, mode: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(images: Any, preprocessing: Preprocessing, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised batches [B, C, H, W] with labels of zero; images are read as they are asked for.
 
     Raises:
         ValueError: An image that cannot be read, with its place in the row.
     """
-    numbered = enumerate(each(images))
+    numbered, transform = enumerate(each(images)), preprocessing.transform()
     while part := list(islice(numbered, size)):
-        pixels = torch.stack([transform(_placed(place, item, mode)) for place, item in part])
+        pixels = torch.stack([transform(_placed(place, item, preprocessing)) for place, item in part])
         yield pixels, torch.zeros(len(part), dtype=torch.int64)
 
 
-def _placed(place: int, item: Any, mode: str) -> Image.Image:
+def _placed(place: int, item: Any, preprocessing: Preprocessing) -> Image.Image:
     try:
-        return as_image(item, mode)
+        return as_image(item, preprocessing)
     except (TypeError, ValueError) as error:
         raise type(error)(f'image {place}: {error}') from error
 
 
-def _read(path: Path, mode: str) -> Image.Image:
+def _read(path: Path, preprocessing: Preprocessing) -> Image.Image:
     if path.is_dir():
         raise ValueError(f'{path} is a folder; name the images in it')
     if not path.is_file():
         raise ValueError(f'there is no file {path}')
     try:
         with Image.open(path) as image:
-            return in_mode(image, mode, path)
+            return preprocessing.decode(image, path)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ValueError(f'{path} cannot be read as an image ({error}); mend or remove it') from error
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from gradmix_timm.checkpoint import find_device
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 
 from . import calibration, onnx_export, serialization
-from .images import batches, evaluation_transform
+from .images import batches
 
 __all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
 
@@ -47,7 +48,7 @@ class Manifest:
         n_validation: Held-out images it was set on.
         model: timm's model name.
         model_kwargs: For ``timm.create_model``.
-        data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode.
+        data_config: Of :meth:`~gradmix_timm.data.preprocessing.Preprocessing.as_config`.
         amp_dtype: 'bfloat16', 'float16', or None for full precision; the threshold holds for this one.
         checkpoint: Name and SHA-256 of the file, and the run's protocol, family, trial, mixer and seed.
     """
@@ -86,6 +87,7 @@ class OpenSetClassifier:
     Attributes:
         known_classes: Names in head order.
         threshold: An image is accepted if its knownness is at least this.
+        preprocessing: From an image to the model's input.
 
     Example:
         >>> classifier = OpenSetClassifier.from_checkpoint('run/model_best.pth.tar')    # doctest: +SKIP
@@ -104,7 +106,7 @@ class OpenSetClassifier:
         self.model = model.to(self.device).eval()
         self.score, self.manifest, self.batch_size = score, manifest, batch_size
         self.known_classes, self.threshold = manifest.known_classes, manifest.threshold
-        self._transform = evaluation_transform(manifest.data_config)
+        self.preprocessing = Preprocessing.of(manifest.data_config)
 
     @classmethod
     def from_checkpoint(
@@ -188,7 +190,7 @@ class OpenSetClassifier:
         """
         classes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         knownness: list[NDArray[np.float64]] = [np.empty(0)]
-        for batch in batches(images, self._transform, self.image_mode, self.batch_size):
+        for batch in batches(images, self.preprocessing, self.batch_size):
             embeddings = extract(self.model, [batch], self.device, self.amp_dtype)
             classes.append(self.score.predict(embeddings).numpy())
             knownness.append(self.score(embeddings).numpy())
@@ -237,7 +239,7 @@ class OpenSetClassifier:
     @property
     def image_mode(self) -> str:
         """PIL mode of the images that the model reads."""
-        return 'RGB' if self.manifest.data_config['input_size'][0] == 3 else 'L'
+        return self.preprocessing.image_mode
 
     def __repr__(self) -> str:
         share = self.manifest.known_acceptance

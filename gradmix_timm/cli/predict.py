@@ -128,7 +128,7 @@ def _predict(classifier: OpenSetClassifier, files: Sequence[Path]) -> tuple[list
     def readable() -> Iterator[Image.Image]:
         for path in tqdm(files, unit='image', leave=False, delay=2., disable=None, file=sys.stderr):
             try:
-                image = as_image(path, classifier.image_mode)
+                image = as_image(path, classifier.preprocessing)
             except ValueError as error:
                 broken.append({'file': str(path), 'error': ' '.join(str(error).split())})
                 continue

@@ -9,7 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
 from timm.utils import ParseKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_check
 from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
 from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
-from gradmix_timm.data.transforms import recorded_pipeline
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
@@ -75,14 +74,6 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
     return model.to(find_device(args.device)).eval(), loaded
 
 
-def _data_config(args: argparse.Namespace, model: nn.Module, loaded: Loaded | None) -> dict[str, Any]:
-    known = dict(loaded.record.data_config) if loaded is not None and loaded.record is not None else {}
-    if args.img_size:
-        known['input_size'] = (known.get('input_size', (3,))[0], args.img_size, args.img_size)
-    config: dict[str, Any] = resolve_data_config(known, model=model)
-    return {**config, 'pipeline': known['pipeline']} if known.get('pipeline') else config
-
-
 def _files(folder: str) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
@@ -93,18 +84,15 @@ def _files(folder: str) -> list[Path]:
     return files
 
 
-def _load(files: Sequence[Path], config: dict[str, Any]) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
-    timms = {**{key: value for key, value in config.items() if key != 'pipeline'},
-             'input_size': tuple(config['input_size'])}
-    transform: Any = recorded_pipeline(config) or create_transform(**timms, is_training=False)
-    mode = 'RGB' if config['input_size'][0] == 3 else 'L'
+def _load(files: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
+    from PIL import Image
+    transform = preprocessing.transform()
     images = []
     for path in tqdm(files, desc='reading', leave=False, disable=None if len(files) > 200 else True):
         try:
             with Image.open(path) as image:
-                images.append(transform(image.convert(mode)))
-        except (OSError, UnidentifiedImageError) as error:
+                images.append(transform(preprocessing.decode(image, path)))
+        except (OSError, ValueError) as error:
             raise UsageError(f'{path} is not a readable image ({error}); remove or replace it') from error
     return torch.stack(images)
 
@@ -223,14 +211,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         import_modules(args.device_modules)
         model, loaded = _model(args)
-        config = _data_config(args, model, loaded)
+        preprocessing = Preprocessing.of({} if loaded is None else loaded.data_config, model, args.img_size)
         classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
         files = _files(args.images)
         files = [path for path in files if path.parent.name in classes] or files  # what the model was taught
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
         count = args.deletion_images if args.deletion else max(args.num + args.num % 2, 2)  # timm's take pairs
         files = [files[i] for i in order[:count]]
-        images = _load(files, config).to(args.device)
+        images = _load(files, preprocessing).to(args.device)
         labels = _labels(model, images, files, classes)
         num_classes = int(getattr(model, 'num_classes', 0)) or int(labels.max()) + 1
         classes = classes or [str(k) for k in range(num_classes)]
@@ -248,6 +236,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     if out.suffix != '.png':
         raise UsageError(f'--out {args.out}: the picture is a .png')
-    save_mixes(out.parent, model, images, labels, mixer, classes, config, out.stem, args.num)
+    save_mixes(out.parent, model, images, labels, mixer, classes, preprocessing.as_config(), out.stem, args.num)
     print(out)
     return 0

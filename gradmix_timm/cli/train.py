@@ -209,8 +209,9 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
         family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
-        **data.record, data_config=built.data_config, mixer=plan.name, mixer_options=options,
-        objective=args.objective, objective_options=objective_options(args), seed=args.seed, versions=versions())
+        **data.record, data_config=built.preprocessing.as_config(), mixer=plan.name,
+        mixer_options=options, objective=args.objective, objective_options=objective_options(args), seed=args.seed,
+        versions=versions())
 
 
 def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer,
@@ -218,7 +219,7 @@ def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer:
     """The run folder and its saver, on the first process."""
     if not utils.is_primary(args):
         return None, None
-    size = built.data_config['input_size'][-1]
+    size = built.preprocessing.input_size[-1]
     name = args.experiment or '-'.join(
         [datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), str(size)])
     output_dir = utils.get_outdir(output_root(args), name)
@@ -380,7 +381,7 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     mixer, model = run.mixer, live_model(run.task)
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
-    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.data_config)
+    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.preprocessing.as_config())
 
 
 if __name__ == '__main__':

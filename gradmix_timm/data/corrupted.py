@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from timm.data.readers.reader import Reader
 
 from gradmix_timm.registry import nearest
 
 from .corruptions import SEVERITIES, corrupt, list_corruptions, official_name
+from .decoding import through_rgb
 from .images import ImageSource
 from .sources import open_dataset
 from .subsets import CutDataset, class_names, labels_of
-from .transforms import recorded_pipeline
 
-__all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'crop_of', 'open_official']
+__all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'open_official']
 
 
 class CorruptedSource(ImageSource):
@@ -48,8 +47,12 @@ class CorruptedSource(ImageSource):
             cv2.setNumThreads(1)  # a loader's processes share the cores already
         image, *rest = self.source.read(index)
         image = image if self.crop is None else self.crop(image)
-        pixels = corrupt(np.asarray(image), self.name, self.severity, self.seed, index, self.scale)
-        return Image.fromarray(pixels), *rest
+
+        def change(picture: Image.Image) -> Image.Image:
+            pixels = corrupt(np.asarray(picture), self.name, self.severity, self.seed, index, self.scale)
+            return Image.fromarray(pixels)
+
+        return through_rgb(image, change), *rest
 
 
 class _Names(Reader):
@@ -71,43 +74,15 @@ def corrupted(images: CutDataset, name: str, severity: int, seed: int = 0, scale
     """The same rows of a set, corrupted; an image comes out the same in whatever cut of its data set it lies.
 
     Args:
-        images: Clean, read as RGB or grey.
+        images: Clean; those of other modes than RGB and grey are corrupted as RGB.
         name: Of the corruption.
         severity: 1 to 5.
         seed: Not negative.
         scale: Whose constants; None: by each image's side.
-        crop: Done before; see :func:`crop_of`.
+        crop: Done before; see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.crop`.
     """
     source = CorruptedSource(images.source, name, severity, seed, scale, crop)
     return CutDataset(source, images.indices, images.targets, images.classes, images.transform)
-
-
-def crop_of(config: dict[str, Any]) -> Callable[[Image.Image], Image.Image]:
-    """What the evaluation transform does before it makes a tensor: resize and crop to the model's input.
-
-    Args:
-        config: timm's data configuration.
-    """
-    pipeline = recorded_pipeline(config, normalize=False)
-    if pipeline is not None:
-        return pipeline.picture
-    steps: Any = create_transform(
-        config['input_size'], is_training=False, interpolation=config['interpolation'],
-        crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
-    return _Crop([step for step in steps.transforms if 'Tensor' not in type(step).__name__
-                  and type(step).__name__ not in ('ToNumpy', 'Normalize')])
-
-
-class _Crop:
-    """Steps from PIL image to PIL image; a class, so that worker processes can be handed it."""
-
-    def __init__(self, steps: Sequence[Callable[[Image.Image], Image.Image]]) -> None:
-        self.steps = steps
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        for step in self.steps:
-            image = step(image)
-        return image
 
 
 # ---- official files

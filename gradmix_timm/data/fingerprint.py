@@ -42,7 +42,7 @@ def _source(source: ImageSource, rows: np.ndarray) -> Iterator[str | bytes] | No
         inner = _source(source.inner, rows)
         return None if inner is None else _chain(f'codec {source.codec}', inner)
     found = _reader(source.reader, rows)
-    return None if found is None else _chain(f'mode {source.input_img_mode}', found)
+    return None if found is None else _chain(f'mode {source.input_img_mode} exif {source.exif}', found)
 
 
 def _chain(first: str, rest: Iterator[str | bytes]) -> Iterator[str | bytes]:

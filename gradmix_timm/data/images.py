@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torchvision.datasets.folder import default_loader
 
-__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError',
-           'in_mode']
+from .decoding import decode
 
-_logger = logging.getLogger(__name__)
+__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError']
+
 DIGITS_SPLITS = ('train', 'test')
 
 
@@ -22,24 +21,6 @@ class UnreadableImageError(ValueError):
     """An image file that is missing, cut short or no image; the message names it. The user can mend it."""
 
     exit_status = 2
-
-
-_told_of_deep = False
-
-
-def in_mode(image: Image.Image, mode: str, name: Any = '') -> Image.Image:
-    """``image.convert(mode)``, as timm has it, with one warning where that loses nearly all of an image.
-
-    PIL cuts pixels of 16 bits off at 255 instead of scaling them: a photograph comes out white.
-    """
-    global _told_of_deep  # one warning a process, not one an image
-    if not _told_of_deep and image.mode.startswith('I') and mode in ('L', 'RGB'):
-        brightest = image.getextrema()[1]
-        if isinstance(brightest, int | float) and brightest > 255:
-            _told_of_deep = True
-            _logger.warning(f'{name or "an image"} has pixels up to {brightest:g}; PIL, and so timm in training too, '
-                            'cuts them off at 255 where 8 bits are read: save such images with 8 bits a channel')
-    return image.convert(mode)
 
 
 class ImageSource(ImageDataset):
@@ -51,11 +32,14 @@ class ImageSource(ImageDataset):
     Args:
         reader: timm's reader, or one that yields PIL images.
         input_img_mode: PIL mode that every image is converted to ('RGB', 'L'); None: as stored.
+        exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         **options: timm's: load_bytes, transform, target_transform, additional_features.
     """
 
-    def __init__(self, reader: Reader, input_img_mode: str | None = 'RGB', **options: Any) -> None:
+    def __init__(self, reader: Reader, input_img_mode: str | None = 'RGB', exif: str = 'ignore', **options: Any
+                 ) -> None:
         super().__init__(root=None, reader=reader, input_img_mode=input_img_mode, **options)
+        self.exif = exif
 
     def read(self, index: int) -> tuple[Any, ...]:
         """Image, target and further features, before any transform.
@@ -84,13 +68,13 @@ class ImageSource(ImageDataset):
 
     def _decode(self, image: Any) -> Any:
         if isinstance(image, Image.Image):
-            return in_mode(image, self.input_img_mode) if self.input_img_mode else image
+            return decode(image, self.input_img_mode, self.exif)
         with image:
             if self.load_bytes:
                 return image.read()
             decoded = Image.open(image)
             decoded.load()
-            return in_mode(decoded, self.input_img_mode, getattr(image, 'name', '')) if self.input_img_mode else decoded
+            return decode(decoded, self.input_img_mode, self.exif, getattr(image, 'name', ''))
 
     def _place(self, index: int) -> str:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from .decoding import through_rgb
 from .images import ImageSource
 from .subsets import CutDataset
 
@@ -28,7 +29,7 @@ class Codec:
     quality: int | None = None
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image after a turn through the file format, in its own mode."""
+        """An RGB or grey image after a turn through the file format, in its own mode."""
         file = io.BytesIO()
         options: dict[str, Any] = {} if self.quality is None else {'quality': self.quality}
         image.save(file, format=self.name.upper(), **options)
@@ -73,7 +74,7 @@ class Recoded(ImageSource):
     def read(self, index: int) -> tuple[Any, ...]:
         """As the base class says."""
         image, *rest = self.inner.read(index)
-        return self.codec(image), *rest
+        return through_rgb(image, self.codec), *rest
 
 
 def recode(cut: CutDataset, codec: Codec) -> CutDataset:

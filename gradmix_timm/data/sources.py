@@ -36,7 +36,7 @@ _TAR_BLOCK = 512
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
                  class_map: str | dict[str, int] = '', download: bool = False, img_mode: str | None = 'RGB',
-                 min_classes: int = 2, **options: Any) -> Any:
+                 exif: str = 'ignore', min_classes: int = 2, **options: Any) -> Any:
     """A data set of timm's names, or ``sklearn/digits``; an unreadable image in it is an error with its path.
 
     Args:
@@ -47,7 +47,8 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             itself where it holds none.
         class_map: Class name to label, for folders, tars and Hugging Face.
         download: Fetch it, for torch/ and hfids/.
-        img_mode: PIL mode of the images: 'RGB', 'L'.
+        img_mode: PIL mode of the images: 'RGB', 'L', ...
+        exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         min_classes: 2; 1 for images whose classes do not matter (they may lie in ``root`` directly).
         **options: More of ``timm.data.create_dataset``.
 
@@ -75,9 +76,11 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     dataset = _create(name, root, split, {
         'class_map': class_map, 'download': download, 'input_img_mode': img_mode, **options})
     if isinstance(dataset, IterableDataset):
+        if exif != 'ignore':
+            raise ValueError(f'{name} is streamed, and decoded by timm, which ignores orientation; type --exif ignore')
         return dataset
     source = as_source(dataset)
-    source.input_img_mode = img_mode  # torchvision's sets know no mode
+    source.input_img_mode, source.exif = img_mode, exif  # torchvision's sets know neither
     if folder and min_classes > 1:
         _check_classes(Path(str(root)), class_names(source), min_classes, mapped=bool(class_map))
     return source

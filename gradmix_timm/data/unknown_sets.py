@@ -127,7 +127,7 @@ def check_specs(specs: Sequence[UnknownSpec]) -> None:
 
 
 def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.PathLike[str] | None = None,
-                 mode: str = 'RGB', download: bool = False, overlap: str = 'refuse',
+                 mode: str = 'RGB', exif: str = 'ignore', download: bool = False, overlap: str = 'refuse',
                  sizes: Sequence[tuple[int, int]] = ((32, 32),), count: int = 1000, seed: int = 0) -> Outside:
     """Open one set of unknown images.
 
@@ -135,7 +135,8 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
         spec: Of :func:`parse_unknown`.
         known: Names of the known classes: a set with classes of these names is no set of unknowns.
         root: Where data sets lie that name no place of their own.
-        mode: PIL mode, 'RGB' or 'L'.
+        mode: PIL mode, 'RGB', 'L', ...
+        exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         download: Fetch torchvision's sets where they are missing.
         overlap: What to do about known classes: 'refuse', 'drop' (their images are left out), 'keep'.
         sizes: (width, height) of made images, in turn.
@@ -148,19 +149,20 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
     if spec.kind in ('noise', 'made'):
         source = made_images(spec.what, count, sizes, seed, mode)
     elif spec.kind == 'torchvision':
-        source = _torchvision(spec, root, mode, download)
+        source = _torchvision(spec, root, mode, exif, download)
     else:
         place = spec.place or root
         splits = list_splits(spec.what, place)
         split = next((name for name in _EVALUATED if name in splits), 'test')
-        source = as_source(open_dataset(spec.what, place, split, img_mode=mode, min_classes=1, download=download))
+        source = as_source(open_dataset(
+            spec.what, place, split, img_mode=mode, exif=exif, min_classes=1, download=download))
     if not len(source):
         raise ValueError(f'--unknown: {spec.name} holds no image')
     # The class of made images is what they are made by, which may be a known class's word.
     return _cut(spec, source, () if spec.kind in ('noise', 'made') else known, overlap)
 
 
-def _torchvision(spec: UnknownSpec, root: Any, mode: str, download: bool) -> ImageSource:
+def _torchvision(spec: UnknownSpec, root: Any, mode: str, exif: str, download: bool) -> ImageSource:
     place = spec.place or root
     if not place:
         raise ValueError(f'torchvision:{spec.what} lies in no folder that is named: --unknown-data-dir DIR, or '
@@ -172,7 +174,7 @@ def _torchvision(spec: UnknownSpec, root: Any, mode: str, download: bool) -> Ima
         hint = '' if download else f'; --download fetches it, torchvision:{spec.what}=DIR says where it is'
         raise ValueError(f'torchvision:{spec.what} could not be opened in {place} ({" ".join(str(error).split())})'
                          f'{hint}') from error
-    return ImageSource(TorchvisionReader(dataset), mode)
+    return ImageSource(TorchvisionReader(dataset), mode, exif)
 
 
 def _cut(spec: UnknownSpec, source: ImageSource, known: Sequence[str], overlap: str) -> Outside:

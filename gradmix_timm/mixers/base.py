@@ -1,6 +1,7 @@
 """The contract of every mixer: draw once, apply deterministically, call as timm's Mixup with the live model behind."""
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import get_worker_info
 
-from gradmix_timm.ops import mix_targets, soft_targets
+from gradmix_timm.ops import as_targets, mix_targets, soft_targets
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
 
-__all__ = ['BatchMixer', 'kept_draw', 'to_device']
+__all__ = ['BatchMixer', 'check_alpha', 'check_images', 'kept_draw', 'partners', 'to_device']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -27,12 +29,41 @@ def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
     return MixDraw.of(name, torch.arange(batch, device=device), torch.ones(batch, device=device))
 
 
+def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
+    """Who meets whom: one cycle through the batch, uniform among all of them, int64 [B].
+
+    Nobody meets itself where there are two images or more, everybody is the partner of one image, and each of the
+    others is as likely. A permutation would pair one image in B with itself: half of the pairs for B = 2.
+
+    Example:
+        >>> partners(np.random.default_rng(0), 2)
+        array([1, 0])
+    """
+    order = rng.permutation(batch)
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def check_alpha(alpha: float, name: str = 'alpha') -> float:
+    """The parameter of a Beta distribution, as a float.
+
+    Raises:
+        ValueError: Not above 0, or not finite.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f'{name} of the Beta distribution is a finite number above 0, got {alpha}')
+    return float(alpha)
+
+
 class BatchMixer:
     """A batch mixer: ``images, targets = mixer(images, labels, model)``.
 
     A subclass draws (:meth:`_draw`) and pastes (:meth:`_paste`); checking, coins, seeding and labels are here.
     Every draw is a function of (seed, rank, epoch, step) alone, from a generator of its own: no other random stream
-    moves and nothing has to be saved with a checkpoint.
+    moves and nothing has to be saved with a checkpoint. In a worker of a data loader (a mixer in ``collate_fn``) that
+    has not called :meth:`set_step` itself, the worker's seed is a part of it: workers hold copies of the mixer, whose
+    counters all begin at the same step. PyTorch draws these seeds anew in each epoch, from ``torch.manual_seed``.
 
     Args:
         num_classes: K, the columns of the returned targets.
@@ -74,6 +105,7 @@ class BatchMixer:
         self.seed, self.rank = int(seed), int(rank)
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
+        self._stepped_in: int | None = None
 
     # ---- what a caller uses
 
@@ -98,6 +130,7 @@ class BatchMixer:
     def set_step(self, epoch: int, step: int) -> None:
         """The next draw is that of (epoch, step); later ones count on from there."""
         self._epoch, self._step = int(epoch), int(step)
+        self._stepped_in = _worker_seed()
 
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Check once, before any data is loaded, that the mixer can serve the model at (C, H, W).
@@ -106,17 +139,22 @@ class BatchMixer:
             ValueError: It cannot; the message names both and the remedy.
         """
 
-    def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Mix one batch.
 
         Args:
             images: float [B, C, H, W], any size, channels, dtype and memory format.
-            targets: int64 [B] in 0..K-1, or float [B, K] with rows that sum to one.
+            targets: Class indices [B] in 0..K-1 (a tensor of any integer type, an array, a list), or float [B, K] with
+                rows that sum to one.
             model: The live model, for mixers that need one; it is left bit for bit as it was.
 
         Returns:
             New images like the given ones, and targets float32 [B, K]. With ``mixup_enabled = False`` the same
             images and smoothed one-hots, without any pass over the model.
+
+        Raises:
+            ValueError: Images or labels of another shape, kind or range.
+            TypeError: Images that are no tensor (a packed batch among them), labels that are no numbers.
         """
         mixed = self.mix(images, targets, model)
         return mixed.input, mixed.target
@@ -124,7 +162,7 @@ class BatchMixer:
     def mix(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> Mixed:
         """As the call, with the draw beside the batch."""
         if not self.mixup_enabled:
-            self._check(images, targets)
+            targets = self._check_batch(images, targets)
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
             return Mixed(images, rows, None)
         draw = self.draw(images, targets, model)
@@ -140,14 +178,13 @@ class BatchMixer:
             model: The live model, for mixers that need one.
             generator: Draw from it instead of (seed, rank, epoch, step).
         """
-        self._check(images, targets)
+        targets = self._check_batch(images, targets)
         if self.requires_model and model is None:
             raise ValueError(f'mixer {self.name!r} reads attribution maps from the live model and got none; '
                              'call mixer(images, targets, model)')
         rng = self._generator(generator)
         batch = images.shape[0]
-        coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
-        partner = rng.permutation(batch)
+        coins, partner = self._toss(rng, batch)
         if batch == 1 and self._needs_partner():
             warnings.warn(f'mixer {self.name!r} got a batch of one image, which has no partner: left unmixed',
                           stacklevel=3)
@@ -184,6 +221,11 @@ class BatchMixer:
 
     # ---- inside
 
+    def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which images are mixed, bool [B], and with whom; an image that is left as it is may well be a partner."""
+        coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
+        return coins, partners(rng, batch)
+
     def _generator(self, given: torch.Generator | np.random.Generator | None) -> np.random.Generator:
         if isinstance(given, np.random.Generator):
             return given
@@ -194,27 +236,31 @@ class BatchMixer:
             raise TypeError(f'generator is a torch or NumPy generator, got {type(given).__name__}')
         # SeedSequence takes non-negative words; a negative seed is folded rather than refused.
         words = [w % 2 ** 64 for w in (self.seed, self.rank, self._epoch, self._step)]
+        worker = _worker_seed()
+        if worker is not None and worker != self._stepped_in:
+            words.append(worker % 2 ** 64)
         self._step += 1
         return np.random.default_rng(words)
 
-    def _check(self, images: Tensor, targets: Tensor) -> None:
-        """Shapes and dtypes always; label values on the CPU, on a GPU in the first steps only (reading them waits)."""
-        if not isinstance(images, Tensor) or images.dim() != 4:
-            shape = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f'expected images [B, C, H, W], got {shape}')
-        if not images.is_floating_point():
-            raise ValueError(f'expected float images, got {images.dtype}: mixing follows normalisation '
-                             '(uint8 batches come from a loader without it)')
-        if len(targets) != images.shape[0]:
-            raise ValueError(f'{images.shape[0]} images but {len(targets)} targets')
+    def _check_batch(self, images: Tensor, targets: Any) -> Tensor:
+        """The labels as a tensor, with images and labels checked.
+
+        Shapes and dtypes always; label values on the CPU, on a GPU in the first steps only (reading them waits).
+        """
+        check_images(images)
+        targets = as_targets(targets)
+        if not targets.dim() or len(targets) != images.shape[0]:
+            raise ValueError(f'{images.shape[0]} images but {len(targets) if targets.dim() else "a single number as"} '
+                             'targets')
         if targets.dim() == 1:
-            if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+            if targets.dtype != torch.int64:
                 raise ValueError(f'1-D targets are class indices (int64), got {targets.dtype}')
         elif targets.dim() != 2 or targets.shape[1] != self.num_classes or not targets.is_floating_point():
             raise ValueError(f'expected targets int64 [B] or float [B, {self.num_classes}], got '
                              f'{targets.dtype} {list(targets.shape)}')
         if targets.device.type == 'cpu' or (self._epoch == 0 and self._step < 2):
             self._check_values(targets)
+        return targets
 
     def _check_values(self, targets: Tensor) -> None:
         if not targets.numel():
@@ -224,6 +270,31 @@ class BatchMixer:
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f'labels run from {low} to {high}, expected 0..{self.num_classes - 1}: '
                                  'set num_classes to the width of the classifier')
-        elif not self.multi_label and bool(((targets.float().sum(1) - 1).abs() > 1e-2).any()):
+        elif not self.multi_label and not bool(((targets.float().sum(1) - 1).abs() <= 1e-2).all()):
             raise ValueError(f'mixer {self.name!r} takes soft targets whose rows sum to one; these do not '
                              '(multi-hot?). Train multi-label tasks with --mixup-mode none')
+
+
+def check_images(images: Any) -> None:
+    """Images as every mixer takes them.
+
+    Raises:
+        TypeError: No tensor.
+        ValueError: Not float [B, C, H, W].
+    """
+    if isinstance(images, list | tuple | dict):
+        raise TypeError(f'expected images and labels apart, got a {type(images).__name__} in place of the images; '
+                        'unpack a batch: mixer(*batch), or mixer(*batch, model)')
+    if not isinstance(images, Tensor):
+        raise TypeError(f'expected images as a float tensor [B, C, H, W], got {type(images).__name__}')
+    if images.dim() != 4:
+        raise ValueError(f'expected images [B, C, H, W], got {list(images.shape)}')
+    if not images.is_floating_point():
+        raise ValueError(f'expected float images, got {images.dtype}: mixing follows normalisation '
+                         '(uint8 batches come from a loader without it)')
+
+
+def _worker_seed() -> int | None:
+    """The seed of this worker of a data loader, new in every epoch; None outside of workers."""
+    info = get_worker_info()
+    return None if info is None else int(info.seed)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import box_lam, image_size, soft_targets
+from gradmix_timm.ops import as_targets, box_lam, image_size, soft_targets
 from gradmix_timm.records import MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer, check_alpha, to_device
 
 __all__ = ['CallableMixer', 'TorchvisionMixer', 'seeded_streams']
 
@@ -85,6 +85,7 @@ class CallableMixer(BatchMixer):
         """
         if draw.noise_seed is None:
             return super().apply(images, targets, draw)
+        targets = as_targets(targets)
         with torch.no_grad(), seeded_streams(draw.noise_seed, images.device):
             given = images.clone(memory_format=torch.preserve_format)
             mixed, rows = self._checked(self.function(given, targets.clone(), **self.own), images)
@@ -134,10 +135,8 @@ class TorchvisionMixer(BatchMixer):
     def __init__(self, kind: str, num_classes: int, alpha: float = 1.0, **common: Any) -> None:
         from torchvision.transforms import v2  # slow to import, and only these mixers need it
         super().__init__(num_classes, **common)
-        if not alpha > 0:
-            raise ValueError(f'alpha of the Beta distribution is above 0, got {alpha}')
         self.name = self.NAMES[kind]
-        self.alpha = float(alpha)
+        self.alpha = check_alpha(alpha)
         self.transform = getattr(v2, kind)(alpha=self.alpha, num_classes=self.num_classes)
 
     @property

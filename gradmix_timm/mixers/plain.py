@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste_donors
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, kept_draw, to_device
+from .base import BatchMixer, check_alpha, kept_draw, to_device
 
 __all__ = ['CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
 
@@ -50,11 +50,9 @@ class _AlphaMixer(BatchMixer):
 
     def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', **common: Any) -> None:
         super().__init__(num_classes, **common)
-        if not alpha > 0:
-            raise ValueError(f'alpha of the Beta distribution is above 0, got {alpha}')
         if lam not in ('image', 'batch'):
             raise ValueError(f"lam is drawn per 'image' or 'batch', got {lam!r}")
-        self.alpha, self.lam = float(alpha), lam
+        self.alpha, self.lam = check_alpha(alpha), lam
 
     @property
     def options(self) -> dict[str, Any]:

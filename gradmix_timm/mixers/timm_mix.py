@@ -7,9 +7,10 @@ import torch
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from gradmix_timm.ops import soft_targets
+from gradmix_timm.ops import as_targets, soft_targets
 from gradmix_timm.records import MixDraw
 
+from .base import check_alpha, check_images
 from .contract import BoundMixer
 
 __all__ = ['TimmMixup']
@@ -40,6 +41,9 @@ class TimmMixup:
 
     def __init__(self, mode: str, num_classes: int = 1000, label_smoothing: float = 0.1, mixup_alpha: float = 1.0,
                  cutmix_alpha: float = 0.0, **options: Any) -> None:
+        for option, alpha in (('mixup_alpha', mixup_alpha), ('cutmix_alpha', cutmix_alpha)):
+            if not alpha <= 0:  # a NaN too
+                check_alpha(alpha, option)
         if not (mixup_alpha > 0 or cutmix_alpha > 0 or options.get('cutmix_minmax')):
             raise ValueError(f"mixer {mode!r} is timm's: one of mixup_alpha, cutmix_alpha (--mixup, --cutmix) above 0 "
                              'or cutmix_minmax is needed')
@@ -91,21 +95,20 @@ class TimmMixup:
         """Refused, see :meth:`draw`."""
         raise ValueError(f"mixer {self.name!r} is timm's class and cannot replay a draw; use 'mixup' or 'cutmix'")
 
-    def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Mix in place, as timm: even batches [B, C, H, W], int64 labels [B]; targets float32 [B, K].
 
         Raises:
             ValueError: An odd batch, soft labels, integer images, or labels out of range.
         """
-        batch = len(images)
+        check_images(images)
+        targets, batch = as_targets(targets), len(images)
         if batch % 2:
             raise ValueError(f'mixer {self.name!r} (timm) pairs a batch with its reverse and got {batch} images, an '
                              "odd number; use an even batch size, or 'mixup', 'cutmix' or 'gradmix', which take any")
-        if targets.dim() != 1 or targets.is_floating_point():
+        if targets.dim() != 1 or targets.dtype != torch.int64:
             raise ValueError(f'mixer {self.name!r} (timm) takes integer labels [B], got {targets.dtype} '
                              f"{list(targets.shape)}; soft labels are taken by 'mixup', 'cutmix' and 'gradmix'")
-        if not images.is_floating_point():
-            raise ValueError(f'expected float images, got {images.dtype}')
         if not self.mixup_enabled:
             smoothing = self.options['label_smoothing']
             return images, soft_targets(targets, self.num_classes, smoothing, images.device)

@@ -11,10 +11,11 @@ from .boxes import (
     window_boxes,
 )
 from .paste import blend, noise_fill, paste, paste_donors, paste_resized
-from .targets import mix_targets, soft_targets
+from .targets import as_targets, mix_targets, soft_targets
 
 __all__ = [
     'argmax_center',
+    'as_targets',
     'blend',
     'box_lam',
     'box_mask',

@@ -1,10 +1,36 @@
 """Labels as float32 rows: one-hot, smoothed, mixed."""
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['mix_targets', 'soft_targets']
+__all__ = ['as_targets', 'mix_targets', 'soft_targets']
+
+
+def as_targets(targets: Any) -> Tensor:
+    """Labels as a tensor, class indices of any integer type as int64; the rest is left as it is.
+
+    Args:
+        targets: A tensor, a NumPy array or a list of numbers.
+
+    Raises:
+        TypeError: Something else.
+
+    Example:
+        >>> as_targets([2, 0]), as_targets(torch.tensor([3], dtype=torch.uint8))
+        (tensor([2, 0]), tensor([3]))
+    """
+    if not isinstance(targets, Tensor):
+        try:
+            targets = torch.from_numpy(np.asarray(targets))
+        except (TypeError, ValueError) as error:
+            raise TypeError('labels are class indices [B] or rows of weights [B, K], in a tensor, an array or a list; '
+                            f'got {type(targets).__name__}') from error
+    whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
+    return targets.long() if whole and targets.dim() == 1 else targets
 
 
 def soft_targets(
@@ -16,7 +42,7 @@ def soft_targets(
     """Labels as smoothed rows: t (1 - s) + s / K, timm's convention (on = 1 - s + s / K, off = s / K).
 
     Args:
-        targets: int [B] in 0..K-1, or float [B, K].
+        targets: int [B] in 0..K-1, or float [B, K]; see :func:`as_targets`.
         num_classes: K.
         smoothing: s in [0, 1).
         device: Where the rows go; default: where the labels are.
@@ -28,12 +54,13 @@ def soft_targets(
         >>> soft_targets(torch.tensor([1]), 4, smoothing=0.2)
         tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
     """
+    targets = as_targets(targets)
     targets = targets.to(device or targets.device, non_blocking=True)
     off = smoothing / num_classes
     if targets.dim() == 2:
         return targets.float() * (1 - smoothing) + off
     rows = torch.full((targets.shape[0], num_classes), off, device=targets.device)
-    return rows.scatter_(1, targets.long()[:, None], 1 - smoothing + off)
+    return rows.scatter_(1, targets[:, None], 1 - smoothing + off)
 
 
 def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor) -> Tensor:

@@ -696,3 +696,105 @@ def test_a_stream_has_no_sign_however_small_it_starts():
             parameter.mul_(0.01)
     assert str(default_layer(usable_layers(model, (3, 64, 64)))) == 'blocks.5.norm1'
     assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-6}
+
+
+# ---- names before numbers, and what is no map
+
+def numbered():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()), nn.ReLU(),
+                        nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU()),
+                        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()),
+                        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return net.eval()
+
+
+def odd_names(*names):
+    net = nn.Sequential()
+    for name in names:
+        net.add_module(name, nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()))
+    net.add_module('pool', nn.AdaptiveAvgPool2d(1))
+    net.add_module('flat', nn.Flatten())
+    net.add_module('last', nn.Linear(3, 4))
+    return net
+
+
+@pytest.mark.parametrize('make', [
+    numbered, lambda: odd_names('2', '0', '1'), lambda: odd_names('-1', 'default', 'a,b'),
+    lambda: odd_names('a[0]', 'a', ' b'), lambda: timm.create_model('test_resnet', num_classes=4)])
+def test_a_printed_name_gives_that_layer_back(make):
+    net, size = make(), (3, 32, 32)
+    layers = usable_layers(net, size)
+    assert len(layers) >= 3
+    for layer in layers:
+        assert resolve_layers(net, size, str(layer)) == (layer,)
+        assert resolve_layers(net, size, [str(layer)]) == (layer,)
+    assert resolve_layers(net, size, 1) == (layers[1],), 'an int stays a number'
+    assert resolve_layers(net, size, [-1]) == (layers[-1],)
+
+
+def test_digits_that_name_no_module_are_numbers():
+    net = timm.create_model('test_resnet', num_classes=4)
+    layers = usable_layers(net, (3, 64, 64))
+    assert resolve_layers(net, (3, 64, 64), '1,-1') == (layers[1], layers[-1])
+    assert [str(layer) for layer in resolve_layers(numbered(), (3, 32, 32), '3, 4')] == ['3', '4']
+
+
+def test_a_transformer_with_one_patch_has_no_map_and_says_what_to_do():
+    net = timm.create_model('vit_tiny_patch16_224', img_size=16, depth=3, num_classes=4)
+    with pytest.raises(ValueError, match=r'no layer with a map on 16x16 pixels.*--img-size.*random-box'):
+        usable_layers(net, (3, 16, 16))
+
+
+class HeadsOutside(nn.Module):
+    """Self-attention written out: heads x tokens are four sizes of a tensor, as many as an image's."""
+
+    def __init__(self, heads, dim=32):
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.q_norm, self.k_norm, self.attn_drop = nn.LayerNorm(dim // heads), nn.Identity(), nn.Dropout(0.0)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = self.attn_drop((self.q_norm(q) @ self.k_norm(k).transpose(2, 3)).softmax(-1))
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class PlainAttention(HeadsOutside):
+    pass
+
+
+class Tokens(nn.Module):
+    def __init__(self, heads=4, patch=8):
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, patch, patch)
+        self.attn, self.norm, self.head = PlainAttention(heads), nn.LayerNorm(32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        return self.head(self.norm(x + self.attn(x)).mean(1))
+
+
+@pytest.mark.parametrize(('heads', 'side'), [(4, 16), (8, 32), (2, 32), (4, 24)])
+@pytest.mark.parametrize('name', ['attn.q_norm', 'attn.k_norm', 'attn.attn_drop'])
+def test_nothing_inside_an_attention_is_a_map(heads, side, name):
+    """With as many heads as tokens, or as tokens as channels of a head, the shape alone would pass for a grid."""
+    net = Tokens(heads)
+    with pytest.raises(ValueError, match='has no map'):
+        resolve_layers(net, (3, side, side), name)
+    assert not [layer for layer in usable_layers(net, (3, side, side)) if layer.name.startswith('attn.q')
+                or layer.name.startswith('attn.k') or layer.name.startswith('attn.attn')]
+    assert resolve_layers(net, (3, side, side), 'attn.proj')[0].grid == (side // 8, side // 8), 'tokens are'
+
+
+@pytest.mark.parametrize(('shape', 'size'), [
+    ((2, 3, 2, 64), (16, 16)), ((2, 3, 2, 3), (32, 32)), ((2, 2, 3, 7), (16, 16)), ((2, 3, 9, 64), (64, 64)),
+    ((2, 3, 2, 64), (16, 32)), ((2, 64, 2, 2), (16, 32)), ((2, 64, 1, 3), (32, 32))])
+def test_small_sides_have_no_slack(shape, size):
+    assert read_grid(torch.zeros(shape), size) is None
+
+
+@pytest.mark.parametrize(('grid', 'size'), [
+    ((2, 3), (40, 72)), ((1, 2), (40, 72)), ((2, 2), (33, 40)), ((1, 3), (32, 96)), ((3, 4), (97, 101)),
+    ((4, 5), (97, 130))])
+def test_sides_that_the_same_layers_make_of_both_are_a_grid(grid, size):
+    assert read_grid(torch.zeros(2, 64, *grid), size) == ('NCHW', 0, grid)

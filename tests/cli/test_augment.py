@@ -13,12 +13,12 @@ from PIL import Image
 from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
-from gradmix_timm.classifier.images import evaluation_transform
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.training import caching, loop
 from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.data.preprocessing import Preprocessing
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
 
@@ -168,7 +168,7 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
     pixels = 255 - np.asarray(Image.open(place).convert('RGB'))[::-1][4:36, 4:36]
     config = record.data_config
     want = (pixels / 255 - np.array(config['mean'])) / np.array(config['std'])
-    transform = evaluation_transform(config)
+    transform = Preprocessing.of(config).transform()
     assert np.abs(transform(Image.open(place)).permute(1, 2, 0).numpy() - want).max() < 1e-5
     with torch.no_grad():
         logits = model.eval()(transform(Image.open(place))[None])[0]
@@ -186,7 +186,7 @@ def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
     (tmp_path / 'aug.yaml').unlink()  # the checkpoint needs no file
     results = osr(folder)
     model = build_model(load_checkpoint(folder / 'last.pth.tar'))
-    transform = evaluation_transform(load_checkpoint(folder / 'last.pth.tar').record.data_config)
+    transform = Preprocessing.of(load_checkpoint(folder / 'last.pth.tar').record.data_config).transform()
     test = [path for name in ('ant', 'bee', 'cat') for path in sorted((images / 'test' / name).iterdir())]
     with torch.no_grad():
         logits = model.eval()(torch.stack([transform(Image.open(path).convert('RGB')) for path in test]))

@@ -320,10 +320,10 @@ def test_what_hangs_on_settings_is_printed_and_on_the_page(tmp_path, capsys):
     assert [value for value, _ in found['knn']['points']] == [1, 5, 10, 12]
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('knn by k (* used): AUROC '))
     assert line.endswith(f', 12* {100 * found["knn"]["points"][-1][1]:.2f}')
-    assert 'What hangs on the settings' in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+    assert 'Sensitivity to settings' in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
     assert run('--checkpoint', checkpoint, '--scores', 'mls,knn') == 0
     assert results_of(tmp_path / 'run' / 'osr')['sensitivity'] == {}
-    assert 'What hangs on' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
+    assert 'Sensitivity to settings' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
 def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):

@@ -8,8 +8,9 @@ from PIL import Image
 from timm.data import create_loader, create_transform
 
 from gradmix_timm.data import class_names, fingerprint, labels_of, open_dataset, select_classes, take
-from gradmix_timm.data.corrupted import corrupted, crop_of, open_official
+from gradmix_timm.data.corrupted import corrupted, open_official
 from gradmix_timm.data.corruptions import corrupt
+from gradmix_timm.data.preprocessing import Preprocessing
 
 CONFIG = {'input_size': (3, 24, 24), 'interpolation': 'bicubic', 'crop_pct': 0.875, 'crop_mode': 'center'}
 CLASSES = ('ant', 'bee', 'cat')
@@ -56,7 +57,7 @@ def test_the_crop_is_timms_and_comes_before_the_corruption(tmp_path):
     images = select_classes(clean(tmp_path, side=50), CLASSES)
     transform = create_transform((3, 24, 24), is_training=False, interpolation='bicubic', crop_pct=0.875,
                                  mean=(0.,) * 3, std=(1.,) * 3)
-    crop = crop_of(CONFIG)
+    crop = Preprocessing.of(CONFIG).crop()
     picture = images.picture(0)
     assert crop(picture).size == (24, 24)
     seen = (transform(picture).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)

@@ -24,7 +24,6 @@ from gradmix_timm.data import (
     select_classes,
     take,
 )
-from gradmix_timm.data import images as data_images
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 
@@ -246,22 +245,6 @@ def test_corrupt_image_is_named_where_timm_takes_the_next(folders):
     path.unlink()
     with pytest.raises(UnreadableImageError, match=str(path)):
         dataset[5]
-
-
-def test_pixels_of_16_bits_are_warned_of_once_and_read_as_timm_reads_them(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(data_images, '_told_of_deep', False)
-    for place, brightest in enumerate((255, 65535, 65535)):
-        (tmp_path / 'test' / f'{place}').mkdir(parents=True)
-        pixels = np.linspace(0, brightest, 64).reshape(8, 8).astype(np.uint16)
-        Image.fromarray(pixels).save(tmp_path / 'test' / f'{place}' / 'deep.png')
-    source = select_classes(open_dataset('', tmp_path, 'test'), ('0', '1', '2')).source
-    with caplog.at_level('WARNING'):
-        read = [np.asarray(source.read(place)[0]) for place in range(3)]
-    warning, = (record.getMessage() for record in caplog.records)
-    assert 'deep.png has pixels up to 65535' in warning
-    for place, pixels in enumerate(read):
-        deep = Image.open(tmp_path / 'test' / f'{place}' / 'deep.png')
-        np.testing.assert_array_equal(pixels, np.asarray(deep.convert('RGB')))
 
 
 def test_corrupt_image_is_named_out_of_a_worker(folders):

@@ -310,6 +310,7 @@ def test_unknown_names_and_options_name_the_nearest():
     ({'prob': 1.5}, 'prob is a probability'),
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
+    ({'lam_range': (0.0, torch.nan)}, 'lam_range'),
     ({'num_classes': 0}, 'at least 1'),
 ])
 def test_options_out_of_range(options, match):
@@ -325,10 +326,60 @@ def test_options_out_of_range(options, match):
     (torch.zeros(4, 3, 8, 8), torch.zeros(4), 'class indices'),
     (torch.zeros(4, 3, 8, 8), torch.zeros(4, 7), r'float \[B, 10\]'),
     (torch.zeros(4, 3, 8, 8), torch.ones(4, 10), 'multi-hot'),
+    (torch.zeros(4, 3, 8, 8), torch.full((4, 10), torch.nan), 'multi-hot'),
+    (torch.zeros(4, 3, 8, 8), torch.ones(4, dtype=torch.bool), 'class indices'),
+    (torch.zeros(4, 3, 8, 8), torch.tensor(3), 'a single number'),
 ])
 def test_bad_batches_say_what_was_expected(images, targets, match):
     with pytest.raises(ValueError, match=match):
         create_mixer('cutmix', num_classes=K)(images, targets)
+
+
+@pytest.mark.parametrize('name', [*TIMM_MODES, *PAIRED])
+@pytest.mark.parametrize('kind', ['int32', 'uint8', 'int16', 'list', 'numpy', 'numpy int32', 'tuple'])
+def test_class_indices_of_any_kind_are_the_same_labels(name, kind, toy):
+    labels = torch.arange(4)
+    given = {'list': labels.tolist(), 'tuple': tuple(labels.tolist()), 'numpy': labels.numpy(),
+             'numpy int32': labels.numpy().astype(np.int32)}
+    given = given[kind] if kind in given else labels.to(getattr(torch, kind))
+    images = torch.randn(4, 3, 16, 16)
+    results = []
+    for targets in (labels, given):
+        mixer = create_mixer(name, num_classes=K)
+        np.random.seed(0)  # noqa: NPY002 - timm's stream
+        results.append(mixer(images.clone(), targets, toy))
+        mixer.mixup_enabled = False
+        results.append(mixer(images.clone(), targets, toy))
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results[1], results[3], strict=True))
+
+
+@pytest.mark.parametrize('name', [*TIMM_MODES, *PAIRED])
+def test_batches_and_labels_of_no_use_are_named(name, toy):
+    mixer, images = create_mixer(name, num_classes=K), torch.zeros(4, 3, 16, 16)
+    with pytest.raises(TypeError, match=r'unpack a batch: mixer\(\*batch\)'):
+        mixer([images, torch.arange(4)])
+    with pytest.raises(TypeError, match=r'unpack a batch'):
+        mixer({'image': images, 'label': torch.arange(4)}, None, toy)
+    with pytest.raises(TypeError, match='expected images as a float tensor'):
+        mixer(images.numpy(), torch.arange(4), toy)
+    for targets in (None, ['cat', 'dog', 'cat', 'dog'], 'cat'):
+        with pytest.raises(TypeError, match='labels are class indices'):
+            mixer(images, targets, toy)
+
+
+@pytest.mark.parametrize('alpha', [torch.inf, -torch.inf, torch.nan, 0.0, -1.0])
+@pytest.mark.parametrize('name', ['mixup', 'cutmix', 'gradmix', 'random-box', 'torchvision-mixup'])
+def test_alpha_is_finite_and_above_zero(name, alpha):
+    with pytest.raises(ValueError, match='finite number above 0'):
+        create_mixer(name, num_classes=K, alpha=alpha)
+
+
+@pytest.mark.parametrize('alpha', [torch.inf, torch.nan])
+@pytest.mark.parametrize('option', ['mixup_alpha', 'cutmix_alpha'])
+def test_timms_alphas_are_finite_too(option, alpha):
+    with pytest.raises(ValueError, match=f'{option} of the Beta distribution is a finite number'):
+        create_mixer('batch', num_classes=K, **{option: alpha})
 
 
 def test_a_mixer_that_needs_a_model_says_so():

@@ -280,3 +280,53 @@ def test_soft_labels_weigh_the_evidence():
     hard = GradMix(K, layers='grid', lam_range=(0.8, 0.85)).draw(images, torch.tensor([0, 1]), Spots())
     rows = GradMix(K, layers='grid', lam_range=(0.8, 0.85)).draw(images, torch.eye(K)[[0, 1]], Spots())
     assert torch.equal(hard.dst, rows.dst)
+
+
+def test_label_by_mass_asks_for_the_maps_of_partners_that_are_not_mixed_themselves():
+    """Half of the images are mixed, and every weight is that of the maps, not of the area."""
+    images, labels = spotted(PLACES), torch.arange(4)
+    mixer = GradMix(K, layers='grid', label='mass', prob_elem=0.5, lam_range=(0.5, 0.9), seed=1)
+    lonely = 0
+    for _ in range(20):
+        draw = mixer.draw(images, labels, Spots())
+        pixels = to_pixels(attribute(Spots(), images, labels, 'grid').map, (16, 16))
+        own, donor = 1 - box_mass(pixels, draw.dst), box_mass(pixels[draw.partner], draw.src)
+        mixed = draw.lam < 1
+        want = torch.where(mixed & (own + donor > 0), own / (own + donor), draw.lam)
+        assert torch.allclose(draw.weight[:, 0], want, atol=1e-5)
+        lonely += int((mixed & ~mixed[draw.partner] & (draw.weight[:, 0] != draw.lam)).sum())
+    assert lonely > 0
+
+
+@pytest.mark.parametrize('answer', [
+    lambda logits, labels: logits, lambda logits, labels: logits.sum(), lambda logits, labels: logits[:, :1],
+    lambda logits, labels: 1.0, lambda logits, labels: logits[0, :3]])
+def test_a_score_of_ones_own_gives_one_number_an_image(answer):
+    images, labels = spotted(PLACES), torch.arange(4)
+    for use in (lambda: GradMix(K, layers='grid', score=answer).draw(images, labels, Spots()),
+                lambda: attribute(Spots(), images, labels, 'grid', score=answer)):
+        with pytest.raises(ValueError, match=r'one number an image, \(logits, labels\) -> \[4\]'):
+            use()
+
+
+@pytest.mark.parametrize(('images', 'labels', 'error', 'match'), [
+    (torch.zeros(4, K, 16, 16, dtype=torch.uint8), torch.arange(4), ValueError, 'normalised float images'),
+    (torch.zeros(K, 16, 16), torch.arange(4), ValueError, 'normalised float images'),
+    (torch.zeros(4, K, 16, 16), torch.arange(4) + 3, ValueError, r'labels run from 3 to 6, expected 0\.\.3'),
+    (torch.zeros(4, K, 16, 16), torch.arange(4) - 1, ValueError, r'labels run from -1 to 2'),
+    (torch.zeros(4, K, 16, 16), torch.arange(3), ValueError, r'labels int64 \[4\] or float \[4, 4\]'),
+    (torch.zeros(4, K, 16, 16), torch.zeros(4), ValueError, r'labels int64 \[4\]'),
+    (torch.zeros(4, K, 16, 16), torch.zeros(4, 9), ValueError, r'float \[4, 4\]'),
+    (torch.zeros(4, K, 16, 16), ['a'] * 4, TypeError, 'labels are class indices'),
+])
+def test_attribute_says_what_it_takes(images, labels, error, match):
+    with pytest.raises(error, match=match):
+        attribute(Spots(), images, labels, 'grid')
+
+
+@pytest.mark.parametrize('kind', [torch.int32, torch.uint8, list, 'numpy'])
+def test_attribute_takes_class_indices_of_any_kind(kind):
+    labels = torch.arange(4)
+    given = labels.tolist() if kind is list else labels.numpy() if kind == 'numpy' else labels.to(kind)
+    images = spotted(PLACES)
+    assert torch.equal(attribute(Spots(), images, given, 'grid').map, attribute(Spots(), images, labels, 'grid').map)

@@ -26,7 +26,8 @@ def main() -> None:
     flags = json.loads(Path(flags['--checkpoint']).read_text())
     seed, mixer = int(flags['--seed']), flags['--mixup-mode']
     value = .5 + .01 * seed + {'none': 0., 'slow': 0.}.get(mixer, .1)
-    scores = {name: {'auroc': value, 'oscr': value - .1, 'fpr_at_95_known': 1 - value} for name in ('msp', 'mls')}
+    scores = {name: {'auroc': value, 'aupr_in': value, 'aupr_out': value, 'oscr': value - .1, 'detection_error': .3,
+                     'fpr_at_95_known': 1 - value, 'fpr_at_95_unknown': .4} for name in ('msp', 'mls')}
     out.mkdir(parents=True, exist_ok=True)
     (out / 'results.json').write_text(json.dumps({
         'format': 1, 'protocol': 'digits', 'family': 'arpl2020', 'trial': 0, 'seed': seed, 'scores': scores,

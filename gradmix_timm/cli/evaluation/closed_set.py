@@ -18,6 +18,7 @@ from gradmix_timm.data import (
     open_dataset,
     select_classes,
 )
+from gradmix_timm.data.preprocessing import Preprocessing
 
 from .embedding import rows_of
 from .subject import other_source, plan_split, source_of
@@ -53,7 +54,7 @@ def told_split(args: argparse.Namespace, loaded: Loaded | None) -> ClassSplit | 
     return plan_split(args, record) if told else None
 
 
-def open_test(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit | None, channels: int,
+def open_test(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit | None, preprocessing: Preprocessing,
               most: int | None = None) -> TestImages:
     """Open the test split and cut the classes out; no image is read.
 
@@ -61,14 +62,14 @@ def open_test(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit
         args: Of :func:`~gradmix_timm.cli.evaluation.subject.add_subject_flags`.
         loaded: The checkpoint, or None.
         split: Of :func:`told_split`; None: all classes of the data are known, in the order of its labels.
-        channels: Of the model's input.
+        preprocessing: How files are decoded.
         most: Images of each side, spread evenly over it; None: all.
 
     Raises:
         ValueError: Data that is not there or does not hold the classes.
     """
     source = source_of(args, loaded)
-    options = {'class_map': args.class_map, 'img_mode': 'RGB' if channels == 3 else 'L'}
+    options = {'class_map': args.class_map, **preprocessing.reading_options()}
     whole = open_dataset(source['dataset'], source['data_dir'], source['test'], **options)
     split = fit_split(split, class_names(whole))
     others = other_source(args, split, source, options)

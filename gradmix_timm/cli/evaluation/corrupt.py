@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def _measured(path: Path, args: argparse.Namespace, plan: Plan) -> dict[str, flo
     """The baseline's errors from the results of another run of this command on the same images."""
     if not path.exists():
         raise ValueError(f'--baseline: no file {path}; expected results.json of `openset corrupt`, or alexnet')
-    other = read_results(path if path.is_dir() else path.parent)
+    other: Mapping[str, Any] = read_results(path if path.is_dir() else path.parent)
     part = other.get('corruption')
     if part is None:
         raise ValueError(f'--baseline: {path} is not of `openset corrupt`')

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gradmix_timm.data import CutDataset, fingerprint, select_classes
-from gradmix_timm.data.corrupted import OfficialSet, corrupted, crop_of, open_official
+from gradmix_timm.data.corrupted import OfficialSet, corrupted, open_official
 from gradmix_timm.data.corruptions import (
     SCALES,
     SEVERITIES,
@@ -111,7 +111,7 @@ class Plan:
             for name, place in self.official.places.items()}
         return {
             'format': _FORMAT, 'weights': weights_hash(self.subject.model), 'modules': str(self.subject.model),
-            'transform': {key: str(value) for key, value in self.subject.config.items()},
+            'transform': {key: str(value) for key, value in self.subject.preprocessing.as_config().items()},
             'images': [fingerprint(cut) or list_hash(cut) for cut in cuts],
             'split': [images.split.known, images.split.unknown],
             'files': files, 'scale': self.scale, 'at': self.at, 'seed': args.seed, 'scores': args.scores,
@@ -133,7 +133,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     loaded = read_checkpoint(args)
     split = told_split(args, loaded)
     subject = load_subject(args, loaded, len(split.known) if split is not None else None)
-    images = open_test(args, loaded, split, subject.config['input_size'][0], args.images)
+    images = open_test(args, loaded, split, subject.preprocessing, args.images)
     outputs = getattr(subject.model, 'num_classes', None)
     if split is None and outputs != len(images.split.known):
         raise ValueError(f'the head of {subject.name} has {outputs} outputs and the test set has '
@@ -145,14 +145,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
                                   images.split.known).picture(0).size)
     # The official arrays and small folders are as stored; ImageNet-C's images were cut before they were corrupted.
     at = args.corrupt_at or ('stored' if side <= SMALL else 'input')
-    config = subject.config if at == 'stored' else {
-        **subject.config, 'crop_pct': 1.0, 'crop_mode': 'center', 'pipeline': None}
+    preprocessing = subject.preprocessing if at == 'stored' else subject.preprocessing.cropped()
     scale = '' if official is not None else args.scale or nearest_scale(
-        side if at == 'stored' else min(subject.config['input_size'][1:]))
+        side if at == 'stored' else min(subject.preprocessing.input_size[1:]))
     return Plan(
-        clean_subject=subject, subject=replace(subject, config=config, cache=None, skipped={}), images=images,
-        names=names, official=official, scale=scale, at=at,
-        crop=crop_of(subject.config) if official is None and at == 'input' else None)
+        clean_subject=subject, subject=replace(subject, preprocessing=preprocessing, cache=None, skipped={}),
+        images=images, names=names, official=official, scale=scale, at=at,
+        crop=subject.preprocessing.crop() if official is None and at == 'input' else None)
 
 
 def watched(names: Sequence[str], total: int) -> Iterator[tuple[str, Callable[[str], None]]]:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
-from gradmix_timm.data.transforms import recorded_pipeline
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
@@ -66,7 +66,7 @@ class Subject:
         model: In evaluation mode on ``device``.
         name: timm's.
         loaded: Its checkpoint, or None.
-        config: timm's data configuration: input_size, interpolation, mean, std, crop_pct, crop_mode.
+        preprocessing: From a file to the model's input.
         device: Where it runs.
         amp_dtype: Of autocast, or None.
         args: Flags of :func:`add_subject_flags`.
@@ -78,7 +78,7 @@ class Subject:
     model: nn.Module
     name: str
     loaded: Loaded | None
-    config: dict[str, Any]
+    preprocessing: Preprocessing
     device: torch.device
     amp_dtype: torch.dtype | None
     args: argparse.Namespace
@@ -139,18 +139,15 @@ def rows_of(images: CutDataset, rows: np.ndarray) -> CutDataset:
 
 def loader_of(subject: Subject, images: CutDataset) -> Any:
     """A loader of timm's with the evaluation transform, in the set's order."""
-    config, source = subject.config, rows_of(images, np.arange(len(images)))
+    source = rows_of(images, np.arange(len(images)))
     dataset = Skipping(source) if getattr(subject.args, 'skip_bad', False) else source
     loader = create_loader(
         cast(ImageDataset, dataset),  # all that the loader asks of one
-        input_size=config['input_size'], batch_size=subject.args.batch_size, is_training=False,
-        interpolation=config['interpolation'], mean=config['mean'], std=config['std'], crop_pct=config['crop_pct'],
-        crop_mode=config.get('crop_mode'), num_workers=subject.workers(len(images)), device=subject.device,
+        **subject.preprocessing.loader_options(), batch_size=subject.args.batch_size, is_training=False,
+        num_workers=subject.workers(len(images)), device=subject.device,
         # Pixels are normalised on the CPU, so that every device sees the same.
         use_prefetcher=False, pin_memory=subject.device.type == 'cuda', persistent_workers=False)
-    pipeline = recorded_pipeline(config)
-    if pipeline is not None:
-        source.transform = pipeline
+    source.transform = subject.preprocessing.transform()
     return loader
 
 
@@ -170,7 +167,7 @@ def _parts(subject: Subject, images: CutDataset) -> dict[str, Any] | None:
         'model_kwargs': {} if loaded is None else {key: str(value) for key, value in loaded.model_kwargs.items()},
         # Two modules with the same weights may differ in their forward pass: pooling, activation.
         'modules': hashlib.sha256(str(subject.model).encode()).hexdigest(),
-        'transform': {key: str(value) for key, value in subject.config.items()},
+        'transform': {key: str(value) for key, value in subject.preprocessing.as_config().items()},
         'images': files, 'amp': str(subject.amp_dtype), 'channels_last': subject.args.channels_last,
         'device': subject.device.type, 'versions': {name: version(name) for name in ('torch', 'timm', 'pillow')}}
 

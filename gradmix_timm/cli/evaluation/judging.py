@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.data import CutDataset
-from gradmix_timm.data.transforms import recorded_pipeline
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.judge import Judged, Subjects, judge
 from gradmix_timm.openset.pixel_statistics import STATISTICS, compare_statistics, measure, warnings_of
@@ -103,15 +102,11 @@ def sensitivity_with_bar(args: argparse.Namespace, subjects: Subjects, names: Se
 class _Statistics:
     """A transform: an image to its statistics, measured as the model sees it but for the normalisation."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        channels = config['input_size'][0]
-        self.transform = create_transform(
-            config['input_size'], is_training=False, interpolation=config['interpolation'], mean=(0.,) * channels,
-            std=(1.,) * channels, crop_pct=config['crop_pct'], crop_mode=config.get('crop_mode'))
-        self.pipeline = recorded_pipeline(config, normalize=False)
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        self.transform = preprocessing.transform(normalize=False)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Any = self.transform(image) if self.pipeline is None else self.pipeline(image).float() / 255
+        pixels: Tensor = self.transform(image).float() / 255
         return torch.from_numpy(measure(pixels.permute(1, 2, 0).numpy(), image.size))
 
 
@@ -129,7 +124,7 @@ def pixel_statistics(subject: Subject, images: CutDataset, rows: NDArray[Any] | 
     rows = np.asarray(rows)
     count = min(subject.args.trivial_images, len(rows))
     chosen = rows_of(images, rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
-    chosen.transform = _Statistics(subject.config)
+    chosen.transform = _Statistics(subject.preprocessing)
     loader = DataLoader(chosen, batch_size=32, num_workers=subject.workers(count))
     found = torch.cat([torch.empty(0, len(STATISTICS), dtype=torch.float64), *(part[0] for part in loader)]).numpy()
     if not any(getattr(subject.args, name, None) for name in ('codec', 'unknown_codec')):

@@ -19,6 +19,7 @@ from gradmix_timm.data import (
     shared_classes,
     take,
 )
+from gradmix_timm.data.preprocessing import Preprocessing
 
 from .subject import source_of
 
@@ -44,7 +45,7 @@ class KnownImages:
     source: dict[str, Any]
 
 
-def open_known(args: argparse.Namespace, loaded: Loaded | None, known: Sequence[str], channels: int,
+def open_known(args: argparse.Namespace, loaded: Loaded | None, known: Sequence[str], preprocessing: Preprocessing,
                place: str | None = None) -> KnownImages:
     """Open the known classes of the train and test split, or of a folder in place of the test split.
 
@@ -52,7 +53,7 @@ def open_known(args: argparse.Namespace, loaded: Loaded | None, known: Sequence[
         args: Of :func:`add_subject_flags`.
         loaded: The checkpoint, or None.
         known: Names in head order.
-        channels: Of the model's input.
+        preprocessing: How files are decoded.
         place: Folder or tar of known test images by class; classes that it lacks are left out.
 
     Raises:
@@ -60,7 +61,7 @@ def open_known(args: argparse.Namespace, loaded: Loaded | None, known: Sequence[
     """
     record = loaded.record if loaded is not None else None
     source = source_of(args, loaded)
-    options = {'class_map': args.class_map, 'img_mode': 'RGB' if channels == 3 else 'L'}
+    options = {'class_map': args.class_map, **preprocessing.reading_options()}
     train = held = None
     try:
         whole = select_classes(open_dataset(source['dataset'], source['data_dir'], source['train'], **options), known)
@@ -73,7 +74,7 @@ def open_known(args: argparse.Namespace, loaded: Loaded | None, known: Sequence[
         _logger.warning(f'No training images, so scores that are fit on them are left out ({error})')
     if place is not None:
         source['known'] = place
-        return KnownImages(train, held, _some_classes(_open_place(place, options['img_mode']), known, place), source)
+        return KnownImages(train, held, _some_classes(_open_place(place, preprocessing), known, place), source)
     test = open_dataset(source['dataset'], source['data_dir'], source['test'], **options)
     return KnownImages(train, held, select_classes(test, known), source)
 
@@ -84,13 +85,14 @@ def folder_classes(place: str) -> tuple[str, ...]:
     Raises:
         ValueError: No folder, or no image in it.
     """
-    return class_names(_open_place(place, 'RGB'))
+    return class_names(_open_place(place, None))
 
 
-def _open_place(place: str, mode: str) -> Any:
+def _open_place(place: str, preprocessing: Preprocessing | None) -> Any:
     splits = list_splits('', place)
     split = next((name for name in ('test', 'val', 'validation') if name in splits), 'test')
-    return open_dataset('', place, split, img_mode=mode, min_classes=1)
+    reading = {} if preprocessing is None else preprocessing.reading_options()
+    return open_dataset('', place, split, min_classes=1, **reading)
 
 
 def _some_classes(dataset: Any, known: Sequence[str], place: str) -> CutDataset:

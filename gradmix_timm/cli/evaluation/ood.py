@@ -28,6 +28,7 @@ from gradmix_timm.data import (
     parse_unknown,
     recode,
 )
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Judged, Subjects, check_names, needs_train
 from gradmix_timm.openset.near_far import near_and_far, set_means, suite_of
@@ -178,9 +179,8 @@ def _open(args: argparse.Namespace) -> tuple[_Opened, Path]:
     names = _named_classes(args, loaded)
     subject = load_subject(args, loaded, len(names) if names else None)
     names = names or _folder_names(args, subject)
-    channels = subject.config['input_size'][0]
-    images = open_known(args, loaded, names, channels, args.known)
-    outside = _open_outside(args, specs, names, images.test, 'RGB' if channels == 3 else 'L', images.source)
+    images = open_known(args, loaded, names, subject.preprocessing, args.known)
+    outside = _open_outside(args, specs, names, images.test, subject.preprocessing, images.source)
     kinds = near_and_far(_suite(args, images, names), [spec.name for spec in specs], args.near, args.far)
     held = images.validation
     return _Opened(subject, names, _recoded(images, codec),
@@ -219,12 +219,13 @@ def _suite(args: argparse.Namespace, images: KnownImages, names: Sequence[str]) 
 
 
 def _open_outside(args: argparse.Namespace, specs: Sequence[UnknownSpec], names: Sequence[str], known: CutDataset,
-                  mode: str, source: dict[str, Any]) -> list[Outside]:
+                  preprocessing: Preprocessing, source: dict[str, Any]) -> list[Outside]:
     made = any(spec.kind in ('noise', 'made') for spec in specs)
     sizes = _sizes(known) if made else ((32, 32),)
     root = args.unknown_data_dir or source['data_dir']
-    return [open_outside(spec, names, root=root, mode=mode, download=args.download, overlap=args.overlap, sizes=sizes,
-                         count=args.made_images, seed=args.seed) for spec in specs]
+    return [open_outside(spec, names, root=root, mode=preprocessing.image_mode, exif=preprocessing.exif,
+                         download=args.download, overlap=args.overlap, sizes=sizes, count=args.made_images,
+                         seed=args.seed) for spec in specs]
 
 
 def _sizes(known: CutDataset) -> list[tuple[int, int]]:

@@ -94,7 +94,7 @@ def run_osr(args: argparse.Namespace) -> int:
         folder = _output(args)
         check_output(folder)
         subject = load_subject(args, loaded, len(split.known))
-        images = open_images(args, loaded, split, subject.config['input_size'][0])
+        images = open_images(args, loaded, split, subject.preprocessing)
         # A broken image or weights that give NaN are the user's to mend as well.
         subjects = _embed(subject, images)
         passed = time.monotonic() - began

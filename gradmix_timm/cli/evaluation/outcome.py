@@ -70,7 +70,8 @@ def manifest(args: argparse.Namespace, subject: Subject, cuts: Mapping[str, CutD
         seconds: Spent on reading them.
     """
     there = {name: cut for name, cut in cuts.items() if cut is not None}
-    preprocessing = {key: list(value) if isinstance(value, tuple) else value for key, value in subject.config.items()}
+    preprocessing = {key: list(value) if isinstance(value, tuple) else value
+                     for key, value in subject.preprocessing.as_config().items()}
     return {
         'model': subject.name, 'parameters': sum(p.numel() for p in subject.model.parameters()),
         **_checkpoint_facts(subject.loaded), 'pretraining': _pretraining(args, subject), **_run_folder(args),

@@ -157,9 +157,8 @@ def _open(args: argparse.Namespace) -> tuple[Subject, TestImages, KnownImages]:
     loaded = read_checkpoint(args)
     # Features are read, so that the head need not fit the classes.
     subject = load_subject(args, loaded, None)
-    channels = subject.config['input_size'][0]
-    images = open_test(args, loaded, told_split(args, loaded), channels)
-    known = open_known(args, loaded, images.split.known, channels)
+    images = open_test(args, loaded, told_split(args, loaded), subject.preprocessing)
+    known = open_known(args, loaded, images.split.known, subject.preprocessing)
     assert known.train is not None  # only a folder in place of the test split does without
     _check_apart(known.train, images.known)
     return subject, images, known

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 
 from gradmix_timm.checkpoint import (
@@ -37,7 +36,7 @@ from gradmix_timm.data import (
     select_classes,
     take,
 )
-from gradmix_timm.data.transforms import recorded_pipeline
+from gradmix_timm.data.preprocessing import Preprocessing
 
 from .embedding import Subject, open_cache
 
@@ -122,25 +121,17 @@ def load_subject(args: argparse.Namespace, loaded: Loaded | None, num_classes: i
     if num_classes is not None and outputs != num_classes:
         raise ValueError(f'the head of {args.model} has {outputs} outputs and {num_classes} known classes are named; '
                          'train a head for them, or name one class an output with --known-classes')
-    known = {} if loaded is None else loaded.data_config
     if args.img_size:
-        own: Any = getattr(model, 'default_cfg', {})
-        channels = next(iter(known.get('input_size') or own.get('input_size', (3,))))
-        known['input_size'] = (channels, args.img_size, args.img_size)
         resize: Any = getattr(model, 'set_input_size', None)  # of models whose position embeddings fit one size
         if resize is not None:
             resize((args.img_size, args.img_size))
-    config = resolve_data_config(known, model=model)
-    if loaded is not None and known.get('crop_mode'):
-        config['crop_mode'] = known['crop_mode']
-    if known.get('pipeline'):
-        config['pipeline'] = known['pipeline']
-        recorded_pipeline(config)  # refuses another --img-size than it can make
+    preprocessing = Preprocessing.of({} if loaded is None else loaded.data_config, model, args.img_size)
+    preprocessing.transform()  # a pipeline refuses another --img-size than it can make
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     return Subject(
         model=model.to(device).eval(), name=str(args.model or (loaded and loaded.model)),
-        loaded=loaded, config=config, device=device, args=args,
+        loaded=loaded, preprocessing=preprocessing, device=device, args=args,
         amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None, projection=_projection(loaded, device),
         cache=open_cache(args.cache))
 
@@ -195,21 +186,22 @@ def plan_split(args: argparse.Namespace, record: RunRecord | None) -> ClassSplit
     return split
 
 
-def open_images(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit, channels: int) -> Images:
+def open_images(args: argparse.Namespace, loaded: Loaded | None, split: ClassSplit,
+                preprocessing: Preprocessing) -> Images:
     """Open the train and the test split and cut the classes out; no image is read.
 
     Args:
         args: Of :func:`add_subject_flags`.
         loaded: The checkpoint, or None.
         split: Of :func:`plan_split`.
-        channels: Of the model's input.
+        preprocessing: How files are decoded.
 
     Raises:
         ValueError: Data that is not there or does not hold the classes; no unknown class left.
     """
     record = loaded.record if loaded is not None else None
     source = source_of(args, loaded)
-    options = {'class_map': args.class_map, 'img_mode': 'RGB' if channels == 3 else 'L'}
+    options = {'class_map': args.class_map, **preprocessing.reading_options()}
     train = open_dataset(source['dataset'], source['data_dir'], source['train'], **options)
     test = open_dataset(source['dataset'], source['data_dir'], source['test'], **options)
     others = other_source(args, split, source, options)

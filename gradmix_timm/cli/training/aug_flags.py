@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from gradmix_timm.data.decoding import EXIF_RULES
 from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
 
 from .context import Built
@@ -26,6 +27,9 @@ AUGMENTATION = (
          text='hold all images in memory and augment them in batches on the device; for small images of one size'),
     flag('--crop-padding', type=int, metavar='N',
          text='with --cache-images: crop from the image with a border of N pixels, not a random resized crop'),
+    flag('--exif', type=str, default='ignore', choices=EXIF_RULES,
+         text='orientation that a camera wrote beside the pixels: ignore it, as timm does, or apply it, so that '
+              'pictures stand upright; kept in the checkpoint for every evaluation'),
 )
 
 # timm's flags that shape an image before the loader; a pipeline from a file replaces what they do.
@@ -92,16 +96,12 @@ def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, Pipeli
     if args.aug_backend == 'timm':
         return {}
     pipelines: Pipelines = read_pipelines(args.aug_config)
-    config = built.data_config
-    found = {}
-    for split, pipeline in (('train', pipelines.train), ('eval', pipelines.eval)):
-        if pipeline is not None:
-            found[split] = build_pipeline(
-                pipeline, f'{pipelines.path}: {split}', tuple(config['input_size']), tuple(config['mean']),
-                tuple(config['std']), config['crop_pct'], normalize=not args.prefetcher)
-    if pipelines.eval is not None:  # goes into the checkpoint's record: every evaluation has the same transform
-        config['pipeline'] = {'path': pipelines.path, 'transform': pipelines.eval}
-        _logger.info(f'Validation images, and those of later evaluations, go through {pipelines.path}.')
+    preprocessing, normalize = built.preprocessing, not args.prefetcher
+    found = {'train': build_pipeline(
+        pipelines.train, f'{pipelines.path}: train', preprocessing.input_size, preprocessing.mean, preprocessing.std,
+        preprocessing.crop_pct, normalize)}
+    if preprocessing.pipeline is not None:
+        found['eval'] = preprocessing.transform(normalize)
     return found
 
 

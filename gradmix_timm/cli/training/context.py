@@ -14,6 +14,7 @@ from torch import nn
 
 from gradmix_timm.data import ClassSplit, CutDataset
 from gradmix_timm.data.identity import identities, list_digest
+from gradmix_timm.data.preprocessing import Preprocessing
 
 __all__ = ['Built', 'Data', 'Hardware', 'Loaders']
 
@@ -43,14 +44,14 @@ class Built:
         model: On its device.
         name: timm's name of its architecture.
         kwargs: What ``timm.create_model`` needs to make it again.
-        data_config: timm's preprocessing: input_size, mean, std, interpolation, crop_pct, crop_mode.
+        preprocessing: Of validation images, here and in every later evaluation.
         patch_size: For NaFlex loaders.
     """
 
     model: nn.Module
     name: str
     kwargs: dict[str, Any]
-    data_config: dict[str, Any]
+    preprocessing: Preprocessing
     patch_size: tuple[int, int] | None
 
 

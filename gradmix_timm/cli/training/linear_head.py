@@ -14,7 +14,6 @@ from timm.data import create_loader
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import KEY, atomic_path
-from gradmix_timm.data.transforms import recorded_pipeline
 from gradmix_timm.objectives import classifier_layers
 from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
@@ -120,15 +119,12 @@ def _fit_weights(probe: Probe, weights: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _embed(probe: Probe, model: nn.Module, images: Any) -> Embeddings:
-    args, hardware, config = probe.args, probe.hardware, probe.built.data_config
+    args, hardware = probe.args, probe.hardware
     loader = create_loader(
-        copy.copy(images), input_size=config['input_size'], is_training=False, interpolation=config['interpolation'],
-        batch_size=args.validation_batch_size or args.batch_size, mean=config['mean'], std=config['std'],
-        crop_pct=config['crop_pct'], num_workers=args.workers, device=hardware.device, persistent_workers=False,
-        use_prefetcher=True, img_dtype=hardware.dtype or torch.float32)
-    pipeline = recorded_pipeline(config, normalize=False)  # the loader does it
-    if pipeline is not None:
-        loader.dataset.transform = pipeline
+        copy.copy(images), **probe.built.preprocessing.loader_options(), is_training=False,
+        batch_size=args.validation_batch_size or args.batch_size, num_workers=args.workers, device=hardware.device,
+        persistent_workers=False, use_prefetcher=True, img_dtype=hardware.dtype or torch.float32)
+    loader.dataset.transform = probe.built.preprocessing.transform(normalize=False)  # the loader does it
     amp = getattr(torch, args.amp_dtype) if args.amp else None
     return extract(model, loader, hardware.device, amp, args.channels_last)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import ImageMode
 from timm import utils
 from timm.data import (
     AugMixDataset,
@@ -38,6 +37,7 @@ from gradmix_timm.data import (
     select_classes,
     split_flat,
 )
+from gradmix_timm.data.preprocessing import Preprocessing
 
 from .aug_flags import build_transforms, set_transforms
 from .caching import cached_loader, held_data
@@ -100,8 +100,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
     Raises:
         ValueError: No such data, or it does not hold the classes; more classes than the head has outputs.
     """
-    mode = _image_mode(args, built.data_config['input_size'][0])
-    train = _open(args, mode, args.train_split, training=True)
+    train = _open(args, built, args.train_split, training=True)
     if split is not None:
         split = check_split(split, class_names(train))
         part, flat_test = select_classes(train, split.known), None
@@ -112,7 +111,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
             part, held = hold_out(part, args.osr_val_fraction, args.seed)
         return Data(part, held, split.known, split, held, flat_test)
     known = _plain_classes(args, train)
-    evaluated = _open(args, mode, args.val_split, training=False) if args.val_split else None
+    evaluated = _open(args, built, args.val_split, training=False) if args.val_split else None
     if known and evaluated is not None:
         _check_same_classes(args, known, evaluated)
     return Data(train, evaluated, known, None, overlap=_validated_on_training(args, train, evaluated))
@@ -144,20 +143,7 @@ def _check_same_classes(args: argparse.Namespace, known: tuple[str, ...], evalua
                          'both one list of classes')
 
 
-def _image_mode(args: argparse.Namespace, channels: int) -> str:
-    """PIL's mode with as many channels as the model takes."""
-    mode = args.input_img_mode or ('RGB' if channels == 3 else 'L')
-    try:
-        bands = len(ImageMode.getmode(mode).bands)
-    except KeyError:
-        raise ValueError(f'--input-img-mode {mode}: Pillow has no such mode; expected RGB, L, RGBA, ...') from None
-    if bands != channels:
-        raise ValueError(f'the model takes {channels} channels and images are read as {mode}, which has {bands}; type '
-                         f'--in-chans {bands}, or another --input-img-mode (L has 1, LA 2, RGB 3, RGBA 4)')
-    return mode
-
-
-def _open(args: argparse.Namespace, mode: str, split: str, training: bool) -> Any:
+def _open(args: argparse.Namespace, built: Built, split: str, training: bool) -> Any:
     options: dict[str, Any] = {
         'is_training': training, 'batch_size': args.batch_size, 'input_key': args.input_key,
         'target_key': args.target_key, 'trust_remote_code': args.dataset_trust_remote_code,
@@ -167,7 +153,7 @@ def _open(args: argparse.Namespace, mode: str, split: str, training: bool) -> An
     if args.task == 'multilabel':
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
     return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
-                        img_mode=mode, **options)
+                        **built.preprocessing.reading_options(), **options)
 
 
 def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:
@@ -232,14 +218,14 @@ def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
 
 
 def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: MixPlan, data: Data) -> Loaders:
-    config = built.data_config
+    preprocessing = built.preprocessing
     common: dict[str, Any] = {
-        'mean': config['mean'], 'std': config['std'], 'pin_memory': args.pin_mem,
+        'mean': preprocessing.mean, 'std': preprocessing.std, 'pin_memory': args.pin_mem,
         'img_dtype': hardware.dtype or torch.float32, 'device': hardware.device, 'distributed': args.distributed,
         'use_prefetcher': args.prefetcher}
     evaluated: dict[str, Any] = {
-        'batch_size': args.validation_batch_size or args.batch_size, 'is_training': False,
-        'interpolation': config['interpolation'], 'num_workers': _eval_workers(args), 'crop_pct': config['crop_pct']}
+        **preprocessing.loader_options(), **common, 'batch_size': args.validation_batch_size or args.batch_size,
+        'is_training': False, 'num_workers': _eval_workers(args)}
     if args.naflex_loader:
         return _naflex_loaders(args, built, plan, data, common, evaluated)
     mixup = None
@@ -252,18 +238,17 @@ def _create(args: argparse.Namespace, hardware: Hardware, built: Built, plan: Mi
     collate = mixup if args.prefetcher else collate_views if contrastive else None
     source: Any = AugMixDataset(data.train, num_splits=args.aug_splits) if args.aug_splits > 1 else data.train
     train = create_loader(
-        source, input_size=config['input_size'], collate_fn=collate,
+        source, input_size=preprocessing.input_size, collate_fn=collate,
         use_multi_epochs_loader=args.use_multi_epochs_loader, **_sizes(args), **common, **workers,
-        **_augmentation(args, config))
+        **_augmentation(args, preprocessing))
     if len(train) == 0:
         raise ValueError(_no_batch(args, len(data.train)))
     scheduled = args.train_img_sizes is not None
     evaluator, bank = None, None
     if data.eval is not None:
-        evaluator = create_loader(data.eval, input_size=config['input_size'], **common, **workers, **evaluated)
+        evaluator = create_loader(data.eval, **workers, **evaluated)
         if contrastive:  # a copy, which has a transform of its own
-            bank = create_loader(
-                copy.copy(data.train), input_size=config['input_size'], **common, **workers, **evaluated)
+            bank = create_loader(copy.copy(data.train), **workers, **evaluated)
     return Loaders(
         train, evaluator, None if args.prefetcher else mixup, args.variable_batch_loss_scale if scheduled else None,
         float(train.batch_sampler.average_batch_size if scheduled else args.batch_size), False, bank)
@@ -297,7 +282,7 @@ def _sizes(args: argparse.Namespace) -> dict[str, Any]:
         'batch_schedule_random_mix': args.train_size_random_mix, 'num_batches': args.train_batches_per_epoch}
 
 
-def _augmentation(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+def _augmentation(args: argparse.Namespace, preprocessing: Preprocessing) -> dict[str, Any]:
     """Arguments of the training transform."""
     same = not args.train_interpolation or args.no_aug
     return {
@@ -307,7 +292,7 @@ def _augmentation(args: argparse.Namespace, config: dict[str, Any]) -> dict[str,
         'vflip': args.vflip, 'color_jitter': args.color_jitter, 'color_jitter_prob': args.color_jitter_prob,
         'grayscale_prob': args.grayscale_prob, 'gaussian_blur_prob': args.gaussian_blur_prob, 'auto_augment': args.aa,
         'num_aug_repeats': args.aug_repeats, 'num_aug_splits': args.aug_splits,
-        'interpolation': config['interpolation'] if same else args.train_interpolation, 'num_workers': args.workers,
+        'interpolation': preprocessing.interpolation if same else args.train_interpolation, 'num_workers': args.workers,
         'worker_seeding': args.worker_seeding}
 
 
@@ -332,12 +317,12 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
     train = create_naflex_loader(
         dataset=data.train, train_seq_lens=args.naflex_train_seq_lens, mixup_fn=mixup, rank=args.rank,
         world_size=args.world_size, patchify_channels_last=last, **patches, **common,
-        **_augmentation(args, built.data_config))
+        **_augmentation(args, built.preprocessing))
     evaluator = None
     if data.eval is not None:
         evaluator = create_naflex_loader(
             dataset=data.eval, patch_size=own, max_seq_len=args.naflex_max_seq_len, patchify_channels_last=last,
-            **common, **evaluated)
+            **{name: value for name, value in evaluated.items() if name != 'input_size'})
     return Loaders(train, evaluator, None, args.naflex_loss_scale, float(args.batch_size), True)
 
 

@@ -27,6 +27,8 @@ from torch import nn
 
 from gradmix_timm.attribution import borrow, unwrap
 from gradmix_timm.cli.errors import shortened
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.data.transforms import read_pipelines
 from gradmix_timm.mixers import GradMix
 
 from .context import Built, Hardware
@@ -104,16 +106,40 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
     if primary:
         count = sum(p.numel() for p in model.parameters())
         _logger.info(f'Model {safe_model_name(args.model)} created, param count:{count}')
-    data_config = resolve_input_data_config(model, vars(args), verbose=primary)
+    preprocessing = _preprocessing(args, model)
     patch_size = model.get_patch_size() if args.naflex_loader and hasattr(model, 'get_patch_size') else None
     kwargs = {name: value for name, value in resolved.items()
               if name not in ('model_name', 'pretrained_cfg', *_TRAINING_ONLY) and not name.startswith('pretrained')}
     name = args.model if parse_model_name(args.model)[0] is None else resolved['model_name']
     model = _placed(args, hardware, model)
     if not args.torchscript:
-        _check_input(args, model, data_config, hardware, patch_size)
-    return Built(model, name, {**kwargs, 'num_classes': args.num_classes}, data_config,
-                 patch_size)
+        _check_input(args, model, preprocessing.input_size, hardware, patch_size)
+    return Built(model, name, {**kwargs, 'num_classes': args.num_classes}, preprocessing, patch_size)
+
+
+def _preprocessing(args: argparse.Namespace, model: nn.Module) -> Preprocessing:
+    """How validation images are read, which the checkpoint records for every later evaluation.
+
+    timm's script never hands the model's crop mode to its validation, which cuts out the center whatever the model
+    asks for. A run without an open-set split validates, and so picks ``model_best``, as that script does, whatever
+    mixes its images: so that is what its checkpoint records. An open-set run has no such equal, and there the model's
+    own crop mode serves.
+    """
+    primary = utils.is_primary(args)
+    config = resolve_input_data_config(model, vars(args), verbose=primary)
+    if not (args.osr_protocol or args.known_classes) and config['crop_mode'] != 'center':
+        if primary:
+            _logger.info(f"Validation images are cut out in the center, as timm's script does, though the model's crop "
+                         f'mode is {config["crop_mode"]}; the checkpoint records it. An open-set run (--known-classes) '
+                         "takes the model's.")
+        config['crop_mode'] = 'center'
+    pipeline = None
+    if args.aug_backend == 'albumentations' and (found := read_pipelines(args.aug_config)).eval is not None:
+        pipeline = {'path': found.path, 'transform': found.eval}
+        if primary:
+            _logger.info(f'Validation images, and those of later evaluations, go through {found.path}.')
+    mode = args.input_img_mode or ('RGB' if config['input_size'][0] == 3 else 'L')  # timm's default
+    return Preprocessing.of({**config, 'image_mode': mode, 'exif': args.exif, 'pipeline': pipeline}, model)
 
 
 def _create(args: argparse.Namespace, resolved: dict[str, Any], create_model: Callable[..., nn.Module]) -> Any:
@@ -146,14 +172,14 @@ def _create(args: argparse.Namespace, resolved: dict[str, Any], create_model: Ca
         raise
 
 
-def _check_input(args: argparse.Namespace, model: nn.Module, data_config: dict[str, Any], hardware: Hardware,
+def _check_input(args: argparse.Namespace, model: nn.Module, input_size: tuple[int, int, int], hardware: Hardware,
                  patch_size: tuple[int, int] | None) -> None:
     """One pass on blank images, which leaves nothing behind: whether the model takes them is known before data is read.
 
     Raises:
         ValueError: It does not.
     """
-    channels, height, width = data_config['input_size']
+    channels, height, width = input_size
     common: dict[str, Any] = {'device': hardware.device, 'dtype': hardware.dtype}
     images: Any = torch.zeros(1, channels, height, width, **common)
     if args.naflex_loader:
@@ -242,7 +268,7 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
     if not plan.in_step:
         return None
     mixer = create_step_mixer(plan, args.num_classes, args.rank)
-    channels, *size = built.data_config['input_size']
+    channels, *size = built.preprocessing.input_size
     for height, width in [tuple(size), *((side, side) for side in args.train_img_sizes or ())]:
         mixer.prepare(built.model, (channels, height, width))
     if utils.is_primary(args):

@@ -1,0 +1,161 @@
+"""How an image file becomes a tensor, as one record: made once, kept in checkpoints, used by all that read images."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from timm.data.model_config import resolve_input_data_config
+from torch import nn
+from torchvision.transforms import Compose
+
+from .decoding import EXIF_RULES, MODES, decode
+from .transforms import PipelineTransform, recorded_pipeline
+
+__all__ = ['CROP_MODES', 'Preprocessing']
+
+#: timm's: cut the middle of the shorter side's square; squeeze the whole picture; frame the whole picture.
+CROP_MODES = ('center', 'squash', 'border')
+_MODE_OF = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """Everything between an image file and what a model reads in evaluation.
+
+    Attributes:
+        input_size: (C, H, W).
+        image_mode: PIL mode with C channels of 8 bits that files are converted to: 'RGB', 'L', 'RGBA', 'HSV', ...
+        interpolation: timm's name of the filter that resizes.
+        mean: Per channel, of pixels in [0, 1].
+        std: Per channel.
+        crop_pct: Side of the crop as a share of the resized picture's.
+        crop_mode: One of :data:`CROP_MODES`.
+        exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
+        pipeline: albumentations' in place of timm's resize and crop: ``path`` of the file that it came from and
+            ``transform``, albumentations' own dict; or None.
+
+    Example:
+        >>> Preprocessing.of({'input_size': (3, 32, 32), 'crop_pct': 0.8, 'crop_mode': 'squash'}).crop_mode
+        'squash'
+    """
+
+    input_size: tuple[int, int, int]
+    image_mode: str
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    crop_mode: str = 'center'
+    exif: str = 'ignore'
+    pipeline: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be applied, with the flag of training that says it.
+
+        Raises:
+            ValueError: What was got and what was expected.
+        """
+        channels, *sides = self.input_size
+        if self.image_mode not in MODES:
+            raise ValueError(f'--input-img-mode {self.image_mode}: expected a mode of PIL with 8 bits a channel: '
+                             f'{", ".join(MODES)}')
+        if MODES[self.image_mode] != channels:
+            raise ValueError(
+                f'the model takes {channels} channels and images are read as {self.image_mode}, which has '
+                f'{MODES[self.image_mode]}; type --in-chans {MODES[self.image_mode]}, or another --input-img-mode (L '
+                'has 1, LA 2, RGB 3, RGBA 4)')
+        if min(sides) < 1 or not self.crop_pct > 0:
+            raise ValueError(f'input_size {self.input_size} with crop_pct {self.crop_pct}: expected positive numbers')
+        for name in ('mean', 'std'):
+            values = getattr(self, name)
+            if len(values) == 1:
+                object.__setattr__(self, name, values * channels)
+            elif len(values) != channels:
+                raise ValueError(f'{name} {values} with {channels} channels: expected one number, or one a channel')
+        for name, value, allowed in (('crop_mode', self.crop_mode, CROP_MODES), ('exif', self.exif, EXIF_RULES)):
+            if value not in allowed:
+                raise ValueError(f'{name} {value!r}: expected {", ".join(allowed)}')
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any] | None, model: nn.Module | None = None, img_size: int | None = None,
+           ) -> Preprocessing:
+        """What a configuration says; what it leaves open is the model's own, then timm's default.
+
+        Args:
+            config: Of :meth:`as_config`, of a checkpoint of an earlier version (which lacks ``image_mode`` and
+                ``exif``: images were RGB or grey, by the channels, and as stored), or timm's arguments of training.
+            model: Whose ``pretrained_cfg`` fills in, and whose input is checked.
+            img_size: Side in pixels in place of the configuration's.
+
+        Raises:
+            ValueError: Values that contradict each other or the model.
+        """
+        given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                                 for key, value in (config or {}).items() if value is not None}
+        if img_size is not None:
+            own: Any = getattr(model, 'pretrained_cfg', None) or {}
+            channels = next(iter(given.get('input_size') or own.get('input_size', (3,))))
+            given['input_size'] = (given.get('in_chans', channels), img_size, img_size)
+            given.pop('img_size', None)
+        try:
+            if getattr(model, 'pretrained_cfg', None):
+                timms = resolve_input_data_config(model, given)
+            else:
+                timms = resolve_data_config(given or {'in_chans': 3})
+        except AssertionError as error:
+            raise ValueError(f'a preprocessing of input_size {given.get("input_size")}, mean {given.get("mean")}, std '
+                             f'{given.get("std")}: expected (C, H, W), and one number or C numbers') from error
+        channels = timms['input_size'][0]
+        return cls(
+            **timms, exif=given.get('exif', 'ignore'), pipeline=given.get('pipeline'),
+            image_mode=given.get('image_mode') or given.get('input_img_mode') or _MODE_OF.get(channels, 'RGB'))
+
+    @property
+    def channels(self) -> int:
+        """Of the model's input."""
+        return self.input_size[0]
+
+    def reading_options(self) -> dict[str, Any]:
+        """Arguments of :func:`~gradmix_timm.data.open_dataset` that decide how its files are decoded."""
+        return {'img_mode': self.image_mode, 'exif': self.exif}
+
+    def loader_options(self) -> dict[str, Any]:
+        """Arguments of timm's ``create_loader``; a pipeline is none: set the data set's transform afterwards."""
+        return {'input_size': self.input_size, 'interpolation': self.interpolation, 'mean': self.mean, 'std': self.std,
+                'crop_pct': self.crop_pct, 'crop_mode': self.crop_mode}
+
+    def decode(self, image: Image.Image, name: Any = '') -> Image.Image:
+        """An opened image in the model's mode, see :func:`~gradmix_timm.data.decoding.decode`."""
+        return decode(image, self.image_mode, self.exif, name)
+
+    def transform(self, normalize: bool = True) -> Any:
+        """The transform of an image in the model's mode (see :meth:`decode`) to a tensor [C, H, W].
+
+        Args:
+            normalize: Yield normalised float32; else uint8, for loaders that normalise on the device.
+
+        Raises:
+            ValueError: A pipeline that does not fit the input size, or this version of albumentations.
+        """
+        if self.pipeline is not None:
+            return recorded_pipeline(self.as_config(), normalize)
+        return create_transform(**self.loader_options(), is_training=False, normalize=normalize)
+
+    def crop(self) -> Callable[[Image.Image], Image.Image]:
+        """What the transform does before it makes a tensor, from picture to picture; it can be pickled."""
+        steps = self.transform(normalize=False)
+        return steps.picture if isinstance(steps, PipelineTransform) else Compose(steps.transforms[:-1])
+
+    def cropped(self) -> Preprocessing:
+        """The preprocessing of pictures that went through :meth:`crop` already."""
+        return replace(self, crop_pct=1.0, crop_mode='center', pipeline=None)
+
+    def as_config(self) -> dict[str, Any]:
+        """The record of a checkpoint, of builtin types; timm's ``resolve_data_config`` reads the entries it knows."""
+        found = asdict(self)
+        if self.pipeline is None:
+            del found['pipeline']
+        return found
