@@ -6,6 +6,7 @@ import copy
 import pickle
 import socket
 import time
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def use(path: Path, build: Any = True) -> str:
         loaded = load_checkpoint(path)
         _ = loaded.dataset, loaded.data_dir, loaded.splits, loaded.model_kwargs, loaded.data_config
         if build:
-            check_input(build_model(loaded) if build is True else build, loaded.data_config.get('input_size', (3, 32, 32)), str(path))
+            net = build_model(loaded) if build is True else build
+            check_input(net, loaded.data_config.get('input_size', (3, 32, 32)), str(path))
         if loaded.projection is not None:
             ProjectionHead.from_state(loaded.projection)
     except ValueError as error:
@@ -111,7 +113,9 @@ def test_arguments_of_any_kind(args, file):
 
 
 def quantized():
-    return torch.quantize_per_tensor(WEIGHTS['fc.weight'], 0.1, 0, torch.qint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PyTorch gives the kind up
+        return torch.quantize_per_tensor(WEIGHTS['fc.weight'], 0.1, 0, torch.qint8)
 
 
 @pytest.mark.parametrize('tensor', [

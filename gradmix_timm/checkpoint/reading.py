@@ -165,10 +165,16 @@ def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Lo
     return Loaded(
         record=RunRecord.from_state(content[KEY], path) if KEY in content else None,
         args=args, state_dict=_unwrapped(weights), epoch=epoch if type(epoch) is int else None,
-        metric=float(metric) if type(metric) in (int, float) and abs(metric) <= sys.float_info.max else None,
+        metric=_figure(metric),
         sha256=digest, path=str(path), ema=averaged,
         arch=arch if isinstance(arch, str) and timm.is_model(arch) else None,
         projection=_projection(content.get('task_state_ema' if averaged else 'task_state'), path))
+
+
+def _figure(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and abs(value) <= sys.float_info.max else None
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
