@@ -12,7 +12,7 @@ from timm.utils import ParseKwargs
 
 from gradmix_timm.schema import read_yaml, shown
 
-__all__ = ['layer', 'read_config', 'words']
+__all__ = ['filled', 'layer', 'read_config', 'words']
 
 _logger = logging.getLogger('train')
 # Flags that timm's script once had, and what there is now in their place.
@@ -28,6 +28,17 @@ _FORMER = {
 def words(text: str) -> list[str]:
     """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list)."""
     return [word.strip() for word in str(text).split(',') if word.strip()]
+
+
+def filled(text: str) -> str:
+    """A word that is not empty, as that of a variable that is not set is: the type of flags that name a folder.
+
+    Raises:
+        ArgumentTypeError: An empty word.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError('got an empty word, as of a variable that is not set; expected a folder')
+    return text
 
 
 def layer(text: str) -> int | str:

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradmix_timm.cli.config_file import filled
 from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.openset.gate import check_accuracy
 from gradmix_timm.openset.judge import Subjects, check_names, needs_train
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.reports.report import read_arrays, read_results
+from gradmix_timm.openset.reports.report import check_files, read_results
 from gradmix_timm.openset.runs import find_evaluations
 
 from .compare import add_compare
@@ -64,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folders', nargs='+', metavar='DIR',
                         help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
-    report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
+    report.add_argument('--output', type=filled, metavar='DIR',
+                        help='write there, files and all (default: where the files are)')
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
@@ -126,8 +128,7 @@ def run_report(args: argparse.Namespace) -> int:
     with user_errors():
         folders = find_evaluations(args.folders)
         for folder in folders:
-            read_results(folder)
-            read_arrays(folder)
+            check_files(folder)
         places = _places(folders, args.output)
         for place in places:
             check_output(place)

@@ -24,11 +24,13 @@ from .page import render_evaluation
 from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
-    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'operating_line',
-    'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table',
+    'operating_line', 'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
+# Arrays of figures that are not of a score.
+_DRAWN = ('confusion', 'bin_confidence', 'bin_accuracy', 'bin_share')
 # Files beside the page that it links to.
 _LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'results.tex')
 
@@ -160,6 +162,27 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
         line = threshold['value'] if name == main else None
         drawn[figures.figure_name(f'histogram-{name}')] = figures.draw_histogram(name, known[name], unknown[name], line)
     return drawn
+
+
+def check_files(folder: Path) -> None:
+    """Read everything that figures and page of an evaluation are drawn from.
+
+    Raises:
+        ValueError: A file that is missing, cut short or holds what no command writes, by its name.
+    """
+    results = read_results(folder)
+    if 'threshold' in results:
+        arrays = read_arrays(folder, results['scores'])
+        missing = [name for name in (*(f'correct/{score}' for score in results['scores']), *_DRAWN)
+                   if name not in arrays]
+        if missing:
+            raise ValueError(f'{folder / ARRAYS}: no {missing[0]}; run `openset osr` again')
+        shape, known, unknown = arrays['confusion'].shape, results['known_classes'], results['unknown_classes']
+        if shape != (len(known) + 1, len(known) + len(unknown)):
+            raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '
+                             f'{[len(known) + 1, len(known) + len(unknown)]}; run `openset osr` again')
+    read_mistakes(folder)
+    read_mixes(folder.absolute().parent)
 
 
 def render_report(folder: Path, run_folder: Path | None = None) -> str:
