@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_training import rows, run_tiny
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.cli.openset import main as osr
 
 KNOWN = ('ant', 'bee', 'cat')
 

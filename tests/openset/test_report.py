@@ -13,7 +13,7 @@ import pytest
 from embedded import make, make_head
 from PIL import Image
 
-from gradmix_timm.openset.judge import Subjects, judge
+from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import figure_name
 from gradmix_timm.openset.reports.latex import escape_latex, latex_table, results_latex
@@ -35,9 +35,9 @@ VOID = {'meta', 'img', 'br', 'wbr'}
 def made(scores=('msp', 'mls', 'knn')):
     """Results and arrays of an evaluation, as its folder holds them."""
     unknown = make(60, seed=2, unknown=True)
-    judged = judge(Subjects(
+    judged = judge(EmbeddedSets(
         train=make(80, seed=0), known=make(60, seed=1), unknown=unknown, unknown_label=np.arange(60) % 2,
-        known_classes=NAMES, unknown_classes=('elk', 'fox'), validation=make(40, seed=3), head=make_head(),
+        known_classes=NAMES, unknown_classes=('elk', 'fox'), held_out=make(40, seed=3), head=make_head(),
         groups={'easy': ('elk',), 'hard': ('fox',)}), scores, draws=10)
     return {
         'format': 1, 'protocol': 'toy', 'family': None, 'trial': 0, **judged.results,
