@@ -13,7 +13,7 @@ from timm.utils import ParseKwargs
 
 from gradmix_timm.schema import read_yaml, shown
 
-__all__ = ['filled', 'layer', 'read_config', 'words']
+__all__ = ['layer', 'read_config', 'words']
 
 _logger = logging.getLogger('train')
 # Flags that timm's script once had, and what there is now in their place.
@@ -36,17 +36,6 @@ def words(text: str) -> list[str]:
     if not all(found):
         raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
     return found
-
-
-def filled(text: str) -> str:
-    """A word that is not empty, as that of a variable that is not set is: the type of flags that name a folder.
-
-    Raises:
-        ArgumentTypeError: An empty word.
-    """
-    if not text.strip():
-        raise argparse.ArgumentTypeError('got an empty word, as of a variable that is not set; expected a folder')
-    return text
 
 
 def layer(text: str) -> int | str:

@@ -169,6 +169,7 @@ def test_the_report_says_which_file_beside_the_results_is_broken(folder, name, c
     (folder / 'osr').mkdir()
     for file in ('results.json', 'arrays.npz'):
         (folder / file).rename(folder / 'osr' / file)
+    (folder / 'mixes.png').touch()
     (folder / 'osr' / name).write_text(content)
     assert run_console(main, ['report', str(folder)]) == 2
     err = capsys.readouterr().err
@@ -209,7 +210,9 @@ def test_an_empty_word_is_no_folder(folder, command, words, capsys, monkeypatch)
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob('*'))
     assert run_console(main, [command, *words]) == 2
-    assert 'an empty path' in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert 'empty word' in err
+    assert len(err.splitlines()) == 1
     assert sorted(folder.rglob('*')) == before
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
-from gradmix_timm.cli.config_file import filled, words
+from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.openset.comparison import compare_runs
@@ -58,7 +58,7 @@ def add_compare(commands: Any) -> None:
     add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
         help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
-    add('--output', type=filled, default='output/compare', metavar='DIR', help='(default: output/compare)')
+    add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
     compare.set_defaults(run=run_compare)
 
 

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gradmix_timm.cli.config_file import filled
 from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
 from gradmix_timm.openset.reports.report import check_files, read_results
@@ -39,8 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folders', nargs='+', metavar='DIR',
                         help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
-    report.add_argument('--output', type=filled, metavar='DIR',
-                        help='write there, files and all (default: where the files are)')
+    report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
