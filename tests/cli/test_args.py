@@ -299,3 +299,8 @@ def test_a_positional_folder_goes_over_the_files(tmp_path):
     assert parse('here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('--data-dir', 'here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('here', '--data-dir', 'here').data_dir == 'here'
+
+
+def test_help_names_the_configuration_file_and_the_version():
+    assert '-c FILE, --config FILE' in train.parser.format_help()
+    assert '--version' in train.parser.format_help()
