@@ -12,21 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-
-from gradmix_timm.attribution.authors import authors_map
-from gradmix_timm.objectives import JointConfig, joint_loss, mix_loss, ssl_loss, supcon_loss, supconmix_loss
-from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
-from gradmix_timm.ops import argmax_center
-from gradmix_timm.ops.authors import (
+from authors_reference import (
     authors_boxes,
     authors_cutmix_boxes,
     authors_lam,
     authors_mix,
-    authors_sides,
     cutmix_views,
+    joint_loss,
+    mix_loss,
     paste_resized_whole,
+    supconmix_loss,
 )
+from sklearn.metrics import roc_auc_score
+
+from gradmix_timm.attribution.authors import authors_map
+from gradmix_timm.objectives import JointConfig, ssl_loss, supcon_loss
+from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
+from gradmix_timm.ops import argmax_center
+from gradmix_timm.ops.authors import authors_sides
 from gradmix_timm.records import Captured
 
 pytestmark = pytest.mark.authors

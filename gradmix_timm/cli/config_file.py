@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,21 +27,25 @@ _FORMER = {
 
 
 def words(text: str) -> list[str]:
-    """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list)."""
-    return [word.strip() for word in str(text).split(',') if word.strip()]
+    """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list).
+
+    Raises:
+        argparse.ArgumentTypeError: One of the words is empty.
+    """
+    found = [word.strip() for word in str(text).split(',')]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
+    return found
 
 
 def layer(text: str) -> int | str:
-    """A layer by number or by module name.
+    """A layer in a user's words; what may be the name of a module ('1' in a sequence) is left to the model to tell.
 
     Example:
-        >>> layer('-1'), layer('blocks.10')
-        (-1, 'blocks.10')
+        >>> layer('-1'), layer('1'), layer('blocks.10')
+        (-1, '1', 'blocks.10')
     """
-    try:
-        return int(text)
-    except ValueError:
-        return str(text)
+    return int(text) if re.fullmatch(r'-\d+', str(text)) else text
 
 
 def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -145,6 +150,8 @@ def _scalar(kind: Any, value: Any) -> Any:
     try:
         # YAML 1.1 reads 3e-4 as a string; through str it becomes what the same word on the command line does.
         return kind(str(value)) if kind is not None else str(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
     except ValueError:
         raise ValueError(f'expected {_kind_name(kind)}, got {shown(value)}') from None
 

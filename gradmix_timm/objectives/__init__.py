@@ -2,16 +2,7 @@
 from .clean import KeepCleanTask
 from .contrastive import ContrastiveTask, JointTask, guiding_mixer
 from .heads import Projected, classifier_layers
-from .losses import (
-    JointConfig,
-    instance_logits,
-    joint_loss,
-    joint_terms,
-    mix_loss,
-    ssl_loss,
-    supcon_loss,
-    supconmix_loss,
-)
+from .losses import JointConfig, instance_logits, joint_terms, ssl_loss, supcon_loss
 from .moco import MocoTask
 
 __all__ = [
@@ -24,10 +15,7 @@ __all__ = [
     'classifier_layers',
     'guiding_mixer',
     'instance_logits',
-    'joint_loss',
     'joint_terms',
-    'mix_loss',
     'ssl_loss',
     'supcon_loss',
-    'supconmix_loss',
 ]

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    'JointConfig', 'instance_logits', 'joint_loss', 'joint_terms', 'mix_loss', 'ssl_loss', 'supcon_loss',
-    'supconmix_loss', 'weigh_terms']
+__all__ = ['JointConfig', 'instance_logits', 'joint_terms', 'ssl_loss', 'supcon_loss', 'weigh_terms']
 
 
 @dataclass(frozen=True, slots=True)
 class JointConfig:
-    """Weights and temperatures of :func:`joint_loss`; the defaults are the authors' settings.
+    """Weights and temperatures of :func:`joint_terms`; the defaults are the authors' settings.
 
     Attributes:
         gamma: Weight of the supervised term, >= 0; 0 needs no labels.
         ssl_weight: Weight of the self-supervised and the mixed term together, >= 0.
         temperature: T, above 0.
         base_temperature: T0; every term is scaled by T / T0.
-        authors_offset: See :func:`mix_loss`.
+        authors_offset: Report the mixed term's value of the authors' code, which subtracts the row maxima of positives
+            and denominator apart: larger by (T / T0) mean_i (max_j a_i . q_j / T - max_k S_ik), a constant whose
+            gradient is zero.
     """
 
     gamma: float = 1.0
@@ -177,77 +177,15 @@ def supcon_loss(
 
     Raises:
         ValueError: Another shape, a temperature of 0 or less.
+
+    Example:
+        >>> rows = torch.tensor([[[1., 0.]], [[1., 0.]], [[0., 1.]]])
+        >>> supcon_loss(rows, torch.tensor([0, 0, 1]), temperature=1., base_temperature=1.)  # log(e + 1) - 1
+        tensor(0.3133)
     """
     with torch.autocast(clean.device.type, enabled=False):
         anchors = _Anchors(clean, temperature, base_temperature, rows)
         return anchors.mean(anchors.clean, anchors.same_class(labels))
-
-
-def mix_loss(
-        clean: Tensor,
-        mixed: Tensor,
-        temperature: float = 0.05,
-        base_temperature: float = 0.07,
-        authors_offset: bool = False,
-        rows: Tensor | None = None,
-) -> Tensor:
-    """GradMix's self-supervised term (arXiv:2505.12803): a clean anchor is pulled to the mixed other view.
-
-    With q the mixed features, the positives are a_i . q_j / T for the other slots j of the image; the denominator stays
-    that of :func:`ssl_loss`, clean against clean: mixed features are positives only, never negatives.
-
-    Args:
-        clean: Unit features, float [B, V, D], V >= 2.
-        mixed: Unit features of the mixed views, in the same layout.
-        temperature: T.
-        base_temperature: T0.
-        authors_offset: Report the value of the authors' code, which subtracts the row maxima of positives and
-            denominator apart: larger by (T / T0) mean_i (max_j a_i . q_j / T - max_k S_ik). A constant: the gradient
-            is the same.
-        rows: See :func:`ssl_loss`.
-
-    Returns:
-        A scalar, at least float32.
-
-    Raises:
-        ValueError: Another shape, fewer than two views, a temperature of 0 or less.
-    """
-    with torch.autocast(clean.device.type, enabled=False):
-        anchors = _Anchors(clean, temperature, base_temperature, rows)
-        return anchors.mean(anchors.mixed(mixed), anchors.same_image(), offset=authors_offset)
-
-
-def supconmix_loss(
-        clean: Tensor,
-        mixed: Tensor,
-        labels: Tensor,
-        temperature: float = 0.05,
-        base_temperature: float = 0.07,
-        authors_offset: bool = False,
-        rows: Tensor | None = None,
-) -> Tensor:
-    """GradMix's supervised term: :func:`mix_loss` with every mixed slot of the anchor's class but its own as positive.
-
-    A mixed image keeps its own label; that of the donor is not used.
-
-    Args:
-        clean: Unit features, float [B, V, D].
-        mixed: Unit features of the mixed views, in the same layout.
-        labels: int64 [B].
-        temperature: T.
-        base_temperature: T0.
-        authors_offset: See :func:`mix_loss`.
-        rows: See :func:`ssl_loss`.
-
-    Returns:
-        A scalar, at least float32.
-
-    Raises:
-        ValueError: Another shape, a temperature of 0 or less.
-    """
-    with torch.autocast(clean.device.type, enabled=False):
-        anchors = _Anchors(clean, temperature, base_temperature, rows)
-        return anchors.mean(anchors.mixed(mixed), anchors.same_class(labels), offset=authors_offset)
 
 
 def joint_terms(
@@ -258,13 +196,28 @@ def joint_terms(
         config: JointConfig | None = None,
         rows: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms of :func:`joint_loss`, which takes the same arguments, before their weights.
+    """The terms of the authors' training loss gamma * L_sup + ssl_weight * (L_ssl + lam * L_mix), before their weights.
+
+    L_sup is :func:`supcon_loss`, L_ssl :func:`ssl_loss`. L_mix (arXiv:2505.12803) pulls a clean anchor to the mixed
+    other view: with q the mixed features, the positives are a_i . q_j / T for the other slots j of the image; the
+    denominator stays that of L_ssl, clean against clean, so that mixed features are positives only, never negatives.
+    One similarity matrix serves all three terms. gamma = 0 is self-supervised GradMix; without ``mixed`` it is the
+    unmixed baseline SupCon + SimCLR.
+
+    Args:
+        clean: Unit features, float [B, V, D], V >= 2.
+        mixed: Unit features of the mixed views in the same layout, or None.
+        labels: int64 [B]; None only with gamma = 0.
+        lam: Kept share of the mixed images: one for the batch, or [B] to weight each image's anchors.
+        config: Weights and temperatures.
+        rows: See :func:`ssl_loss`.
 
     Returns:
-        Scalars: 'sup' where gamma > 0; 'ssl' and, with ``mixed``, 'mix' (its lam included) where ssl_weight > 0.
+        Scalars, at least float32: 'sup' where gamma > 0; 'ssl' and, with ``mixed``, 'mix' (its lam included) where
+        ssl_weight > 0.
 
     Raises:
-        ValueError: See :func:`joint_loss`.
+        ValueError: Another shape, fewer than two views, labels missing, a temperature of 0 or less.
     """
     config = config or JointConfig()
     terms: dict[str, Tensor] = {}
@@ -287,37 +240,6 @@ def weigh_terms(terms: Mapping[str, Tensor], config: JointConfig) -> Tensor:
     """The weighted sum gamma * sup + ssl_weight * (ssl + mix), of the terms that are there."""
     weights = {'sup': config.gamma, 'ssl': config.ssl_weight, 'mix': config.ssl_weight}
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
-def joint_loss(
-        clean: Tensor,
-        mixed: Tensor | None,
-        labels: Tensor | None,
-        lam: Tensor | float = 1.0,
-        config: JointConfig | None = None,
-        rows: Tensor | None = None,
-) -> Tensor:
-    """The authors' training loss: gamma * L_sup + ssl_weight * (L_ssl + lam * L_mix).
-
-    One similarity matrix serves all three terms. gamma = 0 is self-supervised GradMix; without ``mixed`` it is the
-    unmixed baseline SupCon + SimCLR.
-
-    Args:
-        clean: Unit features, float [B, V, D], V >= 2.
-        mixed: Unit features of the mixed views in the same layout, or None.
-        labels: int64 [B]; None only with gamma = 0.
-        lam: Kept share of the mixed images: one for the batch, or [B] to weight each image's anchors.
-        config: Weights and temperatures.
-        rows: See :func:`ssl_loss`.
-
-    Returns:
-        A scalar, at least float32.
-
-    Raises:
-        ValueError: Another shape, fewer than two views, labels missing.
-    """
-    config = config or JointConfig()
-    return weigh_terms(joint_terms(clean, mixed, labels, lam, config, rows), config)
 
 
 def instance_logits(clean: Tensor, temperature: float = 0.05, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

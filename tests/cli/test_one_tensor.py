@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli import show
-from gradmix_timm.cli.evaluation import osr as openset
+from gradmix_timm.cli.openset import main as openset
 from gradmix_timm.data.preprocessing import Preprocessing
 
 KNOWN = ('ant', 'bee', 'cat')

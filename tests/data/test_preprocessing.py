@@ -81,7 +81,7 @@ def test_every_path_gives_the_same_tensor(made, height, width, seed, tmp_path_fa
     # The classifier, from a path, and show.
     (batch, _), = batches([path], made, 1)
     assert torch.equal(batch[0], want)
-    assert torch.equal(_load([path], made)[0], want)
+    assert torch.equal(_load([(path, '')], made)[0], want)
 
 
 @pytest.mark.parametrize('made', [

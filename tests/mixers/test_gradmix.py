@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from authors_reference import authors_boxes, authors_lam
 from torch import nn
 
 from gradmix_timm import GradMix, create_mixer
@@ -11,7 +12,6 @@ from gradmix_timm.attribution import attribute, capture, resolve_layers, to_pixe
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.attribution.maps import loss
 from gradmix_timm.ops import box_mass
-from gradmix_timm.ops.authors import authors_boxes, authors_lam
 
 K = 4
 

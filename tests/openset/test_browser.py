@@ -18,7 +18,7 @@ from test_report import made
 from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.openset.__main__ import main
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.feature_map import project_features
@@ -36,6 +36,13 @@ FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-
 PROBE = """<script>
 addEventListener('load', () => {
   for (const fold of document.querySelectorAll('details')) fold.open = true;
+  const table = document.querySelector('table.sortable');
+  const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[1].textContent));
+  const sorted = [];
+  if (table) for (let click = 0; click < 2; click++) {
+    table.tHead.rows[0].cells[1].firstChild.click();
+    sorted.push(column(), table.tHead.rows[0].cells[1].getAttribute('aria-sort'));
+  }
   const seen = element => element.getClientRects().length > 0;
   const texts = [...document.querySelectorAll('body *')].filter(element => seen(element)
     && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
@@ -63,6 +70,9 @@ addEventListener('load', () => {
     narrow: [...document.images].filter(image => !seen(image) || image.clientWidth < 90).map(image => image.alt),
     smallest: Math.min(...texts.map(element => parseFloat(getComputedStyle(element).fontSize))),
     contrast: Math.min(...texts.map(contrast)),
+    dark: luminance(getComputedStyle(document.body).backgroundColor) < 0.1,
+    sorted: sorted,
+    anchors: [...document.querySelectorAll('nav a')].map(link => document.querySelector(link.hash) !== null),
     headings: [...document.querySelectorAll('h1, h2')].map(element => element.textContent),
   };
   parent.postMessage(JSON.stringify(told), '*');
@@ -70,15 +80,16 @@ addEventListener('load', () => {
 </script>"""
 
 
-def opened(page: str, folder: Path, width: int) -> tuple[dict, str]:
-    """What the page says of itself at a width, and the browser's log."""
+def opened(page: str, folder: Path, width: int, dark: bool = False) -> tuple[dict, str]:
+    """What the page says of itself at a width, in the light or the dark, and the browser's log."""
     (folder / 'page.html').write_text(page.replace('</body>', f'{PROBE}</body>'))
     # A headless window has a least width; a frame has none.
     (folder / 'frame.html').write_text(
         '<body><pre id="told"></pre><script>onmessage = event => {told.textContent = event.data}</script>'
         f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe></body>')
     done = subprocess.run(
-        [BROWSER, *FLAGS, f'--user-data-dir={folder / "profile"}', '--dump-dom', (folder / 'frame.html').as_uri()],
+        [BROWSER, *FLAGS, *['--blink-settings=preferredColorScheme=0'][:dark], f'--user-data-dir={folder / "profile"}',
+         '--dump-dom', (folder / 'frame.html').as_uri()],
         capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
@@ -113,7 +124,7 @@ def command_page(command: str, *flags: str) -> Callable[[Path], tuple[str, int]]
         checkpoint = save_checkpoint(folder / 'run' / 'model_best.pth.tar', folder / 'data')
         out = folder / 'judged'
         argv = [command, '--checkpoint', str(checkpoint), '--output', str(out), '--device', 'cpu', '--bootstrap', '10']
-        assert run_console(osr.main, [*argv, *flags]) == 0
+        assert run_console(main, [*argv, *flags]) == 0
         pictures = re.findall(r'<img[^>]+src="data:image/', (out / 'report.html').read_text())
         assert len(pictures) >= len(list((out / 'figures').glob('*.png')))
         return (out / 'report.html').read_text(), len(pictures)
@@ -129,12 +140,18 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize('width', [375, 1200])
+@pytest.mark.parametrize(('width', 'dark'), [(375, True), (1200, False)], ids=['phone, dark', 'desktop, light'])
 @pytest.mark.parametrize('make_page', PAGES.values(), ids=PAGES)
-def test_a_page_is_whole_at_every_width(make_page, width, tmp_path):
+def test_a_page_is_whole_at_every_width(make_page, width, dark, tmp_path):
     page, pictures = make_page(tmp_path)
-    told, log = opened(page, tmp_path, width)
+    told, log = opened(page, tmp_path, width, dark)
     assert told['width'] == width
+    assert told['dark'] == dark
+    falling, first, rising, second = told['sorted']
+    assert (falling, first) == (sorted(falling, reverse=True), 'descending')
+    assert (rising, second) == (sorted(falling), 'ascending')
+    assert told['anchors']
+    assert all(told['anchors'])
     assert told['over'] <= 0
     assert told['images'] == pictures
     assert told['broken'] == []

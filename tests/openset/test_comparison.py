@@ -332,6 +332,10 @@ def test_latex_balances_and_escapes(comparison):
     assert r'cifar\_10 \& co' in text
     assert r'$\pm$' in text
     assert 'ours $-$ base' in text
+    assert 'p (Holm) & verdict' in text
+    assert comparison['scores']['mls']['auroc']['differences']['ours']['p_holm'] < 0.001
+    row = next(line for line in text.splitlines() if line.strip().startswith('mls & '))
+    assert row.endswith(r' & \textless{}0.001 & better \\')
     body = [line for line in text.splitlines() if line.endswith(r'\\')]
     assert len({line.count(' & ') for line in body}) == 1
 

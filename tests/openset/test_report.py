@@ -13,9 +13,10 @@ import pytest
 from embedded import make, make_head
 from PIL import Image
 
-from gradmix_timm.openset.judge import Subjects, judge
+from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.figures import figure_name
+from gradmix_timm.openset.reports.latex import escape_latex, latex_table, results_latex
 from gradmix_timm.openset.reports.report import (
     draw_figures,
     read_arrays,
@@ -25,6 +26,7 @@ from gradmix_timm.openset.reports.report import (
     results_markdown,
     score_table,
 )
+from gradmix_timm.openset.reports.tables import csv_text, text_table
 
 NAMES = ('<b>ant & "co"</b>', 'bee', 'cat', 'dog')
 VOID = {'meta', 'img', 'br', 'wbr'}
@@ -33,9 +35,9 @@ VOID = {'meta', 'img', 'br', 'wbr'}
 def made(scores=('msp', 'mls', 'knn')):
     """Results and arrays of an evaluation, as its folder holds them."""
     unknown = make(60, seed=2, unknown=True)
-    judged = judge(Subjects(
+    judged = judge(EmbeddedSets(
         train=make(80, seed=0), known=make(60, seed=1), unknown=unknown, unknown_label=np.arange(60) % 2,
-        known_classes=NAMES, unknown_classes=('elk', 'fox'), validation=make(40, seed=3), head=make_head(),
+        known_classes=NAMES, unknown_classes=('elk', 'fox'), held_out=make(40, seed=3), head=make_head(),
         groups={'easy': ('elk',), 'hard': ('fox',)}), scores, draws=10)
     return {
         'format': 1, 'protocol': 'toy', 'family': None, 'trial': 0, **judged.results,
@@ -72,7 +74,9 @@ def folder(tmp_path, evaluation, drawn):
         (path / 'figures' / name).write_bytes(content)
     thumbnail = {'class': '<i>elk', 'answer': 'bee', 'knownness': 3.5, 'file': 'a.png', 'size': [8, 8],
                  'png': base64.b64encode(png()).decode()}
-    (path / 'mistakes.json').write_text(json.dumps({'accepted': [thumbnail] * 3, 'rejected': []}))
+    confused = {**thumbnail, 'class': 'cat', 'answer': 'dog', 'probability': 0.875}
+    (path / 'mistakes.json').write_text(json.dumps({
+        'accepted': [thumbnail] * 3, 'rejected': [], 'confused': [confused]}))
     (tmp_path / 'run' / 'mixes.png').write_bytes(png(40, 'RGB'))
     facts = {'mixer': 'gradmix', 'layers': ['layer3.1'], 'images': [
         {'class': 'bee', 'partner_class': 'cat', 'lam': 0.75, 'weight': [0.7, 0.3], 'box': [4, 12, 5, 9]}]}
@@ -98,7 +102,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ['style']:
+        if self.open[-1:] not in (['style'], ['script']):
             self.text.append(data)
 
     def all(self, tag):
@@ -109,8 +113,11 @@ def test_page_needs_no_other_file_and_no_network(folder):
     html = render_report(folder, folder.parent)
     page = Page(html)
     assert not re.search(r'https?:|//[a-z]', re.sub(r'base64,[^"]*', '', html))
-    assert {name for name, _ in page.elements}.isdisjoint({'script', 'link', 'iframe', 'object'})
+    assert {name for name, _ in page.elements}.isdisjoint({'link', 'iframe', 'object', 'base', 'form'})
+    assert page.all('script') == [{}]  # that sorts tables
     assert 'url(' not in html
+    policy = next(meta['content'] for meta in page.all('meta') if 'http-equiv' in meta)
+    assert policy.startswith("default-src 'none'; img-src data:;")
     images = page.all('img')
     assert all(image['src'].startswith('data:image/png;base64,') for image in images)
     for image in images:
@@ -130,6 +137,54 @@ def test_page_can_be_read_by_everyone(folder):
     ids = [attributes['id'] for _, attributes in page.elements if 'id' in attributes]
     assert len(ids) == len(set(ids))
     assert all(box['aria-labelledby'] in ids for box in boxes if 'aria-labelledby' in box)
+    headings = [attributes['id'] for attributes in page.all('h2')]
+    links = [link['href'] for link in page.all('a')]
+    assert [link for link in links if link.startswith('#')] == [f'#{name}' for name in headings]
+    assert len(headings) > 5
+
+
+def test_a_chart_says_its_values_to_who_does_not_see_it(folder, evaluation):
+    alts = {image['alt'].partition('.')[0]: image['alt'] for image in Page(render_report(folder)).all('img')}
+    results = evaluation[0]
+    for name, entry in results['scores'].items():
+        assert f'{name} {entry["auroc"]:.1%}' in alts['Known against unknown']
+        assert f'{name} {entry["oscr"]:.1%}' in alts['Accepted and correct']
+    assert f'{results["threshold"]["unknown_accepted"]:.1%} of the unknown' in alts['Where the images go']
+    assert f'{results["calibration"]["ece"]:.1%}' in alts['Confidence against accuracy']
+
+
+def test_the_title_names_model_mixer_and_run(folder, evaluation):
+    manifest = {**evaluation[0]['manifest'], 'mixer': 'gradmix', 'run_folder': '/runs/first_try'}
+    (folder / 'results.json').write_text(json.dumps({**evaluation[0], 'manifest': manifest}))
+    html = render_report(folder)
+    for tag in ('title', 'h1'):
+        assert f'<{tag}>test_resnet, gradmix, run first_try: open set, toy</{tag}>' in html
+
+
+def test_the_page_links_to_the_files_that_are_there(folder):
+    def linked():
+        return [link['href'] for link in Page(render_report(folder)).all('a') if not link['href'].startswith('#')]
+
+    assert linked() == ['results.json']
+    (folder / 'predictions.csv').write_text('file')
+    assert linked() == ['predictions.csv', 'results.json']
+
+
+def test_the_few_figures_that_matter_come_first_and_the_rest_is_folded(folder):
+    html = render_report(folder)
+    shown, _, folded = html[html.index('id="figures"'):].partition('</section>')[0].partition('<details>')
+    assert re.findall(r'<b>([^<]+)\.</b>', shown) == [
+        'Known against unknown', 'Accepted and correct', 'Distribution of mls', 'Where the images go']
+    assert re.findall(r'<b>([^<]+)\.</b>', folded) == [
+        'Confidence against accuracy', 'Distribution of msp', 'Distribution of knn']
+
+
+def test_known_images_taken_for_another_class_are_shown_with_their_probability(folder):
+    html = render_report(folder)
+    gallery = html[html.index('Known, taken for another known class'):html.index('Unknown, yet accepted')]
+    assert gallery.count('<img') == 1
+    assert 'alt="cat, predicted dog with 87.5%, mls 3.500"' in gallery
+    assert '<br>87.5%, 3.500' in gallery
 
 
 def test_page_says_the_figures(folder, evaluation):
@@ -152,6 +207,86 @@ def test_names_are_escaped(folder):
     assert 'run/<last>.pth.tar' in text
 
 
+HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>{{ 7 * 7 }}'
+
+
+def poisoned(value):
+    """The same value with every text and every key that is a name replaced."""
+    if isinstance(value, dict):
+        return {key: poisoned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [poisoned(entry) for entry in value]
+    return HOSTILE if isinstance(value, str) else value
+
+
+def test_nothing_that_a_file_says_is_live(folder, evaluation):
+    """Every text of every file replaced by markup, and names of scores and groups too."""
+    results = poisoned(evaluation[0])
+    renamed = {'mls': HOSTILE}
+    for part in (results, *results['groups'].values()):
+        part['scores'] = {renamed.get(name, name): entry for name, entry in part['scores'].items()}
+    results['fits'] = {renamed.get(name, name): fit for name, fit in results['fits'].items()}
+    results['groups'] = {HOSTILE: results['groups']['easy']}
+    results['not_served'] = {HOSTILE: HOSTILE}
+    results['skipped'] = {HOSTILE: [HOSTILE]}
+    results['manifest'] = {
+        'model': HOSTILE, 'mixer': HOSTILE, 'run_folder': HOSTILE, HOSTILE: {HOSTILE: [HOSTILE, None]}}
+    (folder / 'results.json').write_text(json.dumps(results))
+    for path in (folder / 'mistakes.json', folder.parent / 'mixes.json'):
+        path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
+    html = render_report(folder, folder.parent)
+    page = Page(html)
+    assert page.all('script') == [{}]
+    assert not [attributes for _, attributes in page.elements if 'onerror' in attributes]
+    assert all(image['src'].startswith('data:image/png;base64,') for image in page.all('img'))
+    assert '49' not in re.findall(r'onerror=alert\(2\)&gt;(\S+)', html)
+    assert ' '.join(page.text).count(HOSTILE) > 20
+
+
+NAMES_OF_ANY_KIND = [
+    'x/../../../../evil', '/etc/evil', '..', '.', 'a\\b', 'a\nb', 'a\0b', 'é' * 300, 'n' * 300, 'C:evil', '$\\frac{a}$']
+
+
+@pytest.mark.parametrize('name', ['x/../../../../evil', '$\\frac{a}$'])
+def test_figures_stay_in_their_folder_whatever_a_score_is_called(name, evaluation, tmp_path):
+    results, arrays = evaluation
+    renamed = {**results, 'scores': {name: results['scores']['mls']}, 'known_classes': [name] * 4,
+               'threshold': {**results['threshold'], 'score': name}}
+    arrays = {**arrays, **{f'{side}/{name}': arrays[f'{side}/mls'] for side in ('known', 'unknown', 'correct')}}
+    for file, content in draw_figures(renamed, arrays).items():
+        (tmp_path / file).write_bytes(content)
+    assert len([path for path in tmp_path.iterdir() if path.suffix == '.png']) == 5
+
+
+@pytest.mark.parametrize('name', NAMES_OF_ANY_KIND)
+def test_the_name_of_a_figure_is_one_part_of_a_path(name, tmp_path):
+    path = tmp_path / figure_name(name)
+    path.touch()
+    assert path.resolve().parent == tmp_path.resolve()
+    assert path.is_file()
+
+
+def test_two_names_never_share_a_figure():
+    names = ['mls', 'knn:k=5', 'pytorch-ood:NNGuide', 'a/b', 'a_b', 'a\\b', 'n' * 100, 'n' * 101]
+    assert len({figure_name(name) for name in names}) == len(names)
+    assert figure_name('histogram-knn:k=5') == 'histogram-knn:k=5.png'
+
+
+@pytest.mark.parametrize('name', ['=cmd|calc!A1', '+1', '-1', '@sum(A1)', '\tx', '\nx', ' =x', '\r=x'])
+def test_no_cell_of_a_csv_is_a_formula(name, evaluation):
+    text = csv_text([{'group': name, name: -1.5, 'score': 'a'}], ['group', name, 'score'])
+    name = name.replace('\r', ' ')
+    assert list(csv.reader(io.StringIO(text))) == [['group', f"'{name}", 'score'], [f"'{name}", '-1.5', 'a']]
+    results = {**evaluation[0], 'groups': {name: evaluation[0]['groups']['easy']}}
+    assert f"'{name}" in {row['group'] for row in csv.DictReader(io.StringIO(results_csv(results)))}
+
+
+def test_a_name_is_one_cell_of_a_table_and_steers_no_terminal():
+    lines = text_table(['score', 'AUROC'], [['a|b\x1b[31m\nc', '1']]).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith('| a\\|b\ufffd[31m\ufffdc |')
+
+
 def test_page_is_a_function_of_the_files(folder):
     assert render_report(folder, folder.parent) == render_report(folder, folder.parent)
     results, arrays = read_results(folder), read_arrays(folder)
@@ -166,7 +301,7 @@ def test_sections_whose_files_are_missing_are_left_out(folder):
     assert 'mixed' not in text
     assert 'Most confident mistakes' not in text
     assert 'Known against unknown' not in text
-    assert 'Accepted and right' in text
+    assert 'Accepted and correct' in text
 
 
 def test_mixes_without_facts_are_still_shown(folder):
@@ -252,6 +387,26 @@ def test_latex_holds_every_score_of_every_group(evaluation):
     assert len(set(re.findall(r'\\label{(.*?)}', text))) == 3
 
 
+@pytest.mark.parametrize(('text', 'shown'), [
+    ('\\', r'\textbackslash{}'), (r'\input{/etc/passwd}', r'\textbackslash{}input\{/etc/passwd\}'),
+    ('a & b % c $ d # e _ f', r'a \& b \% c \$ d \# e \_ f'), ('~^', r'\textasciitilde{}\textasciicircum{}'),
+    ('<a|b>"', r'\textless{}a\textbar{}b\textgreater{}\textquotedbl{}'), ('a\n\nb\tc', 'a  b c'),
+    ('1 ± 2 − 3', r'1 $\pm$ 2 $-$ 3')])
+def test_latex_shows_any_text_as_it_is(text, shown):
+    assert escape_latex(text) == shown
+
+
+def test_a_latex_table_cannot_be_broken_by_names():
+    rows = [['[1cm]', '<0.001', 'better'], ['*', '1', 'a\\b']]
+    text = latex_table(['score', 'p', 'verdict'], rows, 'x}\\y', 'tab:}\\z a', text=('verdict',))
+    assert r'\begin{tabular}{lrl}' in text
+    assert r'    {}[1cm] & \textless{}0.001 & better \\' in text
+    assert r'    {}* & 1 & a\textbackslash{}b \\' in text
+    assert r'\caption{x\}\textbackslash{}y}' in text
+    assert r'\label{tab:-z-a}' in text
+    assert all(rule in text for rule in (r'\toprule', r'\midrule', r'\bottomrule', 'booktabs'))
+
+
 def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
     results, arrays = evaluation
     planes = project_features(make(60, seed=1).features, make(60, seed=2, unknown=True).features, 40)
@@ -259,4 +414,4 @@ def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
     assert 'features.png' in drawn
     assert 'features.png' not in draw_figures(results, arrays)
     (folder / 'figures' / 'features.png').write_bytes(drawn['features.png'])
-    assert 'Where the features lie' in ' '.join(Page(render_report(folder, None)).text)
+    assert 'The features in the plane' in ' '.join(Page(render_report(folder, None)).text)

@@ -99,16 +99,16 @@ def comparison_markdown(comparison: Values) -> str:
 
 
 def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
-    """A table for each of some metrics, for a paper; the verdict in the caption's terms, no p-values."""
+    """A table for each of some metrics, for a paper, with p-values and verdicts."""
+    words = f'{comparison_title(comparison)}. {grounds(comparison)}'
+    if comparison['paired']:
+        words += f' {how_decided(comparison)}'
     parts = []
     for metric in metrics:
         heads, rows = comparison_rows(comparison, metric)
-        kept = [place for place, head in enumerate(heads) if head not in ('p (Holm)', 'verdict')]
         if rows:
-            parts.append(latex_table(
-                [heads[place] for place in kept], [[row[place] for place in kept] for row in rows],
-                f'{title_of(metric)}, percent. {comparison_title(comparison)}. {grounds(comparison)}',
-                f'tab:compare-{metric}'))
+            parts.append(latex_table(heads, rows, f'{title_of(metric)}, percent. {words}', f'tab:compare-{metric}',
+                                     text=('verdict',)))
     return '\n'.join(parts)
 
 

@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from .figures import draw_panels
-from .html import cell, interval, rate
+from .html import render_template, run_name
 from .latex import latex_table
-from .plain_page import Section, render_plain
 from .tables import csv_text, text_table
 
 __all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corruption_line', 'corruption_markdown',
@@ -16,6 +14,7 @@ __all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corrupti
 
 Values = Mapping[str, Any]
 Images = Mapping[str, bytes]
+Panels = dict[str, dict[str, list[tuple[float, float, float, float]]]]
 _FIELDS = (
     'auroc', 'auroc_ci', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr')
 
@@ -84,7 +83,7 @@ def corruption_figures(results: Values) -> dict[str, bytes]:
     part = results['corruption']
     low, high = (1 - end for end in reversed(results['closed_set']['top1_ci']))
     clean = (0, part['clean_error'], low, high)
-    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    panels: Panels = {}
     for group in results['groups'].values():
         lines = panels.setdefault(group['family'], {})
         lines.setdefault(_plain(group['corruption']), [clean]).append(
@@ -105,34 +104,27 @@ def render_corruption(results: Values, images: Images) -> str:
         images: PNG files by name.
     """
     part = results['corruption']
-    lead = (f'Of the images of known classes the model gets <b>{rate(part["clean_error"])}</b> wrong as they are, and '
-            f'<b>{rate(part["mean_error"])}</b> ({interval(part["mean_error_ci"])}) under {_counted(part)}.')
-    facts = [(rate(part['clean_error']), 'clean error'), (rate(part['mean_error']), 'mean error under corruption')]
-    facts += [(rate(part[key]), f'{title} (reference: {part["reference"]})') for key, title in (
+    references = [(f'{part[key]:.1%}', f'{title} (reference: {part.get("reference")})') for key, title in (
         ('mce', _mce(part)), ('relative_mce', f'relative {_mce(part)}')) if key in part]
-    note = (f'{escape(part["source"])}; {results["n_known"]:,} known and {results["n_unknown"]:,} unknown test images; '
-            f'intervals cover 95%.')
-    heads, rows = _cells(results)
-    table = [(escape(row[0]), [escape(text) for text in row[1:]], False) for row in rows]
-    figures = [(images[name], title, words) for name, title, words in (
+    errors = ', '.join(f'severity {name} {row["error"]:.1%}' for name, row in part['by_severity'].items())
+    figures = [
         ('severity.png', 'Error over severity', 'Flat lines are robust; the mean hides which corruption hurts. Bands: '
-                                                '95% intervals.'),
-        ('examples.png', 'One image', 'A row a corruption, in the order of the table; clean at the left, then by '
-                                      'severity.'),
-        ('auroc.png', 'Known against unknown',
-         'Corrupted knowns against unknowns corrupted alike, and against clean ones. A fall against clean unknowns '
-         'alone says that the score notices corruption.')) if name in images]
-    sections = [Section('Error by corruption', tables=[([escape(head) for head in heads], table,
-                                                        'Percent. ' + escape(_words(part)))], figures=figures),
-                _open_set(results)]
-    return render_plain(_title(results), lead, note, facts, sections, results)
+         '95% intervals.', f'Mean errors: clean {part["clean_error"]:.1%}, {errors}'),
+        ('auroc.png', 'Known against unknown', 'Corrupted knowns against unknowns corrupted alike, and against clean '
+         'ones. A fall against clean unknowns alone says that the score notices corruption.',
+         'Clean AUROC: ' + ', '.join(f'{name} {entry["auroc"]:.1%}' for name, entry in results['scores'].items()))]
+    heads, rows = _cells(results)
+    return render_template(
+        'corruption.html', _title(results), results=results, images=images, counted=_counted(part),
+        references=references, figures=figures, heads=heads, rows=rows, words=_words(part), sides=_sides(part),
+        severity_heads=[f'severity {severity}' for severity in part['severities']])
 
 
 # ---- pieces
 
 def _title(results: Values) -> str:
     made = 'official files' if results['corruption']['official'] else 'generated'
-    return f'{results["manifest"]["model"]} under corruption ({made})'
+    return f'{run_name(results["manifest"])}: under corruption ({made})'
 
 
 def _counted(part: Values) -> str:
@@ -199,9 +191,9 @@ def _sides(part: Values) -> list[tuple[str, str]]:
     return both if _side(part) == 'corrupted' else both[1:]
 
 
-def _auroc(results: Values) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
+def _auroc(results: Values) -> Panels:
     """Score to line to points; an interval would need the images' pairing, so the band is the line itself."""
-    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    panels: Panels = {}
     for score, values in results['scores'].items():
         clean = (0, *[values['auroc']] * 3)
         sides = _sides(results['corruption'])
@@ -211,20 +203,3 @@ def _auroc(results: Values) -> dict[str, dict[str, list[tuple[float, float, floa
                 value = row['auroc'][score][side]
                 panels[score][title].append((int(severity), value, value, value))
     return panels
-
-
-def _open_set(results: Values) -> Section:
-    """AUROC by severity, both ways."""
-    if not results['scores']:
-        return Section('Known against unknown')
-    part = results['corruption']
-    rows = []
-    for score, values in results['scores'].items():
-        for side, title in _sides(part):
-            cells = [cell(values['auroc'], values['auroc_ci'])]
-            cells += [cell(part['by_severity'][str(severity)]['auroc'][score][side])
-                      for severity in part['severities']]
-            rows.append((f'{escape(score)}, {title}', cells, False))
-    return Section('Known against unknown', tables=[(
-        ['score', 'clean', *(f'severity {severity}' for severity in part['severities'])], rows,
-        'AUROC in percent, mean over corruptions; in the first column all images are clean.')])

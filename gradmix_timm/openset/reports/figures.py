@@ -1,7 +1,9 @@
 """Figures of an evaluation as PNG files: curves, histograms, confusion, reliability; drawn from arrays alone."""
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,12 +21,14 @@ from PIL import Image
 from gradmix_timm.openset.metrics.curves import oscr_curve, roc_curve
 
 __all__ = ['KNOWN', 'UNKNOWN', 'draw_confusion', 'draw_differences', 'draw_features', 'draw_histogram', 'draw_oscr',
-           'draw_panels', 'draw_reliability', 'draw_roc']
+           'draw_panels', 'draw_reliability', 'draw_roc', 'figure_name']
 
 # Okabe and Ito's colours, told apart by every kind of colour vision; yellow is left out, it vanishes on white.
 KNOWN, UNKNOWN = '#0072B2', '#D55E00'
 _COLOURS = (KNOWN, UNKNOWN, '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 _DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
+# Curves in colour; with more, those beyond the best are grey.
+_TOLD_APART = len(_COLOURS)
 # A figure is as wide as a phone shows it, 343 CSS pixels or so: 10 points are then 11 pixels.
 _WIDTH, _DPI = 4.5, 160
 _FONT = {'family': 'DejaVu Sans', 'size': 10.}
@@ -31,23 +36,38 @@ _FONT = {'family': 'DejaVu Sans', 'size': 10.}
 Floats = NDArray[np.float64]
 
 
+def figure_name(title: str) -> str:
+    """Name of a PNG file for a title that may hold anything: one part of a path, of harmless letters.
+
+    Example:
+        >>> figure_name('histogram-knn:k=5'), figure_name('histogram-x/../../a')
+        ('histogram-knn:k=5.png', 'histogram-x_.._.._a-de092bec.png')
+    """
+    plain = re.sub(r'[^\w.,:=+-]', '_', title, flags=re.ASCII)[:80]
+    # Two titles never share a name.
+    return f'{plain}.png' if plain == title else f'{plain}-{hashlib.sha256(title.encode()).hexdigest()[:8]}.png'
+
+
 def draw_roc(known: Mapping[str, Floats], unknown: Mapping[str, Floats], auroc: Mapping[str, float],
              main: str = '') -> bytes:
     """Knowns accepted over unknowns accepted, one curve a score; the diagonal is chance.
 
+    With many scores the best have colours, the others are grey.
+
     Args:
         known: Score to knownness of the knowns, float64 [N].
         unknown: The same of the unknowns, float64 [M].
-        auroc: Score to area, for the legend.
+        auroc: Score to area; its scores are drawn.
         main: Score whose curve stands out.
 
     Returns:
         A PNG file.
     """
-    figure, axes = _figure(_WIDTH + 0.24 * _rows(known))
-    for name in known:
+    strokes = _strokes(auroc, main)
+    figure, axes = _figure(_WIDTH + 0.24 * _rows(strokes))
+    for name, stroke in strokes.items():
         curve = roc_curve(known[name], unknown[name])
-        axes.plot(curve.x, curve.y, label=f'{name} {auroc[name]:.1%}', **_stroke(known, name, main))
+        axes.plot(curve.x, curve.y, **stroke)
     axes.plot([0, 1], [0, 1], color='#767676', linewidth=1, label='chance 50.0%')
     _rates(axes, 'unknowns accepted', 'knowns accepted')
     return _png(figure, axes)
@@ -61,26 +81,27 @@ def draw_oscr(known: Mapping[str, Floats], correct: Mapping[str, NDArray[np.bool
         known: Score to knownness of the knowns, float64 [N].
         correct: Score to which of them got their own class, bool [N].
         unknown: Score to knownness of the unknowns, float64 [M].
-        oscr: Score to area, for the legend.
+        oscr: Score to area; its scores are drawn.
         top1: The classifier's closed-set accuracy.
         main: Score whose curve stands out.
 
     Returns:
         A PNG file.
     """
-    figure, axes = _figure(_WIDTH + 0.24 * _rows(known))
+    strokes = _strokes(oscr, main)
+    figure, axes = _figure(_WIDTH + 0.24 * _rows(strokes))
     size = max(len(next(iter(unknown.values()))), 2)
-    for name in known:
+    for name, stroke in strokes.items():
         curve = oscr_curve(known[name], correct[name], unknown[name])
         # A log axis has no zero: what stands there is drawn at half an unknown.
         x = np.maximum(curve.x, 0.5 / size)
-        axes.plot(x, curve.y, label=f'{name} {oscr[name]:.1%}', **_stroke(known, name, main))
+        axes.plot(x, curve.y, **stroke)
     axes.axhline(top1, color='#767676', linewidth=1, label=f'closed set {top1:.1%}')
     axes.set_xscale('log')
     axes.set_xlim(0.5 / size, 1)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel('unknowns accepted (log scale)')
-    axes.set_ylabel('knowns accepted and right')
+    axes.set_ylabel('knowns accepted and correct')
     axes.xaxis.set_major_formatter(_plain_percent())
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     return _png(figure, axes)
@@ -154,7 +175,7 @@ def draw_confusion(counts: NDArray[np.int64], known: Sequence[str], unknown: Seq
 
 
 def draw_reliability(confidence: Floats, accuracy: Floats, share: Floats, error: float) -> bytes:
-    """Accuracy over confidence of the closed-set prediction, in bins of equal width; the diagonal is honest.
+    """Accuracy over confidence of the closed-set prediction, in bins of equal width; the diagonal is calibrated.
 
     Args:
         confidence: Mean in each bin, float64 [B], NaN where empty.
@@ -288,15 +309,24 @@ def _plain_percent() -> FuncFormatter:
     return FuncFormatter(lambda rate, _: f'{100 * rate:.3g}%')
 
 
-def _rows(names: Mapping[str, Any]) -> int:
+def _rows(strokes: Mapping[str, Mapping[str, Any]]) -> int:
     """Rows of a legend in two columns, chance among them."""
-    return (len(names) + 2) // 2
+    return (sum(stroke['label'] is not None for stroke in strokes.values()) + 2) // 2
 
 
-def _stroke(names: Mapping[str, Any], name: str, main: str) -> dict[str, Any]:
-    place = list(names).index(name)
-    return {'color': _COLOURS[place % len(_COLOURS)], 'linestyle': _DASHES[place // len(_COLOURS) % len(_DASHES)],
+def _strokes(area: Mapping[str, float], main: str) -> dict[str, dict[str, Any]]:
+    """How each curve is drawn, the grey ones first; only so many colours can be told apart."""
+    best = sorted(area, key=lambda name: (name != main, -area[name]))
+    chosen = list(area) if len(area) <= _TOLD_APART else [name for name in area if name in best[:_TOLD_APART - 1]]
+    others = [name for name in area if name not in chosen]
+    strokes: dict[str, dict[str, Any]] = {
+        name: {'color': '#BDBDBD', 'linewidth': 1., 'label': None if place else f'{len(others)} other scores'}
+        for place, name in enumerate(others)}
+    for place, name in enumerate(chosen):
+        strokes[name] = {
+            'color': _COLOURS[place], 'linestyle': _DASHES[place % len(_DASHES)], 'label': f'{name} {area[name]:.1%}',
             'linewidth': 3. if name == main else 1.4, 'zorder': 3 if name == main else 2}
+    return strokes
 
 
 def _rates(axes: Axes, x: str, y: str) -> None:
@@ -331,6 +361,8 @@ def _png(figure: Figure, legend: Axes | None = None) -> bytes:
     for axes in figure.axes:
         for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
             text.set(**_FONT)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names of classes and scores are no formulas
     canvas, file = FigureCanvasAgg(figure), io.BytesIO()
     canvas.draw()  # once; savefig would draw twice
     # 128 colours are enough for lines and one scale, at a third of the bytes; without metadata, so that the same

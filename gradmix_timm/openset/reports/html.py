@@ -1,94 +1,95 @@
-"""Pieces of a page as HTML: the frame, tables, figures, small words; names and text are escaped by who calls."""
+"""Pages from the templates beside: autoescaped, with an outline that the sections of a page fill."""
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
-from html import escape
-from importlib import resources
-from string import Template
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-__all__ = ['breakable', 'cell', 'figure', 'folded', 'frame', 'interval', 'number', 'rate', 'table', 'told', 'uri']
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from gradmix_timm.openset.results import Manifest, Results
+
+__all__ = ['render_template', 'run_name']
 
 
-def frame(title: str, body: str) -> str:
+def render_template(template: str, title: str, **values: Any) -> str:
     """A whole page that needs no other file and no network.
 
     Args:
-        title: Plain text.
-        body: HTML.
+        template: Name of a file in ``templates``.
+        title: Of the page, plain text.
+        **values: What the template shows; escaped there.
     """
-    page = resources.files(__package__) / 'templates' / 'report.html'
-    return Template(page.read_text(encoding='utf-8')).substitute(title=escape(title), body=body)
+    return _environment().get_template(template).render(title=title, outline=_Outline(), **values)
 
 
-def folded(content: str, rows: int, what: str) -> str:
-    """A long table behind a line to click on."""
-    return content if rows <= 30 else f'<details><summary>{rows} {what}</summary>{content}</details>'
+def run_name(manifest: Manifest) -> str:
+    """Model, mixer and run in a line.
+
+    Example:
+        >>> run_name({'model': 'resnet18', 'mixer': 'gradmix', 'run_folder': '/runs/first'})
+        'resnet18, gradmix, run first'
+    """
+    parts = [manifest['model'], manifest.get('mixer') or '']
+    run = Path(manifest.get('run_folder', '')).name
+    return ', '.join(filter(None, [*parts, run and f'run {run}']))
 
 
-def table(heads: Sequence[str], rows: Iterable[tuple[str, Sequence[str], bool]], caption: str) -> str:
-    """A table that scrolls sideways by itself; heads and cells are HTML, a row is (head, cells, marked)."""
-    top = ''.join(f'<th scope="col">{head}</th>' for head in heads)
-    lines = ''.join(
-        f'<tr{" class=headline" if marked else ""}><th scope="row">{head}</th>'
-        + ''.join(f'<td>{content}</td>' for content in cells) + '</tr>' for head, cells, marked in rows)
-    # The words stand above the box: a caption would be as wide as the table and scroll out of sight.
-    label = f'table-{sha256((caption + lines).encode()).hexdigest()[:8]}'
-    return (f'<p class="soft caption" id="{label}">{caption}</p><div class="scroll" tabindex="0" role="region" '
-            f'aria-labelledby="{label}"><table aria-labelledby="{label}"><thead><tr>{top}</tr></thead><tbody>{lines}'
-            '</tbody></table></div>')
+class _Outline:
+    """Of one page: anchors and titles of its sections in their order, and labels that no other element has."""
+
+    def __init__(self) -> None:
+        self.sections: list[tuple[str, str]] = []
+        self._labels = 0
+
+    def section(self, title: str) -> str:
+        anchor = re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-') or 'section'
+        if any(anchor == other for other, _ in self.sections):
+            anchor = f'{anchor}-{len(self.sections)}'
+        self.sections.append((anchor, title))
+        return anchor
+
+    def label(self) -> str:
+        self._labels += 1
+        return f'table-{self._labels}'
 
 
-def figure(png: bytes, title: str, words: str) -> str:
-    """A picture with words below; ``words`` is HTML."""
-    alt = escape(f'{title}. {words}'.strip())
-    return (f'<figure><img src="{uri(png)}" alt="{alt}"><figcaption><b>{escape(title)}.</b> {words}</figcaption>'
-            '</figure>')
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader(__package__ or '', 'templates'), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        'breakable': _breakable, 'number': _number, 'percent': '{:.1%}'.format, 'provenance': _provenance,
+        'spaced': lambda name: str(name).replace('_', ' '), 'uri': _uri}
+    return environment
 
 
-def told(value: Any) -> str:
-    """Any plain value, a dict as lines."""
-    if isinstance(value, Mapping):
-        return '<br>'.join(f'{escape(str(key).replace("_", " "))}: {told(entry)}' for key, entry in value.items())
-    if isinstance(value, list | tuple):
-        return ', '.join(told(entry) for entry in value)
-    if isinstance(value, float):
-        return f'{value:.6g}'
-    return escape(str(value))
-
-
-def rate(value: float) -> str:
-    """A share in percent with its sign."""
-    return f'{value:.1%}'
-
-
-def breakable(name: str) -> str:
+def _breakable(name: str) -> Markup:
     """A name that may go on in the next line after an underscore."""
-    return escape(name).replace('_', '_<wbr>')
+    return Markup('_<wbr>').join(escape(name).split('_'))
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Three digits; None stands for an infinity."""
     if value is None:
-        return '&infin;'
+        return '∞'
     return f'{value:.3f}' if 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'
 
 
-def interval(ends: Sequence[float]) -> str:
-    """Ends in percent, in words."""
-    return f'{100 * ends[0]:.1f} to {100 * ends[1]:.1f}'
+def _provenance(results: Results) -> list[tuple[str, Any]]:
+    """Names and values of what an evaluation was made from; those that say something."""
+    whole: Mapping[str, Any] = results
+    first = {'run seed' if key == 'seed' else key: whole[key] for key in (
+        'checkpoint', 'seed', 'device', 'created', 'known_classes', 'unknown_classes', 'calibration') if key in whole}
+    lines = {**first, **whole['manifest'], 'versions': whole['versions']}
+    return [(name, value) for name, value in lines.items() if value not in (None, {}, [])]
 
 
-def cell(value: float | None, ends: Sequence[float] | None = None) -> str:
-    """A share in percent without a sign, its interval small below."""
-    if value is None:
-        return ''
-    small = f'<small>{100 * ends[0]:.1f}&thinsp;&ndash;&thinsp;{100 * ends[1]:.1f}</small>' if ends else ''
-    return f'{100 * value:.1f}{small}'
-
-
-def uri(png: bytes) -> str:
+def _uri(png: bytes) -> str:
     """A PNG file inside the page."""
     return 'data:image/png;base64,' + base64.b64encode(png).decode()

@@ -2,13 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from .figures import draw_panels
-from .html import cell, interval, rate
+from .html import render_template, run_name
 from .latex import latex_table
-from .plain_page import Section, render_plain
 from .tables import csv_text, text_table
 
 __all__ = ['probe_csv', 'probe_figures', 'probe_latex', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
@@ -87,26 +85,14 @@ def render_probe(results: Values, images: Mapping[str, bytes]) -> str:
         results: Of results.json.
         images: PNG files by name.
     """
-    name, group = next(iter(results['groups'].items()))
-    closed = group['closed_set']
-    lead = (f'A {escape(name)} probe of the frozen features names <b>{rate(closed["top1"])}</b> of the test images '
-            f'rightly ({interval(closed["top1_ci"])}).')
-    note = (f'{len(results["known_classes"])} known and {len(results["unknown_classes"])} unknown classes; '
-            f'{results["n_known"]:,} and {results["n_unknown"]:,} test images; intervals cover 95%.')
-    facts = [(rate(part['closed_set']['top1']), key) for key, part in results['groups'].items()]
     heads, rows = _cells(results)
-    figures = [(images[file], 'Accuracy over shots', 'Band: 95% interval of the mean over draws.')
-               for file in ('shots.png',) if file in images]
-    cells = [(escape(row[0]), [escape(text) for text in row[1:]], False) for row in rows]
-    sections = [
-        Section('Probes', tables=[([escape(head) for head in heads], cells, f'Percent. {escape(_WORDS)}')],
-                figures=figures), _penalties(results),
-        Section('Beware', '<br>'.join(map(escape, results['warnings'])))]
-    return render_plain(_title(results), lead, note, facts, sections, results)
+    shots = ', '.join(f'{name} {group["closed_set"]["top1"]:.1%}' for name, group in results['groups'].items())
+    return render_template('probe.html', _title(results), results=results, images=images, heads=heads, rows=rows,
+                           words=_WORDS, shots=f'Accuracy: {shots}')
 
 
 def _title(results: Values) -> str:
-    return f'Probes of the features of {results["manifest"]["model"]}'
+    return f'{run_name(results["manifest"])}: probes of frozen features'
 
 
 def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
@@ -125,16 +111,3 @@ def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
 
 def _percent(value: float | None) -> str:
     return '' if value is None else f'{100 * value:.2f}'
-
-
-def _penalties(results: Values) -> Section:
-    """Held-out accuracy at every strength of the linear probe's penalty: how much hangs on the choice."""
-    linear = results['groups'].get('linear')
-    if linear is None:
-        return Section('')
-    chosen = linear['parameters']['l2']
-    rows = [(f'{float(l2):g}', [cell(value)], float(l2) == chosen)
-            for l2, value in linear['parameters']['held_out_by_l2'].items()]
-    return Section('The choice of the penalty', tables=[(
-        ['l2', 'accuracy, held-out training images'], rows, 'Percent; the marked row was chosen. If it is the first or '
-                                                            'the last, a wider grid may do better.')])

@@ -20,7 +20,7 @@ from gradmix_timm.openset.results import (
 )
 
 from . import figures
-from .page import render
+from .page import render_evaluation
 from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
+# Files beside the page that it links to.
+_LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'results.tex')
 
 # Key in results.json and head in a table, in the order printed.
 _COLUMNS = {
@@ -156,7 +158,7 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
         drawn['features.png'] = figures.draw_features(planes, arrays['plane/known'])
     for name in names:
         line = threshold['value'] if name == main else None
-        drawn[f'histogram-{name}.png'] = figures.draw_histogram(name, known[name], unknown[name], line)
+        drawn[figures.figure_name(f'histogram-{name}')] = figures.draw_histogram(name, known[name], unknown[name], line)
     return drawn
 
 
@@ -176,7 +178,8 @@ def render_report(folder: Path, run_folder: Path | None = None) -> str:
     if run_folder is not None and (run_folder / 'mixes.png').is_file():
         images['mixes.png'] = (run_folder / 'mixes.png').read_bytes()
         mixes = read_mixes(run_folder)
-    return render(results, images, read_mistakes(folder), mixes)
+    files = [name for name in _LINKED if (folder / name).is_file()]
+    return render_evaluation(results, images, read_mistakes(folder), mixes, files)
 
 
 def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -12,12 +12,15 @@ __all__ = ['csv_text', 'pretraining_note', 'text_table']
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown that is readable in a terminal too: the first column is text, the others are figures.
 
+    Names come from files and folders: what would end a cell or steer a terminal is shown as text.
+
     Example:
         >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
         | score |  AUROC |
         |-------|-------:|
         | mls   |   90.1 |
     """
+    heads, rows = [_in_a_cell(head) for head in heads], [[_in_a_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     # Figures are at most six wide (100.00); so are their columns, that those of several tables are alike.
     widths = [widths[0], *(max(width, 6) for width in widths[1:])]
@@ -33,6 +36,8 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:
     """Rows with a head; columns in the order in which rows first name them, unless ``fields`` gives them.
 
+    Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay as they are.
+
     Example:
         >>> print(csv_text([{'a': 1}, {'a': 2, 'b': 3}]), end='')
         a,b
@@ -40,12 +45,23 @@ def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = N
         2,3
     """
     rows = list(rows)
+    names = list(fields or dict.fromkeys(key for row in rows for key in row))
     file = io.StringIO()
-    writer = csv.DictWriter(file, fields or list(dict.fromkeys(key for row in rows for key in row)),
-                            lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file, lineterminator='\n')
+    writer.writerow(map(_no_formula, names))
+    writer.writerows([_no_formula(row.get(name, '')) for name in names] for row in rows)
     return file.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = value.replace('\r', ' ')  # unquoted, it would end the row
+    return f"'{text}" if text.startswith(('=', '+', '-', '@', '\t', '\n', ' ')) else text
+
+
+def _in_a_cell(text: str) -> str:
+    return ''.join(mark if mark.isprintable() else '\ufffd' for mark in text).replace('|', '\\|')
 
 
 def pretraining_note(results: Mapping[str, Any]) -> str:

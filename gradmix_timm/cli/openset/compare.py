@@ -10,6 +10,7 @@ from typing import Any
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
@@ -29,8 +30,6 @@ from gradmix_timm.openset.reports.report import ARRAYS, read_arrays
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
-
-from .subject import check_output
 
 __all__ = ['add_compare', 'run_compare']
 

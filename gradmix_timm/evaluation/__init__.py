@@ -1,0 +1,1 @@
+"""Evaluation of any model on known and unknown images: settings, images, model, steps, folder."""
