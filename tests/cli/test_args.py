@@ -135,7 +135,8 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
            'dist_bn': '', 'scale': [0.08, 1.0], 'local_rank': 0, 'amp': False}
     assert parse('-c', config(tmp_path, **old)).lr == 0.3
     assert [record.levelname for record in caplog.records] == ['WARNING']
-    for words in ('config.yaml: ignored', 'apex_amp (now amp), native_amp (now amp)', 'jsd (now jsd_loss), num_gpu'):
+    for words in ('config.yaml: ignored', 'apex_amp (now amp), bn_tf',
+                  'jsd (now jsd_loss), native_amp (now amp), num_gpu'):
         assert words in caplog.text
     assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
 

@@ -163,8 +163,10 @@ def _open(args: argparse.Namespace, built: Built, split: str, training: bool) ->
         options.update(seed=args.seed, repeats=args.epoch_repeats)
     if args.task == 'multilabel':
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
+    # A plain run equals timm's script; in an open-set run the top folder is the class.
+    plain = not (args.osr_protocol or args.known_classes)
     return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
-                        **built.preprocessing.reading_options(), **options)
+                        timm_rule=plain, **built.preprocessing.reading_options(), **options)
 
 
 def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:

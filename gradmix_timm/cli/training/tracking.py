@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from gradmix_timm.data.opening import open_image
 from gradmix_timm.mixers import BatchMixer, Mixer
 from gradmix_timm.records import MixDraw
 
@@ -175,7 +175,7 @@ class Tracker:
     def picture(self, epoch: int, path: Path) -> None:
         """A picture of mixes."""
         if self.board is not None:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 self.board.add_image('mixes', np.asarray(image.convert('RGB')), epoch, dataformats='HWC')
         if self.wandb is not None:
             self.wandb.log({'mixes': self.wandb.Image(str(path))}, commit=False)
