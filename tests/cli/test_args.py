@@ -135,7 +135,8 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
            'dist_bn': '', 'scale': [0.08, 1.0], 'local_rank': 0, 'amp': False}
     assert parse('-c', config(tmp_path, **old)).lr == 0.3
     assert [record.levelname for record in caplog.records] == ['WARNING']
-    for words in ('config.yaml: ignored', 'apex_amp (now amp), native_amp (now amp)', 'jsd (now jsd_loss), num_gpu'):
+    for words in ('config.yaml: ignored', 'apex_amp (now amp), bn_tf',
+                  'jsd (now jsd_loss), native_amp (now amp), num_gpu'):
         assert words in caplog.text
     assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
 
@@ -299,3 +300,8 @@ def test_a_positional_folder_goes_over_the_files(tmp_path):
     assert parse('here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('--data-dir', 'here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('here', '--data-dir', 'here').data_dir == 'here'
+
+
+def test_help_names_the_configuration_file_and_the_version():
+    assert '-c FILE, --config FILE' in train.parser.format_help()
+    assert '--version' in train.parser.format_help()

@@ -62,8 +62,11 @@ def build_config_parser() -> argparse.ArgumentParser:
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of timm's script and ours."""
     parser = ConsoleParser(
-        description="timm's training with any registered mixer. -c FILE.yaml gives defaults for the flags below.",
+        description="timm's training with any registered mixer.",
         takes_empty=TAKES_EMPTY)
+    # Shown here; the parser of --config has taken it before this one looks.
+    parser.add_argument('-c', '--config', dest='help', default=argparse.SUPPRESS, metavar='FILE',
+                        help='YAML file of flags; the command line goes over it')
     add_timm_flags(parser)
     group = parser.add_argument_group(
         'Mixers', "--mixup-mode takes timm's modes, a registered mixer (none, mixup, cutmix, random-box, center-box, "
