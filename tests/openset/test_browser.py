@@ -36,7 +36,7 @@ FLAGS = ('--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-
 PROBE = """<script>
 addEventListener('load', () => {
   for (const fold of document.querySelectorAll('details')) fold.open = true;
-  const table = document.querySelector('table.sortable');
+  const table = document.querySelector('table.sortable:has(button)');
   const column = () => [...table.tBodies[0].rows].map(row => parseFloat(row.cells[1].textContent));
   const sorted = [];
   if (table) for (let click = 0; click < 2; click++) {
