@@ -48,7 +48,7 @@ class NoMix(BatchMixer):
 class AlphaMixer(BatchMixer):
     """Shared by the mixers that draw a kept share from Beta(alpha, alpha), for every image or once for the batch."""
 
-    option_names = ('alpha', 'lam')
+    option_names: tuple[str, ...] = ('alpha', 'lam')
 
     def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', **common: Any) -> None:
         super().__init__(num_classes, **common)

@@ -50,7 +50,9 @@ class RandomErasing(BatchMixer):
             raise ValueError(f'ratio is (lo, hi) with 0 < lo <= hi, got {ratio}')
         if fill not in ('noise', 'zero'):
             raise ValueError(f"fill is 'noise' or 'zero', got {fill!r}")
-        self.scale, self.ratio, self.fill = tuple(map(float, scale)), tuple(map(float, ratio)), fill
+        self.scale = float(scale[0]), float(scale[1])
+        self.ratio = float(ratio[0]), float(ratio[1])
+        self.fill = fill
 
     def _needs_partner(self) -> bool:
         return False
@@ -66,7 +68,7 @@ class RandomErasing(BatchMixer):
     def _boxes(self, rng: np.random.Generator, batch: int, size: tuple[int, int]) -> np.ndarray:
         """(yl, yh, xl, xh), int64 [B, 4]."""
         shape, limit = (batch, _ATTEMPTS), np.asarray(size)
-        area, ratio = rng.uniform(*self.scale, shape) * limit.prod(), rng.uniform(*self.ratio, shape)
+        area, ratio = rng.uniform(*self.scale, size=shape) * limit.prod(), rng.uniform(*self.ratio, size=shape)
         sides = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 2).astype(np.int64).clip(1)
         low = (rng.random((*shape, 2)) * limit).astype(np.int64)
         high = low + sides

@@ -39,12 +39,12 @@ class ResizeMix(BatchMixer):
             raise ValueError(f'scale is (lo, hi) with 0 < lo <= hi <= 1, got {scale}')
         if lam not in ('image', 'batch'):
             raise ValueError(f"lam is drawn per 'image' or 'batch', got {lam!r}")
-        self.scale, self.lam = tuple(map(float, scale)), lam
+        self.scale, self.lam = (float(scale[0]), float(scale[1])), lam
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         batch, size, device = images.shape[0], image_size(images), images.device
-        tau = rng.uniform(*self.scale, 1 if self.lam == 'batch' else batch)
+        tau = rng.uniform(*self.scale, size=1 if self.lam == 'batch' else batch)
         sides = np.floor(np.broadcast_to(tau, (batch,))[:, None] * size).astype(np.int64).clip(1) * coins[:, None]
         dst = boxes_inside(to_device(rng.random((batch, 2)), device), to_device(sides, device), size)
         return MixDraw.of(self.name, to_device(partner, device), box_lam(dst, size), dst=dst,

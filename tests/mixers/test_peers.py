@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gradmix_timm import create_mixer
 from gradmix_timm.mixers.fmix import grey_noise, top_mask
+from gradmix_timm.mixers.guidedmix import greedy_cycle
 from gradmix_timm.ops import spectral_residual
 
 K = 10
@@ -194,13 +196,13 @@ def test_gridmix_cells_are_whole_and_equally_likely():
 
 # ---- saliencymix
 
-def slow_residual(image, sigma=2.5):
+def slow_residual(image, sigma=2.5, exponent=2):
     """Equations 8-10 in NumPy, for images of up to 64 pixels."""
     grey = image.numpy().astype(np.float64).mean(0)
     spectrum = np.fft.fft2(grey)
     log, phase = np.log(np.abs(spectrum)), np.angle(spectrum)
     mean = sum(np.roll(log, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) / 9
-    power = np.abs(np.fft.ifft2(np.exp(log - mean + 1j * phase))) ** 2
+    power = np.abs(np.fft.ifft2(np.exp(log - mean + 1j * phase))) ** exponent
     reach = int(3 * sigma + 0.5)
     kernel = np.exp(-np.arange(-reach, reach + 1) ** 2 / (2 * sigma ** 2))
     kernel /= kernel.sum()
@@ -247,6 +249,129 @@ def test_saliencymix_centres_its_box_on_the_partners_spot(shared, factor):
     assert whole >= 4
 
 
+# ---- guidedmix
+
+def test_a_greedy_cycle_follows_the_farthest_that_is_left():
+    rng = np.random.default_rng(0)
+    for batch in (1, 2, 3, 9):
+        distance = rng.random((batch, batch))
+        for start in range(batch):
+            row, seen = start, [start]
+            follower = greedy_cycle(distance, start)
+            while len(seen) < batch:
+                best = max((j for j in range(batch) if j not in seen), key=lambda j, row=row: distance[row, j])
+                assert follower[row] == best
+                row = best
+                seen.append(row)
+            assert follower[row] == start
+
+
+@pytest.mark.parametrize('pairing', ['greedy', 'random'])
+def test_guidedmix_blends_in_proportion_to_saliency(pairing):
+    images, labels = batch(shape=(3, 16, 20))
+    mixer = create_mixer('guidedmix', num_classes=K, pairing=pairing)
+    draw = mixer.draw(images, labels)
+    mixed, targets = mixer.apply(images, labels, draw)
+    maps = [slow_residual(image, 4.2, 1) for image in images]
+    maps = [m / m.sum() for m in maps]
+    for row in range(8):
+        partner = int(draw.partner[row])
+        share = torch.from_numpy(maps[row] / (maps[row] + maps[partner])).float()
+        assert torch.allclose(mixed[row], share * images[row] + (1 - share) * images[partner], atol=1e-3)
+        assert targets[row, labels[row]].item() == pytest.approx(share.mean().item(), abs=1e-4)
+    distance = np.array([[np.linalg.norm(a - b) for b in maps] for a in maps])
+    cycles = [greedy_cycle(distance, start).tolist() for start in range(8)]
+    assert (draw.partner.tolist() in cycles) == (pairing == 'greedy')
+    flat = mixer(torch.zeros(4, 3, 8, 8), torch.arange(4))[1]
+    assert torch.allclose(flat.amax(1), torch.full((4,), 0.5), atol=1e-3), 'flat images share evenly'
+
+
+# ---- attentivemix, snapmix
+
+class Pooled(nn.Module):
+    """A convolution, global average pooling and a linear head: its class activation map is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        self.head = nn.Linear(8, K)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((2, 3)))
+
+
+@pytest.fixture
+def pooled():
+    torch.manual_seed(0)
+    return Pooled()
+
+
+@pytest.mark.parametrize('share', [6 / 49, 0.5, 0.01])
+def test_attentivemix_keeps_the_most_active_cells(share, pooled):
+    images, labels = batch(shape=(3, 16, 20))
+    mixer = create_mixer('attentivemix', num_classes=K, share=share, layers='stage')
+    draw = mixer.draw(images, labels, pooled)
+    mixed, targets = mixer.apply(images, labels, draw)
+    active = pooled.stage(images).mean(1)
+    count = max(1, round(share * 20))
+    for row in range(8):
+        order = sorted(range(20), key=lambda i, row=row: -active[row].flatten()[i].item())[:count]
+        for y in range(16):
+            for x in range(20):
+                source = images[row] if y // 4 * 5 + x // 4 in order else images[draw.partner[row]]
+                assert torch.equal(mixed[row, :, y, x], source[:, y, x])
+        assert targets[row, labels[row]].item() == pytest.approx(count / 20)
+
+
+@pytest.mark.parametrize('lam', ['image', 'batch'])
+def test_snapmix_weighs_labels_by_what_is_seen_of_their_class_maps(lam, pooled):
+    images, labels = batch(shape=(3, 16, 20))
+    labels[1] = labels[0]
+    mixer = create_mixer('snapmix', num_classes=K, lam=lam, layers='stage')
+    draw = mixer.draw(images, labels, pooled)
+    mixed, targets = mixer.apply(images, labels, draw)
+    cams = torch.einsum('bchw,bc->bhw', pooled.stage(images), pooled.head.weight[labels]).detach()
+    cams = F.interpolate(cams[:, None], size=(16, 20), mode='bilinear', align_corners=False)[:, 0]
+    cams = [cam - cam.min() for cam in cams]
+    cams = [cam / cam.sum() for cam in cams]
+    sums = []
+    for row in range(8):
+        partner = int(draw.partner[row])
+        own = 1 - sum(cams[row][y, x].item() for y, x in inside(draw.dst[row]))
+        other = sum(cams[partner][y, x].item() for y, x in inside(draw.src[row]))
+        want = own * torch.eye(K)[labels[row]] + other * torch.eye(K)[labels[partner]]
+        assert torch.allclose(targets[row], want, atol=1e-4)
+        sums.append(own + other)
+        (yl, yh, xl, xh), (sy, ty, sx, tx) = draw.dst[row].tolist(), draw.src[row].tolist()
+        expected = images[row].clone()
+        if yh > yl and xh > xl:
+            expected[:, yl:yh, xl:xh] = F.interpolate(images[partner][None, :, sy:ty, sx:tx], size=(yh - yl, xh - xl),
+                                                      mode='bilinear', antialias=True)[0]
+        assert torch.allclose(mixed[row], expected, atol=1e-4)
+    assert max(abs(s - 1) for s in sums) > 0.05
+    assert len(draw.dst.unique(dim=0)) == (1 if lam == 'batch' else len(draw.dst.unique(dim=0)))
+
+
+def test_snapmix_weighs_by_area_where_a_map_is_flat(pooled):
+    nn.init.zeros_(pooled.head.weight)
+    images, labels = batch()
+    draw = create_mixer('snapmix', num_classes=K, layers='stage').draw(images, labels, pooled)
+    assert torch.allclose(draw.weight, torch.stack([draw.lam, 1 - draw.lam], 1))
+    assert draw.fallback.any()
+
+
+@pytest.mark.parametrize('name', ['attentivemix', 'snapmix'])
+def test_a_transformer_serves_and_is_left_as_it_was(name, tiny_vit):
+    images, labels = torch.randn(4, 3, *tiny_vit.pretrained_cfg['input_size'][1:]), torch.arange(4)
+    mixer, before = create_mixer(name, num_classes=K), {k: v.clone() for k, v in tiny_vit.state_dict().items()}
+    mixer.prepare(tiny_vit, tuple(images.shape[1:]))
+    tiny_vit.train()
+    assert not torch.equal(mixer(images, labels, tiny_vit)[0], images)
+    assert all(torch.equal(before[key], value) for key, value in tiny_vit.state_dict().items())
+    assert all(weight.grad is None for weight in tiny_vit.parameters())
+    assert all(module.training for module in tiny_vit.modules())
+
+
 # ---- regmixup
 
 def test_regmixup_is_the_clean_batch_and_its_mixup():
@@ -265,7 +390,8 @@ def test_regmixup_is_the_clean_batch_and_its_mixup():
     ('random-erasing', {'fill': 'mean'}, 'fill'), ('resizemix', {'scale': (0.1, 1.2)}, 'scale'),
     ('resizemix', {'lam': 'row'}, 'lam'), ('fmix', {'decay': -1}, 'decay'), ('fmix', {'alpha': math.inf}, 'alpha'),
     ('gridmix', {'cells': 1}, 'cells'), ('saliencymix', {'shared': 'yes'}, 'shared'),
-    ('regmixup', {'alpha': 0}, 'alpha')])
+    ('regmixup', {'alpha': 0}, 'alpha'), ('guidedmix', {'pairing': 'best'}, 'pairing'),
+    ('attentivemix', {'share': 1.0}, 'share'), ('snapmix', {'lam': 'row'}, 'lam')])
 def test_options_out_of_range_are_named(name, options, match):
     with pytest.raises(ValueError, match=match):
         create_mixer(name, num_classes=K, **options)
