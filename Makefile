@@ -5,9 +5,9 @@ BIN = $(VENV)/bin
 PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-# The quickstart's two commands. train.py makes a second run folder beside an old one, so the old one goes first.
+# The quickstart's two commands; the run of an earlier time is replaced.
 QUICK_RUN = output/quickstart
-QUICK_TRAIN = $(BIN)/python train.py --config configs/quickstart.yaml --output output --experiment quickstart
+QUICK_TRAIN = $(BIN)/python train.py --config configs/quickstart.yaml --output output --experiment quickstart --overwrite
 QUICK_EVAL = $(BIN)/python -m gradmix_timm.openset osr --checkpoint $(QUICK_RUN)/model_best.pth.tar
 
 PYTEST = $(BIN)/python -m pytest -q
@@ -23,7 +23,6 @@ help:  ## list the targets
 	@echo 'PYTHON=python3.12 picks the interpreter (3.11 or newer) that $(VENV) is made with.'
 
 quickstart: $(VENV)/.base  ## train with GradMix on the embedded digits, evaluate open-set, write the report
-	@rm -rf $(QUICK_RUN)
 	$(QUICK_TRAIN)
 	$(QUICK_EVAL)
 

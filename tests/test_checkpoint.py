@@ -241,7 +241,7 @@ def test_model_names_are_checked(ours):
     loaded = load_checkpoint(ours)
     with pytest.raises(ValueError, match=r'did you mean .*test_resnet'):
         build_model(loaded, model='test_resnt')
-    with pytest.raises(ValueError, match=r'missing .*unexpected .*--model NAME'):
+    with pytest.raises(ValueError, match=r'missing .*unexpected .*trained as test_resnet: leave out --model'):
         build_model(loaded, model='test_vit')
     with pytest.raises(ValueError, match='leave out --pretrained or --checkpoint'):
         build_model(loaded, pretrained=True)

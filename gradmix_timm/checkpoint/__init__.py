@@ -1,10 +1,10 @@
 """What a checkpoint says of itself; reading any that timm can hold; writing files whole or not at all."""
 from .atomic import atomic_path, write_atomic
-from .build import build_model, find_device, pretraining
+from .build import build_model, check_input, find_device, pretraining
 from .projection import ProjectionHead
 from .reading import Loaded, load_checkpoint
 from .record import KEY, RunRecord, check_known, versions
 
 __all__ = [
-    'KEY', 'Loaded', 'ProjectionHead', 'RunRecord', 'atomic_path', 'build_model', 'check_known', 'find_device',
-    'load_checkpoint', 'pretraining', 'versions', 'write_atomic']
+    'KEY', 'Loaded', 'ProjectionHead', 'RunRecord', 'atomic_path', 'build_model', 'check_input', 'check_known',
+    'find_device', 'load_checkpoint', 'pretraining', 'versions', 'write_atomic']

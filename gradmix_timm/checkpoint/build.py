@@ -3,13 +3,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from gradmix_timm.schema import shown
+
+from .allowed import check_model_name
 from .reading import Loaded
 
 
@@ -31,6 +34,8 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
     if not name:
         where = f'{loaded.path} holds weights alone' if loaded else 'no checkpoint was given'
         raise ValueError(f'{where}: name the model, --model NAME')
+    if loaded is not None and not model:
+        check_model_name(name, loaded.path)
     if loaded is None:
         return _create(name, pretrained, {} if num_classes is None else {'num_classes': num_classes}).eval()
     if pretrained:
@@ -38,12 +43,40 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
     kwargs = loaded.model_kwargs
     if name != loaded.model:
         kwargs = {key: kwargs[key] for key in ('num_classes', 'in_chans') if key in kwargs}
-    head = _head_size(name, loaded.state_dict)
+    prefix, head = _head_size(name, loaded.state_dict)
     _check_head(loaded, head, num_classes)
     wanted = head if head is not None else num_classes
-    net = _create(name, False, kwargs if wanted is None else {**kwargs, 'num_classes': wanted})
-    _fill(net, name, loaded)
+    kwargs = kwargs if wanted is None else {**kwargs, 'num_classes': wanted}
+    _check_size(name, kwargs, loaded, prefix)
+    net = _create(name, False, kwargs, '' if model else f'{loaded.path}: ')
+    weights = _fitted(net.state_dict(), name, loaded, prefix)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:  # of shapes and names nothing is left to complain of
+        raise ValueError(f'the weights in {loaded.path} cannot be taken by {name} ({error})') from error
     return net.eval()
+
+
+def check_input(net: nn.Module, input_size: Sequence[int], where: str) -> None:
+    """Refuse preprocessing that the model does not take, by one blank image: files name both, and may not fit.
+
+    Args:
+        net: In evaluation mode.
+        input_size: (C, H, W).
+        where: Who says so, for the message.
+
+    Raises:
+        ValueError: The model fails on it.
+    """
+    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
+    blank = torch.zeros(1, *input_size, device=like.device, dtype=like.dtype)
+    try:
+        with torch.inference_mode():
+            net(blank)
+    except Exception as error:  # models raise nearly anything on shapes that they were not made for
+        size = ' x '.join(map(str, input_size))
+        raise ValueError(f'{where}: the model does not take images of {size} ({" ".join(str(error).split())[:200]}); '
+                         'the checkpoint or --img-size says another size than the weights are for') from error
 
 
 def find_device(device: torch.device | str | None = None) -> torch.device:
@@ -92,11 +125,24 @@ def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str 
     return f'{name}.{tag}' if tag and '.' not in name else name
 
 
-def _head_size(name: str, state: Mapping[str, Tensor]) -> int | None:
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Every beginning, whole words with their dots, that all names share: '', 'model.', 'model.backbone.'.
+
+    Trainers keep the net in an attribute of their own: Lightning modules as ``model`` or ``net``, FSDP, DataParallel
+    and averaged models as ``module``.
+    """
+    pairs = list(zip(min(names, default=''), max(names, default=''), strict=False))  # between the two all others lie
+    shared = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    return [''] + [min(names)[:place + 1] for place in range(shared) if pairs[place][0] == '.']
+
+
+def _head_size(name: str, state: Mapping[str, Tensor]) -> tuple[str, int | None]:
+    """Prefix of all names, as far as the head tells it, and the head's outputs."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     named = config.classifier if config else None
     heads = (named,) if isinstance(named, str) else tuple(named or ())
-    return next((len(state[f'{head}.weight']) for head in heads if f'{head}.weight' in state), None)
+    places = [(prefix, f'{prefix}{head}.weight') for prefix in _prefixes(state) for head in heads]
+    return next(((prefix, len(state[key])) for prefix, key in places if key in state and state[key].dim()), ('', None))
 
 
 def _check_head(loaded: Loaded, head: int | None, num_classes: int | None) -> None:
@@ -111,29 +157,67 @@ def _check_head(loaded: Loaded, head: int | None, num_classes: int | None) -> No
                          'and the weights are not of one run')
 
 
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any], where: str = '') -> nn.Module:
     if ':' not in name and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
         hint = f'did you mean {" or ".join(close)}? ' if close else ''
-        raise ValueError(f"timm has no model {name!r}: {hint}timm.list_models('*resnet*') lists them")
+        raise ValueError(f"{where}timm has no model {shown(name)}: {hint}timm.list_models('*resnet*') lists them")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except (OSError, RuntimeError, TypeError) as error:
-        if pretrained:
+    except Exception as error:  # constructors raise nearly anything on arguments that a file may name
+        if pretrained and isinstance(error, OSError | RuntimeError | TypeError):
             raise ValueError(f'the pretrained weights of {name} could not be had ({str(error).split(". ")[0]}); leave '
                              'out --pretrained, or give a file with --checkpoint') from error
-        raise ValueError(f'timm could not make {name} with {kwargs} ({error})') from error
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(f'{where}timm could not make {name} with {shown(kwargs)} ({reason})') from error
 
 
-def _fill(net: nn.Module, name: str, loaded: Loaded) -> None:
-    own, given = net.state_dict(), loaded.state_dict
+def _check_size(name: str, kwargs: dict[str, Any], loaded: Loaded, prefix: str) -> None:
+    """Compare names and shapes before any memory is taken: what a file says may describe a net beyond every machine."""
+    try:
+        with torch.device('meta'):
+            net = timm.create_model(name, **kwargs)
+    except Exception:  # what cannot be made says so when it is made in earnest
+        return
+    _fitted(net.state_dict(), name, loaded, prefix)
+
+
+def _fitted(own: Mapping[str, Tensor], name: str, loaded: Loaded, prefix: str) -> dict[str, Tensor]:
+    """The checkpoint's weights under the model's names.
+
+    Raises:
+        ValueError: They do not fit; the message says what to do about it.
+    """
+    given = loaded.state_dict
+    prefix = max([prefix, *_prefixes(given)], key=lambda p: sum(p + key in given for key in own))
+    given = {key.removeprefix(prefix): value for key, value in given.items()}
+    # A count that batch normalisation keeps, which weights of other frameworks lack; evaluation does not read it.
+    given |= {key: torch.zeros_like(value, device='cpu') for key, value in own.items()
+              if key.endswith('.num_batches_tracked') and key not in given}
     shapes = [f'{key}: {list(given[key].shape)} in the file, {list(own[key].shape)} in the model'
               for key in own if key in given and own[key].shape != given[key].shape]
+    kinds = [f'{key}: {given[key].dtype} in the file' for key in own
+             if key in given and own[key].is_floating_point() != given[key].is_floating_point()]
     wrong = {'missing': [key for key in own if key not in given],
-             'unexpected': [key for key in given if key not in own], 'of another shape': shapes}
+             'unexpected': [key for key in given if key not in own], 'of another shape': shapes,
+             'of another type': kinds}
     if any(wrong.values()):
-        told = '; '.join(f'{len(keys)} {kind} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
-                         for kind, keys in wrong.items() if keys)
-        raise ValueError(f'the weights in {loaded.path} do not fit {name}: {told}; name the model they were trained '
-                         'with, --model NAME')
-    net.load_state_dict(given)
+        found = '; '.join(f'{len(keys)} {kind} ({", ".join(key[:80] for key in keys[:3])}'
+                          f'{", ..." if len(keys) > 3 else ""})' for kind, keys in wrong.items() if keys)
+        raise ValueError(f'the weights in {loaded.path} do not fit {name}: {found}; '
+                         f'{_remedy(own, given, name, loaded)}')
+    return given
+
+
+def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, loaded: Loaded) -> str:
+    """What to type, by what is wrong."""
+    inner = next((key.removesuffix(first) for first in list(own)[:1] for key in given if key.endswith(f'.{first}')), '')
+    if inner and all(inner + key in given for key in own):
+        return (f'they are there under {inner[:-1]!r}, beside others: save that part alone, '
+                f'torch.save(module.{inner[:-1]}.state_dict(), FILE)')
+    if loaded.model is not None and loaded.model != name:
+        return f'the checkpoint was trained as {loaded.model}: leave out --model'
+    if set(own) == set(given):
+        return (f'they are of a {name} built otherwise (image size, channels, --model-kwargs), or of another model, '
+                '--model NAME')
+    return 'name the model they were trained with, --model NAME'

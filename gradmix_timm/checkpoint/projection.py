@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmix_timm.schema import shown
+
 __all__ = ['ProjectionHead']
 
 
@@ -40,9 +42,12 @@ class ProjectionHead(nn.Module):
             ValueError: Weights of something else.
         """
         shapes = {name: tuple(value.shape) for name, value in state.items()}
-        if set(shapes) != {'fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias'}:
-            raise ValueError(f'expected the weights of a projection head, fc1 and fc2, got {sorted(shapes)[:6]}')
-        (hidden, width), (dim, _) = shapes['fc1.weight'], shapes['fc2.weight']
+        hidden, width = (*shapes.get('fc1.weight', ()), 0, 0)[:2]
+        dim = next(iter(shapes.get('fc2.weight', ())), 0)
+        if shapes != {'fc1.weight': (hidden, width), 'fc1.bias': (hidden,), 'fc2.weight': (dim, hidden),
+                      'fc2.bias': (dim,)}:
+            raise ValueError('expected the weights of a projection head, fc1 [H, D] and fc2 [P, H] with a bias each, '
+                             f'got {shown({name: list(shape) for name, shape in shapes.items()})}')
         head = cls(width, dim, hidden)
         head.load_state_dict(dict(state))
         return head.eval()

@@ -4,7 +4,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sys
 import warnings
+import zipfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +19,15 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from gradmix_timm.schema import check
+
+from .allowed import TimmArgs, check_data_dir, check_dataset, check_model_kwargs, check_split
+from .projection import ProjectionHead
 from .record import KEY, RunRecord, brief
 
 _EXPECTED = ("expected a checkpoint of this package's or timm's training, a state dict saved with torch.save, or a "
              '.safetensors file')
+_WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')
 # Leading bytes of what people hand over by mistake.
 _KINDS = {
     b'\x89PNG': 'a PNG image', b'\xff\xd8\xff': 'a JPEG image', b'GIF8': 'a GIF image', b'%PDF': 'a PDF',
@@ -76,6 +84,39 @@ class Loaded:
         return {name: value for name, value in found.items() if value is not None}
 
     @property
+    def dataset(self) -> str:
+        """Name of the data set that trained it, '' for class folders or where none is recorded.
+
+        Raises:
+            ValueError: One whose reader no file may choose.
+        """
+        return check_dataset((self.record.dataset if self.record is not None else self._arg('dataset')) or '',
+                             self.path)
+
+    @property
+    def data_dir(self) -> str | None:
+        """Where its images lay.
+
+        Raises:
+            ValueError: Not a folder of the file system.
+        """
+        folder = self.record.data_dir if self.record is not None else self._arg('data_dir')
+        return check_data_dir(folder, self.path) if folder else None
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Its split names, ``{'train': ..., 'test': ...}`` as far as they are recorded.
+
+        Raises:
+            ValueError: One that leads out of the folder.
+        """
+        found = self.record.splits if self.record is not None else {'train': self._arg('train_split')}
+        return {part: check_split(name, self.path) for part, name in found.items() if name}
+
+    def _arg(self, name: str) -> Any:
+        return (self.args or {}).get(name)
+
+    @property
     def data_config(self) -> dict[str, Any]:
         """What the checkpoint says of preprocessing, as arguments of timm's ``resolve_data_config``."""
         if self.record is not None:
@@ -114,16 +155,54 @@ def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Lo
     if not _is_state_dict(weights):
         raise ValueError(f'{path} holds {brief(weights)}, no weights; {_EXPECTED}')
     content = content if entry else {}
-    args, arch = content.get('args'), content.get('arch')
+    args = content.get('args')
     args = vars(args) if isinstance(args, argparse.Namespace) else args
+    args = check(args, TimmArgs, f'{path}: args') if isinstance(args, dict) else None
+    check_model_kwargs((args or {}).get('model_kwargs') or {}, f'{path}: args')
+    arch, epoch, metric = (content.get(key) for key in ('arch', 'epoch', 'metric'))
     with path.open('rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
     return Loaded(
-        record=RunRecord.from_state(content[KEY]) if KEY in content else None,
-        args=args if isinstance(args, dict) else None, state_dict=clean_state_dict(weights),
-        epoch=content.get('epoch'), metric=content.get('metric'), sha256=digest, path=str(path), ema=averaged,
+        record=RunRecord.from_state(content[KEY], path) if KEY in content else None,
+        args=args, state_dict=_unwrapped(weights), epoch=epoch if type(epoch) is int else None,
+        metric=_figure(metric),
+        sha256=digest, path=str(path), ema=averaged,
         arch=arch if isinstance(arch, str) and timm.is_model(arch) else None,
-        projection=(content.get('task_state_ema' if averaged else 'task_state') or {}).get('projection_head'))
+        projection=_projection(content.get('task_state_ema' if averaged else 'task_state'), path))
+
+
+def _figure(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and abs(value) <= sys.float_info.max else None
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights without the words that DDP, torch.compile, FSDP and activation checkpointing put into names.
+
+    The step counter of an averaged model (``torch.optim.swa_utils``) is no weight and goes.
+    """
+    found = {}
+    for key, value in weights.items():
+        for word in _WRAPPERS:
+            key = key.replace(word, '')
+        if key != 'n_averaged':
+            found[key] = value
+    return clean_state_dict(found)
+
+
+def _projection(state: Any, path: Path) -> dict[str, Tensor] | None:
+    """Weights of the projection head among a task's state."""
+    head = state.get('projection_head') if isinstance(state, Mapping) else None
+    if head is None:
+        return None
+    if not _is_state_dict(head):
+        raise ValueError(f'{path}: projection_head is {brief(head)}, expected weights')
+    try:
+        ProjectionHead.from_state(head)
+    except ValueError as error:
+        raise ValueError(f'{path}: projection_head: {error}') from error
+    return dict(head)
 
 
 def _read(path: Path) -> Any:
@@ -132,6 +211,7 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == '.safetensors':
             return load_file(path)
+        _check_stored(path)
         # timm stores its parsed arguments; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             # Of a plain pickle PyTorch asks for an issue to be filed; the error below says what the file is.
@@ -139,6 +219,18 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # whatever a reader raises on foreign bytes
         raise ValueError(f'{path} is {_kind(path)}; {_EXPECTED}') from error
+
+
+def _check_stored(path: Path) -> None:
+    """Refuse archives whose entries are more than the file: torch.save never packs, and a few bytes can stand for many.
+
+    Raises:
+        ValueError: They are.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError(path)
 
 
 def _kind(path: Path) -> str:
@@ -168,4 +260,11 @@ def _weights_entry(content: Any, path: Path, ema: bool | None) -> tuple[str, boo
 
 def _is_state_dict(content: Any) -> bool:
     return (isinstance(content, dict) and len(content) > 0
-            and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()))
+            and all(isinstance(key, str) and _is_weights(value) for key, value in content.items()))
+
+
+def _is_weights(value: Any) -> bool:
+    """Whether something is a tensor of plain numbers, all of them stored: no sparse, quantised or empty-handed one."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == 'cpu'
+            and not value.is_quantized and not value.is_complex()
+            and value.numel() * value.element_size() <= value.untyped_storage().nbytes())

@@ -1,14 +1,19 @@
 """What a checkpoint says of the run that wrote it."""
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from importlib import metadata
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+
+from gradmix_timm.schema import Length, Plain, Range, check, shown
+
+from .allowed import Count, DataConfig, Name, check_model_kwargs
 
 #: The entry of a checkpoint that holds :meth:`RunRecord.to_state`.
 KEY = 'gradmix_timm'
@@ -18,6 +23,9 @@ FORMAT = 1
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """Everything about a training run that judging its model needs.
+
+    The annotations are what a file may hold, see :func:`~gradmix_timm.schema.check`; of ``data_config`` see
+    :class:`~gradmix_timm.checkpoint.allowed.DataConfig`.
 
     Attributes:
         format: Version of this record.
@@ -50,37 +58,37 @@ class RunRecord:
     """
 
     format: int = FORMAT
-    model: str
-    model_kwargs: dict[str, Any] = field(default_factory=dict)
-    known_classes: tuple[str, ...] = ()
-    unknown_classes: tuple[str, ...] = ()
-    protocol: str | None = None
-    family: str | None = None
-    trial: int | None = None
-    dataset: str = ''
-    data_dir: str | None = None
-    splits: dict[str, str] = field(default_factory=dict)
-    val_indices: tuple[int, ...] = ()
-    held_out: dict[str, str] = field(default_factory=dict)
-    flat_test: dict[str, str] = field(default_factory=dict)
-    train_list: str = ''
-    validation_overlap: dict[str, int] = field(default_factory=dict)
+    model: Annotated[str, Length(1, 500)]
+    model_kwargs: dict[str, Plain] = field(default_factory=dict)
+    known_classes: tuple[Name, ...] = ()
+    unknown_classes: tuple[Name, ...] = ()
+    protocol: Name | None = None
+    family: Name | None = None
+    trial: Count | None = None
+    dataset: Name = ''
+    data_dir: Name | None = None
+    splits: dict[str, Name] = field(default_factory=dict)
+    val_indices: tuple[Annotated[int, Range(0, 2 ** 40)], ...] = ()
+    held_out: dict[str, Name] = field(default_factory=dict)
+    flat_test: dict[str, Name] = field(default_factory=dict)
+    train_list: Name = ''
+    validation_overlap: dict[str, Count] = field(default_factory=dict)
     data_config: dict[str, Any] = field(default_factory=dict)
-    mixer: str | None = None
-    mixer_options: dict[str, Any] = field(default_factory=dict)
-    objective: str = 'ce'
-    objective_options: dict[str, Any] = field(default_factory=dict)
-    probe: dict[str, Any] = field(default_factory=dict)
+    mixer: Name | None = None
+    mixer_options: dict[str, Plain] = field(default_factory=dict)
+    objective: Name = 'ce'
+    objective_options: dict[str, Plain] = field(default_factory=dict)
+    probe: dict[str, Plain] = field(default_factory=dict)
     seed: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, Name] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ('known_classes', 'unknown_classes', 'val_indices'):
             object.__setattr__(self, name, tuple(_plain(tuple(getattr(self, name)), name)))
         for kind in ('known', 'unknown'):
             names = getattr(self, f'{kind}_classes')
-            if len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
-                raise ValueError(f'{kind}_classes of a run are different names, got {names}')
+            if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+                raise ValueError(f'{kind}_classes of a run are different names, got {shown(names)}')
         classes = self.model_kwargs.get('num_classes') or 0
         if self.known_classes and classes not in (0, len(self.known_classes)):
             raise ValueError(f'the head has num_classes={classes} outputs and {len(self.known_classes)} known classes '
@@ -95,21 +103,32 @@ class RunRecord:
         return {f.name: _plain(getattr(self, f.name), f.name) for f in fields(self)}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> RunRecord:
+    def from_state(cls, state: Mapping[str, Any], path: str | os.PathLike[str] = 'the checkpoint') -> RunRecord:
         """The record of a checkpoint; entries that this version does not know are left out.
 
+        Args:
+            state: The entry :data:`KEY`.
+            path: Of the file, for messages.
+
         Raises:
-            ValueError: Not a record, or one of a newer format.
+            ValueError: Not a record, one of a newer format, a field that is not what its annotation says, or arguments
+                of the model that load something.
         """
+        where = f'{path}: {KEY}'
         if not isinstance(state, Mapping) or not isinstance(state.get('model'), str):
-            raise ValueError(f"the checkpoint's {KEY!r} entry is not a record of a run: expected a dict with 'model', "
-                             f'got {brief(state)}')
+            raise ValueError(f"{where} is not a record of a run: expected a dict with 'model', got {brief(state)}")
         version = state.get('format', FORMAT)
-        if not isinstance(version, int) or version > FORMAT:
-            raise ValueError(f"the checkpoint's record has format {version!r}, this version reads up to {FORMAT}; "
+        if type(version) is not int or version > FORMAT:
+            raise ValueError(f'{where} has format {shown(version)}, this version reads up to {FORMAT}; '
                              'pip install -U gradmix-timm')
         known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in state.items() if name in known})
+        found = check({name: value for name, value in state.items() if name in known}, cls, where)
+        check(found.get('data_config', {}), DataConfig, f'{where}: data_config')
+        check_model_kwargs(found.get('model_kwargs', {}), where)
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f'{where}: {error}') from error
 
 
 def check_known(record: RunRecord, names: Sequence[str]) -> None:
@@ -140,8 +159,8 @@ def versions() -> dict[str, str]:
 def brief(value: Any) -> str:
     """What a value is, for a message: its type, or the first keys of a dict."""
     if isinstance(value, Mapping):
-        keys = [str(key) for key in value]
-        return f'a dict of {", ".join(keys[:5])}{", ..." if len(keys) > 5 else ""}' if keys else 'an empty dict'
+        keys = [str(key)[:40] if isinstance(key, str) else shown(key) for key in itertools.islice(value, 5)]
+        return f'a dict of {", ".join(keys)}{", ..." if len(value) > 5 else ""}' if keys else 'an empty dict'
     return f'a {type(value).__name__}'
 
 

@@ -169,14 +169,12 @@ def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Prepr
 
 def _open(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Preprocessing) -> CutDataset:
     """The known classes of the training split; no other split is ever opened."""
-    record, source = loaded.record, plan.source
-    told = loaded.args or {}
-    dataset = source.dataset if source.dataset is not None else (
-        record.dataset if record is not None else told.get('dataset') or '')
+    source = plan.source
+    dataset = source.dataset if source.dataset is not None else loaded.dataset
     folder = source.data_dir
     if folder is None and source.dataset is None:
-        folder = record.data_dir if record is not None else told.get('data_dir')
-    split = source.train_split or (record.splits.get('train') if record is not None else None) or 'train'
+        folder = loaded.data_dir
+    split = source.train_split or loaded.splits.get('train') or 'train'
     try:
         opened = open_dataset(dataset, folder, split, class_map=source.class_map,
                               **preprocessing.reading_options())

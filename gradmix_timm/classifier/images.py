@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from gradmix_timm.data.opening import open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 
 __all__ = ['as_image', 'batches', 'each']
@@ -78,10 +79,10 @@ def _placed(place: int, item: Any, preprocessing: Preprocessing) -> Image.Image:
 def _read(path: Path, preprocessing: Preprocessing) -> Image.Image:
     if path.is_dir():
         raise ValueError(f'{path} is a folder; name the images in it')
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f'there is no file {path}')
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return preprocessing.decode(image, path)
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ValueError(f'{path} cannot be read as an image ({error}); mend or remove it') from error

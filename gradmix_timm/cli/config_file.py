@@ -27,8 +27,15 @@ _FORMER = {
 
 
 def words(text: str) -> list[str]:
-    """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list)."""
-    return [word.strip() for word in str(text).split(',') if word.strip()]
+    """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list).
+
+    Raises:
+        argparse.ArgumentTypeError: One of the words is empty.
+    """
+    found = [word.strip() for word in str(text).split(',')]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
+    return found
 
 
 def layer(text: str) -> int | str:
@@ -143,6 +150,8 @@ def _scalar(kind: Any, value: Any) -> Any:
     try:
         # YAML 1.1 reads 3e-4 as a string; through str it becomes what the same word on the command line does.
         return kind(str(value)) if kind is not None else str(value)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from None
     except ValueError:
         raise ValueError(f'expected {_kind_name(kind)}, got {shown(value)}') from None
 

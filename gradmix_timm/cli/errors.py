@@ -1,32 +1,43 @@
-"""How a command ends: exit status 0, 1, 2 or 130, and one ``error:`` line that says what to type.
+"""How a command ends: exit status 0, 1, 2 or 128 + a signal's number, and one ``error:`` line that says what to type.
 
-2: something the user can mend. 1: a run that failed. 130: interrupted.
+2: an error the user can fix. 1: a run that failed. 130: Ctrl-C. 143, 138: a training run after SIGTERM, SIGUSR1.
 """
 from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ['ConsoleParser', 'UsageError', 'run_console', 'shortened', 'user_errors']
+from gradmix_timm import __version__
+
+__all__ = ['ConsoleParser', 'RunFailedError', 'UsageError', 'run_console', 'shortened', 'user_errors']
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-_MENDABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
+_FIXABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
+# Nothing is left to write to: a full disk, a quota, a limit on the size of files.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UsageError(ValueError):
-    """Something the user can mend; the message says what was got, what was expected and what to type.
+    """An error the user can fix; the message says what was got, what was expected and what to type.
 
     A ValueError, so that who calls a command's ``main`` from Python catches it as one.
     """
 
     exit_status = USAGE
+    silent = False
+
+
+class RunFailedError(RuntimeError):
+    """A run that failed for a reason which its message explains: exit status 1, without a traceback."""
 
 
 @contextmanager
@@ -52,7 +63,7 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except _MENDABLE + also as error:
+    except _FIXABLE + also as error:
         raise UsageError(one_line(error)) from error
 
 
@@ -76,10 +87,20 @@ def shortened(error: BaseException, length: int = 200) -> str:
 
 
 class ConsoleParser(argparse.ArgumentParser):
-    """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one."""
+    """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    An empty word, which is what a shell makes of an unset variable, is refused for every flag.
+
+    Args:
+        takes_empty: Names in the namespace of flags whose empty word means something; of --dataset: class folders.
+    """
+
+    def __init__(self, *args: Any, takes_empty: Collection[str] = ('dataset',), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.add_help:  # beside --help, and as little a flag with a value
+            self.add_argument('--version', action='version', dest='help', version=f'gradmix-timm {__version__}',
+                              help='show the version and exit')
+        self.takes_empty = frozenset(takes_empty)
         # Lists of negative numbers are values too: `--layers -2,-1`.
         self._negative_number_matcher = re.compile(r'^-\d+(,-?\d+)*$|^-\d*\.\d+$')
 
@@ -90,6 +111,13 @@ class ConsoleParser(argparse.ArgumentParser):
             words = sys.argv[1:] if args is None else args
             pairs = [word for word in words if getattr(self._option_string_actions.get(word), 'nargs', None) == '*']
             self.error(f'{" or ".join(pairs)} takes pairs KEY=VALUE, with blanks between them and none round the =')
+
+    def _get_values(self, action: argparse.Action, arg_strings: Any) -> Any:
+        empty_means = action.dest in self.takes_empty
+        whole_line = action.nargs in (argparse.PARSER, argparse.REMAINDER)  # of a command, whose parser looks itself
+        if not whole_line and any(not word.strip() and not (empty_means and word == '') for word in arg_strings):
+            raise argparse.ArgumentError(action, 'got an empty word (an unset variable?); give a value or leave it out')
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with status 2."""
@@ -111,9 +139,15 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
 
     Returns:
         0; what ``main`` returned; 2 for :class:`UsageError`, a parser's error, or an exception with
-        ``exit_status = 2``; 130 for an interrupt, with the exception's notes (the last checkpoint) in the line; 1 for
-        anything else, its traceback above the line.
+        ``exit_status = 2``; 130 for an interrupt, or its ``exit_status``, with the exception's notes (the last
+        checkpoint) in the line; 1 for anything else, a traceback above the line unless the message says it all. An
+        exception whose ``silent`` is true ends the command without a line: another process has printed it.
     """
+    if hasattr(sys.stdout, 'reconfigure'):  # a character that the terminal lacks ends no command
+        sys.stdout.reconfigure(errors='replace')
+    warnings.formatwarning = _warning_line
+    if os.environ.get('RANK', '0') != '0':
+        warnings.simplefilter('ignore')
     try:
         status = main(argv) or OK
         sys.stdout.flush()
@@ -121,18 +155,26 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except SystemExit as stop:
         return _leave(stop)
     except KeyboardInterrupt as stop:
-        notes = '; '.join(getattr(stop, '__notes__', []))
-        return _say(INTERRUPTED, f'interrupted; {notes}' if notes else 'interrupted')
+        return _say(getattr(stop, 'exit_status', INTERRUPTED), (str(stop) or 'interrupted') + _notes(stop), stop)
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away; without this the interpreter complains once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
         if getattr(error, 'exit_status', FAILED) == USAGE:
-            return _say(USAGE, one_line(error) + _notes(error))
+            return _say(USAGE, one_line(error) + _notes(error), error)
+        if isinstance(error, RunFailedError):
+            return _say(FAILED, one_line(error) + _notes(error), error)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return _say(FAILED, f'{one_line(error)}: make room and run it again{_notes(error)}', error)
         traceback.print_exception(error)
-        notes = _notes(error)
-        return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{notes}')
+        return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{_notes(error)}', error)
+
+
+def _warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+                  line: str | None = None) -> str:
+    """A warning in one line, without the place in the code and the source there."""
+    return f'warning: {" ".join(str(message).split())}\n'
 
 
 def _notes(error: BaseException) -> str:
@@ -145,6 +187,7 @@ def _leave(stop: SystemExit) -> int:
     return _say(FAILED, str(stop.code).removeprefix('error: '))
 
 
-def _say(status: int, message: str) -> int:
-    print(f'error: {message}', file=sys.stderr)
+def _say(status: int, message: str, error: BaseException | None = None) -> int:
+    if not getattr(error, 'silent', False):
+        print(f'error: {message}', file=sys.stderr)
     return status

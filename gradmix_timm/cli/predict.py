@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data.readers import get_img_extensions
 from tqdm import tqdm
 
 from gradmix_timm.classifier import UNKNOWN, OpenSetClassifier
 from gradmix_timm.classifier.images import as_image
 from gradmix_timm.classifier.serialization import JSON
+from gradmix_timm.data.listing import list_images
+from gradmix_timm.data.opening import expected_files
 from gradmix_timm.openset.scores import list_scores
 
 from .config_file import words
@@ -90,14 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _expand(named: Sequence[str], flag: str = '') -> list[Path]:
     """Files, with the images of folders in their place; refuses names that are not there before a model is loaded."""
     found: list[Path] = []
-    extensions = get_img_extensions()
     for name in named:
         path = Path(name)
         if not path.exists():
             raise UsageError(f'{flag}there is no file or folder {name}; name images, or folders of them')
-        inside = sorted(p for p in path.rglob('*') if p.suffix.lower() in extensions) if path.is_dir() else [path]
+        inside = [Path(file) for file in list_images(path).files] if path.is_dir() else [path]
         if not inside:
-            raise UsageError(f'{flag}no image in the folder {name} ({", ".join(extensions)})')
+            raise UsageError(f'{flag}no image in the folder {name} ({expected_files()})')
         found += inside
     return found
 

@@ -18,12 +18,12 @@ from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_check
 from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
 from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
+from gradmix_timm.data.listing import list_images
+from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
 
 __all__ = ['build_parser', 'main', 'save_mixes']
-
-_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.webp', '.ppm', '.tif', '.tiff'}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,37 +74,44 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
     return model.to(find_device(args.device)).eval(), loaded
 
 
-def _files(folder: str) -> list[Path]:
-    root = Path(folder)
-    if not root.is_dir():
+def _files(folder: str, classes: Sequence[str]) -> list[tuple[Path, str]]:
+    """Image files, each with the folder round it that is a known class, or ''; of known classes alone if there are any.
+
+    The folder that is named may be a class, hold classes, or hold splits.
+    """
+    if not Path(folder).is_dir():
         raise UsageError(f'{folder} is not a folder; --images takes a folder of images or of class folders')
-    files = sorted(path for path in root.rglob('*') if path.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise UsageError(f'no image in {folder} (looked for {", ".join(sorted(_SUFFIXES))}); give another --images')
-    return files
+    found = list_images(folder)
+    if not found.files:
+        raise UsageError(f'no image in {folder} ({expected_files()}); give another --images')
+    files = []
+    for path in map(Path, found.files):
+        folders = (Path(folder).resolve().name, *path.relative_to(folder).parts[:-1])
+        files.append((path, next((name for name in folders if name in classes), '')))
+    return [pair for pair in files if pair[1]] or files
 
 
-def _load(files: Sequence[Path], preprocessing: Preprocessing) -> Tensor:
-    from PIL import Image
+def _load(files: Sequence[tuple[Path, str]], preprocessing: Preprocessing) -> Tensor:
     transform = preprocessing.transform()
     images = []
-    for path in tqdm(files, desc='reading', leave=False, disable=None if len(files) > 200 else True):
+    for path, _ in tqdm(files, desc='reading', leave=False, disable=None if len(files) > 200 else True):
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 images.append(transform(preprocessing.decode(image, path)))
         except (OSError, ValueError) as error:
             raise UsageError(f'{path} is not a readable image ({error}); remove or replace it') from error
     return torch.stack(images)
 
 
-def _labels(model: nn.Module, images: Tensor, files: Sequence[Path], classes: Sequence[str]) -> Tensor:
+def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]], classes: Sequence[str],
+            ) -> Tensor:
     """The class folder where the model knows that name, else what the model says."""
     with torch.no_grad():
         predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])
     position = {name: index for index, name in enumerate(classes)}
-    for row, path in enumerate(files):
-        if path.parent.name in position:
-            predicted[row] = position[path.parent.name]
+    for row, (_, name) in enumerate(files):
+        if name:
+            predicted[row] = position[name]
     return predicted
 
 
@@ -213,8 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model, loaded = _model(args)
         preprocessing = Preprocessing.of({} if loaded is None else loaded.data_config, model, args.img_size)
         classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
-        files = _files(args.images)
-        files = [path for path in files if path.parent.name in classes] or files  # what the model was taught
+        files = _files(args.images, classes)
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
         count = args.deletion_images if args.deletion else max(args.num + args.num % 2, 2)  # timm's take pairs
         files = [files[i] for i in order[:count]]

@@ -12,42 +12,41 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm import utils
-from timm.models import create_model, safe_model_name
+from timm.models import create_model
 from timm.utils import trim_summary, update_summary
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from gradmix_timm.checkpoint import RunRecord, versions, write_atomic
+from gradmix_timm.checkpoint import RunRecord, versions
 from gradmix_timm.mixers import create_mixer
 
 from .errors import run_console, user_errors
 from .training.args import build_config_parser, build_parser, parse_args
 from .training.context import Built, Data, Hardware
+from .training.first_process import FirstProcess, said_once
 from .training.flag_checks import scheduled_epochs
-from .training.interrupt import Interrupt, held_interrupt
-from .training.knn_validation import validate_neighbours
+from .training.interrupt import Interrupt, StoppedError, held_signals
 from .training.linear_head import Probe, check_head, fit_heads
 from .training.loaders import build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .training.loop import Run, train_one_epoch
 from .training.mixing import MixPlan, plan_mixing
 from .training.objectives import objective_options
-from .training.progress import open_bar
+from .training.run_folder import RunFolder, check_writable, resume_path
 from .training.run_state import (
     AtomicSaver,
+    Position,
     Section,
     check_resume,
-    check_writable,
     gather_streams,
-    output_root,
-    restore_streams,
+    own_streams,
+    recorded_streams,
     resume,
-    resume_path,
+    set_streams,
     set_up_average,
 )
 from .training.setup import (
@@ -60,8 +59,8 @@ from .training.setup import (
     live_model,
     start,
 )
-from .training.tracking import Tracker
-from .training.validation import check_metric, validate
+from .training.tracking import Tracker, open_bar
+from .training.validation import check_metric, share_norms, validate_run
 
 __all__ = ['config_parser', 'console', 'create_model', 'main', 'parser']
 
@@ -108,14 +107,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if not logging.root.handlers:
         utils.setup_default_logging()
+        for handler in logging.root.handlers:
+            handler.addFilter(FirstProcess())
     args, args_text = _parse_args(argv)
-    with user_errors(RuntimeError, AssertionError):
-        run, span, section, data, built = _set_up(args, args_text)
+    with RunFolder(args) as folder:
+        _run(args, args_text, folder)
+
+
+def _run(args: argparse.Namespace, args_text: str, folder: RunFolder) -> None:
+    with said_once(), user_errors(RuntimeError, AssertionError):
+        run, span, data, built = _set_up(args, args_text, folder)
     results: list[dict[str, Any]] = []
-    interrupted = _run_epochs(run, span, section, results, partial(_write_mixes, run, data, built))
+    interrupted = _run_epochs(run, span, results, partial(_write_mixes, run, data, built))
     if args.distributed:  # not after an error: it could wait for processes that are gone
         torch.distributed.destroy_process_group()
-    _report(run, results)
+    _report(run, span, results)
     if interrupted is not None:
         raise interrupted
     if args.probe_epochs and run.output_dir is not None:
@@ -124,12 +130,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         _write_mixes(run, data, built)
 
 
-def _run_epochs(run: Run, span: Span, section: Section, results: list[dict[str, Any]],
+def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
                 write_mixes: Callable[[], None]) -> KeyboardInterrupt | None:
     """All epochs; however it breaks (a loss, a worker, the disk, the user), the last checkpoint is named."""
     try:
-        with held_interrupt(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
-            _train(run, span, section, results, write_mixes)
+        with held_signals(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
+            _train(run, span, results, write_mixes)
     except (Exception, KeyboardInterrupt) as failure:
         good = run.saver.last_good() if run.saver is not None else None
         failure.add_note(f'last checkpoint: {good or "none yet"}')
@@ -143,13 +149,15 @@ def _run_epochs(run: Run, span: Span, section: Section, results: list[dict[str, 
     return None
 
 
-def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Section, Data, Built]:
+def _set_up(args: argparse.Namespace, args_text: str,
+            folder: RunFolder) -> tuple[Run, Span, Data, Built]:
     """Everything before the first step, in timm's order; a registered mixer is checked before data is opened."""
     check_metric(args)
     _check_span(args)
     check_writable(args)
     plan = plan_mixing(args)
     hardware = start(args)
+    folder.claim()
     split = plan_classes(args)
     resumed = resume_path(args)
     built = build_model(args, hardware, create_model)
@@ -164,25 +172,33 @@ def _set_up(args: argparse.Namespace, args_text: str) -> tuple[Run, Span, Sectio
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
-    section: Any = Section(_record(args, plan, built, mixer, data))
-    task.section = section
+    section = Section(_record(args, plan, built, mixer, data))
+    task.section = section  # type: ignore[assignment]
     optimizer = build_optimizer(args, task)
     first = resume(resumed, args, task, optimizer, hardware.scaler) if resumed else None
     set_up_average(resumed, args, task)
     compile_task(args, task, hardware)
     decreasing = args.eval_metric == 'loss' or loaders.eval is None
-    saver, output_dir = _open_output(args, args_text, task, optimizer, hardware, built, decreasing)
+    output_dir = folder.open(built.preprocessing.input_size[-1], args_text)
+    saver = _open_saver(args, output_dir, task, optimizer, hardware, decreasing)
     updates = -(-len(loaders.train) // args.grad_accum_steps)
     scheduler, epochs = build_schedule(args, optimizer, updates, decreasing)
+    streams = recorded_streams(resumed, args) if resumed and args.start_epoch in (None, first) else None
+    position = Position.from_state(streams) if streams else None
+    first = position.epoch if position else first
     span = Span(first=_first_epoch(args, first), stop=args.stop_epoch or epochs, resumed=resumed)
-    _wind_on(args, scheduler, span.first, updates)
+    _wind_on(args, scheduler, span.first, updates, position)
     _continue_folder(span, saver, output_dir)
     if resumed and span.first == first:
-        _continue_streams(args, resumed, hardware, exact=args.workers == 0 or plan.in_step or data.split is not None)
+        _continue_streams(streams, position, hardware,
+                          exact=args.workers == 0 or plan.in_step or data.split is not None)
     bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None
-    run = Run(args, hardware, task, optimizer, loaders, mixer, live_model(task) if mixer is not None else None,
-              scheduler, saver, output_dir, epochs, bar, Interrupt(), [], _open_tracker(args, output_dir, span.first))
-    return run, span, section, data, built
+    run = Run(args=args, hardware=hardware, task=task, optimizer=optimizer, loaders=loaders, mixer=mixer,
+              model=live_model(task) if mixer is not None else None, scheduler=scheduler, saver=saver,
+              output_dir=output_dir, epochs=epochs, bar=bar, section=section, position=position,
+              interrupt=Interrupt(hardware.device if args.distributed else None),
+              tracker=_open_tracker(args, output_dir, span.first))
+    return run, span, data, built
 
 
 def _check_span(args: argparse.Namespace) -> None:
@@ -199,6 +215,9 @@ def _check_span(args: argparse.Namespace) -> None:
     if args.start_epoch is not None and args.start_epoch >= epochs:
         raise ValueError(f'--start-epoch {args.start_epoch}: the schedule has {epochs} epochs, counted from 0; choose '
                          f'0 to {epochs - 1}')
+    if args.start_epoch is not None and args.stop_epoch is not None and args.start_epoch >= args.stop_epoch:
+        raise ValueError(f'--start-epoch {args.start_epoch} with --stop-epoch {args.stop_epoch}: no epoch lies '
+                         'between, counted from 0; choose a later --stop-epoch')
 
 
 def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, data: Data) -> RunRecord:
@@ -214,21 +233,14 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
         versions=versions())
 
 
-def _open_output(args: argparse.Namespace, args_text: str, task: Any, optimizer: torch.optim.Optimizer,
-                 hardware: Hardware, built: Built, decreasing: bool) -> tuple[AtomicSaver | None, str | None]:
-    """The run folder and its saver, on the first process."""
-    if not utils.is_primary(args):
-        return None, None
-    size = built.preprocessing.input_size[-1]
-    name = args.experiment or '-'.join(
-        [datetime.now().strftime('%Y%m%d-%H%M%S'), safe_model_name(args.model), str(size)])
-    output_dir = utils.get_outdir(output_root(args), name)
-    saver = AtomicSaver(
+def _open_saver(args: argparse.Namespace, output_dir: str | None, task: Any, optimizer: torch.optim.Optimizer,
+                hardware: Hardware, decreasing: bool) -> AtomicSaver | None:
+    if output_dir is None:
+        return None
+    return AtomicSaver(
         model=task.get_trainable_module(), optimizer=optimizer, args=args, amp_scaler=hardware.scaler,
         checkpoint_dir=output_dir, recovery_dir=output_dir, decreasing=decreasing, max_history=args.checkpoint_hist,
         task=task)
-    write_atomic(Path(output_dir) / 'args.yaml', args_text)
-    return saver, output_dir
 
 
 def _open_tracker(args: argparse.Namespace, output_dir: str | None, first: int) -> Tracker | None:
@@ -241,12 +253,14 @@ def _first_epoch(args: argparse.Namespace, resumed: int | None) -> int:
     return int(args.start_epoch if args.start_epoch is not None else resumed or 0)
 
 
-def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_epoch: int) -> None:
-    """Set the schedule to the start of an epoch."""
-    if scheduler is not None and epoch > 0:
+def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_epoch: int,
+             position: Position | None) -> None:
+    """Set the schedule to the start of an epoch, or to the position in it."""
+    done = -(-position.batches // args.grad_accum_steps) if position else 0
+    if scheduler is not None and epoch + done > 0:
         if args.sched_on_updates:
-            scheduler.step_update(epoch * updates_per_epoch)
-        else:
+            scheduler.step_update(epoch * updates_per_epoch + done)
+        elif epoch > 0:
             scheduler.step(epoch)
 
 
@@ -259,29 +273,41 @@ def _continue_folder(span: Span, saver: AtomicSaver | None, output_dir: str | No
         saver.load_state_dict_from_checkpoint(span.resumed)
 
 
-def _continue_streams(args: argparse.Namespace, path: str, hardware: Hardware, exact: bool) -> None:
-    if not restore_streams(path, args, hardware.device):
+def _continue_streams(streams: dict[str, Any] | None, position: Position | None, hardware: Hardware,
+                      exact: bool) -> None:
+    if streams is None:
         _logger.info('The checkpoint holds no random streams of as many processes: the order of images starts anew.')
-    elif not exact:
+        return
+    set_streams(position.start if position else streams, hardware.device)
+    if not exact:
         _logger.info("Loader workers of timm's plain run have streams that no checkpoint holds: the order of images "
                      'goes on, their augmentation is drawn anew (--workers 0 goes on exactly).')
 
 
-def _train(run: Run, span: Span, section: Section, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:
+def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:
     """The epochs; each that is validated and saved adds its metrics to ``results``, some a picture of mixes."""
+    device = run.hardware.device
     for epoch in range(span.first, span.stop):
+        start = own_streams(device)
         train_metrics = train_one_epoch(run, epoch)
-        _share_norms(run, run.task.get_trainable_module())
+        share_norms(run, run.task.get_trainable_module())
         if not _is_judged(run, span, epoch + 1):
             if run.scheduler is not None:
                 run.scheduler.step(epoch + 1, metric=None)
             continue
-        eval_metrics = _validate(run)
+        now = own_streams(device)
+        try:
+            run.interrupt.check()
+            eval_metrics = validate_run(run)
+        except StoppedError:
+            run.save_stopped(Position(epoch=epoch, batches=len(run.loaders.train), start=start, before=start, now=now,
+                                      metrics=dict(train_metrics)))
+            raise
         metric = (eval_metrics or train_metrics)[run.args.eval_metric if eval_metrics else 'loss']
-        section.streams = gather_streams(run.args, run.hardware.device)
+        run.section.streams = gather_streams(run.args, own_streams(device))
         _track(run, epoch, train_metrics, eval_metrics, picture)
         _save(run, epoch, train_metrics, eval_metrics, metric)
-        section.streams = None
+        run.section.streams = None
         if run.scheduler is not None:
             run.scheduler.step(epoch + 1, metric)
         results.append({'epoch': epoch, 'train': train_metrics,
@@ -292,32 +318,6 @@ def _is_judged(run: Run, span: Span, completed: int) -> bool:
     """Whether the epoch ends in validation and a checkpoint: at the interval, the end, and every milestone."""
     return (completed % run.args.val_interval == 0 or completed == span.stop
             or completed in (run.args.save_epochs or ()))
-
-
-def _share_norms(run: Run, module: Any) -> None:
-    if run.args.distributed and run.args.dist_bn in ('broadcast', 'reduce'):
-        utils.distribute_bn(module, run.args.world_size, run.args.dist_bn == 'reduce')
-
-
-def _validate(run: Run) -> OrderedDict[str, float] | None:
-    """Metrics of the model, or of its moving average where one is kept on the device; None without images."""
-    args, loader = run.args, run.loaders.eval
-    task: Any = run.task  # timm types its modules as optional
-    if loader is None:
-        return None
-    metrics = _judge(run, task.get_eval_model())
-    average = task.get_trainable_module(ema=True)
-    if average is None or args.model_ema_force_cpu:
-        return metrics
-    _share_norms(run, average)
-    return _judge(run, task.get_eval_model(ema=True), ' (EMA)')
-
-
-def _judge(run: Run, model: Any, suffix: str = '') -> OrderedDict[str, float]:
-    """The classifier's metrics; of a contrastive objective, whose head is not trained yet, those of its features."""
-    if run.loaders.bank is not None:
-        return validate_neighbours(run.args, model, run.loaders, run.hardware, run.interrupt, suffix)
-    return validate(run.args, run.task, model, run.loaders.eval, run.hardware, run.interrupt, suffix)
 
 
 def _track(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
@@ -345,9 +345,14 @@ def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_met
         run.saver.save_milestone(epoch + 1)
 
 
-def _report(run: Run, results: list[dict[str, Any]]) -> None:
-    """The best metric, and the ten best epochs as JSON for programs."""
+def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
+    """The best metric, and the ten best epochs as JSON for programs; or that nothing was left to train."""
     if run.saver is None:
+        return
+    if not results:
+        if span.first >= span.stop:
+            flag = '--stop-epoch' if run.args.stop_epoch else '--epochs'
+            print(f'{span.resumed}: {span.first} of {span.stop} epochs are trained already; {flag} N for more.')
         return
     if run.saver.best_metric is not None:
         _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from .opening import open_image
+
 __all__ = ['DISTORTIONS', 'Distortion', 'plasma', 'zoomed']
 
 Pixels = NDArray[np.uint8]
@@ -210,7 +212,7 @@ def jpeg_compression(image: Pixels, quality: int, generator: Generator) -> Pixel
     """Saved as JPEG of this quality and read again."""
     file = io.BytesIO()
     _picture(image).save(file, 'JPEG', quality=quality)
-    return _planes(np.asarray(Image.open(file)), image)
+    return _planes(np.asarray(open_image(file)), image)
 
 
 #: By the name that the constants have; ``spatter`` is albumentations' own.

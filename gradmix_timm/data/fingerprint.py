@@ -30,7 +30,7 @@ def fingerprint(images: CutDataset) -> str | None:
     if found is None:
         return None
     for part in found:
-        digest.update(part if isinstance(part, bytes) else part.encode())
+        digest.update(part if isinstance(part, bytes) else part.encode('utf-8', 'surrogateescape'))
         digest.update(b'\0')
     for array in (images.indices, images.targets):
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -64,9 +64,6 @@ def _reader(reader: Any, rows: np.ndarray) -> Iterator[str | bytes] | None:
         return None
     if os.path.isfile(root):
         return _files([str(root)], [str(reader.filename(int(row))) for row in rows])
-    if any(name.endswith('.tar') for name in os.listdir(root)):
-        tars = sorted(os.path.join(root, name) for name in os.listdir(root) if name.endswith('.tar'))
-        return _files(tars, [str(reader.filename(int(row))) for row in rows])
     return _files([str(reader.filename(int(row), absolute=True)) for row in rows])
 
 

@@ -11,6 +11,7 @@ from timm.data.readers.reader import Reader
 from torchvision.datasets.folder import default_loader
 
 from .decoding import decode
+from .opening import open_image, open_regular
 
 __all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError']
 
@@ -72,7 +73,7 @@ class ImageSource(ImageDataset):
         with image:
             if self.load_bytes:
                 return image.read()
-            decoded = Image.open(image)
+            decoded = open_image(image)
             decoded.load()
             return decode(decoded, self.input_img_mode, self.exif, getattr(image, 'name', ''))
 
@@ -102,7 +103,7 @@ class TorchvisionReader(Reader):
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         if (samples := getattr(self, 'samples', None)) is not None:
-            return open(samples[index][0], 'rb'), samples[index][1]
+            return open_regular(samples[index][0]), samples[index][1]
         return self.dataset[index]
 
     def __len__(self) -> int:

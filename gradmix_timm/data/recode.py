@@ -9,6 +9,7 @@ from PIL import Image
 
 from .decoding import through_rgb
 from .images import ImageSource
+from .opening import open_image
 from .subsets import CutDataset
 
 __all__ = ['Codec', 'Recoded', 'parse_codec', 'recode']
@@ -33,7 +34,7 @@ class Codec:
         file = io.BytesIO()
         options: dict[str, Any] = {} if self.quality is None else {'quality': self.quality}
         image.save(file, format=self.name.upper(), **options)
-        decoded = Image.open(io.BytesIO(file.getvalue()))
+        decoded = open_image(io.BytesIO(file.getvalue()))
         decoded.load()
         return decoded.convert(image.mode)
 

@@ -3,18 +3,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from timm.data import create_dataset
-from timm.data.readers import get_img_extensions
 from torch.utils.data import IterableDataset
 
 from gradmix_timm.registry import nearest
 
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource
+from .opening import expected_files
+from .readers import FolderReader, TarReader
 from .subsets import as_source, class_names, stratified
 
 __all__ = ['is_flat', 'list_splits', 'open_dataset']
@@ -28,6 +30,8 @@ _TORCH = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', '
           'inat', 'image_folder', 'folder')
 # torchvision sets with a train and a test part; timm takes any other split name for the test part.
 _TWO_PARTS = _TORCH[:6]
+# What a checkpoint may name; '' is a folder or a tar.
+_OF_FILES = ('', 'torch', 'sklearn')
 _PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds', 'sklearn')
 _DIGITS_SEED = 0
 # Of headers and data in a tar, bytes.
@@ -36,7 +40,8 @@ _TAR_BLOCK = 512
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
                  class_map: str | dict[str, int] = '', download: bool = False, img_mode: str | None = 'RGB',
-                 exif: str = 'ignore', min_classes: int = 2, **options: Any) -> Any:
+                 exif: str = 'ignore', min_classes: int = 2, timm_rule: bool = False, typed: bool = True,
+                 **options: Any) -> Any:
     """A data set of timm's names, or ``sklearn/digits``; an unreadable image in it is an error with its path.
 
     Args:
@@ -50,6 +55,9 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         img_mode: PIL mode of the images: 'RGB', 'L', ...
         exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         min_classes: 2; 1 for images whose classes do not matter (they may lie in ``root`` directly).
+        timm_rule: List folders and tars as timm's script does, see :mod:`~gradmix_timm.data.listing`.
+        typed: Whether the user wrote the name; one that a file says may be a folder, a tar, torch/ or sklearn/ alone,
+            since other readers fetch and run what they are pointed at.
         **options: More of ``timm.data.create_dataset``.
 
     Returns:
@@ -57,13 +65,16 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
 
     Raises:
         ValueError: No such data set, folder or split; no images, an empty class folder, fewer classes than
-            ``min_classes``.
+            ``min_classes``; a reader that a file may not choose.
     """
     prefix, slash, rest = name.partition('/')
     prefix = prefix.lower() if slash else ''
     if slash and prefix not in _PREFIXES:
         raise ValueError(f'no data set {name!r}: names begin with {", ".join(p + "/" for p in _PREFIXES)} or are empty '
                          'for a folder')
+    if not typed and prefix not in _OF_FILES:
+        raise ValueError(f'the checkpoint names the data set {name!r}; a file may not choose a reader that fetches or '
+                         f'runs what it is pointed at. If you trust it, type --dataset {name} and its --data-dir')
     if prefix == 'sklearn':
         return _digits(rest, split, class_map, img_mode)
     if prefix == 'torch':
@@ -71,18 +82,23 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
     folder = not prefix or rest.lower() in _TORCH[-2:]
     if folder:
         root = _split_root(name, root, split)
-        options['search_split'] = False
-        _check_tars(Path(root))
-    dataset = _create(name, root, split, {
-        'class_map': class_map, 'download': download, 'input_img_mode': img_mode, **options})
-    if isinstance(dataset, IterableDataset):
-        if exif != 'ignore':
-            raise ValueError(f'{name} is streamed, and decoded by timm, which ignores orientation; type --exif ignore')
-        return dataset
-    source = as_source(dataset)
+    with _opening_errors(name, root, split):
+        if not prefix:
+            source = _class_folders(str(root), class_map, img_mode, min_classes, timm_rule, options)
+        else:
+            arguments: dict[str, Any] = {**options, 'class_map': class_map, 'input_img_mode': img_mode}
+            dataset = create_dataset(
+                name, root=None if root is None else str(root), split=split, search_split=not folder, download=download,
+                **arguments)
+            if isinstance(dataset, IterableDataset):
+                if exif != 'ignore':
+                    raise ValueError(f'{name} is streamed, and decoded by timm, which ignores orientation; type '
+                                     '--exif ignore')
+                return dataset
+            source = as_source(dataset)
     source.input_img_mode, source.exif = img_mode, exif  # torchvision's sets know neither
     if folder and min_classes > 1:
-        _check_classes(Path(str(root)), class_names(source), min_classes, mapped=bool(class_map))
+        _check_classes(Path(str(root)), source, min_classes, mapped=bool(class_map))
     return source
 
 
@@ -180,40 +196,59 @@ def _check_tars(root: Path) -> None:
                 raise ValueError(f'{path} is cut short at {size:,} bytes (a tar ends with zeros): fetch it again')
 
 
-def _create(name: str, root: Any, split: str, options: dict[str, Any]) -> Any:
+def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | None, min_classes: int,
+                   timm_rule: bool, options: dict[str, Any]) -> ImageSource:
+    """A folder or tar of class folders."""
+    if options.get('target_key') is not None:
+        raise ValueError(f'--target-key {options["target_key"]} names a column of hfds/, and class folders have none')
+    extensions = (options.get('input_key') or '').split(';') if options.get('input_key') else None
+    if os.path.isfile(root):
+        _check_tar(Path(root))
+        reader: Any = TarReader(root, class_map, timm_rule, one_class=min_classes < 2)
+    else:
+        reader = FolderReader(root, class_map, timm_rule, extensions)
+    return ImageSource(reader, img_mode, target_transform=options.get('target_transform'))
+
+
+def _check_tar(path: Path) -> None:
+    """A tar that was cut short would be read up to there without a word: a whole one ends with a block of zeros."""
+    with path.open('rb') as file:
+        plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _TAR_BLOCK))
+        if plain and file.read().strip(b'\0'):
+            raise ValueError(f'{path} is cut short at {size:,} bytes (a tar ends with zeros): fetch it again')
+
+
+@contextmanager
+def _opening_errors(name: str, root: Any, split: str) -> Iterator[None]:
+    """What readers raise, as a ValueError that says what to type."""
     where = f' in {root}' if root else ''
     try:
-        return create_dataset(name, root=None if root is None else str(root), split=split, **options)
+        yield
     except ImportError as error:
         package = {'hfds': 'datasets', 'hfids': 'datasets', 'tfds': 'tensorflow-datasets', 'wds': 'webdataset'}.get(
             name.partition('/')[0].lower(), error.name)
         raise ValueError(f'{name} needs a package that is not installed: pip install {package}') from error
     except Exception as error:  # timm, torchvision and the hub raise anything, assertions included
+        if isinstance(error, ValueError) and '/' not in name:  # of our own readers
+            raise
         text = ' '.join(str(error).split())
-        if text.startswith('Found 0 images') or text.startswith('not enough values'):  # an empty tar unpacks to nothing
-            raise ValueError(f'no image{where} ({", ".join(get_img_extensions())}); expected one folder a class: '
-                             'CLASS/IMAGE.png') from error
         if 'download=True' in text:
             raise ValueError(f'{name} is not{where}; --dataset-download fetches it') from error
         raise ValueError(f'data set {name!r}{where}, split {split!r}, could not be opened: '
                          f'{text or type(error).__name__}') from error
 
 
-def _check_classes(root: Path, names: tuple[str, ...], least: int, mapped: bool) -> None:
-    """Classes that timm leaves out or makes up: a folder without images, images beside the folders, one folder."""
+def _check_classes(root: Path, source: ImageSource, least: int, mapped: bool) -> None:
+    """Classes that are left out or made up: a folder without images, images beside the folders, one folder."""
+    names = class_names(source)
     if '' in names:
         raise ValueError(f'images lie in {root} itself; expected one folder a class: CLASS/IMAGE.png')
-    if not mapped and root.is_dir():
-        _check_folders(root)
+    empty = getattr(source.reader, 'empty', ())
+    if empty and not mapped:
+        raise ValueError(f'class folder {empty[0]} holds no image ({expected_files()}); fill or remove it')
     if len(names) < least:
         raw = (root / 'val_annotations.txt').exists()
         hint = '; sort the images of TinyImageNet into class folders by val_annotations.txt' if raw else ''
         raise ValueError(f'{root} has one class, {names[0]!r}; expected {least} or more: CLASS/IMAGE.png{hint}')
-
-
-def _check_folders(root: Path) -> None:
-    extensions = get_img_extensions()
-    for folder, inner, files in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if not name.startswith(('.', '__')))
-        if not inner and not any(file.lower().endswith(extensions) for file in files):
-            raise ValueError(f'class folder {folder} holds no image ({", ".join(extensions)}); fill or remove it')

@@ -44,6 +44,10 @@ class CutDataset(Dataset):
     def __repr__(self) -> str:
         return f'CutDataset({len(self)} of {len(self.source)} images, {len(self.classes)} classes)'
 
+    def rows(self, rows: np.ndarray | slice) -> CutDataset:
+        """Rows of it, by position in it (or a mask)."""
+        return CutDataset(self.source, self.indices[rows], self.targets[rows], self.classes, self.transform)
+
     def picture(self, index: int) -> Any:
         """An image as it lies in the data set, before any transform."""
         return self.source.read(int(self.indices[index]))[0]
@@ -169,7 +173,7 @@ def hold_out(dataset: Any, fraction: float, seed: int = 0) -> tuple[CutDataset, 
     held = stratified(whole.targets, fraction, seed, whole.classes)
     mask = np.zeros(len(whole), dtype=bool)
     mask[held] = True
-    return _rows(whole, np.flatnonzero(~mask)), _rows(whole, held)
+    return whole.rows(~mask), whole.rows(held)
 
 
 def take(dataset: Any, indices: Sequence[int]) -> CutDataset:
@@ -183,7 +187,7 @@ def take(dataset: Any, indices: Sequence[int]) -> CutDataset:
     if found.sum() != len(set(indices)):
         raise ValueError(f'{len(set(indices)) - int(found.sum())} of {len(set(indices))} rows are not in the data set '
                          f'({len(whole)} images); it is not the one that the rows were chosen from, check --data-dir')
-    return _rows(whole, np.flatnonzero(found))
+    return whole.rows(found)
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int, names: Sequence[str] = ()) -> np.ndarray:
@@ -222,7 +226,3 @@ def _whole(dataset: Any) -> CutDataset:
         return dataset
     source, labels = as_source(dataset), labels_of(dataset)
     return CutDataset(source, np.arange(len(labels)), labels, class_names(dataset), source.transform)
-
-
-def _rows(cut: CutDataset, rows: np.ndarray) -> CutDataset:
-    return CutDataset(cut.source, cut.indices[rows], cut.targets[rows], cut.classes, cut.transform)

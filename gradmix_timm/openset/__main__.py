@@ -1,10 +1,10 @@
-"""``python -m gradmix_timm.openset``: a door to :mod:`gradmix_timm.cli.evaluation.osr`."""
+"""``python -m gradmix_timm.openset``: a door to :mod:`gradmix_timm.cli.openset.main`."""
 from __future__ import annotations
 
 import sys
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation.osr import main
+from gradmix_timm.cli.openset.main import main
 
 __all__ = ['console']
 

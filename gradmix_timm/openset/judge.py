@@ -1,6 +1,7 @@
 """From embeddings of known and unknown images to everything that is reported: scores, metrics, one threshold."""
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,9 @@ from .metrics.thresholds import conformal_threshold
 from .operating import at_threshold
 from .scores import Head, fit_score, list_scores, score_kind
 
-__all__ = ['Judged', 'Subjects', 'check_names', 'judge', 'needs_train', 'observed_threshold']
+__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'judge', 'needs_train', 'observed_threshold']
 
+_logger = logging.getLogger(__name__)
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 # The score whose threshold, classes and mistakes are shown: chosen beforehand, never by the test images.
@@ -32,8 +34,8 @@ _ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Subjects:
-    """What is judged.
+class EmbeddedSets:
+    """Embeddings of the image sets to evaluate.
 
     Attributes:
         train: Known training images, without those held out, un-augmented; None where no score needs them.
@@ -42,7 +44,7 @@ class Subjects:
         unknown_label: Positions in ``unknown_classes``, int64 [M].
         known_classes: Names in head order.
         unknown_classes: Names.
-        validation: Known training images that were held out, or None.
+        held_out: Known training images that were held out, or None.
         head: The classifier, or None.
         head_missing: Why there is none.
         groups: Name to unknown classes that are also reported apart.
@@ -54,15 +56,35 @@ class Subjects:
     unknown_label: NDArray[np.int64]
     known_classes: tuple[str, ...]
     unknown_classes: tuple[str, ...]
-    validation: Embeddings | None = None
+    held_out: Embeddings | None = None
     head: Head | None = None
     head_missing: str = ''
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse labels that name no class, and logits that are not one a known class.
+
+        Raises:
+            ValueError: With the label and the row.
+        """
+        for side, label, count in (
+                ('known', self.known.label, len(self.known_classes)),
+                ('unknown', torch.as_tensor(self.unknown_label), len(self.unknown_classes))):
+            bad = ((label < 0) | (label >= count)).nonzero().flatten()
+            if len(bad):
+                raise ValueError(f'label {int(label[bad[0]])} of {side} image {int(bad[0])} is no class: expected 0 to '
+                                 f'{count - 1}, positions in {side}_classes')
+        for side, embeddings in (('known', self.known), ('unknown', self.unknown)):
+            if embeddings.logits.shape[1] != len(self.known_classes):
+                raise ValueError(f'{embeddings.logits.shape[1]} logits of the {side} images and '
+                                 f'{len(self.known_classes)} known classes; expected one logit a class, in head order')
+        if len(self.unknown_label) != len(self.unknown.label):
+            raise ValueError(f'{len(self.unknown_label)} labels for {len(self.unknown.label)} unknown images')
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What came out.
+    """Metrics and per-image arrays of an evaluation.
 
     Attributes:
         results: The part of results.json that depends on embeddings.
@@ -74,78 +96,94 @@ class Judged:
     arrays: dict[str, Array]
 
 
-def judge(subjects: Subjects, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
-          told: Callable[[str], None] = lambda _: None) -> Judged:
+def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
+          on_score: Callable[[str], None] = lambda _: None) -> Judged:
     """Score, measure, and set one threshold.
 
     Args:
-        subjects: What is judged.
+        sets: Embeddings of known and unknown images.
         names: Scores; None: all that are registered, those that the model cannot serve left out with their reason.
+            Without training embeddings, scores that are fitted are left out too, named or not.
         draws: Resamples for the intervals.
         seed: Of the resamples.
-        told: Called with the name of each score as its turn comes.
+        on_score: Called with the name of each score as its turn comes.
 
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
     """
     check_names(names)
-    arrays = _answers(subjects)
-    scores, fits, missing = _score(subjects, arrays, names, draws, seed, told)
-    threshold = _threshold(subjects, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
+    arrays = _answers(sets)
+    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score)
+    threshold = _threshold(sets, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
     accepted = {side: arrays[f'{side}/{threshold["score"]}'] >= threshold['value'] for side in ('known', 'unknown')}
     threshold |= {f'{side}_accepted': float(rows.mean()) for side, rows in accepted.items()}
     main = threshold['score']
     threshold['open_set'] = at_threshold(
         arrays['known_pred'], arrays['known_label'], arrays[f'known/{main}'], arrays['unknown_pred'],
-        arrays[f'unknown/{main}'], threshold['value'], len(subjects.known_classes), draws, seed)
-    arrays['confusion'] = _confusion(subjects, arrays, accepted)
+        arrays[f'unknown/{main}'], threshold['value'], len(sets.known_classes), draws, seed)
+    arrays['confusion'] = _confusion(sets, arrays, accepted)
     results = {
-        'known_classes': list(subjects.known_classes), 'unknown_classes': list(subjects.unknown_classes),
+        'known_classes': list(sets.known_classes), 'unknown_classes': list(sets.unknown_classes),
         'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
         'closed_set': top1(arrays['known_correct']), 'scores': scores, 'fits': fits,
-        'groups': _groups(subjects, arrays, list(scores), draws, seed),
-        'calibration': _calibrate(subjects, arrays), 'threshold': threshold,
-        'per_class': _per_class(subjects, arrays, accepted, main), 'not_served': missing}
+        'groups': _groups(sets, arrays, list(scores), draws, seed),
+        'calibration': _calibrate(sets, arrays), 'threshold': threshold,
+        'per_class': _per_class(sets, arrays, accepted, main), 'not_served': missing}
     return Judged(results, arrays)
 
 
-def _answers(subjects: Subjects) -> dict[str, Array]:
+def _answers(sets: EmbeddedSets) -> dict[str, Array]:
     """Labels, closed-set predictions and rows of both sides."""
-    arrays: dict[str, Array] = {'unknown_label': np.asarray(subjects.unknown_label)}
-    for side, embeddings in (('unknown', subjects.unknown), ('known', subjects.known)):
+    arrays: dict[str, Array] = {'unknown_label': np.asarray(sets.unknown_label)}
+    for side, embeddings in (('unknown', sets.unknown), ('known', sets.known)):
         arrays[f'{side}_pred'] = embeddings.logits.argmax(1).numpy()
         arrays[f'{side}_index'] = embeddings.index.numpy()
-    arrays['known_label'] = subjects.known.label.numpy()
+    arrays['known_label'] = sets.known.label.numpy()
     arrays['known_correct'] = arrays['known_pred'] == arrays['known_label']
     return arrays
 
 
-def _score(subjects: Subjects, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           told: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
+           on_score: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
     """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, Any] = {}
     fits: dict[str, Any] = {}
     missing: dict[str, str] = {}
     for name in names or list_scores():
-        told(name)
+        on_score(name)
+        if reason := _unservable(sets, name):
+            missing[name] = reason
+            continue
         try:
-            score = fit_score(name, subjects.train, head=subjects.head)
-            known, unknown = _values(name, score(subjects.known)), _values(name, score(subjects.unknown))
+            score = fit_score(name, sets.train, head=sets.head)
+            known, unknown = _values(name, score(sets.known)), _values(name, score(sets.unknown))
             # A class and its score come from one predictor; class-wise neighbours have their own.
-            right = (score.predict(subjects.known) == subjects.known.label).numpy()
+            right = (score.predict(sets.known) == sets.known.label).numpy()
             scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
             fits[name] = {'options': dict(score.options), 'diagnostics': dict(score.diagnostics)}
         except ValueError as error:
             reason = ' '.join(str(error).split())
-            wants_head = subjects.head is None and subjects.head_missing and 'head' in reason
-            missing[name] = f'{reason} ({subjects.head_missing})' if wants_head else reason
+            wants_head = sets.head is None and sets.head_missing and 'head' in reason
+            missing[name] = f'{reason} ({sets.head_missing})' if wants_head else reason
             if names:
-                raise ValueError(f'--scores: {name} cannot be served: {missing[name]}') from error
+                raise ValueError(f'scores={name} cannot be served: {missing[name]}') from error
             continue
         arrays |= {f'known/{name}': known, f'unknown/{name}': unknown, f'correct/{name}': right}
+    if sets.train is None and (unfitted := [name for name in missing if score_kind(name).needs_train]):
+        _logger.warning(f'No training images: scores that are fitted are left out ({", ".join(unfitted)})')
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     return scores, fits, missing
+
+
+def _unservable(sets: EmbeddedSets, name: str) -> str:
+    """Why a score cannot be served, named or not; '' if nothing stands against it."""
+    kind = score_kind(name)
+    if kind.needs_train and sets.train is None:
+        return 'it is fitted on training images, and there are none'
+    if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
+        return 'the model has no layer at which features could be read: give it a get_classifier()'
+    return ''
 
 
 def check_names(names: Sequence[str] | None) -> None:
@@ -158,7 +196,7 @@ def check_names(names: Sequence[str] | None) -> None:
         if name.startswith('pytorch-ood:'):
             score_kind(name)
         elif name not in list_scores():
-            raise ValueError(f'--scores: no score {name!r}: {nearest(name, list_scores())}')
+            raise ValueError(f'scores={name}: no such score: {nearest(name, list_scores())}')
 
 
 def needs_train(names: Sequence[str] | None) -> bool:
@@ -184,38 +222,38 @@ def _values(name: str, values: Any) -> Floats:
     return array
 
 
-def _threshold(subjects: Subjects, arrays: Mapping[str, Array], name: str) -> dict[str, Any]:
-    held = subjects.validation
+def _threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> dict[str, Any]:
+    held = sets.held_out
     # Fewer than 19 held-out images cannot promise 95%.
     if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
-        score = fit_score(name, subjects.train, head=subjects.head)
+        score = fit_score(name, sets.train, head=sets.head)
         value = conformal_threshold(_values(name, score(held)), _ALPHA)
         source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
                   f'{_ALPHA:.0%} of new ones at most')
         return {'score': name, 'value': value, 'source': source, 'n': len(held.label), 'held_out': True}
     count = 0 if held is None else len(held.label)
-    return {'score': name, 'value': observed_threshold(arrays[f'known/{name}']), 'n': len(subjects.known.label),
+    return {'score': name, 'value': observed_threshold(arrays[f'known/{name}']), 'n': len(sets.known.label),
             'source': f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({count} images were '
                       'held out from training, too few for an honest one)', 'held_out': False}
 
 
-def _calibrate(subjects: Subjects, arrays: dict[str, Array]) -> dict[str, Any]:
+def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> dict[str, Any]:
     """Errors of the closed-set probabilities, as they are and at the temperature that suits the held-out images best.
 
     The bins go into ``arrays``.
     """
-    found = _errors(subjects.known.logits, subjects.known.label)
-    bins = reliability(subjects.known.logits.double().softmax(1).numpy(), subjects.known.label.numpy())
+    found = _errors(sets.known.logits, sets.known.label)
+    bins = reliability(sets.known.logits.double().softmax(1).numpy(), sets.known.label.numpy())
     arrays |= {'bin_confidence': bins.confidence, 'bin_accuracy': bins.accuracy,
                'bin_share': bins.count / bins.count.sum()}
-    held = subjects.validation
+    held = sets.held_out
     if held is not None and len(held.label):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter('always')
             temperature = fit_temperature(held.logits.numpy(), held.label.numpy())
         found |= {'temperature': temperature, 'temperature_n': len(held.label),
                   'temperature_note': str(told[0].message) if told else None,
-                  'scaled': _errors(subjects.known.logits.double() / temperature, subjects.known.label)}
+                  'scaled': _errors(sets.known.logits.double() / temperature, sets.known.label)}
     return found
 
 
@@ -225,9 +263,9 @@ def _errors(logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
             'nll': nll(logits.numpy(), classes), 'brier': brier(probs, classes)}
 
 
-def _confusion(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:
+def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:
     """Images by answer (K classes, then rejected) and true class (K known, U unknown), int64 [K + 1, K + U]."""
-    k, u = len(subjects.known_classes), len(subjects.unknown_classes)
+    k, u = len(sets.known_classes), len(sets.unknown_classes)
     counts = np.zeros((k + 1, k + u), dtype=np.int64)
     for side, offset in (('known', 0), ('unknown', k)):
         answer = np.where(accepted[side], arrays[f'{side}_pred'], k)
@@ -235,12 +273,12 @@ def _confusion(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mappin
     return counts
 
 
-def _groups(subjects: Subjects, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
+def _groups(sets: EmbeddedSets, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
             seed: int) -> dict[str, Any]:
     found = {}
-    for group, classes in subjects.groups.items():
-        places = [subjects.unknown_classes.index(name) for name in classes]
-        rows = np.isin(subjects.unknown_label, places)
+    for group, classes in sets.groups.items():
+        places = [sets.unknown_classes.index(name) for name in classes]
+        rows = np.isin(sets.unknown_label, places)
         if not rows.any():
             continue
         found[group] = {
@@ -250,24 +288,24 @@ def _groups(subjects: Subjects, arrays: Mapping[str, Array], names: Sequence[str
     return found
 
 
-def _per_class(subjects: Subjects, arrays: Mapping[str, Array], accepted: Mapping[str, Array],
+def _per_class(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mapping[str, Array],
                name: str) -> dict[str, list[dict[str, Any]]]:
     known: list[dict[str, Any]] = []
     unknown: list[dict[str, Any]] = []
-    for place, title in enumerate(subjects.known_classes):
+    for place, title in enumerate(sets.known_classes):
         rows = arrays['known_label'] == place
         if rows.any():
             known.append({
                 'class': title, 'n': int(rows.sum()), 'accuracy': float(arrays['known_correct'][rows].mean()),
                 'accepted': float(accepted['known'][rows].mean()),
                 'mean_knownness': _mean(arrays, 'known', name, rows)})
-    for place, title in enumerate(subjects.unknown_classes):
+    for place, title in enumerate(sets.unknown_classes):
         rows = arrays['unknown_label'] == place
         if rows.any():
-            taken = np.bincount(arrays['unknown_pred'][rows], minlength=len(subjects.known_classes)).argmax()
+            taken = np.bincount(arrays['unknown_pred'][rows], minlength=len(sets.known_classes)).argmax()
             unknown.append({
                 'class': title, 'n': int(rows.sum()), 'accepted': float(accepted['unknown'][rows].mean()),
-                'mean_knownness': _mean(arrays, 'unknown', name, rows), 'taken_for': subjects.known_classes[taken]})
+                'mean_knownness': _mean(arrays, 'unknown', name, rows), 'taken_for': sets.known_classes[taken]})
     unknown.sort(key=lambda row: -row['accepted'])
     return {'known': known, 'unknown': unknown}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .judge import Subjects
+from .judge import EmbeddedSets
 from .metrics import auroc
 from .scores import fit_score
 
@@ -28,14 +28,14 @@ LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
     'dice': ('percentile', _PERCENTILES)}
 
 
-def sensitivity(subjects: Subjects, names: Sequence[str], told: Callable[[str], None] = lambda _: None,
+def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
                 ) -> dict[str, dict[str, Any]]:
     """AUROC of each score at other values of its main option, everything else as it is.
 
     Args:
-        subjects: What is judged.
+        sets: Embeddings of known and unknown images.
         names: Scores; those without such an option are left out.
-        told: Called with each score's name as its turn comes.
+        on_score: Called with each score's name as its turn comes.
 
     Returns:
         Score to ``option``, the value ``used``, and ``points``, lists [value, AUROC] in rising order; a value that
@@ -44,24 +44,24 @@ def sensitivity(subjects: Subjects, names: Sequence[str], told: Callable[[str], 
     found = {}
     for name in names:
         if name in LADDERS:
-            told(name)
-            points, used = _climb(subjects, name)
+            on_score(name)
+            points, used = _climb(sets, name)
             if len(points) > 1:
                 found[name] = {'option': LADDERS[name][0], 'used': used, 'points': points}
     return found
 
 
-def _climb(subjects: Subjects, name: str) -> tuple[list[list[float]], float | None]:
+def _climb(sets: EmbeddedSets, name: str) -> tuple[list[list[float]], float | None]:
     option, values = LADDERS[name]
     if option == 'dim':
-        width = subjects.known.features.shape[1]
+        width = sets.known.features.shape[1]
         values = tuple(dict.fromkeys(max(1, round(share * width)) for share in values))
     points: dict[float, float] = {}
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, subjects.train, head=subjects.head, **({} if wanted is None else {option: wanted}))
-            area = auroc(score(subjects.known), score(subjects.unknown))
+            score = fit_score(name, sets.train, head=sets.head, **({} if wanted is None else {option: wanted}))
+            area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:
             continue
         value = wanted

@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from gradmix_timm.cli import train
+from gradmix_timm.cli.training.timm_flags import TAKES_EMPTY
 from gradmix_timm.mixers import OPTIONS, create_mixer, list_mixers
 
 TABLE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_train_flags.json').read_text())
 TIMM = [a for a in TABLE['arguments'] if a['parser'] == 'parser' and a['dest'] != 'help']
 LATER = {a['dest'] for a in TABLE['known_changes_in_1_0_31']} - {'sweep_locks', 'sweep_attempt'}
-OURS = {'skip_nonfinite', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol', 'osr_trial', 'osr_family',
+OURS = {'skip_nonfinite', 'overwrite', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol', 'osr_trial',
+        'osr_family',
         'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature', 'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
@@ -133,7 +135,8 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
            'dist_bn': '', 'scale': [0.08, 1.0], 'local_rank': 0, 'amp': False}
     assert parse('-c', config(tmp_path, **old)).lr == 0.3
     assert [record.levelname for record in caplog.records] == ['WARNING']
-    for words in ('config.yaml: ignored', 'apex_amp (now amp), native_amp (now amp)', 'jsd (now jsd_loss), num_gpu'):
+    for words in ('config.yaml: ignored', 'apex_amp (now amp), bn_tf',
+                  'jsd (now jsd_loss), native_amp (now amp), num_gpu'):
         assert words in caplog.text
     assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
 
@@ -247,6 +250,14 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--opt adamm', 'adam'),
     ('--sched wsd --epochs 3 --decay-epochs 9', 'decay_epochs'),
     ('--osr-trial 1', '--osr-protocol'),
+    ('--osr-family arpl2020', '--osr-protocol'),
+    ('--osr-val-fraction 0.2', '--known-classes'),
+    ('--overwrite', '--experiment'),
+    ('--data-dir a b', 'two data folders'),
+    ('--data-dir a --amp true', 'two data folders'),
+    ('a b', 'unrecognized arguments: b'),
+    ('--known-classes a,,b', 'an unset variable?'),
+    ('--known-classes a,', 'an unset variable?'),
     ('--known-classes a,b --osr-protocol digits', 'leave one out'),
     ('--known-classes a,b --osr-val-fraction 1', '--osr-val-fraction'),
     ('--known-classes a,a', 'twice'),
@@ -269,3 +280,42 @@ def test_import_train_is_the_module_of_the_package(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent.parent))
     import train as script
     assert script is train
+
+
+# ---- empty words, which a shell makes of unset variables
+
+def options():
+    """Every option of the parser, with one empty word or several."""
+    return [action for parser in (train.parser, train.config_parser) for action in parser._actions
+            if action.nargs != 0 and action.dest != 'help']
+
+
+@pytest.mark.parametrize('word', ['', '  '])
+@pytest.mark.parametrize('action', options(), ids=lambda action: action.dest)
+def test_an_empty_word_is_refused_where_it_means_nothing(action, word, capsys):
+    count = action.nargs if isinstance(action.nargs, int) else 1
+    argv = [*action.option_strings[:1], *[word] * count]
+    if action.dest in TAKES_EMPTY and not word:
+        assert getattr(parse(*argv), action.dest) == ''
+        return
+    line = refused(capsys, *argv)
+    assert 'an unset variable?' in line
+    assert not action.option_strings or action.option_strings[0] in line
+
+
+@pytest.mark.parametrize('flag', ['--wandb-tags', '--device-modules', '--gradmix-layers', '--model-kwargs'])
+def test_one_empty_word_of_a_list_is_refused(flag, capsys):
+    assert 'an unset variable?' in refused(capsys, flag, 'a=1', '')
+
+
+def test_a_positional_folder_goes_over_the_files(tmp_path):
+    (tmp_path / 'a.yaml').write_text('data_dir: there\ndata: there\n')
+    assert parse('-c', tmp_path / 'a.yaml').data_dir == 'there'
+    assert parse('here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
+    assert parse('--data-dir', 'here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
+    assert parse('here', '--data-dir', 'here').data_dir == 'here'
+
+
+def test_help_names_the_configuration_file_and_the_version():
+    assert '-c FILE, --config FILE' in train.parser.format_help()
+    assert '--version' in train.parser.format_help()

@@ -1,7 +1,6 @@
 """Training through albumentations pipelines and on cached images: what the batches are, what is refused."""
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
-from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.training import caching, loop
 from gradmix_timm.data import open_dataset, select_classes
 from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.evaluation.model import EvaluatedModel
+from gradmix_timm.evaluation.settings import EvaluationSettings
 
 READY = str(Path(__file__).parents[2] / 'configs' / 'aug' / 'light.yaml')
 
@@ -133,7 +133,7 @@ EVAL = [{'__class_fullname__': 'InvertImg', 'p': 1.0}, {'__class_fullname__': 'V
 
 
 def osr(folder, *flags):
-    from gradmix_timm.cli.evaluation import osr as command
+    from gradmix_timm.cli.openset import main as command
     assert command.main(['osr', '--checkpoint', str(folder / 'last.pth.tar'), '--device', 'cpu', '--workers', '0',
                          '--output', str(folder / 'osr'), *map(str, flags)]) == 0
     return json.loads((folder / 'osr' / 'results.json').read_text())
@@ -151,10 +151,8 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
     assert record.data_config['pipeline']['transform']['transforms'][0]['__class_fullname__'] == 'InvertImg'
     model = build_model(load_checkpoint(folder / 'last.pth.tar'))
     images_of = open_dataset('', tmp_path / 'data', 'test')
-    args = argparse.ArgumentParser()
-    add_subject_flags(args)
-    subject = load_subject(args.parse_args(['--device', 'cpu', '--workers', '0', '--checkpoint', 'x']),
-                           load_checkpoint(folder / 'last.pth.tar'), 4)
+    subject = EvaluatedModel.build(EvaluationSettings(workers=0), load_checkpoint(folder / 'last.pth.tar'),
+                                   num_classes=4, device='cpu')
     found = subject.embed(select_classes(images_of, ('ant', 'bee', 'cat', 'dog')), 'images')
     top1 = 100 * float((found.logits.argmax(1) == found.label).double().mean())
     if '--objective' in flags:
@@ -180,7 +178,7 @@ def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, imag
 def test_the_other_commands_see_it_too(images, tmp_path, pipeline):
     from gradmix_timm import OpenSetClassifier
     from gradmix_timm.cli import show
-    from gradmix_timm.cli.evaluation import osr as command
+    from gradmix_timm.cli.openset import main as command
     flags = ('--known-classes', 'ant,bee,cat', '--osr-val-fraction', 0.3)
     folder = run_tiny(images, tmp_path, *pipeline(CENTER, eval=EVAL), *flags, classes=None)
     (tmp_path / 'aug.yaml').unlink()  # the checkpoint needs no file

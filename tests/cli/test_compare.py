@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.openset.metrics.intervals import paired_difference
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.reports.report import RESULTS

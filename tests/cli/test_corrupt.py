@@ -12,10 +12,11 @@ from PIL import Image
 from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import corrupt, osr
-from gradmix_timm.cli.evaluation.group_store import GroupStore
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.data import labels_of, open_dataset, take
 from gradmix_timm.data.corrupted import corrupted
+from gradmix_timm.evaluation import corruption as corrupt
+from gradmix_timm.evaluation.journal import GroupStore
 
 NAMES = 'fog,gaussian_noise,contrast'
 QUICK = ('--device', 'cpu', '--corruptions', NAMES, '--severities', '1,5')

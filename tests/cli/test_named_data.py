@@ -11,7 +11,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.evaluation import osr
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.cli.training import loaders
 from gradmix_timm.data import class_names, open_dataset, select_classes
 

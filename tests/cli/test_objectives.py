@@ -14,10 +14,11 @@ from gradmix_timm import list_mixers
 from gradmix_timm.checkpoint import KEY, ProjectionHead, build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
-from gradmix_timm.cli.evaluation.subject import add_subject_flags, load_subject
 from gradmix_timm.cli.training import loop
 from gradmix_timm.cli.training.knn_validation import neighbour_votes
 from gradmix_timm.data import TwoViews, collate_views, open_dataset
+from gradmix_timm.evaluation.model import EvaluatedModel
+from gradmix_timm.evaluation.settings import EvaluationSettings
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.objectives import JointTask
 from gradmix_timm.objectives.linear import fit_linear_head
@@ -297,11 +298,8 @@ def test_a_finished_run_that_is_called_again_changes_nothing(images, tmp_path):
 
 
 def test_an_evaluation_reads_the_projection(probed, images):
-    parser = argparse.ArgumentParser()
-    add_subject_flags(parser)
-    args = parser.parse_args(['--device', 'cpu', '--workers', '0'])
-    loaded = load_checkpoint(probed / 'model_best.pth.tar')
-    subject = load_subject(args, loaded, 3)
+    subject = EvaluatedModel.build(EvaluationSettings(workers=0), load_checkpoint(probed / 'model_best.pth.tar'),
+                                   num_classes=3, device='cpu')
     from gradmix_timm.data import select_classes
     part = select_classes(open_dataset('', images, 'train'), ('dog', 'ant', 'cat'))
     found = subject.embed(part, 'images')
@@ -317,9 +315,7 @@ def test_an_evaluation_reads_the_projection(probed, images):
 
 def test_a_head_that_was_never_fitted_is_said(images, tmp_path, caplog):
     folder = run_tiny(images, tmp_path, *SUPCON, *QUICK)
-    parser = argparse.ArgumentParser()
-    add_subject_flags(parser)
-    load_subject(parser.parse_args(['--device', 'cpu']), load_checkpoint(folder / 'last.pth.tar'), 4)
+    EvaluatedModel.build(EvaluationSettings(), load_checkpoint(folder / 'last.pth.tar'), num_classes=4, device='cpu')
     assert 'class head was not trained' in caplog.text
 
 

@@ -17,8 +17,11 @@ from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import embedding, ood, osr
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.evaluation import model as embedding
+from gradmix_timm.evaluation import result
+from gradmix_timm.evaluation.opening import head_names
 from gradmix_timm.openset.extract import extract
 
 QUICK = ('--bootstrap', '0', '--device', 'cpu', '--trivial-images', '20', '--feature-map', '16')
@@ -60,8 +63,7 @@ def places(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
     """Drawing takes longer than all else; the run of ``done`` comes before and draws."""
-    monkeypatch.setattr(ood, 'draw', lambda folder: None)
-    monkeypatch.setattr(osr, 'draw', lambda folder: None)
+    monkeypatch.setattr(result, 'draw', lambda folder: None)
 
 
 @pytest.fixture(scope='module')
@@ -167,7 +169,7 @@ def test_osr_compares_pixels_too(places, tmp_path, capsys):
 
 def test_known_images_of_a_folder(places, tmp_path, capsys):
     """Another test folder in the place of the checkpoint's, with one of its two classes."""
-    class_folders(tmp_path / 'mine', ('ant', 'zebra'), 5, splits=('test',))
+    class_folders(tmp_path / 'mine', ('zebra', 'ant'), 5, splits=('test',))
     assert run('--checkpoint', places[2], '--known', tmp_path / 'mine', '--unknown', 'noise:clouds', '--scores',
                'mls,knn', '--made-images', 4, '--output', tmp_path / 'out') == 0
     results = results_of(tmp_path / 'out')
@@ -188,15 +190,15 @@ def test_a_model_by_name_and_folders_alone(places, tmp_path, capsys):
     assert results['known_classes'] == ['ant', 'bee', 'cat']
     assert 'mls' in results['scores']
     assert 'mahalanobis' in results['not_served']
-    assert '2 class folders and the head 3 outputs' in refused(capsys, *argv, places[0] / 'other')
+    assert '2 classes and the head 3 outputs' in refused(capsys, *argv, places[0] / 'other')
 
 
-def test_imagenet_folders_are_found_by_synset(monkeypatch):
-    there = ('n02123045', 'n01440764')
-    monkeypatch.setattr(ood, 'folder_classes', lambda place: there)
-    subject = SimpleNamespace(model=SimpleNamespace(num_classes=1000))
-    names = ood._folder_names(argparse.Namespace(known='x'), subject)
-    assert (len(names), names.index('n01440764'), names.index('n02123045')) == (1000, 0, 281)
+@pytest.mark.parametrize('folders', [('n02123045', 'n01440764'), ('tabby cat', 'Tinca_tinca')], ids=['synset', 'name'])
+def test_imagenet_folders_are_found_by_synset_or_name(folders):
+    net = SimpleNamespace(num_classes=1000, pretrained_cfg={'num_classes': 1000})
+    names = head_names(net, folders, 'x')
+    assert (len(names), names.index(folders[1]), names.index(folders[0])) == (1000, 0, 281)
+    assert names[1] == 'n01443537'
 
 
 # ---- the gate
@@ -252,13 +254,13 @@ def test_a_checkpoint_that_is_as_good_as_it_was(places, tmp_path, capsys):
 def test_a_reference_by_hand(places, tmp_path, capsys):
     argv = ('--checkpoint', places[2], '--unknown', 'noise:clouds', '--scores', 'mls', '--made-images', 4, '--output',
             tmp_path / 'out')
-    assert '--reference-top1 says 99.00%' in refused(capsys, *argv, '--reference-top1', 99)
+    assert '--reference-top1 99 says 99.00%' in refused(capsys, *argv, '--reference-top1', 99)
     assert run(*argv, '--reference-top1', 20) == 0
     assert 'from 0 to 100' in refused(capsys, *argv, '--reference-top1', 200)
 
 
 def test_a_checkpoint_that_does_not_say(done):
-    assert 'note: nobody says what accuracy the model should have' in done[1]
+    assert 'note: no reference accuracy is known; pass --reference-top1 PERCENT' in done[1]
     assert results_of(done[0])['accuracy_gate'] is None
 
 
@@ -292,7 +294,7 @@ def test_a_second_run_reads_no_image_and_gives_the_same(places, tmp_path, capsys
     one, two = results_of(tmp_path / 'one'), results_of(tmp_path / 'two')
     assert one['scores'] == two['scores']
     assert two['manifest']['extraction']['from_cache'] == [
-        'known test images', 'known training images', 'held-out images', 'images of uniform']
+        'known test images', 'held-out images', 'known training images', 'images of uniform']
     monkeypatch.setattr(embedding, 'extract', plain)
     assert run('--checkpoint', places[2], '--scores', 'mls', '--cache', tmp_path / 'cache', '--output',
                tmp_path / 'osr', command='osr') == 0

@@ -20,8 +20,10 @@ from PIL import Image
 
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import run_console
-from gradmix_timm.cli.evaluation import osr, outcome
+from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
+from gradmix_timm.evaluation import result
+from gradmix_timm.evaluation.mistakes import find_mistakes
 from gradmix_timm.openset.extract import extract
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.3,) * 3, 'std': (0.3,) * 3,
@@ -134,8 +136,8 @@ def test_table_is_printed_with_the_accuracy_above_and_the_page_last(done):
 def test_every_file_is_written_and_nothing_else(done):
     folder = done[0]
     assert sorted(path.name for path in folder.iterdir()) == [
-        'arrays.npz', 'figures', 'mistakes.json', 'report.html', 'results.csv', 'results.json', 'results.md',
-        'results.tex']
+        'arrays.npz', 'figures', 'mistakes.json', 'predictions.csv', 'report.html', 'results.csv', 'results.json',
+        'results.md', 'results.tex']
     names = {path.name for path in (folder / 'figures').iterdir()}
     assert {'roc.png', 'oscr.png', 'confusion.png', 'reliability.png', 'features.png', 'histogram-mls.png'} <= names
     with (folder / 'results.csv').open() as file:
@@ -165,7 +167,8 @@ def test_only_what_lies_beyond_the_threshold_is_a_mistake(done):
     arrays[f'known/{name}'][4:] = results['threshold']['value']
     test = open_dataset('sklearn/digits', split='test')
     images = SimpleNamespace(known=select_classes(test, SPLIT.known), unknown=select_classes(test, SPLIT.unknown))
-    mistakes = outcome.find_mistakes(results, arrays, images)
+    probability = {side: np.full(len(arrays[f'{side}_pred']), 0.5) for side in ('known', 'unknown')}
+    mistakes = find_mistakes(results, arrays, probability, images)
     assert len(mistakes['accepted']) == 3
     assert len(mistakes['rejected']) == (arrays[f'known/{name}'][:4] < results['threshold']['value']).sum()
 
@@ -206,7 +209,8 @@ def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures and page of an evaluation take a second; here a page is a line."""
-    monkeypatch.setattr(osr, 'draw', lambda folder: (folder / 'report.html').write_text('a page'))
+    for module in (osr, result):
+        monkeypatch.setattr(module, 'draw', lambda folder: (folder / 'report.html').write_text('a page'))
 
 
 def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, capsys):
@@ -417,7 +421,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(('argv', 'words'), [
     ((), 'nothing to judge: --checkpoint FILE, or --model NAME --pretrained'),
     (('--checkpoint', 'nowhere.pth.tar'), 'no checkpoint at nowhere.pth.tar'),
-    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "no score 'enrgy': did you mean 'energy'"),
+    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no such score: did you mean 'energy'"),
     (('--checkpoint', '{text}'), 'is text, beginning'),
     (('--checkpoint', '{good}', '--bootstrap', '-1', '--seed', '0'), '--bootstrap -1: expected 0 or more'),
     (('--checkpoint', '{good}', '--batch-size', '0'), '--batch-size 0: expected 1 or more'),
@@ -499,7 +503,7 @@ def test_a_model_that_gives_nan_leaves_the_old_files(tmp_path, capsys):
 def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, capsys):
     """Two images a class are too few for a covariance; unasked, it is only left out."""
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data', count=1)), two_outputs())
-    assert '--scores: mahalanobis cannot be served' in refused(
+    assert '--scores mahalanobis cannot be served' in refused(
         capsys, '--checkpoint', checkpoint, '--scores', 'mls,mahalanobis')
     assert run('--checkpoint', checkpoint) == 0
     assert 'not served: mahalanobis: ' in capsys.readouterr().out

@@ -20,7 +20,7 @@ from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.training import loaders, loop, setup
 from gradmix_timm.cli.training.mixing import SwitchedCollate
-from gradmix_timm.cli.training.progress import open_bar
+from gradmix_timm.cli.training.tracking import open_bar
 from gradmix_timm.mixers import create_mixer
 
 
@@ -147,7 +147,7 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
     run_tiny(images, tmp_path, '--mixup-mode', 'cutmix', '--epochs', 1)
     assert any('Data: ' in r.message and '  Mix: ' in r.message for r in caplog.records)
     caplog.clear()
-    run_tiny(images, tmp_path, '--epochs', 1)
+    run_tiny(images, tmp_path, '--epochs', 1, name='plain')
     assert not any('Mix: ' in r.message for r in caplog.records)
 
 

@@ -11,7 +11,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 
 from gradmix_timm.checkpoint import KEY, load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.errors import UsageError
+from gradmix_timm.cli.errors import RunFailedError, UsageError
 from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver
 
 
@@ -80,12 +80,17 @@ def test_a_recovery_file_in_mid_epoch_has_no_streams(images, tmp_path, monkeypat
     assert all(STREAMS not in state[KEY] for state in kept)
 
 
-def test_auto_starts_afresh_where_nothing_is_and_changes_nothing_when_done(images, tmp_path):
+def test_auto_starts_afresh_where_nothing_is_and_changes_nothing_when_done(images, tmp_path, capsys):
     folder = run_tiny(images, tmp_path, '--resume', 'auto')
+    assert '--result' in capsys.readouterr().out
     before = (folder / 'summary.csv').read_bytes()
     run_tiny(images, tmp_path, '--resume', 'auto')
-    assert (folder / 'summary.csv').read_bytes() == before
+    last = folder / 'last.pth.tar'
+    assert capsys.readouterr().out == f'{last}: 2 of 2 epochs are trained already; --epochs N for more.\n'
     assert yaml.safe_load((folder / 'args.yaml').read_text())['resume'] == 'auto'
+    run_tiny(images, tmp_path, '--resume', last, '--stop-epoch', 1)
+    assert capsys.readouterr().out == f'{last}: 2 of 1 epochs are trained already; --stop-epoch N for more.\n'
+    assert (folder / 'summary.csv').read_bytes() == before
 
 
 def test_the_saved_flags_rerun_the_job(images, tmp_path):
@@ -107,6 +112,16 @@ def test_a_file_of_another_run_is_refused(flags, words, images, tmp_path):
     with pytest.raises(UsageError, match=words):
         train.main(argv)
     assert not (tmp_path / 'other' / 'last.pth.tar').exists()
+
+
+def test_few_held_out_images_are_said_at_the_start(images, tmp_path, caplog):
+    flags = ('--epochs', 1, '--known-classes', 'ant,bee,cat')
+    run_tiny(images, tmp_path, '--osr-val-fraction', 0.3, *flags, name='few', classes=None)
+    assert any(line.startswith('6 images are held out; the classifier needs 19') for line in caplog.messages)
+    caplog.clear()
+    write_images(tmp_path / 'more', train=22)
+    run_tiny(tmp_path / 'more', tmp_path, '--osr-val-fraction', 0.3, *flags, name='enough', classes=None)
+    assert not any('held out' in line for line in caplog.messages)
 
 
 def test_classes_in_another_order_are_refused(images, tmp_path):
@@ -156,7 +171,7 @@ def test_a_save_that_breaks_leaves_the_old_file_and_nothing_else(images, tmp_pat
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('timm.utils.checkpoint_saver.torch.save', half)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(RunFailedError, match='No space'):
         run_tiny(images, tmp_path, '--resume', 'auto')
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(after) == set(before)

@@ -10,7 +10,7 @@ import torch
 from embedded import CLASSES, make, make_head
 
 from gradmix_timm.openset import metrics
-from gradmix_timm.openset.judge import Subjects, judge, needs_train, observed_threshold
+from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train, observed_threshold
 from gradmix_timm.openset.scores import fit_score, list_scores
 
 KNOWN, UNKNOWN = ('ant', 'bee', 'cat', 'dog'), ('elk', 'fox', 'gnu')
@@ -18,9 +18,9 @@ KNOWN, UNKNOWN = ('ant', 'bee', 'cat', 'dog'), ('elk', 'fox', 'gnu')
 
 def subjects(**changes):
     unknown = make(90, seed=2, unknown=True)
-    made = Subjects(
+    made = EmbeddedSets(
         train=make(120, seed=0), known=make(80, seed=1), unknown=unknown, unknown_label=np.arange(90) % 3,
-        known_classes=KNOWN, unknown_classes=UNKNOWN, validation=make(60, seed=3), head=make_head(),
+        known_classes=KNOWN, unknown_classes=UNKNOWN, held_out=make(60, seed=3), head=make_head(),
         groups={'easy': ('elk',), 'hard': ('fox', 'gnu')})
     return replace(made, **changes)
 
@@ -69,7 +69,7 @@ def test_threshold_comes_from_held_out_images_and_never_from_test_ones():
 
 @pytest.mark.parametrize('held', [None, make(18, seed=3)])
 def test_without_enough_held_out_images_the_threshold_is_that_of_the_test_and_says_so(held):
-    found = judge(subjects(validation=held), ['mls'], draws=0).results
+    found = judge(subjects(held_out=held), ['mls'], draws=0).results
     assert not found['threshold']['held_out']
     assert 'test images themselves' in found['threshold']['source']
     assert found['threshold']['known_accepted'] == 0.95
@@ -108,7 +108,7 @@ def test_labels_with_rejection_are_measured_at_the_threshold():
 
 def test_calibration_is_told_as_it_is_and_at_the_temperature_of_the_held_out_images():
     found = judge(subjects(), ('mls',), draws=0).results['calibration']
-    held, known = subjects().validation, subjects().known
+    held, known = subjects().held_out, subjects().known
     assert found['temperature'] == metrics.fit_temperature(held.logits.numpy(), held.label.numpy())
     assert found['temperature_n'] == len(held.label)
     logits = known.logits.double()
@@ -118,7 +118,7 @@ def test_calibration_is_told_as_it_is_and_at_the_temperature_of_the_held_out_ima
         assert part['adaptive_ece'] == pytest.approx(metrics.adaptive_ece(probs, known.label.numpy()), abs=1e-9)
         assert part['brier'] == pytest.approx(metrics.brier(probs, known.label.numpy()), abs=1e-9)
         assert part['nll'] == pytest.approx(metrics.nll((logits / scale).numpy(), known.label.numpy()), abs=1e-9)
-    assert 'temperature' not in judge(subjects(validation=None), ('mls',), draws=0).results['calibration']
+    assert 'temperature' not in judge(subjects(held_out=None), ('mls',), draws=0).results['calibration']
 
 
 def test_tables_add_up(judged):
@@ -140,12 +140,12 @@ def test_a_score_that_needs_a_head_is_left_out_with_the_reason():
     found = judge(subjects(head=None, head_missing='its head is a CosineLinear'), draws=0).results
     assert 'its head is a CosineLinear' in found['not_served']['react']
     assert 'mls' in found['scores']
-    with pytest.raises(ValueError, match=r'--scores: react cannot be served: .*CosineLinear'):
+    with pytest.raises(ValueError, match=r'scores=react cannot be served: .*CosineLinear'):
         judge(subjects(head=None, head_missing='its head is a CosineLinear'), ['mls', 'react'], draws=0)
 
 
 def test_an_unknown_score_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"no score 'mlz'.*'mls'"):
+    with pytest.raises(ValueError, match=r"scores=mlz: no such score: .*'mls'"):
         judge(subjects(), ['mlz'])
 
 

@@ -138,11 +138,21 @@ def test_blocks_and_the_shorter_way_change_nothing(name, options, classes, monke
         np.testing.assert_allclose(whole, slow[name](), rtol=1e-12, atol=1e-9 if name == 'msp' else 1e-12)
 
 
-def test_certainty_is_ordered_beyond_the_range_of_exponentials():
-    gap = torch.tensor([600., 700., 740., 760., 1000., 1e5])
-    found = score('msp', torch.stack([gap, torch.zeros(6)], 1))
+@pytest.mark.parametrize('classes', [2, 5])
+@pytest.mark.parametrize(('name', 'options'), [
+    ('msp', {}), ('msp', {'temperature': .1}), ('energy', {}), ('mls', {}), ('entropy', {}), ('gen', {}),
+    ('gen', {'gamma': 1.}), ('gen', {'gamma': 1., 'top': 2})])
+def test_certainty_is_ordered_beyond_the_range_of_exponentials(name, options, classes):
+    gap = torch.tensor([36., 600., 665., 668., 700., 740., 745., 746., 760., 800., 801., 1000., 5000., 7500., 1e5])
+    logits = torch.zeros(len(gap), classes)
+    logits[:, 0] = gap
+    found = score(name, logits, **options)
     assert (found.diff() > 0).all()
-    assert found[-1] < 1
+    assert found.isfinite().all()
+    if name in ('entropy', 'gen'):
+        assert found[-1] < 0
+    if name == 'msp':
+        assert found[-1] < 1
 
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])

@@ -269,3 +269,13 @@ def test_importing_the_metrics_stays_light():
             'print([m for m in ("timm", "torchvision", "matplotlib", "sklearn", "gradmix_timm.mixers") '
             'if m in sys.modules])')
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+
+def test_masked_values_are_refused_and_not_counted_in():
+    """np.asarray drops the mask."""
+    known, unknown = np.ma.masked_less([-1e9, 2., 3.], 0), [1., 2.5]
+    for metric in (metrics.auroc, metrics.aupr_in, metrics.fpr_at_95_known):
+        with pytest.raises(ValueError, match=r'1 of 3 values are masked.*compressed\(\)'):
+            metric(known, unknown)
+        assert metric(np.ma.masked_array([2., 3.]), unknown) == metric([2., 3.], unknown) == metric(
+            known.compressed(), unknown)

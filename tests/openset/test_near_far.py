@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradmix_timm.openset.gate import check_accuracy
+from gradmix_timm.evaluation.accuracy import check_accuracy
 from gradmix_timm.openset.metrics.summary import RANK_METRICS
 from gradmix_timm.openset.near_far import NEAR_FAR, near_and_far, set_means, suite_of
 
@@ -59,5 +59,5 @@ def test_one_point_and_more_than_one_image(share, reference, count, passes):
     if passes:
         assert check_accuracy(right(share, count), reference, 'images', 'the paper')['n'] == count
     else:
-        with pytest.raises(ValueError, match=r'the paper says .*--no-accuracy-gate'):
+        with pytest.raises(ValueError, match=r"the paper says .*gate='off'"):
             check_accuracy(right(share, count), reference, 'images', 'the paper')

@@ -10,7 +10,7 @@ import torch
 from embedded import CLASSES, make, make_head, take
 from scipy.stats import spearmanr
 
-from gradmix_timm.openset.judge import Subjects, check_names, judge, needs_train
+from gradmix_timm.openset.judge import EmbeddedSets, check_names, judge, needs_train
 from gradmix_timm.openset.scores import fit_score, list_scores
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
@@ -152,7 +152,7 @@ def test_a_file_of_another_version_is_refused():
 def test_it_is_judged_with_ours_and_leaves_the_list_alone():
     before = list_scores()
     far = make(60, seed=2, unknown=True)
-    subjects = Subjects(train=TRAIN, known=QUERY, unknown=far, unknown_label=np.zeros(60, np.int64),
+    subjects = EmbeddedSets(train=TRAIN, known=QUERY, unknown=far, unknown_label=np.zeros(60, np.int64),
                         known_classes=('a', 'b', 'c', 'd'), unknown_classes=('x',), head=HEAD)
     found = judge(subjects, ['energy', 'pytorch-ood:EnergyBased'], draws=0).results['scores']
     assert found['energy']['auroc'] == pytest.approx(found['pytorch-ood:EnergyBased']['auroc'], abs=1e-3)

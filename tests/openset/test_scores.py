@@ -242,3 +242,20 @@ def test_queries_that_memory_does_not_take_are_halved(name, fitted, monkeypatch,
     monkeypatch.setattr(type(score), 'knownness', lambda self, embeddings: bytearray(2 ** 62))
     with pytest.raises(ValueError, match=f'{name}: no memory left to score a single sample'):
         score(queries)
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('name', [name for name in SCORES if SCORES[name].needs_head])
+def test_a_live_layer_serves_as_the_head(name):
+    """Its parameters require gradients; nothing warns, nothing of the graph is kept."""
+    train, fixed = embedded.make(240), embedded.make_head()
+    layer = torch.nn.Linear(embedded.WIDTH, embedded.CLASSES)
+    with torch.no_grad():
+        layer.weight.copy_(fixed.weight)
+        layer.bias.copy_(fixed.bias)
+    expected = fit_score(name, train, fixed)(train)
+    for head in (layer, Head(layer.weight, layer.bias)):
+        found = fit_score(name, train, head)(train)
+        assert not found.requires_grad
+        assert torch.equal(found, expected)
+    assert layer.weight.requires_grad

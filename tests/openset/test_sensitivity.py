@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradmix_timm.openset.judge import Subjects, judge
+from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.metrics import auroc
 from gradmix_timm.openset.scores import fit_score, list_scores, score_kind
 from gradmix_timm.openset.sensitivity import LADDERS, sensitivity
@@ -20,7 +20,7 @@ CLASSES = ('ant', 'bee', 'cat', 'dog')
 @pytest.fixture(scope='module')
 def subjects():
     unknown = embedded.make(60, seed=2, unknown=True)
-    return Subjects(
+    return EmbeddedSets(
         train=embedded.make(80), known=embedded.make(60, seed=1), unknown=unknown,
         unknown_label=np.zeros(60, dtype=np.int64), known_classes=CLASSES, unknown_classes=('elk',),
         head=embedded.make_head())

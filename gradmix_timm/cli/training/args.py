@@ -14,9 +14,9 @@ from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, list_mixers
 
 from .aug_flags import AUGMENTATION
-from .flag_checks import check_args
+from .flag_checks import VAL_FRACTION, check_args
 from .objectives import OBJECTIVE
-from .timm_flags import Flag, add_flags, add_timm_flags, flag
+from .timm_flags import TAKES_EMPTY, Flag, add_flags, add_timm_flags, flag
 from .tracking import TRACKING
 
 __all__ = ['build_config_parser', 'build_parser', 'parse_args']
@@ -37,13 +37,15 @@ _OPEN_SET = (
     flag('--osr-trial', type=int, default=0, metavar='N', text='trial of the protocol (default: 0)'),
     flag('--osr-family', type=str, metavar='NAME', text="whose trials: arpl2020, neal2018_cac, ... (default: the "
                                                         "protocol's own)"),
-    flag('--osr-val-fraction', type=float, default=0.1, metavar='P',
+    flag('--osr-val-fraction', type=float, default=VAL_FRACTION, metavar='P',
          text='share of the known train images, by class, that is the validation set in place of --val-split'),
     flag('--osr-test-split', type=str, metavar='NAME',
          text='split that the evaluation will read; training never opens it (default: --val-split, else test)'),
 )
 
 _RUN = (
+    flag('--overwrite', action='store_true', default=False,
+         text='replace the run that --experiment names, where there is one'),
     flag('--skip-nonfinite', action='store_true', default=False,
          text='drop an update whose loss is infinite or not a number, on all processes, instead of stopping'),
 )
@@ -60,7 +62,11 @@ def build_config_parser() -> argparse.ArgumentParser:
 def build_parser() -> argparse.ArgumentParser:
     """Every flag of timm's script and ours."""
     parser = ConsoleParser(
-        description="timm's training with any registered mixer. -c FILE.yaml gives defaults for the flags below.")
+        description="timm's training with any registered mixer.",
+        takes_empty=TAKES_EMPTY)
+    # Shown here; the parser of --config has taken it before this one looks.
+    parser.add_argument('-c', '--config', dest='help', default=argparse.SUPPRESS, metavar='FILE',
+                        help='YAML file of flags; the command line goes over it')
     add_timm_flags(parser)
     group = parser.add_argument_group(
         'Mixers', "--mixup-mode takes timm's modes, a registered mixer, which switches mixing on by itself, or two "
@@ -120,12 +126,17 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
         except (ValueError, OSError) as error:
             parser.error(_config_error(config.config, error))
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **values, **given})
+    if 'data' in given:
+        if given.get('data_dir') not in (None, args.data):
+            parser.error(f'DIR {args.data} with --data-dir {args.data_dir}: two data folders; leave one out')
+        args.data_dir = args.data  # over that of the YAML file
     try:
         import_modules(args.device_modules)
         check_args(args, {*values, *given})
     except (ValueError, TypeError, OSError) as error:
         parser.error(one_line(error))
-    return args, yaml.safe_dump(vars(args), default_flow_style=False)
+    # Not --overwrite: the saved flags, given again, are not to remove the run that they are of.
+    return args, yaml.safe_dump({**vars(args), 'overwrite': False}, default_flow_style=False)
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:

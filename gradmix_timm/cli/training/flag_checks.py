@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
 from .tracking import check_tracking
 
-__all__ = ['check_args', 'create_loss', 'scheduled_epochs']
+__all__ = ['VAL_FRACTION', 'check_args', 'create_loss', 'scheduled_epochs']
 
 _logger = logging.getLogger(__name__)
 
+#: Default of --osr-val-fraction.
+VAL_FRACTION = 0.1
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'plateau', 'none')
 
 
@@ -40,13 +43,11 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
     Raises:
         ValueError: Flags that contradict each other or a value that no part of timm takes.
     """
-    if args.data and not args.data_dir:
-        args.data_dir = args.data
+    args.data_dir = args.data_dir or args.data
     _fold_loss_flags(args)
     _complete(args, given)
     complete_objective(args, given)
-    if args.resume == 'auto' and not args.experiment:
-        raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
+    _check_folder(args)
     if args.drop_connect is not None:
         _logger.warning('--drop-connect is deprecated and unused: --drop-path')
     check_values(args)
@@ -146,6 +147,19 @@ def _complete(args: argparse.Namespace, given: set[str]) -> None:
         args.decay_epochs = None
 
 
+def _check_folder(args: argparse.Namespace) -> None:
+    """The run folder is inside --output."""
+    if not args.experiment:
+        if args.resume == 'auto':
+            raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
+        if args.overwrite:
+            raise ValueError('--overwrite replaces the run in --output/--experiment; name it, --experiment NAME')
+        return
+    if os.path.isabs(args.experiment) or os.path.normpath(args.experiment).split(os.sep)[0] == os.pardir:
+        raise ValueError(f'--experiment {args.experiment} leaves the folder of runs; type a name, and where it is to '
+                         'be with --output DIR')
+
+
 def _check_loaders(args: argparse.Namespace) -> None:
     if args.naflex_loader:
         _check_patches(args)
@@ -212,13 +226,20 @@ def _check_open_set(args: argparse.Namespace) -> None:
             if on:
                 raise ValueError(f'{flag} goes with --osr-protocol NAME')
     if not (args.known_classes or args.osr_protocol):
+        if args.osr_val_fraction != VAL_FRACTION:
+            raise ValueError('--osr-val-fraction goes with --osr-protocol NAME or --known-classes A,B,...')
         return
     if not 0 <= args.osr_val_fraction < 1:
         raise ValueError(f'--osr-val-fraction is in [0, 1), got {args.osr_val_fraction}')
     if args.task == 'multilabel':
         raise ValueError('--task multilabel has no unknown classes: leave out --known-classes and --osr-protocol')
-    if args.known_classes and len(args.known_classes) < 2:
-        raise ValueError(f'--known-classes takes at least two, separated by commas, got {args.known_classes}')
-    if args.known_classes and len(set(args.known_classes)) < len(args.known_classes):
-        twice = next(name for name in args.known_classes if args.known_classes.count(name) > 1)
+    if args.known_classes:
+        _check_known_classes(args.known_classes)
+
+
+def _check_known_classes(names: list[str]) -> None:
+    if len(names) < 2:
+        raise ValueError(f'--known-classes takes at least two, separated by commas, got {names}')
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f'--known-classes names {twice!r} twice')

@@ -1,52 +1,107 @@
-"""Ctrl-C between two batches rather than in the middle of one: nothing is cut in two, and nothing swallows it.
+"""Ctrl-C, SIGTERM and SIGUSR1 stop a run between two updates, on all its processes at once.
 
 Python raises KeyboardInterrupt wherever it happens to be; inside the clean-up of a loader it is printed and forgotten,
-and a loader whose workers got the signal too raises something else.
+and a loader whose workers got the signal too raises something else. SIGTERM and SIGUSR1 are a scheduler's notice that
+the time is nearly up (Slurm: ``--signal=USR1@300``); by default they end a process at once.
 """
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ['Interrupt', 'held_interrupt']
+import torch
+
+__all__ = ['Interrupt', 'StoppedError', 'held_signals', 'leave_signals_to_parent']
+
+_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 'SIGUSR1') else [])]
+# A terminal's Ctrl-C reaches a process twice where torchrun passes it on too: no second wish.
+_ECHO_SECONDS = 2.0
+
+
+class StoppedError(KeyboardInterrupt):
+    """A signal stopped the run; a KeyboardInterrupt, so that nothing takes it for a failure.
+
+    Attributes:
+        exit_status: 128 + the signal's number, as a shell reports a process that a signal ended: 130 for Ctrl-C, 143
+            for SIGTERM, 138 for SIGUSR1 (on Linux), by which a job script knows that the run is to be queued again.
+        silent: Of several processes the first one prints the line.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__('interrupted' if number == signal.SIGINT else f'stopped by {signal.Signals(number).name}')
+        self.exit_status = 128 + number
+        self.silent = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed; :meth:`check` is called where a run may stop."""
+    """Whether a signal asks the run to stop.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        device: Of a run of several processes, for their agreement; None for one process.
+
+    Attributes:
+        requested: Number of the first signal to this process, or 0.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.device, self.requested, self.since = device, 0, 0.0
+
+    def agreed(self) -> int:
+        """Number of a signal that some process got, else 0; a collective, all processes call it."""
+        if self.device is not None:
+            wish = torch.tensor(self.requested, device=self.device)
+            torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
+            self.requested = int(wish.item())
+        return self.requested
 
     def check(self) -> None:
-        """Stop here if it was.
+        """Stop here if some process was asked to; a collective.
 
         Raises:
-            KeyboardInterrupt: It was.
+            StoppedError: It was.
         """
-        if self.requested:
+        if self.agreed():
+            raise StoppedError(self.requested)
+
+    def hold(self, number: int, frame: FrameType | None) -> None:
+        """The signals' handler: the wish is kept; a second Ctrl-C stops at once."""
+        if self.requested and number == signal.SIGINT and time.monotonic() - self.since > _ECHO_SECONDS:
             raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self.since = int(number), time.monotonic()
 
 
 @contextmanager
-def held_interrupt(interrupt: Interrupt) -> Iterator[None]:
-    """Ctrl-C sets ``interrupt`` and goes no further; a second one stops at once.
+def held_signals(interrupt: Interrupt) -> Iterator[None]:
+    """The signals set ``interrupt`` and go no further.
 
-    Processes forked inside hold it too, and so do not die under a loader. Outside the main thread nothing changes.
+    Processes forked inside hold them too, and so do not die under a loader. Outside the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def hold(number: int, frame: FrameType | None) -> None:
-        if interrupt.requested:
-            raise KeyboardInterrupt
-        interrupt.requested = True
-
-    before = signal.signal(signal.SIGINT, hold)
+    before = [signal.signal(number, interrupt.hold) for number in _SIGNALS]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
+
+def leave_signals_to_parent() -> None:
+    """In a loader's worker: terminals and schedulers signal all processes, and the main one decides.
+
+    The second SIGTERM ends it, so that its parent can.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+    signal.signal(signal.SIGTERM, once)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -42,11 +41,14 @@ from gradmix_timm.data.preprocessing import Preprocessing
 from .aug_flags import build_transforms, set_transforms
 from .caching import cached_loader, held_data
 from .context import Built, Data, Hardware, Loaders
+from .interrupt import leave_signals_to_parent
 from .mixing import MixPlan, create_timm_mixup
 
 __all__ = ['build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 'split_names']
 
 _logger = logging.getLogger('train')
+# Fewest n with floor((1 - 0.95) (n + 1)) >= 1: split conformal at the classifier's default acceptance.
+_CONFORMAL = 19
 _TRAIN_WORDS = ('train', 'training')
 
 
@@ -109,6 +111,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
         held = None
         if args.osr_val_fraction > 0:
             part, held = hold_out(part, args.osr_val_fraction, args.seed)
+            _warn_of_few(args, len(held))
         return Data(part, held, split.known, split, held, flat_test)
     known = _plain_classes(args, train)
     evaluated = _open(args, built, args.val_split, training=False) if args.val_split else None
@@ -128,6 +131,14 @@ def _validated_on_training(args: argparse.Namespace, train: Any, evaluated: Any)
     _logger.warning(f'{found.describe("validation")}: figures of validation and the choice of model_best are of images '
                     'that were trained on. --val-split names other images.')
     return {'paths': found.paths, 'contents': found.contents, 'images': found.images}
+
+
+def _warn_of_few(args: argparse.Namespace, count: int) -> None:
+    """Say at the start what `gradmix-predict` would refuse at the end."""
+    if count < _CONFORMAL and utils.is_primary(args):
+        _logger.warning(f'{count} images are held out; the classifier needs {_CONFORMAL} for its threshold, which '
+                        'accepts 95% of known images: type a larger --osr-val-fraction, or give it images of its own '
+                        'later (predict --validation PATH)')
 
 
 def _check_same_classes(args: argparse.Namespace, known: tuple[str, ...], evaluated: Any) -> None:
@@ -152,8 +163,10 @@ def _open(args: argparse.Namespace, built: Built, split: str, training: bool) ->
         options.update(seed=args.seed, repeats=args.epoch_repeats)
     if args.task == 'multilabel':
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
+    # A plain run equals timm's script; in an open-set run the top folder is the class.
+    plain = not (args.osr_protocol or args.known_classes)
     return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
-                        **built.preprocessing.reading_options(), **options)
+                        timm_rule=plain, **built.preprocessing.reading_options(), **options)
 
 
 def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:
@@ -211,8 +224,8 @@ def _check_views(args: argparse.Namespace, loader: Any) -> None:
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """Leave Ctrl-C to the main process: a terminal sends it to all, and a loader whose workers die raises instead."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals are the main process's affair: a loader whose workers die of one raises."""
+    leave_signals_to_parent()
     if start is not None:
         start(number)
 

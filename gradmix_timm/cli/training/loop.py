@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from timm import utils
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
+from gradmix_timm.cli.errors import RunFailedError, UsageError
 from gradmix_timm.mixers import BatchMixer
 
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
-from .run_state import AtomicSaver
+from .run_state import AtomicSaver, Position, Section, gather_streams, own_streams, set_streams
 from .setup import trainable
-from .tracking import MixStats, Tracker
+from .tracking import LossParts, MixStats, Tracker
 
 __all__ = ['NonFiniteLossError', 'Run', 'train_one_epoch']
 
@@ -31,11 +33,11 @@ _logger = logging.getLogger('train')
 _SAMPLES = 16
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(RunFailedError):
     """The loss became infinite or not a number; training on would only spread it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """What the epochs of a run share.
 
@@ -52,7 +54,9 @@ class Run:
         output_dir: On the first process, else None.
         epochs: Length of the schedule.
         bar: Progress bar over all updates of the run, or None.
-        interrupt: Whether the user wants it to stop.
+        interrupt: Whether a signal asks it to stop.
+        section: Of its checkpoints.
+        position: Where in an epoch it goes on; None: at the start of one.
         samples: Images and labels of the newest epoch's first batch, before mixing; filled where a mixer is on.
         tracker: On the first process, else None.
         mixes: How much of the newest epoch was mixed, by this process.
@@ -71,9 +75,18 @@ class Run:
     epochs: int
     bar: Any
     interrupt: Interrupt
-    samples: list[Tensor]
+    section: Section
+    position: Position | None = None
+    samples: list[Tensor] = field(default_factory=list)
     tracker: Tracker | None = None
     mixes: dict[str, float] = field(default_factory=dict)
+
+    def save_stopped(self, position: Position) -> None:
+        """Write where the run stands in an epoch; all processes call it."""
+        self.section.streams = gather_streams(self.args, position.to_state())
+        if self.saver is not None:
+            self.saver.save_stopped(position.epoch)
+        self.section.streams = None
 
     @property
     def updates_per_epoch(self) -> int:
@@ -95,7 +108,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
 
     Raises:
         NonFiniteLossError: With the step and the learning rate.
-        KeyboardInterrupt: The user stopped it.
+        StoppedError: A signal stopped it, after a checkpoint.
     """
     _set_epoch(run.loaders.train, epoch)
     if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
@@ -105,9 +118,14 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
     trainable(run.task).train()
     pass_ = _Epoch(run, epoch)
     run.optimizer.zero_grad()
-    for index, (input, target) in enumerate(run.loaders.train):
+    batches = enumerate(run.loaders.train)
+    if run.position is not None and run.position.epoch == epoch:
+        pass_.skip(batches, run.position)
+        if run.position.metrics is not None:
+            return OrderedDict(run.position.metrics)
+    for index, (input, target) in batches:
         pass_.step(index, input, target)
-        run.interrupt.check()
+        pass_.stop_if_asked(index)
     if hasattr(run.optimizer, 'sync_lookahead'):
         run.optimizer.sync_lookahead()
     if not pass_.losses.count:
@@ -130,34 +148,13 @@ def _set_epoch(loader: Any, epoch: int) -> None:
             return
 
 
-class _Parts:
-    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch.
-
-    What is not finite is left out: such a batch ends the run, or is dropped.
-    """
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor] = {}
-
-    def update(self, result: dict[str, Any], count: int) -> None:
-        for name in (name for name in result if name.startswith('loss_')):
-            value = result[name].detach().double()
-            usable = value.isfinite()
-            self.sums[name] = self.sums.get(name, 0) + torch.where(usable, value, 0) * count
-            self.counts[name] = self.counts.get(name, 0) + usable * count
-
-    def means(self) -> dict[str, float]:
-        return {name: float(value / self.counts[name].clamp_min(1)) for name, value in self.sums.items()}
-
-
 class _Epoch:
     """One pass over the training batches: its meters and its place."""
 
     def __init__(self, run: Run, epoch: int) -> None:
         self.run, self.args, self.epoch = run, run.args, epoch
         self.update_time, self.data_time = utils.AverageMeter(), utils.AverageMeter()
-        self.mix_time, self.losses, self.parts = utils.AverageMeter(), utils.AverageMeter(), _Parts()
+        self.mix_time, self.losses, self.parts = utils.AverageMeter(), utils.AverageMeter(), LossParts()
         self.views = getattr(run.task, 'views', 1)  # rows of a batch that are one image
         self.second_order = bool(getattr(run.optimizer, 'is_second_order', False))
         self.can_skip_sync = run.args.distributed and hasattr(run.task.get_trainable_module(), 'no_sync')
@@ -167,6 +164,64 @@ class _Epoch:
         self.mixes = MixStats(run.mixer, run.hardware.device)
         self.dropped = False  # the update at the end of this window
         self.data_start = self.update_start = time.time()
+        self.start = self.before = own_streams(run.hardware.device)
+
+    def skip(self, batches: Iterator[tuple[int, Any]], position: Position) -> None:
+        """Go on where a signal stopped the epoch: read what is trained already, and take its meters over.
+
+        Raises:
+            UsageError: The epoch has fewer batches by now.
+        """
+        device = self.run.hardware.device
+        finished = position.metrics is not None  # of such an epoch the first batch is read, for the picture of mixes
+        last = 0 if finished else position.batches - 1
+        if not finished and utils.is_primary(self.args):
+            _logger.info(f'Epoch {self.epoch} goes on after {position.batches} of {self.batches} batches; they are '
+                         'read again.')
+        if last == 0:
+            set_streams(position.before, device)
+        index = -1
+        for _, (index, (input, target)) in zip(range(last + 1), batches, strict=False):
+            if index == 0:
+                self._keep_sample(*self._placed(input, target))
+            if index == last - 1:
+                set_streams(position.before, device)
+        if index < last:
+            raise UsageError(f'--resume: epoch {self.epoch} has fewer than the {position.batches} batches that are '
+                             'trained already; type the flags of that run')
+        set_streams(position.now, device)
+        if not finished:
+            self.before = position.now
+            self.updates += -(-position.batches // self.args.grad_accum_steps)
+            self._restore(position.meters)
+
+    def stop_if_asked(self, index: int) -> None:
+        """After an update, end the epoch here where a signal asks for it, with a checkpoint that goes on here.
+
+        Raises:
+            StoppedError: It does.
+        """
+        updated = index == self.batches - 1 or (index + 1) % self.args.grad_accum_steps == 0
+        streams = own_streams(self.run.hardware.device)
+        if updated and index < self.batches - 1 and self.run.interrupt.agreed():
+            self.run.save_stopped(Position(
+                epoch=self.epoch, batches=index + 1, start=self.start, before=self.before, now=streams,
+                meters=self._meters()))
+            self.run.interrupt.check()
+        self.before = streams
+
+    def _meters(self) -> dict[str, Any]:
+        """What the metrics of the epoch are summed in, as plain values and tensors."""
+        return {'losses': [self.losses.sum, self.losses.count], 'sums': dict(self.parts.sums),
+                'counts': dict(self.parts.counts), 'mixes': self.mixes.sums}
+
+    def _restore(self, meters: dict[str, Any]) -> None:
+        device = self.run.hardware.device
+        self.losses.sum, self.losses.count = meters['losses']
+        self.losses.avg = self.losses.sum / max(self.losses.count, 1)
+        self.parts.sums = {name: value.to(device) for name, value in meters['sums'].items()}
+        self.parts.counts = {name: value.to(device) for name, value in meters['counts'].items()}
+        self.mixes.sums = None if meters['mixes'] is None else meters['mixes'].to(device)
 
     def step(self, index: int, input: Any, target: Tensor) -> None:
         """One batch: mix, forward, backward and, at the end of its window, an update."""
@@ -207,8 +262,7 @@ class _Epoch:
         if run.mixer is None:
             return input, target
         if index == 0:
-            shown = min(_SAMPLES, len(target) // self.views)
-            run.samples[:] = [input[:shown].detach().clone(), target[:shown].clone()]
+            self._keep_sample(input, target)
         began = time.time()
         run.mixer.set_step(self.epoch, index)
         if getattr(run.task, 'mixes', False):  # inside, with the maps of its own clean forward
@@ -223,6 +277,12 @@ class _Epoch:
                 input, target = run.mixer(input, target, run.model)
         self.mix_time.update(window * (time.time() - began))
         return input, target
+
+    def _keep_sample(self, input: Tensor, target: Tensor) -> None:
+        """Of the first batch some images for the picture of mixes, where a registered mixer runs."""
+        if self.run.mixer is not None:
+            shown = min(_SAMPLES, len(target) // self.views)
+            self.run.samples[:] = [input[:shown].detach().clone(), target[:shown].clone()]
 
     def _learn(self, input: Any, target: Tensor, window: int, count: int, update: bool) -> Tensor:
         """Forward and backward; the loss of the batch over its window."""

@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,18 @@ from timm.task import (
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
-from gradmix_timm.cli.errors import shortened
+from gradmix_timm.cli.errors import RunFailedError, shortened
 from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
 
 __all__ = [
-    'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Recorded', 'check_resume', 'check_writable', 'gather_streams',
-    'restore_streams', 'resume', 'resume_path']
+    'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Position', 'Recorded', 'Section', 'check_resume', 'gather_streams',
+    'own_streams', 'recorded_streams', 'resume', 'set_streams', 'set_up_average']
 
 _logger = logging.getLogger('train')
 
 #: Entry of the record's section with the random streams at the end of the epoch, one dict a process.
 STREAMS = 'random_streams'
+_POSITION = 'position'
 
 
 class Recorded:
@@ -86,8 +87,9 @@ class AtomicSaver(CheckpointSaver):
         except BaseException as error:
             Path(save_path).unlink(missing_ok=True)
             if isinstance(error, OSError | RuntimeError):  # torch's writer raises the latter on a full disk
-                error.add_note(f'{save_path} could not be written (is the disk full?); earlier checkpoints are whole, '
-                               'go on with --resume auto')
+                raise RunFailedError(
+                    f'{save_path} could not be written ({shortened(error)}; is the disk full?); earlier checkpoints '
+                    'are whole, continue with --resume auto') from error
             raise
 
     def _replace(self, src: str, dst: str) -> None:
@@ -105,6 +107,17 @@ class AtomicSaver(CheckpointSaver):
             shutil.copy2(src, temporary)
         Path(temporary).replace(dst)
 
+    def save_stopped(self, epoch: int) -> None:
+        """Make the run's present state, in the middle of an epoch, its newest checkpoint.
+
+        Args:
+            epoch: In which it is. What is written names the one before, so that a reader that knows no position
+                trains it from its start.
+        """
+        temporary, last = (str(Path(self.checkpoint_dir) / f'{stem}{self.extension}') for stem in ('tmp', 'last'))
+        self._save(temporary, max(epoch - 1, 0))
+        self._replace(temporary, last)
+
     def last_good(self) -> str | None:
         """Path of the newest checkpoint of this run, or None."""
         path = Path(self.checkpoint_dir) / f'last{self.extension}'
@@ -113,7 +126,7 @@ class AtomicSaver(CheckpointSaver):
 
 # ---- random streams
 
-def _streams(device: torch.device) -> dict[str, Any]:
+def own_streams(device: torch.device) -> dict[str, Any]:
     """The state of every random stream of this process, as values that a weights-only load takes."""
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - timm's mixers draw from it
     state = {
@@ -125,9 +138,8 @@ def _streams(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def gather_streams(args: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Random streams of every process, by rank; a collective, all processes call it."""
-    own = _streams(device)
+def gather_streams(args: argparse.Namespace, own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every process says of its random streams, by rank; a collective, all processes call it."""
     if not args.distributed:
         return [own]
     gathered: list[Any] = [None] * args.world_size
@@ -135,14 +147,8 @@ def gather_streams(args: argparse.Namespace, device: torch.device) -> list[dict[
     return gathered
 
 
-def restore_streams(path: str, args: argparse.Namespace, device: torch.device) -> bool:
-    """Continue the random streams where the run that wrote ``path`` stood; False where it does not say."""
-    checkpoint = load_checkpoint_metadata(path)
-    section = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    streams = (section or {}).get(STREAMS)
-    if not streams or len(streams) != args.world_size:
-        return False
-    own = streams[args.rank]
+def set_streams(own: dict[str, Any], device: torch.device) -> None:
+    """Continue the random streams from :func:`own_streams`."""
     version, words, gauss = own['python']
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = own['numpy']
@@ -150,43 +156,57 @@ def restore_streams(path: str, args: argparse.Namespace, device: torch.device) -
     torch.set_rng_state(own['torch'])
     if device.type == 'cuda' and 'cuda' in own:
         torch.cuda.set_rng_state(own['cuda'], device)
-    return True
+
+
+def recorded_streams(path: str, args: argparse.Namespace) -> dict[str, Any] | None:
+    """The random streams of this process where the run that wrote ``path`` stood; None where it does not say."""
+    checkpoint = load_checkpoint_metadata(path)
+    section = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    streams = (section or {}).get(STREAMS)
+    return streams[args.rank] if streams and len(streams) == args.world_size else None
+
+
+# ---- the place in an epoch
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where in an epoch a signal stopped a run: kept beside the random streams, one for each process.
+
+    A resumed run reads the epoch's batches again from ``start`` on, without training on those that are done. For the
+    last of them the streams of ``before`` are set: loaders read one batch ahead.
+
+    Attributes:
+        epoch: Its index.
+        batches: Trained on already.
+        start: Streams at the start of the epoch.
+        before: Streams before the last of those batches was asked for.
+        now: Streams where the run stopped.
+        meters: What the epoch's metrics are summed in.
+        metrics: Of an epoch that is trained and not validated yet; else None.
+    """
+
+    epoch: int
+    batches: int
+    start: dict[str, Any]
+    before: dict[str, Any]
+    now: dict[str, Any]
+    meters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] | None = None
+
+    def to_state(self) -> dict[str, Any]:
+        """The streams where the run stopped, and the position among them."""
+        state = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**state.pop('now'), _POSITION: state}
+
+    @classmethod
+    def from_state(cls, streams: dict[str, Any]) -> Position | None:
+        """The position among streams; None where they are of the end of an epoch."""
+        now = dict(streams)
+        state = now.pop(_POSITION, None)
+        return cls(now=now, **state) if state is not None else None
 
 
 # ---- resuming
-
-def resume_path(args: argparse.Namespace) -> str:
-    """The file to resume from, '' for a fresh run; 'auto' is last.pth.tar of the run folder, where there is one.
-
-    Raises:
-        ValueError: No such file.
-    """
-    if args.resume == 'auto':
-        path = Path(output_root(args)) / args.experiment / 'last.pth.tar'
-        return str(path) if path.is_file() else ''
-    if args.resume and not Path(args.resume).is_file():
-        raise ValueError(f'--resume {args.resume}: no such file; give a checkpoint of a run (last.pth.tar)')
-    return str(args.resume)
-
-
-def output_root(args: argparse.Namespace) -> str:
-    """Folder in which the run folder is made."""
-    return args.output or './output/train'
-
-
-def check_writable(args: argparse.Namespace) -> None:
-    """Refuse an output folder that cannot be made or written, before anything is computed.
-
-    Raises:
-        ValueError: With the part of the path that stands in the way.
-    """
-    folder = Path(output_root(args)) / args.experiment
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise ValueError(f'--output: {existing} is a file, expected a folder; choose another, --output DIR')
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f'--output: no right to write in {existing}; choose another folder, --output DIR')
-
 
 def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
                  held: Mapping[str, Any] | None = None, objective: str = 'ce') -> None:
@@ -270,11 +290,11 @@ def set_up_average(path: str, args: argparse.Namespace, task: TrainingTask) -> N
 
 
 class Section:
-    """The run's section of a checkpoint: its record and, at the end of an epoch, the random streams.
+    """The run's section of a checkpoint: its record and the random streams.
 
     Attributes:
         record: What the run is.
-        streams: Set while an epoch's checkpoint is saved; a recovery file in mid-epoch has none.
+        streams: Set while the checkpoint of an epoch or of a stopped run is saved; timm's recovery file has none.
     """
 
     def __init__(self, record: RunRecord) -> None:

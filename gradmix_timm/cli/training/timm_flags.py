@@ -9,7 +9,7 @@ from timm.utils import ParseKwargs
 
 from gradmix_timm.cli.plugins import MODULES_HELP
 
-__all__ = ['LATER_GROUPS', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
+__all__ = ['LATER_GROUPS', 'TAKES_EMPTY', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
 
 #: Option strings, and what argparse's ``add_argument`` takes beside them.
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -234,6 +234,11 @@ _MISC = (
          text='scale gradients with the size of the batch'),
     switch('--naflex-patchify-channels-first', 'flat patches in channel order'),
 )
+
+#: Flags whose empty word means something in timm: no such split, data in folders, the default, switched off. An empty
+#: path or name is an unset variable.
+TAKES_EMPTY = (
+    'val_split', 'dataset', 'interpolation', 'train_interpolation', 'fuser', 'lr_base_scale', 'dist_bn', 'aa')
 
 #: Flags outside any group, in order.
 UNGROUPED = (

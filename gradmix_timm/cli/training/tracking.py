@@ -1,7 +1,9 @@
-"""What a run tells TensorBoard and Weights & Biases: metrics, losses in parts, how much was mixed, pictures of it."""
+"""What a run shows of itself: losses in parts, how much was mixed, TensorBoard, Weights & Biases, a progress bar."""
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from gradmix_timm.data.opening import open_image
 from gradmix_timm.mixers import BatchMixer, Mixer
 from gradmix_timm.records import MixDraw
 
 from .timm_flags import flag
 
-__all__ = ['TRACKING', 'MixStats', 'Tracker', 'check_tracking']
+__all__ = ['TRACKING', 'LossParts', 'MixStats', 'Tracker', 'check_tracking', 'open_bar']
 
 TRACKING = (
     flag('--log-tensorboard', action='store_true', default=False, text='log to TensorBoard, in the run folder'),
@@ -42,6 +45,29 @@ def check_tracking(args: argparse.Namespace) -> None:
         raise ValueError('--wandb-resume-id goes with --log-wandb and --resume')
     if args.log_mixes_interval < 0:
         raise ValueError(f'--log-mixes-interval is a number of epochs from 0 on, got {args.log_mixes_interval}')
+
+
+class LossParts:
+    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch.
+
+    What is not finite is left out: such a batch ends the run, or is dropped.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    def update(self, result: dict[str, Any], count: int) -> None:
+        """Add what a task returned for ``count`` images."""
+        for name in (name for name in result if name.startswith('loss_')):
+            value = result[name].detach().double()
+            usable = value.isfinite()
+            self.sums[name] = self.sums.get(name, 0) + torch.where(usable, value, 0) * count
+            self.counts[name] = self.counts.get(name, 0) + usable * count
+
+    def means(self) -> dict[str, float]:
+        """Mean of each part over the images."""
+        return {name: float(value / self.counts[name].clamp_min(1)) for name, value in self.sums.items()}
 
 
 class MixStats:
@@ -149,7 +175,7 @@ class Tracker:
     def picture(self, epoch: int, path: Path) -> None:
         """A picture of mixes."""
         if self.board is not None:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 self.board.add_image('mixes', np.asarray(image.convert('RGB')), epoch, dataformats='HWC')
         if self.wandb is not None:
             self.wandb.log({'mixes': self.wandb.Image(str(path))}, commit=False)
@@ -165,3 +191,19 @@ def _open_wandb(args: argparse.Namespace, name: str) -> Any:
     wandb.init(project=args.wandb_project, name=name, config=vars(args), tags=args.wandb_tags,
                resume='must' if args.wandb_resume_id else None, id=args.wandb_resume_id or None)
     return wandb
+
+# ---- the progress bar
+
+def open_bar(updates: int) -> Any:
+    """A bar over all updates with the time that is left, on a terminal; None elsewhere."""
+    if not (sys.stderr.isatty() and _columns()):
+        return None
+    return tqdm(total=updates, unit='update', dynamic_ncols=True)
+
+
+def _columns() -> int:
+    """Width of the terminal; 0 of one that has none (some containers and recorders), where a bar would be blank."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 80

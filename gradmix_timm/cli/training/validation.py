@@ -11,11 +11,14 @@ import torch
 from timm import utils
 from timm.task import TrainingTask, evaluation_sample_limit
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from .context import Hardware
 from .interrupt import Interrupt
+from .knn_validation import validate_neighbours
+from .loop import Run
 
-__all__ = ['check_metric', 'validate']
+__all__ = ['check_metric', 'share_norms', 'validate', 'validate_run']
 
 _logger = logging.getLogger('train')
 _SINGLE_LABEL = ('loss', 'top1', 'top5')
@@ -106,12 +109,14 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
         evaluator = _BatchMeans(args.world_size)
     else:
         evaluator = _BatchMeans(args.world_size, limit, len(loader.dataset) // args.world_size)
+    streamed = isinstance(loader.dataset, IterableDataset)
     batch_time, began, last = utils.AverageMeter(), time.time(), len(loader) - 1
     model.eval()
     with torch.inference_mode():
         for index, batch in enumerate(loader):
             _judge(args, model, batch, hardware, evaluator)
-            interrupt.check()
+            if not streamed:  # of which processes may have another number of batches each
+                interrupt.check()
             batch_time.update(time.time() - began)
             began = time.time()
             if utils.is_primary(args) and (index == last or index % args.log_interval == 0):
@@ -139,3 +144,32 @@ def _judge(args: argparse.Namespace, model: nn.Module, batch: Any, hardware: Har
 
 def _title(name: str) -> str:
     return {'loss': 'Loss', 'top1': 'Acc@1', 'top5': 'Acc@5'}.get(name, name)
+
+
+# ---- of a run
+
+def share_norms(run: Run, module: Any) -> None:
+    """BatchNorm's statistics of all processes, by --dist-bn, at the end of an epoch."""
+    if run.args.distributed and run.args.dist_bn in ('broadcast', 'reduce'):
+        utils.distribute_bn(module, run.args.world_size, run.args.dist_bn == 'reduce')
+
+
+def validate_run(run: Run) -> OrderedDict[str, float] | None:
+    """Metrics of the model, or of its moving average where one is kept on the device; None without images."""
+    args, loader = run.args, run.loaders.eval
+    task: Any = run.task  # timm types its modules as optional
+    if loader is None:
+        return None
+    metrics = _validated(run, task.get_eval_model())
+    average = task.get_trainable_module(ema=True)
+    if average is None or args.model_ema_force_cpu:
+        return metrics
+    share_norms(run, average)
+    return _validated(run, task.get_eval_model(ema=True), ' (EMA)')
+
+
+def _validated(run: Run, model: Any, suffix: str = '') -> OrderedDict[str, float]:
+    """The classifier's metrics; of a contrastive objective, whose head is not trained yet, those of its features."""
+    if run.loaders.bank is not None:
+        return validate_neighbours(run.args, model, run.loaders, run.hardware, run.interrupt, suffix)
+    return validate(run.args, run.task, model, run.loaders.eval, run.hardware, run.interrupt, suffix)

@@ -25,7 +25,17 @@ ArrayLike: TypeAlias = 'Tensor | NDArray | Sequence[float] | Sequence[int] | Seq
 
 
 def as_array(values: ArrayLike) -> NDArray:
-    """Any accepted input as a NumPy array on the host; half precision tensors as float32."""
+    """Any accepted input as a NumPy array on the host; half precision tensors as float32.
+
+    Raises:
+        ValueError: A NumPy masked array with values masked.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        hidden = int(np.ma.getmaskarray(values).sum())
+        if hidden:
+            raise ValueError(f'{hidden} of {values.size} values are masked, and a metric takes every sample it is '
+                             'given; leave them out of all arrays first (scores.compressed(), correct[~scores.mask])')
+        return values.data
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.dtype in (torch.bfloat16, torch.float16) else values).numpy()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradmix_timm.openset.memory import is_out_of_memory
 from gradmix_timm.records import Embeddings
@@ -37,10 +37,20 @@ class Head:
     bias: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse shapes that do not fit."""
+        """Refuse shapes that do not fit; a live layer's parameters come without their graph."""
+        object.__setattr__(self, 'weight', self.weight.detach())
+        object.__setattr__(self, 'bias', self.bias.detach())
         if self.weight.dim() != 2 or self.bias.shape != self.weight.shape[:1]:
             raise ValueError('a head is weight [K, D] and bias [K] (zeros where there is none), got '
                              f'{list(self.weight.shape)} and {list(self.bias.shape)}')
+
+    @classmethod
+    def of(cls, layer: Head | nn.Linear) -> Head:
+        """A linear layer's; a head as it is."""
+        if isinstance(layer, nn.Linear):
+            bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+            return cls(layer.weight, bias)
+        return layer
 
     def __call__(self, features: Tensor) -> Tensor:
         """Logits in float64, [N, K]."""

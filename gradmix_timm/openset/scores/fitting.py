@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import nn
 
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
@@ -35,7 +36,7 @@ def score_kind(name: str) -> type[Score]:
     return SCORES[name]
 
 
-def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **options: Any) -> Score:
+def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None = None, **options: Any) -> Score:
     """A score of knownness, fit on training embeddings of the known classes.
 
     Fit on un-augmented training images of the known classes, and choose options on held-out ones: no unknown sample,
@@ -44,7 +45,7 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
     Args:
         name: Of :func:`list_scores`, or 'pytorch-ood:NAME' for a detector of that package.
         train: Training embeddings with labels 0..K-1; None will do for scores of the logits alone.
-        head: The classifier's weights, for scores that recompute logits.
+        head: The classifier's weights, or the linear layer itself, for scores that recompute logits.
         **options: The score's own; the error for an unknown one lists them.
 
     Returns:
@@ -74,7 +75,7 @@ def fit_score(name: str, train: Embeddings | None, head: Head | None = None, **o
     if kind.needs_head:
         head = _checked_head(score, train, head)
     with torch.no_grad():
-        score.fit(train, head)
+        score.fit(train, None if head is None else Head.of(head))
     return score
 
 
@@ -98,10 +99,11 @@ def _check_train(score: Score, train: Embeddings | None) -> None:
                          f'({len(few)} of {classes} classes); give a larger training part')
 
 
-def _checked_head(score: Score, train: Embeddings | None, head: Head | None) -> Head:
+def _checked_head(score: Score, train: Embeddings | None, head: Head | nn.Linear | None) -> Head:
     """The head on the embeddings' device; it is there and gives the training logits (as far as there are any)."""
     if head is None:
         raise ValueError(f'score {score.name!r} needs the classifier: pass head=Head(weight [K, D], bias [K])')
+    head = Head.of(head)
     if train is None:
         return head
     head = Head(head.weight.to(train.features.device), head.bias.to(train.features.device))

@@ -10,7 +10,6 @@ from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gradmix_timm.records import Embeddings
@@ -21,10 +20,15 @@ __all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', '
 
 # Below this distance from 1 a probability goes on by the logarithm of the distance.
 _CLOSE = 1e-9
-# Powers of two take three fifths of the time of exponentials.
-_BITS = 1 / math.log(2)
-# Sums of exponentials below this may have lost terms to the end of float64's range.
+# Below this a value goes on by its logarithm: near it float64's range ends.
 _VANISHED = 1e-290
+
+
+def _gaps(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of float64 logits [N, K]: how far each lies below a largest (-inf for that one), and the logsumexp of these."""
+    top, place = logits.max(1, keepdim=True)
+    below = (logits - top).scatter_(1, place, -math.inf)
+    return below, below.logsumexp(1)
 
 
 def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,29 +37,19 @@ def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         logits: float64 [N, K].
     """
-    top, place = logits.max(1, keepdim=True)
-    gap = logits.scatter(1, place, -math.inf).logsumexp(1) - top[:, 0]
-    zero = torch.zeros_like(gap)
-    return -torch.logaddexp(zero, gap), -torch.logaddexp(zero, -gap)
+    rest = _gaps(logits)[1]
+    zero = torch.zeros_like(rest)
+    return -torch.logaddexp(zero, rest), -torch.logaddexp(zero, -rest)
 
 
-def _shift(logits: Tensor, temperature: float = 1.) -> Tensor:
-    """Logits less the largest, over T ln 2: what two is raised to; float64 [N, K] of float [N, K].
+def _ordered(value: Tensor, log_value: Tensor) -> Tensor:
+    """``value``, but where it would vanish a number of the same order, which its logarithm still tells apart.
 
-    A product with 1 / ln 2 is off by half an ulp, a weight 2^-x thus by x / 1.4 of its own ulps: of a sum that holds a
-    weight of 1 no digit is lost.
+    Args:
+        value: float64 [N], 0 or more.
+        log_value: Its logarithm, float64 [N]; looked at below 1e-290 only.
     """
-    return logits.to(torch.float64, copy=True).sub_(logits.amax(1, keepdim=True)).mul_(_BITS / temperature)
-
-
-def _rest(weight: Tensor) -> Tensor:
-    """Sum of the weights but one of the largest, which is 1; float64 [N]; the weights of 1 are set to 0.
-
-    A subtraction would lose what is left of the probability once it is small, so there the others are summed: the
-    fractions, as they are below 1. Where it is not small (a tie) the subtraction loses nothing.
-    """
-    total = weight.sum(1)
-    return torch.where(total > 1.5, total - 1, weight.frac_().sum(1))
+    return torch.where(value < _VANISHED, _VANISHED * math.log(_VANISHED) / log_value, value)
 
 
 def unsaturated(log_p: Tensor, log_rest: Tensor) -> Tensor:
@@ -89,22 +83,14 @@ class LogitScore(Score):
     def of(self, logits: Tensor) -> Tensor:
         """Knownness float64 [N] of logits [N, K], all at once."""
 
-    def quick(self, logits: Tensor) -> Tensor:
-        """The same in fewer steps, not finite where these leave the range of float64."""
-        return self.of(logits)
-
     def knownness(self, embeddings: Embeddings) -> Tensor:
         """As the base class says."""
         def checked(rows: Tensor) -> Tensor:
             if not math.isfinite(float(rows.sum())):  # while they are in the cache
                 checked_rows(self.name, embeddings, 'logits')
-            return self.quick(rows)
+            return self.of(rows.double())
 
-        found = by_rows(checked, embeddings.logits, self.arrays)
-        if not math.isfinite(float(found.sum())):
-            beyond = (~found.isfinite()).nonzero()[:, 0]
-            found[beyond] = self.of(embeddings.logits[beyond])
-        return found
+        return by_rows(checked, embeddings.logits, self.arrays)
 
 
 @SCORES.register('msp', 'largest softmax probability (arXiv:1610.02136)')
@@ -121,13 +107,6 @@ class MaxSoftmax(LogitScore):
     def of(self, logits: Tensor) -> Tensor:
         """As the base class says."""
         return unsaturated(*log_odds_parts(logits.double() / self.temperature))
-
-    def quick(self, logits: Tensor) -> Tensor:
-        """By the sum of the other exponentials rather than its logarithm."""
-        rest = _rest(_shift(logits, self.temperature).exp2_())
-        left = rest / (1 + rest)
-        scale = _CLOSE * math.log(_CLOSE) / left.log()  # as in unsaturated
-        return torch.where(left < _CLOSE, scale, left).neg_().add_(1).masked_fill_(rest < _VANISHED, torch.nan)
 
 
 @SCORES.register('mls', 'largest logit (arXiv:1911.11132, arXiv:2110.06207)')
@@ -154,24 +133,20 @@ class Energy(LogitScore):
         """As the base class says."""
         return self.temperature * (logits.double() / self.temperature).logsumexp(1)
 
-    def quick(self, logits: Tensor) -> Tensor:
-        """Without taking off the largest: logits of several hundred T, either way, are the exception."""
-        total = logits.to(torch.float64, copy=True).mul_(_BITS / self.temperature).exp2_().sum(1)
-        return F.threshold(total, _VANISHED, 0.).log_().mul_(self.temperature)
-
 
 @SCORES.register('entropy', 'negative entropy of the softmax')
 class Entropy(LogitScore):
     """Sum over classes of p log p, in [-log K, 0]."""
 
-    arrays = 2
+    arrays = 3
 
     def of(self, logits: Tensor) -> Tensor:
         """As the base class says."""
-        shift = _shift(logits)
-        weight = shift.exp2()
-        rest = _rest(weight)
-        return weight.mul_(shift).sum(1).div_(_BITS) / (1 + rest) - rest.log1p()
+        below, rest = _gaps(logits.double())
+        below = below.nan_to_num_(neginf=-1e300)  # no weight, and 0 times infinity is not a number
+        total = rest.exp().log1p_()
+        value = total - (below.exp() * below).sum(1) / total.exp()
+        return -_ordered(value, (below + torch.log1p(-below)).logsumexp(1))
 
 
 @SCORES.register('gen', 'generalised entropy of the largest probabilities (GEN, CVPR 2023)')
@@ -183,7 +158,7 @@ class Gen(LogitScore):
         top: M; all classes where there are fewer.
     """
 
-    arrays = 2
+    arrays = 3
 
     def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
         if not 0 < gamma <= 1 or top < 1:
@@ -192,12 +167,11 @@ class Gen(LogitScore):
 
     def of(self, logits: Tensor) -> Tensor:
         """As the base class says."""
-        shift = _shift(logits)
-        weight = shift.exp2()
-        rest = _rest(weight)[:, None]
-        # 1 - p times the sum: of the largest what is left; of the others, none above a half, by subtraction.
-        other = torch.where(shift == 0, rest, (1 + rest) - weight)
-        terms = other.log2_().add_(shift).sub_(2 * _BITS * rest.log1p()).mul_(self.gamma).exp2_()
-        if self.top < terms.shape[1]:
-            terms = terms.gather(1, shift.topk(self.top, dim=1).indices)
-        return -terms.sum(1)
+        below, rest = _gaps(logits.double())
+        zero = torch.zeros_like(rest)
+        total = torch.logaddexp(zero, rest)
+        others = below if self.top > below.shape[1] else below.topk(self.top - 1, dim=1).values
+        others = others - total[:, None]  # log p, none above log 1/2
+        # Of the largest, p is 1 less the rest, which is small where the others are.
+        logs = torch.cat([(rest - 2 * total)[:, None], others + torch.log1p(-others.exp())], 1).mul_(self.gamma)
+        return -_ordered(logs.exp().sum(1), logs.logsumexp(1))

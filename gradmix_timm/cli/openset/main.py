@@ -1,18 +1,87 @@
-"""One command over several checkpoints, and what is written for each of several things to go to a folder of its own."""
+"""``python -m gradmix_timm.openset``: evaluate models on known and unknown classes; write results, figures, a report.
+
+One parser for all sub-commands; a command over several checkpoints runs once for each.
+"""
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from gradmix_timm.cli.errors import user_errors
+from gradmix_timm.cli.errors import ConsoleParser, user_errors
+from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
+from gradmix_timm.openset.reports.report import check_files, read_results
+from gradmix_timm.openset.runs import find_evaluations
 
-__all__ = ['own_folders', 'run_each']
+from .compare import add_compare
+from .corrupt import add_corrupt, draw_corrupt
+from .ood import add_ood
+from .osr import add_osr
+from .probe import add_probe, draw_probe
+
+__all__ = ['build_parser', 'main', 'own_folders']
+
+# What draws again the files of a command; osr and ood leave the same kind.
+_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe}
 
 
-def run_each(args: argparse.Namespace) -> int:
+def build_parser() -> argparse.ArgumentParser:
+    """The command's parser with a parser for each sub-command."""
+    parser = ConsoleParser(prog='gradmix-openset', description='How well a model tells known classes from unknown.')
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=ConsoleParser)
+    add_osr(commands)
+    report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
+                                 description='Draw figures and page again from results.json and arrays.npz.')
+    report.add_argument('folders', nargs='+', metavar='DIR',
+                        help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
+    report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
+    report.set_defaults(run=run_report)
+    add_ood(commands)
+    add_compare(commands)
+    add_corrupt(commands)
+    add_probe(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command."""
+    args = build_parser().parse_args(argv)
+    args.command_line = shlex.join(['gradmix-openset', *(sys.argv[1:] if argv is None else argv)])
+    return _run_each(args)
+
+
+# ---- report
+
+def run_report(args: argparse.Namespace) -> int:
+    """Figures and pages again, from files."""
+    with user_errors():
+        folders = find_evaluations(args.folders)
+        for folder in folders:
+            check_files(folder)
+        places = _places(folders, args.output)
+        for place in places:
+            check_output(place)
+    for folder, place in zip(folders, places, strict=True):
+        copy_files(folder, place)
+        _DRAW.get(read_results(place).get('command', ''), draw)(place)
+        print(place / REPORT)
+    return 0
+
+
+def _places(folders: Sequence[Path], output: str | None) -> list[Path]:
+    """Where each page goes: to its files, or below --output."""
+    if output is None:
+        return list(folders)
+    return [Path(output)] if len(folders) == 1 else own_folders(folders, output)
+
+
+# ---- several checkpoints
+
+def _run_each(args: argparse.Namespace) -> int:
     """Run a command for each of its checkpoints, in order.
 
     Args:

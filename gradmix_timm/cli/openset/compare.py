@@ -10,6 +10,7 @@ from typing import Any
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
@@ -29,8 +30,6 @@ from gradmix_timm.openset.reports.report import ARRAYS, read_arrays
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
-
-from .subject import check_output
 
 __all__ = ['add_compare', 'run_compare']
 
@@ -67,6 +66,9 @@ def run_compare(args: argparse.Namespace) -> int:
     """Read, compare, print, write; the page's path comes last."""
     folder = Path(args.output)
     with user_errors():
+        for name in ('by', 'scores', 'metrics'):
+            if getattr(args, name) == []:
+                raise UsageError(f'--{name}: got no name, expected one or more, as in --{name} A,B')
         check_output(folder)
         runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
         comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays, args.metrics)
@@ -93,7 +95,8 @@ def _with_scores(runs: list[Run], names: list[str] | None) -> list[Run]:
 
 
 def _arrays(run: Run) -> dict[str, Any] | None:
-    return read_arrays(run.folder) if (run.folder / ARRAYS).is_file() else None
+    scores = {score for score, _ in run.values if score}
+    return read_arrays(run.folder, scores) if (run.folder / ARRAYS).is_file() else None
 
 
 def _print(comparison: dict[str, Any], metrics: list[str]) -> None:

@@ -8,9 +8,10 @@ from PIL import Image
 
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.duplicates import Pair, closest_pairs
-from gradmix_timm.openset.judge import Subjects
+from gradmix_timm.openset.judge import EmbeddedSets
 
-from .outcome import thumbnail
+from .images import EvaluationImages
+from .mistakes import thumbnail
 
 __all__ = ['find_duplicates']
 
@@ -20,32 +21,29 @@ _ALIKE = 0.99
 _SHOWN, _LISTED = 8, 100
 
 
-def find_duplicates(subjects: Subjects, known: CutDataset, train: CutDataset | None, held: CutDataset | None,
-                    unknown: Any, count: int) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+def find_duplicates(sets: EmbeddedSets, images: EvaluationImages, count: int,
+                    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Pairs of an unknown image and the known one nearest by features; whether their pixels are the same.
 
     The same pixels give the same features but for rounding, so that a copy is the nearest; in a net whose features have
     collapsed, another image may lie as near and hide it.
 
     Args:
-        subjects: Embeddings of all sets; training images take part where a score has them read.
-        known: Known test images.
-        train: Known training images, without those held out; None where there are none.
-        held: Known training images that were held out; None where there are none.
-        unknown: Unknown images, with ``picture(row)`` and ``filename(row)``.
+        sets: Embeddings; training images take part if a score has them read.
+        images: The same sets.
         count: Pairs whose pixels are compared; 0: nothing is looked at.
 
     Returns:
         The block ``duplicates`` of results.json, or None; thumbnails of the closest pairs for mistakes.json.
     """
-    sets: dict[str, tuple[CutDataset, Any]] = {'test': (known, subjects.known)}
-    for name, cut, part in (('train', train, subjects.train), ('held-out', held, subjects.validation)):
-        if cut is not None and part is not None:
-            sets[name] = (cut, part)
-    pairs = closest_pairs({name: part for name, (_, part) in sets.items()}, subjects.unknown, count) if count else []
+    unknown: Any = images.unknown
+    known = {'test': (images.known, sets.known), 'train': (images.train, sets.train),
+             'held-out': (images.held_out, sets.held_out)}
+    parts = {name: part for name, (cut, part) in known.items() if cut is not None and part is not None}
+    cuts = {name: cut for name, (cut, part) in known.items() if cut is not None and part is not None}
+    pairs = closest_pairs(parts, sets.unknown, count) if count else []
     if not pairs:
         return None, []
-    cuts = {name: cut for name, (cut, _) in sets.items()}
     alike = [pair for pair in pairs if pair.cosine >= _ALIKE]
     same = [pair for pair in alike if _same_pixels(unknown.picture(pair.unknown), cuts[pair.part].picture(pair.known))]
     block = {

@@ -1,0 +1,53 @@
+"""``openset osr``: known and unknown classes of one data set, by protocol."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.evaluation.opening import open_split, plan_split
+from gradmix_timm.evaluation.steps import evaluate_images
+
+from .flags import (
+    add_evaluation_flags,
+    add_model_flags,
+    build_model,
+    flag_errors,
+    options_of,
+    output_folder,
+    read_checkpoint,
+    settings_of,
+)
+from .table import print_results, score_bar
+
+__all__ = ['add_osr', 'run_osr']
+
+
+def add_osr(commands: Any) -> None:
+    """Register the sub-command.
+
+    Args:
+        commands: Of ``add_subparsers``.
+    """
+    osr = commands.add_parser('osr', help='known and unknown classes of one data set, by protocol',
+                              description='Judge a checkpoint on the known and unknown classes of its protocol.')
+    add_model_flags(osr)
+    add_evaluation_flags(osr, 'osr')
+    osr.set_defaults(run=run_osr)
+
+
+def run_osr(args: argparse.Namespace) -> int:
+    """Open, evaluate, print the table, write the files; the report's path comes last."""
+    with flag_errors(args):
+        settings, options = settings_of(args), options_of(args)
+        loaded = read_checkpoint(args)
+        split = plan_split(options, loaded.record if loaded is not None else None)
+        folder = output_folder(args, 'osr')
+        model = build_model(args, settings, loaded, len(split.known))
+        images = open_split(options, loaded, split, model.reading())
+        with score_bar(settings.scores) as on_score:
+            # A broken image or weights that give NaN are the user's to fix as well.
+            evaluation = evaluate_images(model, images, on_score=on_score, command=args.command_line)
+    print_results(evaluation.results)
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
+    return 0

@@ -1,0 +1,91 @@
+"""``gradmix-openset probe``: what frozen features are worth, by a linear, a nearest-neighbour and few-shot probes."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.cli.config_file import words
+from gradmix_timm.evaluation.folder import REPORT, draw_plain, write_files
+from gradmix_timm.evaluation.opening import named_split, open_split
+from gradmix_timm.evaluation.probing import PROBES, ProbeOptions, evaluate_probes
+from gradmix_timm.openset.reports.probe_report import (
+    probe_csv,
+    probe_figures,
+    probe_latex,
+    probe_line,
+    probe_markdown,
+    probe_table,
+    render_probe,
+)
+from gradmix_timm.openset.reports.report import read_results
+
+from .flags import (
+    add_model_flags,
+    build_model,
+    flag_errors,
+    options_of,
+    output_folder,
+    read_checkpoint,
+    settings_of,
+)
+
+__all__ = ['add_probe', 'draw_probe', 'run_probe']
+
+
+def add_probe(commands: Any) -> None:
+    """Register the sub-command.
+
+    Args:
+        commands: Of ``add_subparsers``.
+    """
+    probe = commands.add_parser(
+        'probe', help='linear, nearest-neighbour and few-shot probes of frozen features',
+        description='Fit probes on frozen features of training images; judge them once on the test images.')
+    add_model_flags(probe)
+    add = probe.add_argument_group('Probes').add_argument
+    add('--probes', type=words, default=list(PROBES), metavar='A,B,...', help='(default: linear,knn,few-shot)')
+    add('--shots', type=words, default=['1', '5', '10'], metavar='1,5,10', help='(default: 1,5,10)')
+    add('--draws', type=int, default=10, metavar='N', help='few-shot draws of each size (default: 10)')
+    add('--knn-k', type=int, metavar='N', help='neighbours (default: 20; 200 for half a million images)')
+    add('--held-out', type=float, default=0.2, metavar='SHARE',
+        help='of the training images, to choose the penalty on, where the checkpoint held none out (default: 0.2)')
+    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
+    add('--seed', type=int, default=0, metavar='N', help='of held-out images, draws and resamples (default: 0)')
+    add('--output', metavar='DIR', help='(default: the folder probe beside the checkpoint)')
+    probe.set_defaults(run=run_probe)
+
+
+def run_probe(args: argparse.Namespace) -> int:
+    """Embed, fit, evaluate, print the table, write the files; the report's path comes last."""
+    with flag_errors(args):
+        settings, options, chosen = settings_of(args), options_of(args), _probes_of(args)
+        folder = output_folder(args, 'probe')
+        loaded = read_checkpoint(args)
+        model = build_model(args, settings, loaded, None)  # features are read: the head need not fit the classes
+        split = named_split(options, loaded.record if loaded is not None else None)
+        images = open_split(options, loaded, split, model.reading(), unknown_needed=False, train_needed=True)
+        results, arrays = evaluate_probes(model, images, chosen, args.command_line)
+    write_files(folder, results, {
+        'results.csv': probe_csv(results), 'results.md': probe_markdown(results),
+        'results.tex': probe_latex(results)}, arrays)
+    draw_probe(folder)
+    print(f'\n{probe_line(results)}\n\n{probe_table(results)}')
+    for name, reason in results['not_served'].items():
+        print(f'not served: {name}: {reason}')
+    for warning in results['warnings']:
+        print(f'warning: {warning}')
+    print(folder / REPORT)
+    return 0
+
+
+def _probes_of(args: argparse.Namespace) -> ProbeOptions:
+    if any(not part.isdecimal() for part in args.shots):
+        raise ValueError(f'shots={",".join(args.shots)}: expected training images of a class, as in 1,5,10')
+    return ProbeOptions(probes=args.probes, shots=[int(part) for part in args.shots], draws=args.draws,
+                        knn_k=args.knn_k, held_out=args.held_out)
+
+
+def draw_probe(folder: Path) -> None:
+    """Figures and page, from files."""
+    draw_plain(folder, probe_figures(read_results(folder)), render_probe)

@@ -1,0 +1,92 @@
+"""The one way an image file is opened: raster formats alone, regular files, within a limit of pixels."""
+from __future__ import annotations
+
+import os
+import stat
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+__all__ = ['MAX_PIXELS', 'expected_files', 'image_extensions', 'image_formats', 'open_image', 'open_regular']
+
+# Pillow knows more: EPS and PDF start Ghostscript, others are icons, stubs, films or formats that hold no photograph.
+# HEIF and JXL are those of plugins, where the user has registered one. TGA comes last, it has no mark to be told by.
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'TIFF', 'GIF', 'PPM', 'AVIF', 'JPEG2000', 'QOI', 'PCX', 'HEIF', 'JXL',
+            'TGA')
+_USUAL = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif')
+#: An image of more pixels is refused before it is decoded: Pillow's own limit, which a program may have lifted.
+MAX_PIXELS = 178_956_970
+
+
+@cache
+def image_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read here, those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+@cache
+def image_extensions() -> tuple[str, ...]:
+    """Extensions of those formats, in lower case, with their dot; the usual ones first.
+
+    Example:
+        >>> {'.jpg', '.png', '.webp', '.tif', '.bmp'} <= set(image_extensions()), '.eps' in image_extensions()
+        (True, False)
+    """
+    formats = image_formats()
+    ends = {end for end, name in Image.registered_extensions().items() if name in formats}
+    return tuple(sorted(ends, key=lambda end: (_USUAL.index(end) if end in _USUAL else len(_USUAL), end)))
+
+
+def expected_files() -> str:
+    """What is looked for, for messages.
+
+    Example:
+        >>> expected_files()
+        '.png, .jpg, .jpeg, .webp, .bmp, .tif, .tiff, .gif, ...'
+    """
+    return f'{", ".join(image_extensions()[:len(_USUAL)])}, ...'
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file for reading; a pipe or a device of that name is refused rather than waited for.
+
+    Raises:
+        ValueError: It is no regular file.
+        OSError: It cannot be read.
+    """
+    file = open(path, 'rb', opener=_open_at_once)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError('it is no regular file')
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))
+
+
+def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """An image, opened but not decoded; a context manager.
+
+    Args:
+        file: Path, or a file that is open for reading.
+
+    Raises:
+        ValueError: No regular file, or more than :data:`MAX_PIXELS` pixels.
+        OSError: None of :func:`image_formats`, or a file that cannot be read.
+    """
+    opened = open_regular(Path(file)) if isinstance(file, str | os.PathLike) else file
+    try:
+        image = Image.open(opened, formats=image_formats())
+    except BaseException:
+        if opened is not file:
+            opened.close()
+        raise
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f'it has {width} x {height} pixels, more than {MAX_PIXELS:,}')
+    return image

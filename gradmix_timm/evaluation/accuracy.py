@@ -1,0 +1,111 @@
+"""The closed-set accuracy that a model should have, checked before anything is said of unknowns.
+
+A wrong mean, crop or class order costs accuracy first; figures of unknowns from such a model look like any others.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmix_timm.checkpoint import Loaded
+from gradmix_timm.data import CutDataset
+from gradmix_timm.data.recode import Recoded
+from gradmix_timm.records import Embeddings
+
+__all__ = ['GATES', 'SLACK', 'accuracy_block', 'as_stored', 'check_accuracy', 'recorded_top1']
+
+#: What to do about a model that is less accurate than its reference: raise, warn, or not look.
+GATES = ('refuse', 'warn', 'off')
+#: How far below the reference the accuracy may lie: one point.
+SLACK = 0.01
+
+
+def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, source: str) -> dict[str, Any]:
+    """Refuse an accuracy more than one point (and more than one image) below the reference.
+
+    Args:
+        correct: Which images were named rightly, bool [N].
+        reference: Accuracy that was reached before, in [0, 1].
+        where: What the images are, for the message.
+        source: Where the reference is from.
+
+    Returns:
+        For results.json: 'reference', 'measured', 'n', 'source'.
+
+    Raises:
+        ValueError: With what may be wrong and what to type.
+
+    Example:
+        >>> check_accuracy(np.arange(200) < 150, 0.76, 'test images', 'a paper')['measured']
+        0.75
+    """
+    measured, count = float(np.mean(correct)), len(correct)
+    missing = reference - measured
+    # One image of few is more than a point, and rounding in another device's arithmetic may turn one.
+    if missing > SLACK + 1e-9 and missing * count > 1 + 1e-6:
+        raise ValueError(
+            f'closed-set accuracy is {measured:.2%} on {count} {where}, and {source} says {reference:.2%}: '
+            'preprocessing, data or class order are not those of the reference, and figures of unknowns would mean '
+            "nothing; see data_dir=DIR, img_size=N, known_classes=A,B,... and the checkpoint, or pass gate='off'")
+    return {'reference': reference, 'measured': measured, 'n': count, 'source': source}
+
+
+def recorded_top1(loaded: Loaded | None) -> float | None:
+    """Closed-set accuracy, in [0, 1], that a checkpoint had on its held-out images; None if it does not say."""
+    if loaded is None or loaded.metric is None or (loaded.args or {}).get('eval_metric') != 'top1':
+        return None
+    return loaded.metric / 100
+
+
+def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | None, known: Embeddings,
+                   held_out: Callable[[], Embeddings | None]) -> dict[str, Any] | None:
+    """The block ``accuracy_gate`` of results.json.
+
+    Args:
+        gate: One of :data:`GATES`.
+        reference_top1: Percent that the model should reach on the known test images; None: what the checkpoint had on
+            its held-out images.
+        loaded: The checkpoint, or None.
+        known: Of the known test images.
+        held_out: Gives the embeddings of the held-out images as training read them, if there are any.
+
+    Returns:
+        None if nothing says what the accuracy should be.
+
+    Raises:
+        ValueError: With ``gate='refuse'`` a model that is less accurate.
+    """
+    if gate == 'off':
+        return {'source': 'switched off'}
+    if reference_top1 is not None:
+        return check_accuracy(_right(known), reference_top1 / 100, 'known test images',
+                              f'reference_top1={reference_top1:g}')
+    reference = recorded_top1(loaded)
+    held = None if reference is None else held_out()
+    if reference is None or held is None:
+        return None
+    right = _right(held)
+    try:
+        return check_accuracy(right, reference, 'training images that were held out', 'the checkpoint')
+    except ValueError:
+        if gate == 'refuse':
+            raise
+        return {'reference': reference, 'measured': float(right.mean()), 'n': len(right), 'source': 'the checkpoint',
+                'warning': f'closed-set accuracy is {right.mean():.2%} on {len(right)} training images that were held '
+                           f'out, and the checkpoint says {reference:.2%}: preprocessing or data are not those of its '
+                           'training, and the figures are not its (see --img-size, --data-dir, --amp)'}
+
+
+def as_stored(images: CutDataset | None) -> CutDataset | None:
+    """Images without the codec that an evaluation reads them through: as training read them."""
+    if images is None or not isinstance(images.source, Recoded):
+        return images
+    return CutDataset(images.source.inner, images.indices, images.targets, images.classes)
+
+
+def _right(embeddings: Embeddings) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = (embeddings.logits.argmax(1) == embeddings.label).numpy()
+    return right

@@ -1,0 +1,122 @@
+"""The folder of an evaluation: files written whole, results.json last; figures and page drawn from them."""
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmix_timm.checkpoint import atomic_path, write_atomic
+from gradmix_timm.openset.reports.report import (
+    FIGURES,
+    RESULTS,
+    draw_figures,
+    mixes_folder,
+    read_arrays,
+    read_results,
+    render_report,
+)
+from gradmix_timm.openset.results import MIXES
+
+__all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
+           'write_files']
+
+REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is computed.
+
+    Raises:
+        ValueError: With the part of the path that stands in the way.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f'output={folder}: {existing} is a file, expected a folder; choose another, output=DIR')
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f'output={folder}: no right to write in {existing}; choose another folder, output=DIR')
+
+
+def write_files(folder: Path, results: Mapping[str, Any], texts: Mapping[str, str],
+                arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None) -> None:
+    """Everything that a report is drawn from, each file whole or not at all; results.json last.
+
+    Names of files or classes that are not UTF-8 are written with escapes.
+
+    Args:
+        folder: Made if it is missing.
+        results: Of results.json; infinities become null.
+        texts: File name to content.
+        arrays: Name of an .npz file to its arrays.
+        figures: File name below ``figures`` to PNG.
+    """
+    content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
+    encoded = {name: text.encode('utf-8', 'backslashreplace') for name, text in {**texts, RESULTS: content}.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, parts in arrays.items():
+        with atomic_path(folder / name) as temporary:
+            np.savez_compressed(temporary, **parts)  # type: ignore[arg-type]  # names hold no keyword of it
+    for name, png in (figures or {}).items():
+        write_atomic(folder / FIGURES / name, png)
+    for name, text in encoded.items():
+        write_atomic(folder / name, text)
+
+
+def draw(folder: Path) -> None:
+    """Figures and page of known against unknown, from the files and the mixes of the run."""
+    results = read_results(folder)
+    for name, png in draw_figures(results, read_arrays(folder)).items():
+        write_atomic(folder / FIGURES / name, png)
+    _write_page(folder, render_report(folder))
+
+
+def draw_plain(folder: Path, figures: Mapping[str, bytes],
+               render: Callable[[Mapping[str, Any], Mapping[str, bytes]], str]) -> None:
+    """Write figures and the page of an evaluation that has no knowns against unknowns.
+
+    Args:
+        folder: Of its files.
+        figures: PNG by name; others that lie in the folder are shown as well.
+        render: The page from the results and all figures.
+    """
+    for name, png in figures.items():
+        write_atomic(folder / FIGURES / name, png)
+    images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
+    _write_page(folder, render(read_results(folder), images))
+
+
+def copy_files(folder: Path, place: Path) -> None:
+    """Files, figures and mixes of an evaluation to another folder, if it is another; results.json last."""
+    if folder.resolve() == place.resolve():
+        return
+    copy_mixes(mixes_folder(folder), place)
+    files = [path for path in (*folder.iterdir(), *folder.glob(f'{FIGURES}/*.png')) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == RESULTS):
+        write_atomic(place / path.relative_to(folder), path.read_bytes())
+
+
+def copy_mixes(run_folder: Path | None, folder: Path) -> None:
+    """What a training run's mixer made, beside an evaluation that does not lie in the run's folder."""
+    if run_folder is None or run_folder.resolve() in (folder.resolve(), folder.resolve().parent):
+        return
+    for name in ('mixes.png', MIXES):
+        if (run_folder / name).is_file():
+            write_atomic(folder / name, (run_folder / name).read_bytes())
+
+
+def _write_page(folder: Path, page: str) -> None:
+    write_atomic(folder / REPORT, page.encode('utf-8', 'backslashreplace'))
+
+
+def finite(value: Any) -> Any:
+    """JSON has no infinities; they become null."""
+    if isinstance(value, Mapping):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,155 @@
+"""The images of an evaluation, opened but not read: known, unknown, training, held out; none of them in two parts."""
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmix_timm.data import ClassSplit, Codec, CutDataset, recode
+from gradmix_timm.data.identity import check_apart
+
+__all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
+
+_logger = logging.getLogger(__name__)
+# Share of test images that may repeat training images: published sets have a few such.
+_STRAY = 0.01
+
+
+@dataclass(frozen=True)
+class UnknownImages:
+    """Unknown images of one data set or of several; rows are counted through all of them.
+
+    Attributes:
+        sets: Name to images, targets -1; one set named '' holds the unknown classes of the known images' data set.
+        label: Positions in the split's unknown classes (of named sets: in the names), int64 [M].
+        facts: Of named sets: what results.json says of each besides its figures.
+    """
+
+    sets: Mapping[str, CutDataset]
+    label: NDArray[np.int64]
+    facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def named(cls, sets: Mapping[str, CutDataset], facts: Mapping[str, dict[str, Any]]) -> UnknownImages:
+        """Whole data sets of unknown images, each a class and a group of its own."""
+        sizes = [len(images) for images in sets.values()]
+        return cls(sets, np.repeat(np.arange(len(sizes)), sizes), facts)
+
+    def parts(self) -> Iterator[tuple[str, CutDataset, int]]:
+        """Name, images and first row of each set."""
+        start = 0
+        for name, images in self.sets.items():
+            yield name, images, start
+            start += len(images)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sets.values()))
+
+    def _find(self, row: int) -> tuple[CutDataset, int]:
+        for _, images, start in self.parts():
+            if row < start + len(images):
+                return images, row - start
+        raise IndexError(row)
+
+    def picture(self, row: int) -> Any:
+        """An image as it lies in its data set."""
+        images, place = self._find(row)
+        return images.picture(place)
+
+    def filename(self, row: int) -> str:
+        """Name of an image's file."""
+        images, place = self._find(row)
+        return images.filename(place)
+
+
+@dataclass(frozen=True)
+class EvaluationImages:
+    """Everything that an evaluation looks at.
+
+    Attributes:
+        known: Test images of known classes; targets are positions in ``split.known``, some of which may have none.
+        split: Known and unknown classes; of named unknown sets their names.
+        unknown: Test images of unknown classes; None where every class is known.
+        train: Training images of known classes, without those held out; None where there are none.
+        held_out: Training images that training held out, or None.
+        source: Where all of them are, for the manifest.
+        apart: Whether test and training images were compared already.
+
+    Raises:
+        ValueError: Test images that are training images, by path or by content.
+    """
+
+    known: CutDataset
+    split: ClassSplit
+    unknown: UnknownImages | None = None
+    train: CutDataset | None = None
+    held_out: CutDataset | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what would be evaluated on its own training images."""
+        for images in (self.train, self.held_out):
+            if images is None or self.apart:
+                continue
+            shared = self._shared(images)
+            if shared:
+                self.source['in_training'] = shared
+                _logger.warning(f'{shared}; so few are left in, as published sets have them')
+        object.__setattr__(self, 'apart', True)
+
+    def _shared(self, images: CutDataset) -> str:
+        """Words for the few test images that ``images`` holds too, '' if there are none; more are refused."""
+        remedy = ('a model knows what it was trained on; name two splits, train_split=NAME and test_split=NAME, or '
+                  'another data_dir=DIR')
+        theirs, ours = (getattr(part, 'digests', None) for part in (images, self.known))
+        if theirs is None and ours is None:
+            found = check_apart(images, self.known, remedy)
+            return found.describe() if found else ''
+        if theirs is None or ours is None:
+            return ''  # files on one side, tensors on the other
+        there = set(theirs)
+        count = sum(digest in there for digest in ours)
+        message = f'{count} of the {len(ours)} test images are training images, pixel by pixel'
+        if count > _STRAY * len(ours):
+            raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
+        return message if count else ''
+
+    def cuts(self) -> dict[str, CutDataset]:
+        """Sets of images by what they serve for, as the manifest counts them."""
+        cuts = {'train': self.train, 'validation': self.held_out, 'known': self.known}
+        if self.unknown is not None:
+            cuts |= {name or 'unknown': images for name, images in self.unknown.sets.items()}
+        return {name: images for name, images in cuts.items() if images is not None}
+
+    @property
+    def pictured(self) -> bool:
+        """Whether a picture can be shown of every image: not of a caller's batches in an order of their own."""
+        return all(getattr(images, 'pictured', True) for images in self.cuts().values())
+
+    def recoded(self, codec: Codec | None) -> EvaluationImages:
+        """The known images, read through a codec first."""
+        if codec is None:
+            return self
+        train, held = (None if images is None else recode(images, codec) for images in (self.train, self.held_out))
+        return replace(self, known=recode(self.known, codec), train=train, held_out=held)
+
+
+def thinned(images: CutDataset, most: int | None) -> CutDataset:
+    """At most so many rows, spread evenly: of every class where they lie class by class."""
+    if most is None or len(images) <= most:
+        return images
+    return images.rows(np.linspace(0, len(images) - 1, most).round().astype(int))
+
+
+def list_hash(images: CutDataset, names: Sequence[str] | None = None) -> str:
+    """SHA-256 of the names and labels of images, in order: the same list gives the same."""
+    digest = hashlib.sha256()
+    for name, target in zip(names or images.filenames(), images.targets, strict=True):
+        digest.update(f'{name}\t{target}\n'.encode('utf-8', 'surrogateescape'))
+    return digest.hexdigest()

@@ -1,0 +1,214 @@
+"""What an evaluation finds: metrics of every score, predictions of every image; saved to a folder and loaded again."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.report import (
+    ARRAYS,
+    MISTAKES,
+    closed_set_line,
+    read_arrays,
+    read_results,
+    results_csv,
+    results_markdown,
+    score_table,
+)
+from gradmix_timm.openset.reports.tables import csv_text, without_guard
+from gradmix_timm.openset.results import read_mistakes
+
+from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite, write_files
+
+__all__ = ['Evaluation', 'Predictions']
+
+_TEXT = ('file', 'label', 'predicted')
+
+
+class Predictions(Sequence[dict[str, Any]]):
+    """One row an image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
+
+    A sequence of dicts, kept by column; ``pandas.DataFrame(predictions.columns)`` takes it as it is.
+
+    Args:
+        columns: Name to values, all of one length. ``label`` is the true class (of named unknown sets their name),
+            ``predicted`` the most probable known class, ``probability`` its softmax.
+
+    Example:
+        >>> rows = Predictions({'file': ['a.png'], 'label': ['cat'], 'known': [True], 'predicted': ['dog'],
+        ...                     'probability': [0.5], 'mls': [1.25]})
+        >>> rows[0]['predicted'], len(rows)
+        ('dog', 1)
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self.columns = dict(columns)
+
+    def __len__(self) -> int:
+        return len(self.columns['file'])
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        return {name: values[index] for name, values in self.columns.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for values in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, values, strict=True))
+
+    def __repr__(self) -> str:
+        return f'Predictions({len(self)} images; {", ".join(self.columns)})'
+
+    def to_csv(self) -> str:
+        """The text of predictions.csv; numbers with all their digits."""
+        return csv_text(self, list(self.columns))
+
+    @classmethod
+    def read_csv(cls, path: Path) -> Predictions:
+        """The rows of predictions.csv.
+
+        Raises:
+            ValueError: Another kind of file.
+        """
+        with open(path, encoding='utf-8', newline='') as file:
+            rows = list(csv.reader(file))
+        if not rows or rows[0][:5] != ['file', 'label', 'known', 'predicted', 'probability']:
+            raise ValueError(f'{path} does not begin with the columns file, label, known, predicted, probability')
+        columns: dict[str, list[Any]] = {name: list(values) for name, values in zip(
+            rows[0], zip(*rows[1:], strict=True) if rows[1:] else [()] * len(rows[0]), strict=True)}
+        try:
+            for name, values in columns.items():
+                if name == 'known':
+                    columns[name] = [value == 'True' for value in values]
+                else:
+                    columns[name] = [without_guard(value) if name in _TEXT else float(value) for value in values]
+        except ValueError as error:
+            raise ValueError(f'{path}: {error} in column {name}') from error
+        return cls(columns)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of known against unknown images.
+
+    Attributes:
+        results: Everything of results.json; docs/results.md describes it.
+        arrays: Of each image: knownness by score, answers, labels; see docs/results.md.
+        predictions: One row an image.
+        mistakes: Thumbnails for the report.
+    """
+
+    results: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+    predictions: Predictions
+    mistakes: dict[str, Any]
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Score to its metrics, fractions in [0, 1]: ``scores['mls']['auroc']``, ``['auroc_ci']``, ..."""
+        return self.results['scores']  # type: ignore[no-any-return]
+
+    @property
+    def closed_set(self) -> dict[str, Any]:
+        """Accuracy on the known classes: ``top1``, ``top1_ci``."""
+        return self.results['closed_set']  # type: ignore[no-any-return]
+
+    @property
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """Parts of the unknown images, or their data sets, to the same metrics."""
+        return self.results['groups']  # type: ignore[no-any-return]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Scores that could not be served, with the reason."""
+        return self.results['not_served']  # type: ignore[no-any-return]
+
+    def table(self) -> str:
+        """Accuracy and one row a score, in percent; Markdown, readable in a terminal."""
+        return f'{closed_set_line(self.results)}\n\n{score_table(self.results)}'
+
+    def __repr__(self) -> str:
+        return f'Evaluation of {self.results["checkpoint"]}\n{self.table()}'
+
+    def _repr_html_(self) -> str:
+        heads, _, *rows = ([cell.strip() for cell in line.strip('|').split('|')]
+                           for line in score_table(self.results).splitlines())
+        body = ''.join(f'<tr>{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>' for row in rows)
+        head = ''.join(f'<th>{escape(cell)}</th>' for cell in heads)
+        return (f'<p>{escape(closed_set_line(self.results))}</p><table><thead><tr>{head}</tr></thead>'
+                f'<tbody>{body}</tbody></table>')
+
+    def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
+        """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
+
+        Args:
+            folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
+            run_folder: Of the training run, whose picture of mixes the report shows; not needed if ``folder`` lies in
+                it.
+
+        Returns:
+            Path of the report.
+
+        Raises:
+            ValueError: A folder that cannot be written.
+        """
+        folder = Path(folder)
+        check_output(folder)
+        write_files(folder, self.results, {
+            MISTAKES: json.dumps(finite(self.mistakes)) + '\n', 'results.csv': results_csv(self.results),
+            'results.md': results_markdown(self.results), 'results.tex': results_latex(self.results),
+            PREDICTIONS: self.predictions.to_csv()}, {ARRAYS: self.arrays})
+        copy_mixes(None if run_folder is None else Path(run_folder), folder)
+        draw(folder)
+        return folder / REPORT
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Evaluation:
+        """The evaluation of :meth:`save`, or of ``openset osr`` and ``ood``.
+
+        Raises:
+            ValueError: Files that are missing or are something else.
+        """
+        folder = Path(folder)
+        results, arrays = cast(dict[str, Any], read_results(folder)), read_arrays(folder)
+        for name in (PREDICTIONS, MISTAKES):
+            if not (folder / name).is_file():
+                raise ValueError(f'no {name} in {folder}; evaluate again: `openset osr`, or evaluate(...).save(folder)')
+        mistakes = cast(dict[str, Any], read_mistakes(folder))
+        return cls(results, arrays, Predictions.read_csv(folder / PREDICTIONS), mistakes)
+
+
+def predictions_of(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], files: Sequence[str],
+                   probability: Mapping[str, NDArray[np.float64]]) -> Predictions:
+    """The rows of an evaluation, from its arrays.
+
+    Args:
+        results: Of results.json.
+        arrays: Of arrays.npz.
+        files: Of the known images that could be read, then of the unknown.
+        probability: Softmax of each image's answer, by side.
+    """
+    sides = ('known', 'unknown')
+    columns: dict[str, Sequence[Any]] = {
+        'file': list(files),
+        'label': [results[f'{side}_classes'][place] for side in sides for place in arrays[f'{side}_label'].tolist()],
+        'known': [side == 'known' for side in sides for _ in arrays[f'{side}_label']],
+        'predicted': [results['known_classes'][place] for side in sides for place in arrays[f'{side}_pred'].tolist()],
+        'probability': np.concatenate([probability[side] for side in sides]).tolist()}
+    columns |= {name: np.concatenate([arrays[f'{side}/{name}'] for side in sides]).tolist()
+                for name in results['scores']}
+    return Predictions(columns)

@@ -1,0 +1,121 @@
+"""What may be chosen about an evaluation, apart from the model and the images; checked where it is made."""
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from gradmix_timm.openset.judge import check_names
+
+__all__ = ['DataOptions', 'EvaluationSettings', 'check_counts']
+
+_ZERO_IS_NONE = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map', 'duplicates', 'made_seed')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSettings:
+    """Settings of an evaluation.
+
+    Attributes:
+        scores: Names; None: all that are registered, those that cannot be served left out with their reason.
+        bootstrap: Resamples for the intervals; 0: none.
+        seed: Of the resamples, of folds and of figures.
+        batch_size: Images at a time.
+        workers: Loader processes; None: by the number of images, at most 4.
+        amp_dtype: torch.bfloat16 or torch.float16: run the model in mixed precision; None: full.
+        channels_last: Memory format of the images.
+        skip_bad: Leave out images that cannot be read, and name them, rather than raise.
+        cache: Folder that keeps embeddings: a second run reads them, one cut short goes on.
+        trivial_images: Images of each set whose brightness, sharpness, ... are compared; 0: none.
+        duplicates: Unknown images nearest to a known one whose pixels are compared; 0: none.
+        feature_map: Images in the figure of the features; 0: none.
+        sensitivity: Whether to score again with other settings of each score.
+
+    Raises:
+        ValueError: A score that is not registered, or a number out of range, named as here.
+    """
+
+    scores: tuple[str, ...] | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+    batch_size: int = 128
+    workers: int | None = None
+    amp_dtype: torch.dtype | None = None
+    channels_last: bool = False
+    skip_bad: bool = False
+    cache: str | None = None
+    trivial_images: int = 500
+    duplicates: int = 1000
+    feature_map: int = 1000
+    sensitivity: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything is opened."""
+        if self.scores is not None:
+            if isinstance(self.scores, str):
+                object.__setattr__(self, 'scores', (self.scores,))
+            object.__setattr__(self, 'scores', tuple(self.scores))
+            if not self.scores:
+                raise ValueError('scores=(): name one score or more; None stands for all')
+            check_names(self.scores)
+        if self.amp_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f'amp_dtype={self.amp_dtype}: expected torch.bfloat16, torch.float16 or None')
+        check_counts(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataOptions:
+    """What is said of the data over what a checkpoint recorded; None: as recorded.
+
+    Attributes:
+        data_dir: Folder or tar.
+        dataset: timm's data set name, or 'sklearn/digits'; '' for class folders.
+        train_split: Split with the training images.
+        test_split: Split that is evaluated.
+        class_map: File of class name to label, as in training.
+        known_classes: Names in head order; all others are unknown.
+        osr_protocol: A protocol's name or a YAML file, in place of ``known_classes``.
+        osr_trial: Of the protocol; None: 0.
+        osr_family: Whose trials; None: the protocol's own.
+        unknown_dataset: Data set of the unknown classes, for protocols whose unknowns are of another.
+        unknown_data_dir: Its folder.
+    """
+
+    data_dir: str | None = None
+    dataset: str | None = None
+    train_split: str | None = None
+    test_split: str | None = None
+    class_map: str = ''
+    known_classes: tuple[str, ...] | None = None
+    osr_protocol: str | None = None
+    osr_trial: int | None = None
+    osr_family: str | None = None
+    unknown_dataset: str | None = None
+    unknown_data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse choices that exclude each other or would be ignored."""
+        if self.osr_protocol and self.known_classes:
+            raise ValueError('osr_protocol=NAME and known_classes=A,B,... both say which classes are known; give one')
+        for name in ('osr_trial', 'osr_family'):
+            if getattr(self, name) is not None and not self.osr_protocol:
+                raise ValueError(f'{name}={getattr(self, name)} chooses among the trials of a protocol; add '
+                                 'osr_protocol=NAME, or leave it out')
+        if self.osr_trial is not None and self.osr_trial < 0:
+            raise ValueError(f'osr_trial={self.osr_trial}: expected 0 or more')
+
+
+def check_counts(settings: Any) -> None:
+    """Refuse counts below their least value: 1, or 0 where that stands for none.
+
+    Args:
+        settings: A dataclass; only its whole numbers are looked at.
+
+    Raises:
+        ValueError: With the field's name.
+    """
+    for field in fields(settings):
+        value, least = getattr(settings, field.name), 0 if field.name in _ZERO_IS_NONE else 1
+        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+            raise ValueError(f'{field.name}={value}: expected {least} or more')

@@ -1,0 +1,108 @@
+"""One evaluation of known against unknown images in running order: check, embed, score, measure."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
+from gradmix_timm.openset.near_far import set_means
+from gradmix_timm.openset.reports.feature_map import project_features
+from gradmix_timm.openset.sensitivity import sensitivity
+from gradmix_timm.records import Embeddings
+
+from .accuracy import accuracy_block, as_stored
+from .duplicates import find_duplicates
+from .images import EvaluationImages, UnknownImages
+from .manifest import identity, manifest
+from .mistakes import find_mistakes
+from .model import EvaluatedModel
+from .pixels import trivial_blocks
+from .result import Evaluation, predictions_of
+
+__all__ = ['evaluate_images']
+
+
+def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: str = 'warn',
+                    reference_top1: float | None = None, on_score: Callable[[str], None] = lambda _: None,
+                    command: str = '') -> Evaluation:
+    """Embed every set once, score, measure.
+
+    Args:
+        model: What is evaluated.
+        images: With unknown ones.
+        gate: What to do about a model that is less accurate than its reference: 'refuse' (before any unknown image is
+            read), 'warn', 'off'.
+        reference_top1: Percent that it should reach on the known test images; None: what the checkpoint had on its
+            held-out images.
+        on_score: Called with each score's name as its turn comes.
+        command: For the manifest.
+
+    Raises:
+        ValueError: Images that cannot be read, NaN among the logits, a score asked for by name that cannot be served.
+    """
+    began, settings, split = time.monotonic(), model.settings, images.split
+    assert images.unknown is not None
+    known = model.embed(images.known, 'known test images')
+    held: Embeddings | None = None
+
+    def held_as_trained() -> Embeddings | None:
+        nonlocal held
+        stored = as_stored(images.held_out)
+        found = None if stored is None else model.embed(stored, 'held-out images')
+        held = found if stored is images.held_out else held
+        return found
+
+    accuracy = accuracy_block(gate, reference_top1, model.loaded, known, held_as_trained)
+    if held is None and images.held_out is not None:
+        held = model.embed(images.held_out, 'held-out images')
+    fitted = needs_train(settings.scores) and images.train is not None
+    train = model.embed(images.train, 'known training images') if fitted and images.train is not None else None
+    unknown = _embed_unknown(model, images.unknown)
+    seconds = time.monotonic() - began
+    head, missing = model.head()
+    sets = EmbeddedSets(
+        train=train, known=known, unknown=unknown, held_out=held, head=head, head_missing=missing,
+        unknown_label=images.unknown.label[unknown.index.numpy()],  # rows that could not be read have no embedding
+        known_classes=split.known, unknown_classes=split.unknown, groups=split.groups)
+    trivial = trivial_blocks(model, images, known, unknown)
+    shown = images.pictured and known.features.shape[1] > 0
+    duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
+    if known.features.shape[1]:
+        judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
+    results = {
+        'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial, **identity(model),
+        **judged.results, **_of_sets(judged.results['groups'], images.unknown, trivial), 'accuracy_gate': accuracy,
+        'trivial': trivial.get(''), 'duplicates': duplicates,
+        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {},
+        'skipped': model.skipped,
+        'manifest': manifest(model, images.cuts(), images.source, seconds, command)}
+    files = [images.known.filename(row) for row in known.index.tolist()]
+    files += [images.unknown.filename(row) for row in unknown.index.tolist()]
+    probability = {side: part.logits.double().softmax(1).amax(1).numpy()
+                   for side, part in (('known', known), ('unknown', unknown))}
+    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else {}
+    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
+                      {**mistakes, 'closest': closest})
+
+
+def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
+    """One pass over each set; ``index`` counts the images of all."""
+    found = []
+    for name, images, start in unknown.parts():
+        part = model.embed(images, f'images of {name}' if name else 'unknown test images')
+        found.append(Embeddings(part.logits, part.features, part.projection, part.label, part.index + start))
+    return Embeddings.cat(found)
+
+
+def _of_sets(groups: dict[str, Any], unknown: UnknownImages, trivial: dict[str, Any]) -> dict[str, Any]:
+    """Completes the groups of named sets; their means over near and far sets."""
+    if not unknown.facts:
+        return {}
+    kinds: dict[str, list[str]] = {}
+    for name, facts in unknown.facts.items():
+        groups[name] |= {**facts, 'trivial': trivial[name]}
+        if facts.get('kind'):
+            kinds.setdefault(facts['kind'], []).append(name)
+    return {'means': set_means(groups, {kind: kinds[kind] for kind in ('near', 'far') if kind in kinds})}

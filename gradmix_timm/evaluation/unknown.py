@@ -1,0 +1,122 @@
+"""Whole data sets of unknown images: opened by one word each, apart from what the model knows, near or far."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradmix_timm.data import (
+    OVERLAPS,
+    Codec,
+    CutDataset,
+    UnreadableImageError,
+    check_specs,
+    open_outside,
+    parse_codec,
+    parse_unknown,
+    recode,
+)
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.openset.near_far import near_and_far, suite_of
+
+from .images import EvaluationImages, UnknownImages
+from .settings import check_counts
+
+__all__ = ['UnknownOptions', 'open_unknown']
+
+_logger = logging.getLogger(__name__)
+# Known images whose sizes made images take.
+_SIZES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnknownOptions:
+    """Which sets of unknown images, and how they are read.
+
+    Attributes:
+        sets: One word each: folder:NAME=DIR, torchvision:NAME, timm:NAME=DIR, noise:NAME.
+        overlap: What to do about classes of known names in them: 'refuse', 'drop', 'keep'.
+        near: Names of sets that count as near; () by OpenOOD's table.
+        far: The same for far.
+        codec: Every image goes through it first: 'jpeg:85', 'png'; None: none.
+        unknown_codec: Unknown images go through this one in its place.
+        made_images: Images of each made set.
+        made_seed: Of made images.
+        download: Fetch torchvision's sets if they are missing.
+        data_dir: Where sets lie that name no place of their own; None: where the known images lie.
+    """
+
+    sets: tuple[str, ...]
+    overlap: str = 'refuse'
+    near: tuple[str, ...] = ()
+    far: tuple[str, ...] = ()
+    codec: str | None = None
+    unknown_codec: str | None = None
+    made_images: int = 1000
+    made_seed: int = 0
+    download: bool = False
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse words that name no set, codec or policy, before anything is opened."""
+        check_counts(self)
+        check_specs([parse_unknown(text) for text in self.sets])
+        for text in (self.codec, self.unknown_codec):
+            if text:
+                parse_codec(text)
+        if self.overlap not in OVERLAPS:
+            raise ValueError(f'overlap={self.overlap}: expected {", ".join(OVERLAPS)}')
+
+    @property
+    def known_codec(self) -> Codec | None:
+        """What known images go through."""
+        return parse_codec(self.codec) if self.codec else None
+
+
+def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessing: Preprocessing,
+                 imagenet: bool = False) -> UnknownImages:
+    """Open every set; no image is read but a few known ones for their sizes.
+
+    Args:
+        options: Which.
+        images: The known ones, as stored; ``source`` takes up what was chosen.
+        preprocessing: How files are decoded.
+        imagenet: Whether the known classes are ImageNet's, for near and far.
+
+    Raises:
+        ValueError: No such data, an empty set, or known classes in it.
+    """
+    specs = [parse_unknown(text) for text in options.sets]
+    source, known = images.source, images.split.known
+    sizes = _sizes(images.known) if any(spec.kind in ('noise', 'made') for spec in specs) else ((32, 32),)
+    opened = [open_outside(
+        spec, known, root=options.data_dir or source['data_dir'], download=options.download, overlap=options.overlap,
+        sizes=sizes, count=options.made_images, seed=options.made_seed, mode=preprocessing.image_mode,
+        exif=preprocessing.exif)
+        for spec in specs]
+    place = str(source['dataset'] or source.get('known') or source['data_dir'] or '')
+    suite = 'imagenet' if imagenet else suite_of(place, known)
+    kinds = near_and_far(suite, [spec.name for spec in specs], options.near, options.far)
+    source |= {'codec': options.codec, 'unknown_codec': options.unknown_codec or options.codec,
+               'made_images': options.made_images, 'made_seed': options.made_seed, 'overlap': options.overlap}
+    text = options.unknown_codec or options.codec
+    codec = parse_codec(text) if text else None
+    facts: dict[str, dict[str, Any]] = {part.spec.name: {
+        'source': word, 'kind': next((kind for kind, sets in kinds.items() if part.spec.name in sets), None),
+        'dropped_classes': list(part.dropped), 'dropped_images': part.left_out,
+        'known_classes_kept': list(part.shared)} for part, word in zip(opened, options.sets, strict=True)}
+    sets = {part.spec.name: part.images if codec is None else recode(part.images, codec) for part in opened}
+    return UnknownImages.named(sets, facts)
+
+
+def _sizes(known: CutDataset) -> list[tuple[int, int]]:
+    """Width and height of known images, so that made ones go through the same resize."""
+    found = []
+    for row in np.unique(np.linspace(0, len(known) - 1, _SIZES).round().astype(int)):
+        try:
+            found.append(known.picture(int(row)).size)
+        except UnreadableImageError:
+            _logger.debug('row %d cannot be read; its pass will tell', row)
+    return found or [(224, 224)]
