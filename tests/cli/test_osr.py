@@ -421,7 +421,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(('argv', 'words'), [
     ((), 'nothing to judge: --checkpoint FILE, or --model NAME --pretrained'),
     (('--checkpoint', 'nowhere.pth.tar'), 'no checkpoint at nowhere.pth.tar'),
-    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no such score: did you mean 'energy'"),
+    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no score named 'enrgy': did you mean"),
     (('--checkpoint', '{text}'), 'is text, beginning'),
     (('--checkpoint', '{good}', '--bootstrap', '-1', '--seed', '0'), '--bootstrap -1: expected 0 or more'),
     (('--checkpoint', '{good}', '--batch-size', '0'), '--batch-size 0: expected 1 or more'),

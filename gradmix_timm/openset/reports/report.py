@@ -57,8 +57,10 @@ def operating_line(results: Mapping[str, Any]) -> str:
     found = threshold.get('open_set')
     if not found:
         return ''
-    low, high = found.get('macro_f1_ci', (None, None))
+    low, high = found.get('macro_f1_ci') or (None, None)
     ends = '' if low is None else f' (95% interval {low:.2%} to {high:.2%})'
+    some, every = found.get('classes_with_images'), len(results['known_classes'])
+    ends += '' if some in (None, every) else f' over the {some} of {every} known classes that have images'
     fixed = 'fixed on held-out known images' if threshold['held_out'] else 'set on the known test images themselves'
     return (f'at the threshold of {threshold["score"]}, {fixed}: macro-F1 {found["macro_f1"]:.2%}{ends}, mean recall '
             f'of known classes {found["balanced_accuracy"]:.2%}, with unknown '
