@@ -39,7 +39,7 @@ class CutDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.picture(index)
-        return image if self.transform is None else self.transform(image), int(self.targets[index])
+        return (self.source.transformed(int(self.indices[index]), image, self.transform), int(self.targets[index]))
 
     def __repr__(self) -> str:
         return f'CutDataset({len(self)} of {len(self.source)} images, {len(self.classes)} classes)'

@@ -218,6 +218,15 @@ class _Opener:
         source = self.source
         return is_flat(source['dataset'], source['data_dir'], (source['train'], source['test']))
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether the checkpoint says that it was trained on this data."""
+        if self.loaded is None:
+            return False
+        told = (self.loaded.args or {}).get('data_dir')
+        return self.loaded.record is not None or (bool(told) and (
+            os.path.realpath(str(told)) == os.path.realpath(str(self.source['data_dir']))))
+
     def training(self, names: Sequence[str], needed: bool = False) -> Parts | None:
         """Training images of the known classes, apart from those that training held out or kept for the test.
 
@@ -287,7 +296,7 @@ def _apart(opener: _Opener, parts: Parts | None, known: CutDataset,
     if parts.test is not None:
         opener.source['flat_test'] = 'as training split the folder'
         return parts.train, parts.held, parts.test
-    if opener.loaded is not None:
+    if opener.trained_here:
         return parts.train, parts.held, known  # refused by EvaluationImages: training used the whole folder
     train, test = split_flat(known)
     opener.source['flat_test'] = f'{len(test)} of {len(known)} images, stratified, seed 0'

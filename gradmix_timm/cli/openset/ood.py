@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gradmix_timm.cli.config_file import words
@@ -78,7 +79,7 @@ def run_ood(args: argparse.Namespace) -> int:
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
     print(f'\nAUROC by data set\n\n{means_table(evaluation.results)}')
-    print(evaluation.save(folder))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gradmix_timm.evaluation.opening import open_split, plan_split
@@ -48,5 +49,5 @@ def run_osr(args: argparse.Namespace) -> int:
             # A broken image or weights that give NaN are the user's to fix as well.
             evaluation = evaluate_images(model, images, on_score=on_score, command=args.command_line)
     print_results(evaluation.results)
-    print(evaluation.save(folder))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
