@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradmix_timm.attribution import attribute
     from gradmix_timm.classifier import OpenSetClassifier
+    from gradmix_timm.evaluation import evaluate
     from gradmix_timm.mixers import GradMix, create_mixer, list_mixers, register_mixer
 
 __version__ = '0.1.0'
-__all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'list_mixers', 'register_mixer']
+__all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'evaluate', 'list_mixers', 'register_mixer']
 
 # Loaded on first use, so that `gradmix_timm.openset` does not import the mixers it judges.
 _HOMES = {
@@ -18,6 +19,7 @@ _HOMES = {
     'OpenSetClassifier': 'gradmix_timm.classifier',
     'attribute': 'gradmix_timm.attribution',
     'create_mixer': 'gradmix_timm.mixers',
+    'evaluate': 'gradmix_timm.evaluation',
     'list_mixers': 'gradmix_timm.mixers',
     'register_mixer': 'gradmix_timm.mixers',
 }
@@ -27,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return [*__all__, '__version__']

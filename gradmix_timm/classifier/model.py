@@ -228,9 +228,10 @@ class OpenSetClassifier:
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write one ONNX graph: normalisation, model, score and threshold.
 
-        Input ``images``: float32 [N, C, H, W], pixels from 0 to 1 at the model's size (the metadata say size,
-        interpolation and crop); N is free. Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool
-        [N]; class names are in the metadata. In full precision, whatever ``amp_dtype`` is.
+        Input ``images``: float32 [N, C, H, W], pixels from 0 to 1 at the model's size (the metadata list the steps
+        from a file to them, see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.onnx_metadata`); N is free.
+        Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool [N]; class names are in the metadata.
+        In full precision, whatever ``amp_dtype`` is.
 
         Raises:
             ValueError: A score that reads more than logits.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import atomic_path
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.scores import SCORES, Score
 from gradmix_timm.openset.scores.logit import LogitScore
 
@@ -60,9 +61,10 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
     missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
     if missing:
         raise ImportError(f'{" and ".join(missing)} not installed; pip install gradmix-timm[onnx]')
-    config = manifest.data_config
-    net = Graph(copy.deepcopy(model).cpu().eval(), score, config['mean'], config['std'], manifest.threshold).eval()
-    example = torch.rand(2, *config['input_size'])
+    preprocessing = Preprocessing.of(manifest.data_config)
+    frozen = copy.deepcopy(model).cpu().eval()
+    net = Graph(frozen, score, preprocessing.mean, preprocessing.std, manifest.threshold).eval()
+    example = torch.rand(2, *preprocessing.input_size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the exporter's own use of PyTorch
         program = torch.onnx.export(
@@ -70,22 +72,22 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
             dynamic_shapes={'images': {0: torch.export.Dim('n')}}, verbose=False)
     assert program is not None
     proto = program.model_proto
-    for key, value in _metadata(score, manifest).items():
+    for key, value in _metadata(score, manifest, preprocessing).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
 
 
-def _metadata(score: Score, manifest: Any) -> dict[str, str]:
+def _metadata(score: Score, manifest: Any, preprocessing: Preprocessing) -> dict[str, str]:
     """What who calls the graph has to know, as text."""
-    config = manifest.data_config
     facts = {
         'known_classes': list(manifest.known_classes), 'score': score.name, 'score_options': score.options,
         'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,
-        'input': 'float32 [N, C, H, W], pixels from 0 to 1, resized and cropped as said here; normalised in the graph',
-        **{key: config.get(key) for key in (
-            'input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std', 'pipeline')},
-        'model': manifest.model}
+        'input': 'float32 [N, C, H, W], pixels from 0 to 1: what the steps of gradmix_timm.preprocessing make of an '
+                 'image; normalised in the graph',
+        'formulas': "H and W are the picture's sides before the step, / divides in float64, round goes to the even "
+                    'number at halves, floor down',
+        **preprocessing.onnx_metadata(), 'model': manifest.model}
     return {f'gradmix_timm.{key}': value if isinstance(value, str) else json.dumps(value)
             for key, value in facts.items()}

@@ -11,9 +11,12 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
+
+from gradmix_timm import __version__
 
 __all__ = ['ConsoleParser', 'RunFailedError', 'UsageError', 'run_console', 'shortened', 'user_errors']
 
@@ -30,6 +33,7 @@ class UsageError(ValueError):
     """
 
     exit_status = USAGE
+    silent = False
 
 
 class RunFailedError(RuntimeError):
@@ -93,6 +97,9 @@ class ConsoleParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, takes_empty: Collection[str] = ('dataset',), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.add_help:  # beside --help, and as little a flag with a value
+            self.add_argument('--version', action='version', dest='help', version=f'gradmix-timm {__version__}',
+                              help='show the version and exit')
         self.takes_empty = frozenset(takes_empty)
         # Lists of negative numbers are values too: `--layers -2,-1`.
         self._negative_number_matcher = re.compile(r'^-\d+(,-?\d+)*$|^-\d*\.\d+$')
@@ -136,9 +143,11 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         checkpoint) in the line; 1 for anything else, a traceback above the line unless the message says it all. An
         exception whose ``silent`` is true ends the command without a line: another process has printed it.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace' if stream is sys.stderr else 'replace')
+    if hasattr(sys.stdout, 'reconfigure'):  # a character that the terminal lacks ends no command
+        sys.stdout.reconfigure(errors='replace')
+    warnings.formatwarning = _warning_line
+    if os.environ.get('RANK', '0') != '0':
+        warnings.simplefilter('ignore')
     try:
         status = main(argv) or OK
         sys.stdout.flush()
@@ -160,6 +169,12 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
             return _say(FAILED, f'{one_line(error)}: make room and run it again{_notes(error)}', error)
         traceback.print_exception(error)
         return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{_notes(error)}', error)
+
+
+def _warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+                  line: str | None = None) -> str:
+    """A warning in one line, without the place in the code and the source there."""
+    return f'warning: {" ".join(str(message).split())}\n'
 
 
 def _notes(error: BaseException) -> str:

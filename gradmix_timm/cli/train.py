@@ -28,6 +28,7 @@ from gradmix_timm.mixers import create_mixer
 from .errors import run_console, user_errors
 from .training.args import build_config_parser, build_parser, parse_args
 from .training.context import Built, Data, Hardware
+from .training.first_process import FirstProcess, said_once
 from .training.flag_checks import scheduled_epochs
 from .training.interrupt import Interrupt, StoppedError, held_signals
 from .training.linear_head import Probe, check_head, fit_heads
@@ -106,13 +107,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if not logging.root.handlers:
         utils.setup_default_logging()
+        for handler in logging.root.handlers:
+            handler.addFilter(FirstProcess())
     args, args_text = _parse_args(argv)
     with RunFolder(args) as folder:
         _run(args, args_text, folder)
 
 
 def _run(args: argparse.Namespace, args_text: str, folder: RunFolder) -> None:
-    with user_errors(RuntimeError, AssertionError):
+    with said_once(), user_errors(RuntimeError, AssertionError):
         run, span, data, built = _set_up(args, args_text, folder)
     results: list[dict[str, Any]] = []
     interrupted = _run_epochs(run, span, results, partial(_write_mixes, run, data, built))
@@ -136,7 +139,6 @@ def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
     except (Exception, KeyboardInterrupt) as failure:
         good = run.saver.last_good() if run.saver is not None else None
         failure.add_note(f'last checkpoint: {good or "none yet"}')
-        failure.silent = run.saver is None and isinstance(failure, KeyboardInterrupt)  # the first process says it
         if isinstance(failure, KeyboardInterrupt):
             return failure
         raise

@@ -1,6 +1,7 @@
 """How an image file becomes a tensor, as one record: made once, kept in checkpoints, used by all that read images."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,10 +15,12 @@ from torchvision.transforms import Compose
 from .decoding import EXIF_RULES, MODES, decode
 from .transforms import PipelineTransform, recorded_pipeline
 
-__all__ = ['CROP_MODES', 'Preprocessing']
+__all__ = ['CROP_MODES', 'FILTERS', 'Preprocessing']
 
 #: timm's: cut the middle of the shorter side's square; squeeze the whole picture; frame the whole picture.
 CROP_MODES = ('center', 'squash', 'border')
+#: timm's names of Pillow's filters.
+FILTERS = ('nearest', 'bilinear', 'bicubic', 'lanczos', 'box', 'hamming')
 _MODE_OF = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}
 
 
@@ -28,7 +31,7 @@ class Preprocessing:
     Attributes:
         input_size: (C, H, W).
         image_mode: PIL mode with C channels of 8 bits that files are converted to: 'RGB', 'L', 'RGBA', 'HSV', ...
-        interpolation: timm's name of the filter that resizes.
+        interpolation: One of :data:`FILTERS`.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
         crop_pct: Side of the crop as a share of the resized picture's.
@@ -75,9 +78,9 @@ class Preprocessing:
                 object.__setattr__(self, name, values * channels)
             elif len(values) != channels:
                 raise ValueError(f'{name} {values} with {channels} channels: expected one number, or one a channel')
-        for name, value, allowed in (('crop_mode', self.crop_mode, CROP_MODES), ('exif', self.exif, EXIF_RULES)):
-            if value not in allowed:
-                raise ValueError(f'{name} {value!r}: expected {", ".join(allowed)}')
+        for name, allowed in (('interpolation', FILTERS), ('crop_mode', CROP_MODES), ('exif', EXIF_RULES)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} {getattr(self, name)!r}: expected {", ".join(allowed)}')
 
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, model: nn.Module | None = None, img_size: int | None = None,
@@ -152,6 +155,47 @@ class Preprocessing:
     def cropped(self) -> Preprocessing:
         """The preprocessing of pictures that went through :meth:`crop` already."""
         return replace(self, crop_pct=1.0, crop_mode='center', pipeline=None)
+
+    def onnx_metadata(self) -> dict[str, Any]:
+        """The record, and as ``preprocessing`` the steps of it in order, exact enough to be done without this package.
+
+        A step is a dict: ``orient``, ``convert``, ``resize``, ``pad``, ``crop`` or ``albumentations``, and ``scale``,
+        which yields what the graph reads. H and W in their formulas are the picture's sides before the step, ``/``
+        divides in float64, ``round`` goes to the even number at halves, ``floor`` down.
+        """
+        return {**self.as_config(), 'preprocessing': [*self._decoding_steps(), *self._crop_steps(), {
+            'step': 'scale', 'value': 'float32(pixel) / 255', 'layout': '[channel, row, column]'}]}
+
+    def _decoding_steps(self) -> list[dict[str, Any]]:
+        upright = {'step': 'orient', 'by': 'EXIF orientation (tag 0x0112), as PIL.ImageOps.exif_transpose'}
+        convert = {
+            'step': 'convert', 'mode': self.image_mode, 'as': 'PIL.Image.convert',
+            'deeper pixels': 'floats from 0 to 1: round(255 * value); integers, where one of the image exceeds 255: '
+                             'round(value / 257); then grey'}
+        return [upright, convert] if self.exif == 'apply' else [convert]
+
+    def _crop_steps(self) -> list[dict[str, Any]]:
+        """The resize and center crop of timm's ``transforms_imagenet_eval``, with the rounding of torchvision's."""
+        if self.pipeline is not None:
+            return [{'step': 'albumentations', 'transform': self.transform(normalize=False).pipeline.to_dict()}]
+        height, width = self.input_size[1:]
+        tall, wide = (math.floor(side / self.crop_pct) for side in (height, width))
+        resize = {'step': 'resize', 'filter': self.interpolation, 'as': 'PIL.Image.resize: antialiased, 8 bits out'}
+        if self.crop_mode == 'squash':
+            resize |= {'height': f'{tall}', 'width': f'{wide}'}
+        elif self.crop_mode == 'center' and tall == wide:
+            resize |= {'height': f'{tall} if H <= W else floor({tall} * H / W)',
+                       'width': f'{tall} if W <= H else floor({tall} * W / H)'}
+        else:
+            ratio = f'{"max" if self.crop_mode == "border" else "min"}(H / {tall}, W / {wide})'
+            resize |= {'height': f'round(H / {ratio})', 'width': f'round(W / {ratio})'}
+        fill = [round(255 * value) if self.crop_mode == 'border' else 0 for value in self.mean]
+        return [
+            resize,
+            {'step': 'pad', 'top': f'floor(max({height} - H, 0) / 2)', 'left': f'floor(max({width} - W, 0) / 2)',
+             'height': f'max({height}, H)', 'width': f'max({width}, W)', 'fill': fill},
+            {'step': 'crop', 'top': f'round((H - {height}) / 2)', 'left': f'round((W - {width}) / 2)',
+             'height': f'{height}', 'width': f'{width}'}]
 
     def as_config(self) -> dict[str, Any]:
         """The record of a checkpoint, of builtin types; timm's ``resolve_data_config`` reads the entries it knows."""

@@ -157,10 +157,9 @@ class CorruptionPlan:
         files = {} if self.official is None else {
             name: [str(place.absolute()), place.stat().st_size, place.stat().st_mtime_ns]
             for name, place in self.official.places.items()}
-        assert self.model.preprocessing is not None
         return {
             'format': _FORMAT, 'weights': weights_hash(self.model.net), 'modules': str(self.model.net),
-            'transform': {key: str(value) for key, value in self.model.preprocessing.as_config().items()},
+            'transform': {key: str(value) for key, value in self.model.reading().as_config().items()},
             'images': [fingerprint(cut) or list_hash(cut) for cut in cuts], 'split': [split.known, split.unknown],
             'files': files, 'scale': self.scale, 'at': self.at, 'seed': settings.seed, 'scores': settings.scores,
             'bootstrap': settings.bootstrap, 'amp': str(settings.amp_dtype), 'channels_last': settings.channels_last,
@@ -213,20 +212,19 @@ def plan_corruptions(model: EvaluatedModel, images: EvaluationImages, options: C
         raise ValueError(f'the head of {model.name} has {outputs} outputs and the test set has '
                          f'{len(images.split.known)} classes; name the known ones in head order, known_classes='
                          'A,B,...')
-    assert model.preprocessing is not None
     shown = known if official is None else select_classes(official.open(
         names[0], options.severities[0], known.source, known.source.input_img_mode or 'RGB'), images.split.known)
     side = min(shown.picture(0).size)
     # The official arrays and small folders are as stored; ImageNet-C's images were cut before they were corrupted.
     at = options.corrupt_at or ('stored' if side <= SMALL else 'input')
     scale = '' if official is not None else options.scale or nearest_scale(
-        side if at == 'stored' else min(model.preprocessing.input_size[1:]))
-    preprocessing = model.preprocessing if at == 'stored' else model.preprocessing.cropped()
+        side if at == 'stored' else min(model.reading().input_size[1:]))
+    preprocessing = model.reading() if at == 'stored' else model.reading().cropped()
     return CorruptionPlan(
         options=options, clean_model=model,
         model=replace(model, preprocessing=preprocessing, cache=None, skipped={}), images=images, names=names,
         official=official, scale=scale, at=at,
-        crop=model.preprocessing.crop() if official is None and at == 'input' else None)
+        crop=model.reading().crop() if official is None and at == 'input' else None)
 
 
 def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | None = None, command: str = '',

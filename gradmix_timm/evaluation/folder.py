@@ -16,12 +16,15 @@ from gradmix_timm.openset.reports.report import (
     FIGURES,
     RESULTS,
     draw_figures,
+    mixes_folder,
     read_arrays,
     read_results,
     render_report,
 )
+from gradmix_timm.openset.results import MIXES
 
-__all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'draw', 'draw_plain', 'write_files']
+__all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
+           'write_files']
 
 REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
 
@@ -52,7 +55,7 @@ def write_files(folder: Path, results: Mapping[str, Any], texts: Mapping[str, st
         arrays: Name of an .npz file to its arrays.
         figures: File name below ``figures`` to PNG.
     """
-    content = json.dumps(_finite(results), indent=1, allow_nan=False) + '\n'
+    content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
     encoded = {name: text.encode('utf-8', 'backslashreplace') for name, text in {**texts, RESULTS: content}.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, parts in arrays.items():
@@ -65,14 +68,11 @@ def write_files(folder: Path, results: Mapping[str, Any], texts: Mapping[str, st
 
 
 def draw(folder: Path) -> None:
-    """Figures and page of known against unknown, from the files and the mixes beside the checkpoint."""
+    """Figures and page of known against unknown, from the files and the mixes of the run."""
     results = read_results(folder)
     for name, png in draw_figures(results, read_arrays(folder)).items():
         write_atomic(folder / FIGURES / name, png)
-    # Where the run was, else (it was moved, evaluation and all) the folder above.
-    places = [Path(results['manifest'].get('run_folder', '')), folder.absolute().parent]
-    run_folder = next((place for place in places if place.is_absolute() and (place / 'mixes.png').is_file()), None)
-    _write_page(folder, render_report(folder, run_folder))
+    _write_page(folder, render_report(folder))
 
 
 def draw_plain(folder: Path, figures: Mapping[str, bytes],
@@ -91,22 +91,32 @@ def draw_plain(folder: Path, figures: Mapping[str, bytes],
 
 
 def copy_files(folder: Path, place: Path) -> None:
-    """Files and figures of an evaluation to another folder, if it is another; results.json last."""
+    """Files, figures and mixes of an evaluation to another folder, if it is another; results.json last."""
     if folder.resolve() == place.resolve():
         return
+    copy_mixes(mixes_folder(folder), place)
     files = [path for path in (*folder.iterdir(), *folder.glob(f'{FIGURES}/*.png')) if path.is_file()]
     for path in sorted(files, key=lambda path: path.name == RESULTS):
         write_atomic(place / path.relative_to(folder), path.read_bytes())
+
+
+def copy_mixes(run_folder: Path | None, folder: Path) -> None:
+    """What a training run's mixer made, beside an evaluation that does not lie in the run's folder."""
+    if run_folder is None or run_folder.resolve() in (folder.resolve(), folder.resolve().parent):
+        return
+    for name in ('mixes.png', MIXES):
+        if (run_folder / name).is_file():
+            write_atomic(folder / name, (run_folder / name).read_bytes())
 
 
 def _write_page(folder: Path, page: str) -> None:
     write_atomic(folder / REPORT, page.encode('utf-8', 'backslashreplace'))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no infinities; they become null."""
     if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,6 +16,8 @@ from gradmix_timm.data.identity import check_apart
 __all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
 
 _logger = logging.getLogger(__name__)
+# Share of test images that may repeat training images: published sets have a few such.
+_STRAY = 0.01
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,28 @@ class EvaluationImages:
         for images in (self.train, self.held_out):
             if images is None or self.apart:
                 continue
-            shared = check_apart(images, self.known, 'a model knows what it was trained on; name two splits, '
-                                                     'train_split=NAME and test_split=NAME, or another data_dir=DIR')
+            shared = self._shared(images)
             if shared:
-                self.source['in_training'] = str(shared)
+                self.source['in_training'] = shared
                 _logger.warning(f'{shared}; so few are left in, as published sets have them')
         object.__setattr__(self, 'apart', True)
+
+    def _shared(self, images: CutDataset) -> str:
+        """Words for the few test images that ``images`` holds too, '' if there are none; more are refused."""
+        remedy = ('a model knows what it was trained on; name two splits, train_split=NAME and test_split=NAME, or '
+                  'another data_dir=DIR')
+        theirs, ours = (getattr(part, 'digests', None) for part in (images, self.known))
+        if theirs is None and ours is None:
+            found = check_apart(images, self.known, remedy)
+            return found.describe() if found else ''
+        if theirs is None or ours is None:
+            return ''  # files on one side, tensors on the other
+        there = set(theirs)
+        count = sum(digest in there for digest in ours)
+        message = f'{count} of the {len(ours)} test images are training images, pixel by pixel'
+        if count > _STRAY * len(ours):
+            raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
+        return message if count else ''
 
     def cuts(self) -> dict[str, CutDataset]:
         """Sets of images by what they serve for, as the manifest counts them."""
@@ -108,6 +126,11 @@ class EvaluationImages:
         if self.unknown is not None:
             cuts |= {name or 'unknown': images for name, images in self.unknown.sets.items()}
         return {name: images for name, images in cuts.items() if images is not None}
+
+    @property
+    def pictured(self) -> bool:
+        """Whether a picture can be shown of every image: not of a caller's batches in an order of their own."""
+        return all(getattr(images, 'pictured', True) for images in self.cuts().values())
 
     def recoded(self, codec: Codec | None) -> EvaluationImages:
         """The known images, read through a codec first."""

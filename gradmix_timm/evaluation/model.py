@@ -174,6 +174,8 @@ class EvaluatedModel:
         Raises:
             ValueError: NaN among the logits; an image that cannot be read, or with ``skip_bad`` none that can.
         """
+        if (ready := getattr(images, 'embeddings', None)) is not None:
+            return cast(Embeddings, ready)
         count = len(images)
         parts = self._depends_on(images) if self.cache is not None else None
         if self.cache is None or parts is None:
@@ -187,6 +189,27 @@ class EvaluatedModel:
         bad = (found.label == _UNREADABLE).nonzero().flatten()
         return self._without(found, images, bad, title) if len(bad) else found
 
+    def reading(self) -> Preprocessing:
+        """How a picture becomes its input.
+
+        Raises:
+            ValueError: The model does not say.
+        """
+        if self.preprocessing is None:
+            raise ValueError(f'{self.name} does not say how a picture becomes its input; pass '
+                             'preprocessing=Preprocessing(...), or data whose images are tensors already')
+        return self.preprocessing
+
+    def embed_batches(self, batches: Iterable[Any], title: str) -> Embeddings:
+        """Embeddings of batches (images, labels), as they come; one that has no layer to read features at has none."""
+        return extract(self.net, batches, self.device, self.settings.amp_dtype, self.settings.channels_last,
+                       progress=title, projection=self.projection, features_needed=False)
+
+    def outputs(self, images: CutDataset) -> int:
+        """Logits that the model gives for an image."""
+        return self.embed(images.rows(slice(0, 1)), 'one image').logits.shape[1] if not hasattr(
+            images, 'embeddings') else int(images.embeddings.logits.shape[1])
+
     def workers(self, count: int) -> int:
         """Loader processes for so many images."""
         if self.settings.workers is not None:
@@ -195,26 +218,23 @@ class EvaluatedModel:
         return 0 if count < 2000 else min(4, os.cpu_count() or 1)
 
     def loader(self, images: CutDataset) -> Iterable[Any]:
-        """Batches in the set's order, by timm's loader with the evaluation transform; a caller's own as they are."""
-        if (batches := getattr(images, 'batches', None)) is not None:
-            return cast(Iterable[Any], batches())
-        if self.preprocessing is None:
-            raise ValueError(f'{self.name} does not say how a picture becomes its input; pass '
-                             'preprocessing=Preprocessing(...), or data whose images are tensors already')
+        """Batches in the set's order, by timm's loader with the evaluation transform."""
+        preprocessing = self.reading()
         source = images.rows(slice(None))
         dataset = Skipping(source) if self.settings.skip_bad else source
         loader = create_loader(
             cast(ImageDataset, dataset),  # all that the loader asks of one
-            **self.preprocessing.loader_options(), batch_size=self.settings.batch_size, is_training=False,
+            **preprocessing.loader_options(), batch_size=self.settings.batch_size, is_training=False,
             num_workers=self.workers(len(images)), device=self.device,
             # Pixels are normalised on the CPU, so that every device sees the same.
             use_prefetcher=False, pin_memory=self.device.type == 'cuda', persistent_workers=False)
-        source.transform = self.preprocessing.transform()
+        source.transform = preprocessing.transform()
         return cast(Iterable[Any], loader)
 
     def _pass(self, images: CutDataset, title: str) -> Embeddings:
         return extract(self.net, self.loader(images), self.device, self.settings.amp_dtype,
-                       self.settings.channels_last, progress=title, projection=self.projection)
+                       self.settings.channels_last, progress=title, projection=self.projection,
+                       features_needed=self.loaded is not None)
 
     def _without(self, found: Embeddings, images: CutDataset, bad: torch.Tensor, title: str) -> Embeddings:
         """Embeddings of the images that could be read; the others are named."""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,8 +35,8 @@ from gradmix_timm.data.preprocessing import Preprocessing
 from .images import EvaluationImages, UnknownImages, thinned
 from .settings import DataOptions
 
-__all__ = ['head_names', 'known_folders', 'named_split', 'open_known', 'open_split', 'plan_split', 'source_of',
-           'with_sets']
+__all__ = ['head_is_imagenet', 'head_names', 'known_folders', 'named_split', 'open_known', 'open_place', 'open_split',
+           'plan_split', 'some_classes', 'source_of', 'with_sets']
 
 _logger = logging.getLogger(__name__)
 _EVALUATED = ('test', 'val', 'validation')
@@ -99,11 +100,10 @@ def head_names(net: nn.Module, folders: Sequence[str], where: str) -> tuple[str,
         ValueError: Another number of folders than outputs.
     """
     outputs = getattr(net, 'num_classes', 0)
-    subset = infer_imagenet_subset(net) if getattr(net, 'pretrained_cfg', None) else None
-    info = ImageNetInfo(subset) if subset else None
-    if info is not None and info.num_classes() == outputs:
+    if head_is_imagenet(net):
+        info = ImageNetInfo(infer_imagenet_subset(net) or '')
         synsets = tuple(info.label_names())
-        names = synsets if set(folders) & set(synsets) else _by_name(info, synsets, folders)
+        names = synsets if not folders or set(folders) & set(synsets) else _by_name(info, synsets, folders)
         if strays := [folder for folder in folders if names and folder not in names]:
             _logger.warning(f"{where}: {len(strays)} of {len(folders)} class folders are none of the head's classes "
                             f'and are left out ({", ".join(strays[:5])}{", ..." if len(strays) > 5 else ""})')
@@ -113,6 +113,12 @@ def head_names(net: nn.Module, folders: Sequence[str], where: str) -> tuple[str,
         raise ValueError(f'{where} has {len(folders)} classes and the head {outputs} outputs; name the classes in head '
                          'order, known_classes=A,B,...')
     return tuple(folders)
+
+
+def head_is_imagenet(net: nn.Module) -> bool:
+    """Whether a head has the outputs of one of the ImageNets, in timm's order."""
+    subset = infer_imagenet_subset(net) if getattr(net, 'pretrained_cfg', None) else None
+    return subset is not None and ImageNetInfo(subset).num_classes() == getattr(net, 'num_classes', 0)
 
 
 def _by_name(info: ImageNetInfo, synsets: Sequence[str], folders: Sequence[str]) -> tuple[str, ...]:
@@ -302,10 +308,10 @@ def open_known(options: DataOptions, loaded: Loaded | None, names: Sequence[str]
     if place is not None:
         opener.source['known'] = place
         parts = opener.training(names, needed=bool(options.data_dir or options.dataset is not None))
-        known = _some_classes(_open_place(place, preprocessing), names, f'known={place}')
+        known = some_classes(open_place(place, preprocessing), names, f'known={place}')
         train, held = (None, None) if parts is None else (parts.train, parts.held)
         return EvaluationImages(known, split, None, train, held, opener.source)
-    known = _some_classes(opener.split('test'), names, f'data_dir={opener.source["data_dir"]}')
+    known = some_classes(opener.split('test'), names, f'data_dir={opener.source["data_dir"]}')
     train, held, known = _apart(opener, opener.training(names), known)
     return EvaluationImages(known, split, None, train, held, opener.source)
 
@@ -317,7 +323,7 @@ def known_folders(options: DataOptions, loaded: Loaded | None, place: str | None
         ValueError: No data, or no image in it.
     """
     if place is not None:
-        return class_names(_open_place(place, None))
+        return class_names(open_place(place, None))
     source = source_of(options, loaded)
     return class_names(open_dataset(source['dataset'], source['data_dir'], source['test'],
                                     class_map=options.class_map))
@@ -331,16 +337,32 @@ def with_sets(images: EvaluationImages, unknown: UnknownImages) -> EvaluationIma
     return replace(images, unknown=unknown, split=split)
 
 
-def _open_place(place: str, preprocessing: Preprocessing | None) -> ImageSource:
+def open_place(place: str | os.PathLike[str], preprocessing: Preprocessing | None, split: str = '') -> ImageSource:
+    """A folder of class folders or a tar, or the split in it.
+
+    Args:
+        place: Folder or tar.
+        preprocessing: How files are decoded; None: as RGB.
+        split: 'train'; '' for the one that is evaluated, 'test' or 'val'.
+    """
     splits = list_splits('', place)
-    split = next((name for name in _EVALUATED if name in splits), 'test')
+    split = split if split in splits else next((name for name in _EVALUATED if name in splits), 'test')
     reading = {} if preprocessing is None else preprocessing.reading_options()
     opened: ImageSource = open_dataset('', place, split, min_classes=1, **reading)
     return opened
 
 
-def _some_classes(dataset: ImageSource, known: Sequence[str], where: str) -> CutDataset:
-    """The known classes that a data set has; targets are positions in ``known``."""
+def some_classes(dataset: ImageSource, known: Sequence[str], where: str) -> CutDataset:
+    """The known classes that a data set has; targets are positions in ``known``.
+
+    Args:
+        dataset: With class names.
+        known: Names in head order.
+        where: What holds it, for messages.
+
+    Raises:
+        ValueError: It has none of them.
+    """
     there = sorted(shared_classes(known, class_names(dataset)))
     if not there:
         raise ValueError(f'{where}: none of its classes ({", ".join(class_names(dataset)[:5])}, ...) is known '

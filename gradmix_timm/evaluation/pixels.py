@@ -65,7 +65,7 @@ def _statistics(model: EvaluatedModel, images: CutDataset, rows: NDArray[Any] | 
     """Statistics of at most ``trivial_images`` rows, spread evenly: float64 [n, 8]; n = 0 if there are no pictures."""
     rows = np.asarray(rows)
     count = min(model.settings.trivial_images, len(rows))
-    if model.preprocessing is None or hasattr(images, 'batches'):
+    if model.preprocessing is None or hasattr(images, 'embeddings'):
         count = 0
     chosen = images.rows(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
     found = torch.empty(0, len(STATISTICS), dtype=torch.float64)

@@ -24,9 +24,10 @@ from gradmix_timm.openset.reports.report import (
     results_markdown,
     score_table,
 )
-from gradmix_timm.openset.reports.tables import csv_text
+from gradmix_timm.openset.reports.tables import csv_text, without_guard
+from gradmix_timm.openset.results import read_mistakes
 
-from .folder import PREDICTIONS, REPORT, check_output, draw, write_files
+from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite, write_files
 
 __all__ = ['Evaluation', 'Predictions']
 
@@ -93,8 +94,8 @@ class Predictions(Sequence[dict[str, Any]]):
             for name, values in columns.items():
                 if name == 'known':
                     columns[name] = [value == 'True' for value in values]
-                elif name not in _TEXT:
-                    columns[name] = [float(value) for value in values]
+                else:
+                    columns[name] = [without_guard(value) if name in _TEXT else float(value) for value in values]
         except ValueError as error:
             raise ValueError(f'{path}: {error} in column {name}') from error
         return cls(columns)
@@ -151,11 +152,13 @@ class Evaluation:
         return (f'<p>{escape(closed_set_line(self.results))}</p><table><thead><tr>{head}</tr></thead>'
                 f'<tbody>{body}</tbody></table>')
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
 
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
+            run_folder: Of the training run, whose picture of mixes the report shows; not needed if ``folder`` lies in
+                it.
 
         Returns:
             Path of the report.
@@ -166,9 +169,10 @@ class Evaluation:
         folder = Path(folder)
         check_output(folder)
         write_files(folder, self.results, {
-            MISTAKES: json.dumps(self.mistakes) + '\n', 'results.csv': results_csv(self.results),
+            MISTAKES: json.dumps(finite(self.mistakes)) + '\n', 'results.csv': results_csv(self.results),
             'results.md': results_markdown(self.results), 'results.tex': results_latex(self.results),
             PREDICTIONS: self.predictions.to_csv()}, {ARRAYS: self.arrays})
+        copy_mixes(None if run_folder is None else Path(run_folder), folder)
         draw(folder)
         return folder / REPORT
 
@@ -184,10 +188,7 @@ class Evaluation:
         for name in (PREDICTIONS, MISTAKES):
             if not (folder / name).is_file():
                 raise ValueError(f'no {name} in {folder}; evaluate again: `openset osr`, or evaluate(...).save(folder)')
-        try:
-            mistakes = json.loads((folder / MISTAKES).read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise ValueError(f'{folder / MISTAKES} is not JSON ({error}); evaluate again') from error
+        mistakes = cast(dict[str, Any], read_mistakes(folder))
         return cls(results, arrays, Predictions.read_csv(folder / PREDICTIONS), mistakes)
 
 

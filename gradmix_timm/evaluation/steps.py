@@ -66,9 +66,11 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         unknown_label=images.unknown.label[unknown.index.numpy()],  # rows that could not be read have no embedding
         known_classes=split.known, unknown_classes=split.unknown, groups=split.groups)
     trivial = trivial_blocks(model, images, known, unknown)
-    duplicates, closest = find_duplicates(sets, images, settings.duplicates)
+    shown = images.pictured and known.features.shape[1] > 0
+    duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
     judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
-    judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
+    if known.features.shape[1]:
+        judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
     results = {
         'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial, **identity(model),
         **judged.results, **_of_sets(judged.results['groups'], images.unknown, trivial), 'accuracy_gate': accuracy,
@@ -80,9 +82,9 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     files += [images.unknown.filename(row) for row in unknown.index.tolist()]
     probability = {side: part.logits.double().softmax(1).amax(1).numpy()
                    for side, part in (('known', known), ('unknown', unknown))}
-    return Evaluation(
-        results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
-        {**find_mistakes(results, judged.arrays, probability, images), 'closest': closest})
+    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else {}
+    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
+                      {**mistakes, 'closest': closest})
 
 
 def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 
 from gradmix_timm.records import Embeddings
 
-from .metrics.intervals import top1
+from .metrics.intervals import rule_of_three, top1
 from .metrics.summary import summarize
 from .scores import fit_score
 
@@ -97,6 +97,8 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
     shares = wrong.mean(0)
     if len(shares) < 2:
         return 0., 1.
+    if np.ptp(shares) == 0:  # no spread is no certainty
+        return rule_of_three(float(shares[0]), len(shares), level)
     half = float(stdtrit(len(shares) - 1, (1 + level) / 2) * shares.std(ddof=1) / np.sqrt(len(shares)))
     mean = float(shares.mean())
     return max(mean - half, 0.), min(mean + half, 1.)

@@ -35,6 +35,7 @@ def extract(
         channels_last: bool = False,
         progress: str | None = None,
         projection: Callable[[Tensor], Tensor] | None = None,
+        features_needed: bool = True,
 ) -> Embeddings:
     """Logits and features of every image, from one forward pass each, in evaluation and inference mode.
 
@@ -53,6 +54,7 @@ def extract(
         progress: What is being read, for a bar with the time left (a terminal) or a log line every half minute; None:
             silent.
         projection: From features to a projection [B, P], on ``device``; of models that were trained with such a head.
+        features_needed: Whether a model without a classifier to read at is refused; else its features are 0 wide.
 
     Returns:
         Embeddings on the CPU; ``index`` counts the loader's images from 0; ``projection`` is None without one.
@@ -71,12 +73,14 @@ def extract(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         stack.enter_context(_evaluating(inner))
-        read = stack.enter_context(_classifier_inputs(inner))
+        read: list[Tensor] = []
+        if features_needed or _has_classifier(inner):
+            read = stack.enter_context(_classifier_inputs(inner))
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             with cast:
                 output = inner(images.to(device, non_blocking=True, memory_format=layout))
-            inputs = _join(read).float()
+            inputs = _inputs(read, len(images), features_needed)
             return (_logits(output).float().cpu(), inputs.cpu(),
                     None if projection is None else projection(inputs).float().cpu())
 
@@ -165,6 +169,26 @@ def _leaves(found: Any) -> Iterator[nn.Module]:
             yield from _leaves(part)
     else:
         yield found.fc if isinstance(found, ClassifierHead | NormMlpClassifierHead) else found
+
+
+def _has_classifier(model: nn.Module) -> bool:
+    try:
+        return bool(_classifiers(model))
+    except ValueError:
+        return False
+
+
+def _inputs(read: list[Tensor], count: int, needed: bool) -> Tensor:
+    """What the classifier read, float32 [B, D]; D = 0 if it is not needed and cannot be told."""
+    try:
+        found = _join(read) if read else torch.empty(count, 0)
+        if len(found) != count:
+            raise ValueError(f'the classifier read {len(found)} rows for {count} images; pooled features are expected')
+        return found.float()
+    except ValueError:
+        if needed:
+            raise
+        return torch.empty(count, 0)
 
 
 def _join(inputs: list[Tensor]) -> Tensor:

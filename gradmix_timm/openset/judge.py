@@ -151,8 +151,8 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     missing: dict[str, str] = {}
     for name in names or list_scores():
         on_score(name)
-        if sets.train is None and needs_train([name]):
-            missing[name] = 'it is fitted on training images, and there are none'
+        if reason := _unservable(sets, name):
+            missing[name] = reason
             continue
         try:
             score = fit_score(name, sets.train, head=sets.head)
@@ -169,11 +169,21 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
                 raise ValueError(f'scores={name} cannot be served: {missing[name]}') from error
             continue
         arrays |= {f'known/{name}': known, f'unknown/{name}': unknown, f'correct/{name}': right}
-    if unfitted := [name for name in missing if sets.train is None and needs_train([name])]:
-        _logger.warning(f'left out, as they are fitted on training images and there are none: {", ".join(unfitted)}')
+    if sets.train is None and (unfitted := [name for name in missing if score_kind(name).needs_train]):
+        _logger.warning(f'No training images: scores that are fitted are left out ({", ".join(unfitted)})')
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     return scores, fits, missing
+
+
+def _unservable(sets: EmbeddedSets, name: str) -> str:
+    """Why a score cannot be served, named or not; '' if nothing stands against it."""
+    kind = score_kind(name)
+    if kind.needs_train and sets.train is None:
+        return 'it is fitted on training images, and there are none'
+    if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
+        return 'the model has no layer at which features could be read: give it a get_classifier()'
+    return ''
 
 
 def check_names(names: Sequence[str] | None) -> None:

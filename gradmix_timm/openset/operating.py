@@ -23,6 +23,9 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
                  threshold: float, num_classes: int, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Macro-F1 over the known classes and the unknown, balanced and normalised accuracy at a threshold.
 
+    Means over classes are over those that have images. Their intervals come from resamples of each class by itself;
+    where a class has a single image, which shows no spread, there is none.
+
     Args:
         known_pred: Closed-set predictions of known samples, int [N].
         known_label: Their classes, int [N].
@@ -35,9 +38,10 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
         seed: Of the resamples.
 
     Returns:
-        ``macro_f1``, ``balanced_accuracy`` (known classes), ``balanced_accuracy_with_unknown``,
-        ``normalized_accuracy`` with its ``lambda``, each with ``<name>_ci``; and ``best_f1``, the macro-F1 of the
-        threshold that suits these very samples best: an upper bound, which papers that sweep the threshold report.
+        ``classes_with_images`` (known classes that the means are over), ``macro_f1``, ``balanced_accuracy`` (known
+        classes), ``balanced_accuracy_with_unknown``, ``normalized_accuracy`` with its ``lambda``, each with
+        ``<name>_ci`` (or None); and ``best_f1``, the macro-F1 of the threshold that suits these very samples best: an
+        upper bound, which papers that sweep the threshold report.
 
     Example:
         >>> found = at_threshold(*map(np.array, ([0, 1], [0, 1], [.9, .2], [0], [.1])), 0.5, 2, draws=0)
@@ -46,15 +50,21 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
     """
     given = (np.where(known_scores >= threshold, known_pred, -1), known_label)
     others = (np.where(unknown_scores >= threshold, unknown_pred, -1), np.full(len(unknown_pred), -1))
-    metrics: dict[str, Metric] = {
+    means: dict[str, Metric] = {
         'macro_f1': partial(macro_f1, num_classes=num_classes), 'balanced_accuracy': balanced_accuracy,
-        'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True),
-        'normalized_accuracy': partial(normalized_accuracy, weight=LAMBDA)}
-    found: dict[str, Any] = {'lambda': LAMBDA}
-    for name, metric in metrics.items():
+        'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True)}
+    counts = np.bincount(known_label)
+    found: dict[str, Any] = {'lambda': LAMBDA, 'classes_with_images': int((counts > 0).sum())}
+    for name, metric in (means | {'normalized_accuracy': partial(normalized_accuracy, weight=LAMBDA)}).items():
         of_both = partial(_joined, metric)
         found[name] = of_both(*given, *others)
-        if draws:
+        if not draws:
+            continue
+        alone = (counts == 1).any() or (name != 'balanced_accuracy' and len(unknown_pred) == 1)
+        if name in means:
+            found[f'{name}_ci'] = None if alone else list(
+                bootstrap_ci(of_both, given, others, draws=draws, seed=seed, strata=(known_label, None)))
+        else:
             found[f'{name}_ci'] = list(bootstrap_ci(of_both, given, others, draws=draws, seed=seed))
     found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores],
                                np.r_[known_label, others[1]], num_classes)[0]

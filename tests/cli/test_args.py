@@ -9,7 +9,7 @@ import yaml
 
 from gradmix_timm.cli import train
 from gradmix_timm.cli.training.timm_flags import TAKES_EMPTY
-from gradmix_timm.mixers import OPTIONS, create_mixer
+from gradmix_timm.mixers import OPTIONS, create_mixer, list_mixers
 
 TABLE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_train_flags.json').read_text())
 TIMM = [a for a in TABLE['arguments'] if a['parser'] == 'parser' and a['dest'] != 'help']
@@ -180,6 +180,20 @@ def test_timms_modes_alone_mix_nothing_and_registered_names_do():
     assert plan_mixing(parse('--mixup-mode', 'none')).in_step
 
 
+@pytest.mark.parametrize('name', [name for name in list_mixers() if name not in ('batch', 'pair', 'elem', 'half')])
+def test_every_registered_name_is_a_mode(name):
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
+    plan = plan_mixing(parse('--mixup-mode', name, '--mixup-prob', 0.5))
+    assert plan.in_step
+    mixer = create_step_mixer(plan, 10)
+    assert (mixer.name, mixer.options['prob']) == (name, 0.5)
+    assert name in ' '.join(train.parser.format_help().split())
+
+
+def test_weights_beyond_one_and_binary_cross_entropy_are_refused_together(capsys):
+    assert '--bce-loss with --mixup-mode snapmix' in refused(capsys, '--mixup-mode', 'snapmix', '--bce-loss')
+
+
 def test_options_reach_the_mixer():
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     args = parse('--mixup-mode', 'gradmix', '--gradmix-recipe', 'authors', '--gradmix-fill', 'mean', '--gradmix-layers',
@@ -300,3 +314,8 @@ def test_a_positional_folder_goes_over_the_files(tmp_path):
     assert parse('here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('--data-dir', 'here', '-c', tmp_path / 'a.yaml').data_dir == 'here'
     assert parse('here', '--data-dir', 'here').data_dir == 'here'
+
+
+def test_help_names_the_configuration_file_and_the_version():
+    assert '-c FILE, --config FILE' in train.parser.format_help()
+    assert '--version' in train.parser.format_help()

@@ -1,6 +1,8 @@
 """A command ends with the right status and one line."""
 from __future__ import annotations
 
+import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -8,7 +10,8 @@ import sys
 import pytest
 import torch
 
-from gradmix_timm.cli.errors import ConsoleParser, UsageError, one_line, run_console, user_errors
+import gradmix_timm
+from gradmix_timm.cli.errors import ConsoleParser, RunFailedError, UsageError, one_line, run_console, user_errors
 
 
 def run(main, capsys, argv=()):
@@ -145,3 +148,39 @@ def test_closed_pipe_leaves_no_complaint():
     os.close(reader)
     assert process.communicate(timeout=60)[1] == b''
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize('coding', ['latin-1', 'ascii', 'utf-8'])
+def test_a_character_that_the_terminal_lacks_ends_no_command(coding):
+    code = ('from gradmix_timm.cli.errors import run_console\n'
+            'raise SystemExit(run_console(lambda argv: print("0.5 \\u00b1 0.1 \\u2264 \\udcff.png")))')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, check=False,
+                          env={**os.environ, 'PYTHONIOENCODING': coding})
+    assert (done.returncode, done.stderr) == (0, b'')
+    assert done.stdout.startswith(b'0.5 ')
+
+
+@pytest.mark.parametrize('number', ['ENOSPC', 'EDQUOT', 'EFBIG'])
+def test_a_full_disk_is_one_line_without_a_traceback(number, capsys):
+    error = OSError(getattr(errno, number), 'No room', 'results.json')
+    line = 'error: results.json: No room: make room and run it again'
+    assert run(raises(error), capsys) == (1, [line], [line])
+    status, errors, lines = run(raises(RunFailedError('last.pth.tar could not be written')), capsys)
+    assert (status, errors) == (1, lines)
+
+
+def test_a_warning_is_one_line_and_comes_from_the_first_process():
+    code = ('import warnings\n'
+            'from gradmix_timm.cli.errors import run_console\n'
+            'raise SystemExit(run_console(lambda argv: warnings.warn("two\\nlines", UserWarning)))')
+    for rank, told in ((None, 'warning: two lines\n'), ('0', 'warning: two lines\n'), ('1', '')):
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False,
+                              env={**os.environ, **({'RANK': rank} if rank else {})})
+        assert done.stderr == told
+
+
+@pytest.mark.parametrize('module', ['train', 'predict', 'show', 'backbones', 'study'])
+def test_every_command_tells_its_version(module, capsys):
+    command = importlib.import_module(f'gradmix_timm.cli.{module}')
+    assert run_console(command.main, ['--version']) == 0
+    assert capsys.readouterr().out == f'gradmix-timm {gradmix_timm.__version__}\n'

@@ -4,13 +4,21 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import rows, run_tiny, write_images
+from tiny_training import TINY, rows, run_tiny, write_images
 
-from gradmix_timm.cli.training import loop
+from gradmix_timm.cli import train
+from gradmix_timm.cli.errors import run_console
+from gradmix_timm.cli.training import loop, validation
 
+ROOT = Path(__file__).parent.parent.parent
 GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
 
 
@@ -72,3 +80,123 @@ def test_a_run_stopped_in_an_epoch_goes_on_as_if_it_had_not_been(flags, epoch, i
     assert same(left['state_dict'], right['state_dict'])
     assert same(left.get('state_dict_ema', {}), right.get('state_dict_ema', {}))
     assert {path.name for path in parts.iterdir()} == {path.name for path in straight.iterdir()}
+
+
+def test_a_run_that_is_stopped_twice_in_an_epoch_goes_on_exactly(images, tmp_path, signalled):
+    flags = ('--drop', 0.3, '--reprob', 0.5)
+    straight = run_tiny(images, tmp_path, *flags, name='straight')
+    for index in (1, 0):  # counted from where it goes on
+        signalled(1, index)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(images, tmp_path, *flags, '--resume', 'auto', name='parts')
+    parts = run_tiny(images, tmp_path, *flags, '--resume', 'auto', name='parts')
+    assert rows(parts) == rows(straight)
+
+
+def test_a_run_stopped_in_validation_validates_again_and_trains_no_batch_twice(images, tmp_path, monkeypatch):
+    straight = run_tiny(images, tmp_path, *GRADMIX, name='straight')
+    judge, calls = validation._judge, []
+
+    def noticed(*args):
+        calls.append(args)
+        if len(calls) == 3:  # the first batch of the second epoch's validation
+            os.kill(os.getpid(), signal.SIGTERM)
+        judge(*args)
+
+    monkeypatch.setattr(validation, '_judge', noticed)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(images, tmp_path, *GRADMIX, '--resume', 'auto', name='parts')
+    assert len(rows(tmp_path / 'parts')) == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(loop._Epoch, 'step', None)
+    parts = run_tiny(images, tmp_path, *GRADMIX, '--resume', 'auto', name='parts')
+    assert rows(parts) == rows(straight)
+    assert (parts / 'mixes.json').read_bytes() == (straight / 'mixes.json').read_bytes()
+
+
+@pytest.mark.parametrize(('number', 'status', 'words'), [
+    (signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'stopped by SIGTERM'),
+    (signal.SIGUSR1, 138, 'stopped by SIGUSR1')])
+def test_the_status_is_128_and_the_signal_and_a_checkpoint_is_there(number, status, words, images, tmp_path, capsys,
+                                                                    signalled):
+    signalled(0, 1, number)
+    before = signal.getsignal(number)
+    argv = ['--data-dir', str(images), '--num-classes', '4', *TINY, '--output', str(tmp_path), '--experiment', 'run']
+    assert run_console(train.main, argv) == status
+    printed = capsys.readouterr()
+    last = tmp_path / 'run' / 'last.pth.tar'
+    assert printed.err.splitlines()[-1] == f'error: {words}; last checkpoint: {last}'
+    assert '--result' not in printed.out
+    assert last.is_file()
+    assert not (tmp_path / 'run' / 'run.lock').exists()
+    assert signal.getsignal(number) is before
+
+
+def test_a_position_of_other_flags_is_refused(images, tmp_path, signalled, capsys):
+    signalled(0, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(images, tmp_path)
+    with pytest.raises(ValueError, match='fewer than the 4 batches'):
+        run_tiny(images, tmp_path, '--resume', 'auto', '-b', 16)
+
+
+def test_timms_reader_trains_the_epoch_from_its_start(images, tmp_path, signalled):
+    signalled(1, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(images, tmp_path)
+    state = content(tmp_path / 'run' / 'last.pth.tar')
+    assert state['epoch'] == 0  # timm goes on with the next
+    again = run_tiny(images, tmp_path, '--resume', 'auto', '--start-epoch', 1)
+    assert [row['epoch'] for row in rows(again)] == ['0', '1']
+
+
+# ---- several processes
+
+def start(rank, port, images, out, *flags):
+    """One of two processes of a run, as a launcher starts it."""
+    command = [sys.executable, str(ROOT / 'train.py'), '--data-dir', str(images), '--num-classes', '4', *TINY,
+               '--output', str(out), '--experiment', 'run', *map(str, flags)]
+    world = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
+             'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}
+    return subprocess.Popen(command, env={**os.environ, **world}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_at_the_same_batch(images, tmp_path):
+    port = free_port()
+    flags = (*GRADMIX, '-b', 4, '--epochs', 400, '--resume', 'auto')
+    both = [start(rank, port, images, tmp_path, *flags) for rank in range(2)]
+    last, waited = tmp_path / 'run' / 'last.pth.tar', time.monotonic() + 120
+    while not last.exists() and time.monotonic() < waited:
+        time.sleep(0.1)
+    both[1].send_signal(signal.SIGUSR1)
+    told = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [138, 138], told
+    errors = [[line for line in text.splitlines() if line.startswith('error: ')] for text in told]
+    assert errors == [[f'error: stopped by SIGUSR1; last checkpoint: {last}'], []]
+    done = len(rows(tmp_path / 'run'))
+    port = free_port()
+    both = [start(rank, port, images, tmp_path, *flags, '--stop-epoch', done + 1) for rank in range(2)]
+    told = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert len(rows(tmp_path / 'run')) == done + 1
+
+
+@pytest.mark.slow
+def test_an_error_of_set_up_and_a_warning_are_printed_by_one_process(images, tmp_path):
+    port = free_port()
+    both = [start(rank, port, images / 'nothing', tmp_path, '--cutmix', 1, '--mixup-mode', 'gradmix')
+            for rank in range(2)]
+    told = ''.join(process.communicate(timeout=120)[1] for process in both)
+    assert [process.returncode for process in both] == [2, 2]
+    assert len([line for line in told.splitlines() if line.startswith('error: ')]) == 1
+    assert told.count('--cutmix unused') == 1
+    assert 'Traceback' not in told
+    assert not (tmp_path / 'run').exists()

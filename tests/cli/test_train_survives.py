@@ -105,6 +105,7 @@ def test_a_full_disk_is_said_and_the_earlier_checkpoint_stays(images, tmp_path):
     errors = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
     assert len(errors) == 1
     last = tmp_path / 'run' / 'last.pth.tar'
+    assert 'Traceback' not in ended.stderr
     for words in ('could not be written', 'disk full', '--resume auto', f'last checkpoint: {last}'):
         assert words in errors[0]
     for name in ('last.pth.tar', 'model_best.pth.tar', 'checkpoint-0.pth.tar'):

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gradmix_timm.data import UnreadableImageError, decoding, open_dataset
+from gradmix_timm.data import UnreadableImageError, decoding, open_dataset, parse_codec, recode, select_classes
+from gradmix_timm.data.corrupted import corrupted
+from gradmix_timm.data.corruptions import corrupt
 from gradmix_timm.data.decoding import MODES, decode, through_rgb
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
@@ -91,3 +93,23 @@ def test_a_change_of_colours_reaches_every_mode_and_spares_alpha(mode):
     assert np.asarray(found.convert('RGB')).max() <= (2 if mode == 'LAB' else 0)
     if mode in ('LA', 'RGBA'):
         assert np.array_equal(found.getchannel('A'), image.getchannel('A'))
+
+
+@pytest.mark.parametrize('mode', ['HSV', 'RGBA', 'LA', 'CMYK'])
+def test_codecs_and_corruptions_work_on_every_mode(mode, tmp_path):
+    """Red before: no JPEG of HSV or alpha, and a corruption took hue for red."""
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 4), dtype=np.uint8)).resize((32, 32))
+    for name in 'ab':
+        (tmp_path / 'test' / name).mkdir(parents=True)
+        smooth.save(tmp_path / 'test' / name / '0.png')
+    cut = select_classes(open_dataset('', tmp_path, 'test', img_mode=mode), ['a'])
+    found = recode(cut, parse_codec('jpeg:95')).picture(0)
+    assert found.mode == mode
+    difference = np.asarray(found.convert('RGB')).astype(int) - np.asarray(cut.picture(0).convert('RGB'))
+    assert np.abs(difference).mean() < 8
+    darker = corrupted(cut, 'brightness', 5, scale='cifar').picture(0)
+    assert darker.mode == mode
+    if mode == 'RGBA':
+        want = corrupt(np.asarray(smooth.convert('RGB')), 'brightness', 5, 0, 0, 'cifar')
+        assert np.array_equal(np.asarray(darker)[..., :3], want)
+        assert np.array_equal(np.asarray(darker)[..., 3], np.asarray(smooth)[..., 3])

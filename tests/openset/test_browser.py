@@ -108,7 +108,7 @@ def evaluation_page(folder: Path) -> tuple[str, int]:
     for name, content in drawn.items():
         (folder / 'figures' / name).write_bytes(content)
     assert 'features.png' in drawn
-    return render_report(folder, None), len(drawn)
+    return render_report(folder), len(drawn)
 
 
 def comparison_page(folder: Path) -> tuple[str, int]:

@@ -110,7 +110,7 @@ class Page(HTMLParser):
 
 
 def test_page_needs_no_other_file_and_no_network(folder):
-    html = render_report(folder, folder.parent)
+    html = render_report(folder)
     page = Page(html)
     assert not re.search(r'https?:|//[a-z]', re.sub(r'base64,[^"]*', '', html))
     assert {name for name, _ in page.elements}.isdisjoint({'link', 'iframe', 'object', 'base', 'form'})
@@ -125,7 +125,7 @@ def test_page_needs_no_other_file_and_no_network(folder):
 
 
 def test_page_can_be_read_by_everyone(folder):
-    page = Page(render_report(folder, folder.parent))
+    page = Page(render_report(folder))
     assert page.all('html') == [{'lang': 'en'}]
     assert {'name': 'viewport', 'content': 'width=device-width, initial-scale=1'} in page.all('meta')
     assert all(image['alt'].strip() for image in page.all('img'))
@@ -188,7 +188,7 @@ def test_known_images_taken_for_another_class_are_shown_with_their_probability(f
 
 
 def test_page_says_the_figures(folder, evaluation):
-    text = ' '.join(Page(render_report(folder, folder.parent)).text)
+    text = ' '.join(Page(render_report(folder)).text)
     results = evaluation[0]
     score = results['scores']['mls']
     assert f'{100 * results["closed_set"]["top1"]:.1f}%' in text
@@ -199,7 +199,7 @@ def test_page_says_the_figures(folder, evaluation):
 
 
 def test_names_are_escaped(folder):
-    html = render_report(folder, folder.parent)
+    html = render_report(folder)
     text = ' '.join(Page(html).text)
     assert NAMES[0] in text
     assert '<i>elk' in text
@@ -234,7 +234,7 @@ def test_nothing_that_a_file_says_is_live(folder, evaluation):
     (folder / 'results.json').write_text(json.dumps(results))
     for path in (folder / 'mistakes.json', folder.parent / 'mixes.json'):
         path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
-    html = render_report(folder, folder.parent)
+    html = render_report(folder)
     page = Page(html)
     assert page.all('script') == [{}]
     assert not [attributes for _, attributes in page.elements if 'onerror' in attributes]
@@ -288,7 +288,7 @@ def test_a_name_is_one_cell_of_a_table_and_steers_no_terminal():
 
 
 def test_page_is_a_function_of_the_files(folder):
-    assert render_report(folder, folder.parent) == render_report(folder, folder.parent)
+    assert render_report(folder) == render_report(folder)
     results, arrays = read_results(folder), read_arrays(folder)
     again = draw_figures(results, arrays)
     assert {path.name: path.read_bytes() for path in (folder / 'figures').iterdir()} == again
@@ -297,16 +297,26 @@ def test_page_is_a_function_of_the_files(folder):
 def test_sections_whose_files_are_missing_are_left_out(folder):
     (folder / 'mistakes.json').unlink()
     (folder / 'figures' / 'roc.png').unlink()
-    text = ' '.join(Page(render_report(folder, None)).text)
+    (folder.parent / 'mixes.png').unlink()
+    text = ' '.join(Page(render_report(folder)).text)
     assert 'mixed' not in text
     assert 'Most confident mistakes' not in text
     assert 'Known against unknown' not in text
     assert 'Accepted and correct' in text
 
 
+def test_what_results_say_of_the_run_folder_is_not_opened(folder, evaluation, tmp_path):
+    (folder.parent / 'mixes.png').rename(tmp_path / 'mixes.png')
+    manifest = {**evaluation[0]['manifest'], 'run_folder': str(tmp_path)}
+    (folder / 'results.json').write_text(json.dumps({**evaluation[0], 'manifest': manifest}))
+    assert 'mixed' not in ' '.join(Page(render_report(folder)).text)
+    (tmp_path / 'mixes.png').rename(folder / 'mixes.png')
+    assert 'mixed' in ' '.join(Page(render_report(folder)).text)
+
+
 def test_mixes_without_facts_are_still_shown(folder):
     (folder.parent / 'mixes.json').unlink()
-    assert 'mixed' in ' '.join(Page(render_report(folder, folder.parent)).text)
+    assert 'mixed' in ' '.join(Page(render_report(folder)).text)
 
 
 @pytest.mark.parametrize(('break_it', 'words'), [
@@ -414,4 +424,4 @@ def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
     assert 'features.png' in drawn
     assert 'features.png' not in draw_figures(results, arrays)
     (folder / 'figures' / 'features.png').write_bytes(drawn['features.png'])
-    assert 'The features in the plane' in ' '.join(Page(render_report(folder, None)).text)
+    assert 'The features in the plane' in ' '.join(Page(render_report(folder)).text)

@@ -162,6 +162,47 @@ def test_what_lies_beside_the_results_has_types_too(tmp_path, read, name, conten
         read(tmp_path)
 
 
+@pytest.mark.parametrize(('name', 'content', 'words'), [
+    ('mistakes.json', '{"accepted": [3]}', 'accepted[0]'), ('mistakes.json', '{"accepted": [', 'not JSON'),
+    ('../mixes.json', '{"images": 1}', 'images'), ('../mixes.json', '', 'not JSON')])
+def test_the_report_says_which_file_beside_the_results_is_broken(folder, name, content, words, capsys):
+    (folder / 'osr').mkdir()
+    for file in ('results.json', 'arrays.npz'):
+        (folder / file).rename(folder / 'osr' / file)
+    (folder / 'mixes.png').touch()
+    (folder / 'osr' / name).write_text(content)
+    assert run_console(main, ['report', str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert name.removeprefix('../') in err
+    assert words in err
+    assert not (folder / 'osr' / 'report.html').exists()
+
+
+@pytest.mark.parametrize('change', [
+    {'confusion': None}, {'confusion': np.zeros((3, 3))}, {'correct/mls': None}, {'bin_share': None}])
+def test_the_report_needs_every_array_that_it_draws(folder, evaluation, change, capsys):
+    np.savez(folder / 'arrays.npz', **{
+        key: value for key, value in {**evaluation[1], **change}.items() if value is not None})
+    assert run_console(main, ['report', str(folder)]) == 2
+    err = capsys.readouterr().err
+    assert f'{folder / "arrays.npz"}: ' in err
+    assert next(iter(change)) in err
+
+
+@pytest.mark.parametrize('argv', [
+    ['report', '.', '--output', ''], ['compare', '.', '--output', ' '], ['compare', '.', '--by', ''],
+    ['compare', '.', '--scores', ''], ['compare', '.', '--metrics', ',']])
+def test_an_empty_word_is_no_value_of_a_flag(folder, argv, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob('*'))
+    assert run_console(main, argv) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert argv[2] in err
+    assert sorted(folder.rglob('*')) == before
+
+
 @pytest.mark.parametrize('words', [[''], ['  '], ['.', '']])
 @pytest.mark.parametrize('command', ['compare', 'report'])
 def test_an_empty_word_is_no_folder(folder, command, words, capsys, monkeypatch):
@@ -169,7 +210,9 @@ def test_an_empty_word_is_no_folder(folder, command, words, capsys, monkeypatch)
     monkeypatch.chdir(folder)
     before = sorted(folder.rglob('*'))
     assert run_console(main, [command, *words]) == 2
-    assert 'an empty path' in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert 'empty word' in err
+    assert len(err.splitlines()) == 1
     assert sorted(folder.rglob('*')) == before
 
 

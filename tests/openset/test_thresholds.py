@@ -63,7 +63,18 @@ def test_best_f1_equals_the_sweep(decimals, seed):
 
 
 def test_best_f1_may_reject_everything():
-    assert metrics.best_f1([0, 0], [1., 2.], [-1, -1], 1) == (.5, math.inf)
+    assert metrics.best_f1([0, 0, 0], [1., 2., 1.], [-1, -1, 0], 1) == (pytest.approx(.4), math.inf)
+
+
+def test_classes_without_samples_have_no_f1():
+    """They counted as zeros: 27% where the classes that occur average 80%."""
+    pred, score, label = drawn(0, 3)
+    gated = metrics.gate(pred, score, .5)
+    assert metrics.macro_f1(gated, label, 1000) == metrics.macro_f1(gated, label, 4)
+    assert metrics.best_f1(pred, score, label, 1000) == metrics.best_f1(pred, score, label, 4)
+    strays = np.where(gated == 0, 500, gated)  # a class that does not occur is no class of the mean
+    f1 = f1_score(label, strays, labels=range(-1, 4), average='macro', zero_division=0)
+    assert metrics.macro_f1(strays, label, 1000) == pytest.approx(f1)
 
 
 def test_classes_out_of_range_are_refused():

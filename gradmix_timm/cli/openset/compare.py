@@ -66,6 +66,9 @@ def run_compare(args: argparse.Namespace) -> int:
     """Read, compare, print, write; the page's path comes last."""
     folder = Path(args.output)
     with user_errors():
+        for name in ('by', 'scores', 'metrics'):
+            if getattr(args, name) == []:
+                raise UsageError(f'--{name}: got no name, expected one or more, as in --{name} A,B')
         check_output(folder)
         runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
         comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays, args.metrics)
@@ -92,7 +95,8 @@ def _with_scores(runs: list[Run], names: list[str] | None) -> list[Run]:
 
 
 def _arrays(run: Run) -> dict[str, Any] | None:
-    return read_arrays(run.folder) if (run.folder / ARRAYS).is_file() else None
+    scores = {score for score, _ in run.values if score}
+    return read_arrays(run.folder, scores) if (run.folder / ARRAYS).is_file() else None
 
 
 def _print(comparison: dict[str, Any], metrics: list[str]) -> None:

@@ -101,8 +101,7 @@ def run_corrupt(args: argparse.Namespace) -> int:
         loaded = read_checkpoint(args)
         split = named_split(options, loaded.record if loaded is not None else None)
         model = build_model(args, settings, loaded, None if split is None else len(split.known))
-        assert model.preprocessing is not None
-        images = open_split(options, loaded, split, model.preprocessing, unknown_needed=False, most=chosen.images)
+        images = open_split(options, loaded, split, model.reading(), unknown_needed=False, most=chosen.images)
         plan = plan_corruptions(model, images, chosen, official, names)
         results, arrays = evaluate_corruptions(plan, folder / _GROUPS, _watched, args.command_line)
     write_files(folder, results, {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
-from gradmix_timm.openset.reports.report import read_arrays, read_results
+from gradmix_timm.openset.reports.report import check_files, read_results
 from gradmix_timm.openset.runs import find_evaluations
 
 from .compare import add_compare
@@ -61,8 +61,7 @@ def run_report(args: argparse.Namespace) -> int:
     with user_errors():
         folders = find_evaluations(args.folders)
         for folder in folders:
-            read_results(folder)
-            read_arrays(folder)
+            check_files(folder)
         places = _places(folders, args.output)
         for place in places:
             check_output(place)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gradmix_timm.cli.config_file import words
@@ -65,11 +66,10 @@ def run_ood(args: argparse.Namespace) -> int:
         loaded = read_checkpoint(args)
         split = named_split(options, loaded.record if loaded is not None else None)
         model = build_model(args, settings, loaded, None if split is None else len(split.known))
-        assert model.preprocessing is not None
         names = split.known if split is not None else head_names(
             model.net, known_folders(options, loaded, args.known), args.known or args.data_dir or 'the data')
-        images = open_known(options, loaded, names, model.preprocessing, args.known)
-        sets = open_unknown(unknown, images, model.preprocessing, imagenet=split is None and len(names) == 1000)
+        images = open_known(options, loaded, names, model.reading(), args.known)
+        sets = open_unknown(unknown, images, model.reading(), imagenet=split is None and len(names) == 1000)
         images = with_sets(images.recoded(unknown.known_codec), sets)
         with score_bar(settings.scores) as on_score:
             evaluation = evaluate_images(
@@ -79,7 +79,7 @@ def run_ood(args: argparse.Namespace) -> int:
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
     print(f'\nAUROC by data set\n\n{means_table(evaluation.results)}')
-    print(evaluation.save(folder))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
 
 

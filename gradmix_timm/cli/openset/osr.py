@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from gradmix_timm.evaluation.opening import open_split, plan_split
@@ -43,11 +44,10 @@ def run_osr(args: argparse.Namespace) -> int:
         split = plan_split(options, loaded.record if loaded is not None else None)
         folder = output_folder(args, 'osr')
         model = build_model(args, settings, loaded, len(split.known))
-        assert model.preprocessing is not None
-        images = open_split(options, loaded, split, model.preprocessing)
+        images = open_split(options, loaded, split, model.reading())
         with score_bar(settings.scores) as on_score:
             # A broken image or weights that give NaN are the user's to fix as well.
             evaluation = evaluate_images(model, images, on_score=on_score, command=args.command_line)
     print_results(evaluation.results)
-    print(evaluation.save(folder))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0

@@ -63,9 +63,8 @@ def run_probe(args: argparse.Namespace) -> int:
         folder = output_folder(args, 'probe')
         loaded = read_checkpoint(args)
         model = build_model(args, settings, loaded, None)  # features are read: the head need not fit the classes
-        assert model.preprocessing is not None
         split = named_split(options, loaded.record if loaded is not None else None)
-        images = open_split(options, loaded, split, model.preprocessing, unknown_needed=False, train_needed=True)
+        images = open_split(options, loaded, split, model.reading(), unknown_needed=False, train_needed=True)
         results, arrays = evaluate_probes(model, images, chosen, args.command_line)
     write_files(folder, results, {
         'results.csv': probe_csv(results), 'results.md': probe_markdown(results),

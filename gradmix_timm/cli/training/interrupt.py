@@ -29,11 +29,13 @@ class StoppedError(KeyboardInterrupt):
     Attributes:
         exit_status: 128 + the signal's number, as a shell reports a process that a signal ended: 130 for Ctrl-C, 143
             for SIGTERM, 138 for SIGUSR1 (on Linux), by which a job script knows that the run is to be queued again.
+        silent: Of several processes the first one prints the line.
     """
 
     def __init__(self, number: int) -> None:
         super().__init__('interrupted' if number == signal.SIGINT else f'stopped by {signal.Signals(number).name}')
         self.exit_status = 128 + number
+        self.silent = torch.distributed.is_initialized() and torch.distributed.get_rank() > 0
 
 
 class Interrupt:

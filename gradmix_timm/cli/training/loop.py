@@ -17,7 +17,7 @@ from timm import utils
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
-from gradmix_timm.cli.errors import RunFailedError
+from gradmix_timm.cli.errors import RunFailedError, UsageError
 from gradmix_timm.mixers import BatchMixer
 
 from .context import Hardware, Loaders
@@ -170,7 +170,7 @@ class _Epoch:
         """Go on where a signal stopped the epoch: read what is trained already, and take its meters over.
 
         Raises:
-            ValueError: The epoch has fewer batches by now.
+            UsageError: The epoch has fewer batches by now.
         """
         device = self.run.hardware.device
         finished = position.metrics is not None  # of such an epoch the first batch is read, for the picture of mixes
@@ -178,18 +178,20 @@ class _Epoch:
         if not finished and utils.is_primary(self.args):
             _logger.info(f'Epoch {self.epoch} goes on after {position.batches} of {self.batches} batches; they are '
                          'read again.')
-        for wanted in range(last + 1):
-            if wanted == last:
-                set_streams(position.before, device)
-            index, (input, target) = next(batches, (None, (None, None)))
-            if index is None:
-                raise ValueError(f'--resume: epoch {self.epoch} has fewer than the {position.batches} batches that '
-                                 'are trained already; type the flags of that run')
+        if last == 0:
+            set_streams(position.before, device)
+        index = -1
+        for _, (index, (input, target)) in zip(range(last + 1), batches, strict=False):
             if index == 0:
                 self._keep_sample(*self._placed(input, target))
+            if index == last - 1:
+                set_streams(position.before, device)
+        if index < last:
+            raise UsageError(f'--resume: epoch {self.epoch} has fewer than the {position.batches} batches that are '
+                             'trained already; type the flags of that run')
         set_streams(position.now, device)
         if not finished:
-            self.before = position.before
+            self.before = position.now
             self.updates += -(-position.batches // self.args.grad_accum_steps)
             self._restore(position.meters)
 

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from .checks import ArrayLike, as_array, check_level
 from .intervals import rule_of_three
@@ -15,14 +17,37 @@ __all__ = ['bootstrap_ci', 'rank_intervals']
 Floats = NDArray[np.float64]
 # Counts drawn at a time: one array of them stays in the cache of a core.
 _CELLS = 1 << 17
+# Metrics whose intervals are taken on a logit scale, and their largest value.
+_SCALES = {'aupr_in': 1., 'aupr_out': 1., 'detection_error': 0.5}
 
 
-def _interval(draws: NDArray[np.float64], value: float, size: int, level: float) -> tuple[float, float]:
-    """Percentiles of the draws; the rule of three where no draw differs."""
+def _interval(draws: NDArray[np.float64], value: float, size: int, level: float, scale: float | None = None,
+              ) -> tuple[float, float]:
+    """An interval from the draws that holds the value; by the rule of three where no draw differs.
+
+    Percentiles, or with ``scale`` for a figure in (0, scale) that is skewed near its ends: a normal interval of
+    log(value / (scale - value)), once round the value and once round the value less the draws' bias, from the lower of
+    the low ends to the upper of the high ends. The least error over all thresholds, chosen on the same samples, is
+    biased, and that of resamples is so twice.
+
+    Args:
+        draws: Of resamples, float64 [R].
+        value: The figure.
+        size: Samples of the smaller side.
+        level: Coverage, in (0, 1).
+        scale: Largest value that the figure can have.
+    """
     if np.ptp(draws) == 0 and 0 <= value <= 1:
-        return rule_of_three(value, size, level)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        low, high = rule_of_three(value, size, level)
+    elif scale is None:
+        low, high = (float(end) for end in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+    else:
+        room = scale / (2 * size + 2)  # half a sample away from the ends, where the logarithm has none
+        odds, middle = (logit(np.clip(x, room, scale - room) / scale) for x in (draws, value))
+        half = NormalDist().inv_cdf((1 + level) / 2) * odds.std(ddof=1)
+        bias = odds.mean() - middle
+        low, high = (float(scale * expit(end)) for end in (middle - max(bias, 0) - half, middle - min(bias, 0) + half))
+    return min(low, value), max(high, value)
 
 
 def _check_draws(draws: int) -> None:
@@ -72,7 +97,9 @@ def rank_intervals(
         level: Coverage aimed at, in (0, 1).
 
     Returns:
-        Name to (low, high). A metric that no draw moved gets the interval of the rule of three.
+        Name to (low, high), which holds the estimate: percentiles; for average precision and detection error, which are
+        skewed near their ends, on a logit scale (:func:`_interval`). A metric that no draw moved gets the interval of
+        the rule of three.
     """
     _check_draws(draws)
     check_level(level)
@@ -93,17 +120,32 @@ def rank_intervals(
         for name, metric in metrics.items():
             found[name].append(metric(drawn))
     fewest = min(len(known), len(unknown))
-    return {name: _interval(np.concatenate(found[name]), float(metric(ladder)), fewest, level)
+    return {name: _interval(np.concatenate(found[name]), float(metric(ladder)), fewest, level, _SCALES.get(name))
             for name, metric in metrics.items()}
 
 
-def _pick(size: int, clusters: NDArray | None, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Rows of one resample; whole clusters where they are given."""
-    if clusters is None:
-        return generator.integers(0, size, size)
-    names, position = np.unique(clusters, return_inverse=True)
-    rows = np.split(np.argsort(position, kind='stable'), np.cumsum(np.bincount(position))[:-1])
-    return np.concatenate([rows[i] for i in generator.integers(0, len(names), len(names))])
+class _Picker:
+    """Rows of resamples of one group.
+
+    Args:
+        size: Rows.
+        strata: Stratum of each row, or None; each keeps its number of rows.
+    """
+
+    def __init__(self, size: int, strata: NDArray | None) -> None:
+        self.size, self.order = size, None
+        if strata is not None:
+            place = np.unique(strata, return_inverse=True)[1]
+            counts = np.bincount(place)
+            self.order = np.argsort(place, kind='stable')
+            self.counts = np.repeat(counts, counts)
+            self.starts = np.repeat(np.cumsum(counts) - counts, counts)
+
+    def draw(self, generator: np.random.Generator) -> NDArray[np.intp]:
+        """With replacement, int [N]."""
+        if self.order is None:
+            return generator.integers(0, self.size, self.size)
+        return self.order[self.starts + generator.integers(0, self.counts)]
 
 
 def bootstrap_ci(
@@ -112,7 +154,7 @@ def bootstrap_ci(
         draws: int = 1000,
         seed: int = 0,
         level: float = 0.95,
-        clusters: Sequence[ArrayLike | None] | None = None,
+        strata: Sequence[ArrayLike | None] | None = None,
 ) -> tuple[float, float]:
     """Percentile interval of any metric, one call a draw; :func:`rank_intervals` is faster for the rank metrics.
 
@@ -123,11 +165,11 @@ def bootstrap_ci(
         draws: Resamples.
         seed: The same seed gives the same interval.
         level: Coverage aimed at, in (0, 1).
-        clusters: For each group the cluster of each row, or None: whole clusters are then resampled. With few classes
-            give the class, since samples of a class fail together.
+        strata: For each group the stratum of each row, or None: strata are resampled apart and keep their numbers. For
+            a mean over classes give the class, or a resample loses classes with few samples.
 
     Returns:
-        (low, high); by the rule of three where no draw differs and the metric lies in [0, 1].
+        (low, high), which holds the estimate; by the rule of three where no draw differs and the metric lies in [0, 1].
 
     Example:
         >>> from gradmix_timm.openset.metrics import auroc
@@ -141,14 +183,15 @@ def bootstrap_ci(
     if any(len(a) != len(group[0]) or not len(a) for group in arrays for a in group):
         raise ValueError('each group needs at least one row and arrays of one length, got '
                          f'{[[len(a) for a in group] for group in arrays]}')
-    within = [None if c is None else as_array(c) for c in (clusters or [None] * len(arrays))]
-    if (len(within) != len(arrays)
-            or any(c is not None and len(c) != len(g[0]) for c, g in zip(within, arrays, strict=True))):
-        raise ValueError('clusters has one entry a group, None or the cluster of each of its rows')
+    within = [None if given is None else as_array(given) for given in (strata or [None] * len(arrays))]
+    if (len(within) != len(arrays) or any(given is not None and len(given) != len(group[0])
+                                          for given, group in zip(within, arrays, strict=True))):
+        raise ValueError('strata has one entry a group, None or the stratum of each of its rows')
     generator = np.random.default_rng(seed)
+    pickers = [_Picker(len(group[0]), given) for group, given in zip(arrays, within, strict=True)]
 
     def resample() -> float:
-        picked = [(group, _pick(len(group[0]), c, generator)) for group, c in zip(arrays, within, strict=True)]
+        picked = [(group, picker.draw(generator)) for group, picker in zip(arrays, pickers, strict=True)]
         return metric(*[a[rows] for group, rows in picked for a in group])
 
     found = np.array([resample() for _ in range(draws)])

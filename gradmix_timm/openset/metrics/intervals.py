@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import expit, logit, stdtr, stdtrit
 
 from .checks import ArrayLike, check_level, correctness, scores, sides
 
@@ -32,6 +32,8 @@ Floats = NDArray[np.float64]
 FEWEST_PAIRS = 5
 #: In place of a verdict where all differences are the same.
 NO_SPREAD = 'cannot say (no spread)'
+# Standard errors between an AUROC and the nearer end of [0, 1] from which on its interval is symmetric.
+_FAR = 4
 # A spread below this share of the figures is rounding.
 _ROUNDING = 1e-12
 
@@ -107,9 +109,11 @@ def _standard_error(of_known: Floats, of_unknown: Floats) -> float:
 def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Confidence interval of AUROC after DeLong, DeLong and Clarke-Pearson (1988), ties included; O(n log n).
 
-    AUROC -/+ z x standard error, cut at 0 and 1. Where the samples show no spread (perfect separation, constant scores,
-    one sample on a side) the standard error says 0 and means nothing; the rule of three then gives an interval from
-    min(N, M) disjoint pairs: perfect separation of 100 and 100 gives (0.970, 1).
+    AUROC -/+ z x standard error; within four standard errors of 0 or 1 the same on the scale of
+    log(AUROC / (1 - AUROC)), as there the plain interval leaves [0, 1] and covers too little (30 and 30 samples at .97:
+    85% for 95%; on this scale 94%). Where the samples show no spread (perfect separation, constant scores, one sample
+    on a side) the standard error says 0 and means nothing; the rule of three then gives an interval from min(N, M)
+    disjoint pairs: perfect separation of 100 and 100 gives (0.970, 1).
 
     Args:
         known: Knownness of known samples, [N].
@@ -129,7 +133,10 @@ def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tupl
     value, error = float(of_known.mean()), _standard_error(of_known, of_unknown)
     if not error:
         return rule_of_three(value, min(len(of_known), len(of_unknown)), level)
-    return max(0., value - z * error), min(1., value + z * error)
+    if min(value, 1 - value) >= _FAR * error:
+        return value - z * error, value + z * error
+    odds, half = logit(value), z * error / (value * (1 - value))
+    return float(expit(odds - half)), float(expit(odds + half))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,12 +97,14 @@ def normalized_accuracy(pred: ArrayLike, label: ArrayLike, weight: float) -> flo
 
 
 def macro_f1(pred: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> float:
-    """Mean F1 over the C known classes and the unknown, at the threshold that made ``pred``.
+    """Mean F1 over the classes that have samples (known ones and the unknown), at the threshold that made ``pred``.
+
+    A class without samples has no F1; what is taken for it counts against the classes that it belongs to.
 
     Args:
         pred: Predicted class, -1 for rejected, int [N].
         label: True class, -1 for unknown, int [N].
-        num_classes: C; default: the largest class that occurs + 1. A class that never occurs has F1 = 0.
+        num_classes: Known classes there are; default: the largest one that occurs + 1.
 
     Example:
         >>> macro_f1([0, 1, -1, -1], [0, 1, 1, -1])
@@ -112,8 +114,9 @@ def macro_f1(pred: ArrayLike, label: ArrayLike, num_classes: int | None = None) 
     guess = as_labels('pred', pred, len(truth))
     size = _classes(guess, truth, num_classes) + 1
     hits = np.bincount(truth[guess == truth] + 1, minlength=size)
-    both = np.bincount(guess + 1, minlength=size) + np.bincount(truth + 1, minlength=size)
-    return float((2 * hits / np.maximum(both, 1)).mean())
+    support = np.bincount(truth + 1, minlength=size)
+    some = support > 0
+    return float((2 * hits[some] / (np.bincount(guess + 1, minlength=size) + support)[some]).mean())
 
 
 def _f1_gains(pred: NDArray[np.int64], right: NDArray[np.bool_], support: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -157,11 +160,12 @@ def best_f1(
         raise ValueError('pred is the closed set prediction of every sample, from 0 on; best_f1 rejects by itself')
     down = np.argsort(-array, kind='stable')
     array, guess, truth = array[down], guess[down], truth[down]
-    known = np.r_[0., _f1_gains(guess, guess == truth, np.bincount(truth + 1, minlength=classes + 1)[1:]).cumsum()]
+    support = np.bincount(truth + 1, minlength=classes + 1)
+    known = np.r_[0., _f1_gains(guess, guess == truth, support[1:]).cumsum()]
     unknowns = np.r_[0, (truth < 0).cumsum()]
     rejected = len(array) - np.arange(len(array) + 1)
     hits = unknowns[-1] - unknowns
     total = known + 2 * hits / np.maximum(rejected + unknowns[-1], 1)
     ends = np.r_[True, array[1:] != array[:-1], True]  # a threshold parts different scores only
     best = np.flatnonzero(ends)[total[ends].argmax()]
-    return float(total[best] / (classes + 1)), float(array[best - 1]) if best else math.inf
+    return float(total[best] / (support > 0).sum()), float(array[best - 1]) if best else math.inf

@@ -24,11 +24,16 @@ from .page import render_evaluation
 from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
-    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'closed_set_line', 'draw_figures', 'means_table', 'operating_line',
-    'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table',
+    'mixes_folder', 'operating_line', 'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown',
+    'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
+# A training run's picture of what its mixer made.
+_MIXED = 'mixes.png'
+# Arrays of figures that are not of a score.
+_DRAWN = ('confusion', 'bin_confidence', 'bin_accuracy', 'bin_share')
 # Files beside the page that it links to.
 _LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'results.tex')
 
@@ -55,8 +60,10 @@ def operating_line(results: Mapping[str, Any]) -> str:
     found = threshold.get('open_set')
     if not found:
         return ''
-    low, high = found.get('macro_f1_ci', (None, None))
+    low, high = found.get('macro_f1_ci') or (None, None)
     ends = '' if low is None else f' (95% interval {low:.2%} to {high:.2%})'
+    some, every = found.get('classes_with_images'), len(results['known_classes'])
+    ends += '' if some in (None, every) else f' over the {some} of {every} known classes that have images'
     fixed = 'fixed on held-out known images' if threshold['held_out'] else 'set on the known test images themselves'
     return (f'at the threshold of {threshold["score"]}, {fixed}: macro-F1 {found["macro_f1"]:.2%}{ends}, mean recall '
             f'of known classes {found["balanced_accuracy"]:.2%}, with unknown '
@@ -162,22 +169,51 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
     return drawn
 
 
-def render_report(folder: Path, run_folder: Path | None = None) -> str:
-    """The page, from files alone: results.json, mistakes.json and figures, and a run's mixes.png and mixes.json.
+def check_files(folder: Path) -> None:
+    """Read everything that figures and page of an evaluation are drawn from.
 
-    Args:
-        folder: Of the evaluation.
-        run_folder: Where the training run left its mixes; None or without them: no such section.
+    Raises:
+        ValueError: A file that is missing, cut short or holds what no command writes, by its name.
+    """
+    results = read_results(folder)
+    if 'threshold' in results:
+        arrays = read_arrays(folder, results['scores'])
+        missing = [name for name in (*(f'correct/{score}' for score in results['scores']), *_DRAWN)
+                   if name not in arrays]
+        if missing:
+            raise ValueError(f'{folder / ARRAYS}: no {missing[0]}; run `openset osr` again')
+        shape, known, unknown = arrays['confusion'].shape, results['known_classes'], results['unknown_classes']
+        if shape != (len(known) + 1, len(known) + len(unknown)):
+            raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '
+                             f'{[len(known) + 1, len(known) + len(unknown)]}; run `openset osr` again')
+    read_mistakes(folder)
+    if (place := mixes_folder(folder)) is not None:
+        read_mixes(place)
+
+
+def mixes_folder(folder: Path) -> Path | None:
+    """Where the mixes of the training run are: beside the results, or in the folder above, which is the run's.
+
+    What results.json says of the run's folder is not followed: a file does not choose what is opened.
+    """
+    return next((place for place in (folder, folder.absolute().parent) if (place / _MIXED).is_file()), None)
+
+
+def render_report(folder: Path) -> str:
+    """The page, from files alone: results.json, mistakes.json and figures, and a run's mixes.png and mixes.json.
 
     Returns:
         HTML that needs no other file and no network.
+
+    Raises:
+        ValueError: A file that holds what no command writes.
     """
     results = cast(OpenSetResults, read_results(folder))
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
     mixes: Mixes = {}
-    if run_folder is not None and (run_folder / 'mixes.png').is_file():
-        images['mixes.png'] = (run_folder / 'mixes.png').read_bytes()
-        mixes = read_mixes(run_folder)
+    if (place := mixes_folder(folder)) is not None:
+        images[_MIXED] = (place / _MIXED).read_bytes()
+        mixes = read_mixes(place)
     files = [name for name in _LINKED if (folder / name).is_file()]
     return render_evaluation(results, images, read_mistakes(folder), mixes, files)
 

@@ -6,7 +6,10 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ['csv_text', 'pretraining_note', 'text_table']
+__all__ = ['csv_text', 'pretraining_note', 'text_table', 'without_guard']
+
+# What a spreadsheet takes for the start of a formula, or drops before it looks.
+_FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -57,7 +60,17 @@ def _no_formula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.replace('\r', ' ')  # unquoted, it would end the row
-    return f"'{text}" if text.startswith(('=', '+', '-', '@', '\t', '\n', ' ')) else text
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def without_guard(text: str) -> str:
+    """Text of a cell without the apostrophe that :func:`csv_text` put in front.
+
+    Example:
+        >>> without_guard("'=1.png"), without_guard("'80s")
+        ('=1.png', "'80s")
+    """
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
 
 
 def _in_a_cell(text: str) -> str:

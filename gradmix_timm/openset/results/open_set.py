@@ -97,17 +97,19 @@ class AtThreshold(_Lambda):
 
     Attributes:
         lambda: Weight of the knowns in the normalised accuracy.
-        macro_f1: Over the known classes and "unknown".
-        macro_f1_ci: 95% interval (bootstrap), as all that follow; null where there is none.
+        classes_with_images: Known classes that occur, which the means over classes are over.
+        macro_f1: Over the known classes that occur and "unknown".
+        macro_f1_ci: 95% interval (bootstrap within classes); null where a class has a single image.
         balanced_accuracy: Mean recall of the known classes.
-        balanced_accuracy_ci: Its interval.
+        balanced_accuracy_ci: Its interval; null as above.
         balanced_accuracy_with_unknown: The same with "unknown" as one class more.
-        balanced_accuracy_with_unknown_ci: Its interval.
+        balanced_accuracy_with_unknown_ci: Its interval; null as above.
         normalized_accuracy: Accuracy on knowns and rejection of unknowns, weighted by lambda and 1 - lambda.
         normalized_accuracy_ci: Its interval.
         best_f1: Macro-F1 of the threshold selected on these test images: an upper bound.
     """
 
+    classes_with_images: NotRequired[Count]
     macro_f1: Share
     macro_f1_ci: NotRequired[Interval | None]
     balanced_accuracy: Share

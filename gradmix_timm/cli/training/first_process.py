@@ -1,0 +1,56 @@
+"""Of several processes one speaks: warnings, and errors that all of them run into, are printed once."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.utils.distributed import is_distributed_env, world_info_from_env
+
+from gradmix_timm.cli.errors import UsageError
+
+__all__ = ['FirstProcess', 'is_first', 'said_once']
+
+
+def is_first() -> bool:
+    """Whether this process is the first of its run, as the environment says before a process group is there."""
+    return not is_distributed_env() or world_info_from_env()[1] == 0
+
+
+class FirstProcess(logging.Filter):
+    """Lets a warning pass once, and in the first process alone; other records as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.seen = is_first(), set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is printed."""
+        if record.levelno != logging.WARNING:
+            return True
+        message = record.getMessage()
+        new = message not in self.seen
+        self.seen.add(message)
+        return self.first and new
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Of processes that run into a :class:`UsageError` the first one prints it, the others end without a line."""
+    try:
+        yield
+    except UsageError as error:
+        error.silent = not _first_to_fail()
+        raise
+
+
+def _first_to_fail() -> bool:
+    """Counted in the store of the process group, since an error may be of one process that is not the first."""
+    if not torch.distributed.is_initialized():
+        return is_first()
+    try:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return int(store.add('gradmix_timm_failed', 1)) == 1
+    except RuntimeError:  # the store went with the first process
+        return is_first()

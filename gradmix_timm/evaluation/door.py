@@ -1,0 +1,221 @@
+"""One call that evaluates any model: a live module, a checkpoint or timm's, on loaders, data sets or folders."""
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradmix_timm.checkpoint import load_checkpoint
+from gradmix_timm.data import ClassSplit, CutDataset, class_names, is_flat, split_flat
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.openset.near_far import near_and_far
+from gradmix_timm.registry import nearest
+
+from .accuracy import GATES
+from .handed import HandedImages, open_handed
+from .images import EvaluationImages, UnknownImages
+from .model import EvaluatedModel
+from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
+from .result import Evaluation
+from .settings import EvaluationSettings
+from .steps import evaluate_images
+from .unknown import UnknownOptions, open_unknown
+
+__all__ = ['evaluate']
+
+_SCHEMES = ('folder:', 'torchvision:', 'timm:', 'noise:', 'made:')
+
+
+def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: Any, train: Any = None,
+             scores: Sequence[str] | None = None, held_out: Any = None, known_classes: Sequence[str] | None = None,
+             preprocessing: Preprocessing | None = None, pretrained: bool = True, img_size: int | None = None,
+             device: torch.device | str | None = None, gate: str = 'warn', reference_top1: float | None = None,
+             near: Sequence[str] = (), far: Sequence[str] = (), overlap: str = 'refuse', **settings: Any) -> Evaluation:
+    """Evaluate how well a model names known classes and tells unknown images from them.
+
+    Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
+    folder of class folders. Tensors are read as they are, pictures and folders through the model's own preprocessing.
+
+    Args:
+        model: A live module that gives logits [B, K], which is left as it was (mode, hooks, requires_grad, device);
+            the path of a checkpoint; or timm's name of a model.
+        known: Test images of known classes; labels are positions in the head's order.
+        unknown: Images of other classes, or a dict from name to such images: each a group of its own. A string may
+            also be 'noise:uniform', 'torchvision:svhn', ... as ``openset ood`` takes them.
+        train: Training images, un-augmented. Without them scores that are fitted are left out by name.
+        scores: Names, options in them: 'mls', 'knn:k=5'. None: all that can be served.
+        held_out: Known images that took no part in training, to set the threshold on.
+        known_classes: Names in head order. None: the checkpoint's, the data set's, ImageNet's, or numbers.
+        preprocessing: Of pictures, for a module without timm's ``pretrained_cfg``.
+        pretrained: Whether a model by timm's name comes with its weights.
+        img_size: Side in pixels in place of the checkpoint's or the model's; not of a live module.
+        device: Of a checkpoint or timm's model; a live module stays where it is.
+        gate: What to do about a model that is less accurate than its reference: 'refuse', 'warn', 'off'.
+        reference_top1: Percent that it should reach on the known images.
+        near: Names of unknown sets that count as near.
+        far: The same for far.
+        overlap: What to do about classes of known names in folders of unknown images: 'refuse', 'drop', 'keep'.
+        **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
+
+    Raises:
+        ValueError: Images or classes that do not fit the model, test images that are training images.
+        TypeError: An unknown setting, or images of another kind.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> images, labels = torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
+        >>> data = torch.utils.data.TensorDataset(images, labels)
+        >>> found = evaluate(net, known=data, unknown=torch.utils.data.TensorDataset(3 - images, labels),
+        ...                  scores=('msp', 'mls'), bootstrap=0)
+        >>> list(found.scores), len(found.predictions)
+        (['msp', 'mls'], 40)
+    """
+    allowed = [field.name for field in fields(EvaluationSettings)]
+    if strays := [name for name in settings if name not in allowed]:
+        raise TypeError(f'evaluate() has no setting {strays[0]!r}: {nearest(strays[0], allowed)}')
+    if gate not in GATES:
+        raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
+    chosen = EvaluationSettings(scores=None if scores is None else _names(scores), **settings)
+    with _random_state_kept():
+        subject = _model_of(model, chosen, preprocessing, pretrained, img_size, device, known_classes)
+        images = _images_of(subject, known, train, held_out, known_classes)
+        images = _with_unknown(subject, images, unknown, UnknownOptions(
+            sets=(), overlap=overlap, made_seed=chosen.seed, near=tuple(near), far=tuple(far)))
+        return evaluate_images(subject, images, gate=gate, reference_top1=reference_top1,
+                               command='gradmix_timm.evaluate(...)')
+
+
+# ---- the model
+
+def _model_of(model: Any, settings: EvaluationSettings, preprocessing: Preprocessing | None, pretrained: bool,
+              img_size: int | None, device: Any, known_classes: Sequence[str] | None) -> EvaluatedModel:
+    if isinstance(model, nn.Module):
+        if img_size is not None or device is not None:
+            raise ValueError('img_size=N and device=NAME are for checkpoints and models by name; a live module stays '
+                             'where it is: preprocessing=Preprocessing(...), module.to(device)')
+        return EvaluatedModel.of(model, settings, preprocessing)
+    if not isinstance(model, str | os.PathLike):
+        raise TypeError(f'model is {type(model).__name__}; expected a module, the path of a checkpoint, or a name of '
+                        "timm's")
+    if preprocessing is not None:
+        raise ValueError('preprocessing=Preprocessing(...) is for live modules; a checkpoint and a model by name bring '
+                         'their own')
+    path = Path(model)
+    if path.exists() or isinstance(model, os.PathLike) or path.suffix in ('.pth', '.pt', '.tar', '.safetensors'):
+        loaded = load_checkpoint(path)
+        return EvaluatedModel.build(settings, loaded, num_classes=None if known_classes is None else len(known_classes),
+                                    img_size=img_size, device=device)
+    return EvaluatedModel.build(settings, None, str(model), pretrained=pretrained, img_size=img_size, device=device)
+
+
+def _names(scores: Sequence[str] | str) -> tuple[str, ...]:
+    return (scores,) if isinstance(scores, str) else tuple(scores)
+
+
+# ---- the images
+
+def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, known_classes: Sequence[str] | None,
+               ) -> EvaluationImages:
+    """Known images, opened; those in memory are embedded on the way."""
+    record = model.loaded.record if model.loaded is not None else None
+    names = tuple(known_classes) if known_classes is not None else record.known_classes if record is not None else ()
+    source = {'dataset': '', 'data_dir': None, 'train': _described(train), 'test': _described(known)}
+    if _is_path(known):
+        folder = open_place(known, model.reading())
+        names = names or head_names(model.net, class_names(folder), str(known))
+        test = some_classes(folder, names, f'known={known}')
+    else:
+        test = open_handed(known, 'known test images', model)
+        names = names or _handed_names(model, test)
+        test.classes = names
+    split = ClassSplit(known=names, unknown=())
+    held = _more(model, held_out, names, 'held-out images')
+    if _is_path(known) and _is_path(train) and Path(train) == Path(known) and is_flat('', known, ('train', 'test')):
+        source['flat_test'] = 'of each class a fifth, seed 0'
+        fitted, test = split_flat(test)
+        return EvaluationImages(test, split, None, fitted, held, source)
+    return EvaluationImages(test, split, None, _more(model, train, names, 'known training images', 'train'), held,
+                            source)
+
+
+def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test') -> CutDataset | None:
+    """Further known images, or None."""
+    if data is None:
+        return None
+    if _is_path(data):
+        return some_classes(open_place(data, model.reading(), split), names, str(data))
+    return open_handed(data, title, model)
+
+
+def _handed_names(model: EvaluatedModel, test: CutDataset) -> tuple[str, ...]:
+    """Names of the head's classes: the data set's, if it has as many, ImageNet's, or numbers."""
+    count = model.outputs(test)
+    if len(test.classes) == count:
+        return test.classes
+    return head_names(model.net, (), '') if count == 1000 and head_is_imagenet(model.net) else tuple(
+        map(str, range(count)))
+
+
+def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any, options: UnknownOptions,
+                  ) -> EvaluationImages:
+    """The known images with the unknown ones: one set, or a group a name."""
+    parts = dict(unknown) if isinstance(unknown, Mapping) else {'unknown': unknown}
+    if not parts:
+        raise ValueError('unknown={}: expected one set of unknown images at least')
+    words = {str(name): _word(str(name), data) for name, data in parts.items() if isinstance(data, str | os.PathLike)}
+    opened = None
+    if words:
+        opened = open_unknown(replace(options, sets=tuple(words.values())), images, model.reading())
+    of_word = {} if opened is None else dict(zip(words, opened.sets.items(), strict=True))
+    sets, facts = {}, {}
+    for name, data in ((str(name), data) for name, data in parts.items()):
+        if opened is not None and name in of_word:
+            given, sets[name] = of_word[name]
+            facts[name] = opened.facts[given]
+        else:
+            handed = open_handed(data, f'images of {name}', model)
+            sets[name] = handed.as_unknown() if isinstance(handed, HandedImages) else CutDataset(
+                handed.source, handed.indices, np.full(len(handed), -1), ())
+            facts[name] = {'source': _described(data), 'kind': None, 'dropped_classes': [], 'dropped_images': 0,
+                           'known_classes_kept': []}
+    for kind, names in near_and_far(None, list(sets), options.near, options.far).items():
+        for name in names:
+            facts[name]['kind'] = kind
+    if isinstance(unknown, Mapping):
+        return with_sets(images, UnknownImages.named(sets, facts))
+    only = sets['unknown']
+    return replace(images, unknown=UnknownImages({'': only}, np.zeros(len(only), np.int64)), split=ClassSplit(
+        known=images.split.known, unknown=('unknown',), unknown_dataset='unknown'))
+
+
+def _word(name: str, data: Any) -> str:
+    text = os.fspath(data)
+    return text if text.startswith(_SCHEMES) else f'folder:{name}={text}'
+
+
+def _is_path(data: Any) -> bool:
+    return isinstance(data, str | os.PathLike)
+
+
+def _described(data: Any) -> str:
+    return str(data) if data is None or _is_path(data) else type(data).__name__
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """The caller's random streams as they were: loaders draw a seed from torch's."""
+    numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the caller's own
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            random.setstate(python)

@@ -1,0 +1,196 @@
+"""Images that a caller hands over in memory, as a loader or a data set, in place of files by name."""
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from timm.data.readers.reader import Reader
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+from torchvision.datasets import VisionDataset
+from torchvision.transforms.functional import to_pil_image
+
+from gradmix_timm.data import CutDataset, ImageSource, class_names, labels_of
+from gradmix_timm.data.subsets import as_source
+from gradmix_timm.records import Embeddings
+
+from .model import EvaluatedModel
+
+__all__ = ['HandedImages', 'open_handed']
+
+_KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H, W], labels [B]), a data set of '
+          '(image, label), or a folder')
+
+
+class HandedImages(CutDataset):
+    """Images of a caller's loader, embedded already: it is iterated once, and need not be able to do it again.
+
+    Args:
+        source: Names and pictures of the rows.
+        embeddings: Of all rows, in the loader's order.
+        digests: Of the pixels of each row.
+        classes: Names, if the caller's data set has them, else ().
+        pictured: Whether ``source`` can show a row's picture.
+    """
+
+    def __init__(self, source: ImageSource, embeddings: Embeddings, digests: Sequence[bytes],
+                 classes: Sequence[str], pictured: bool) -> None:
+        super().__init__(source, np.arange(len(embeddings.label)), embeddings.label.numpy(), classes)
+        self.embeddings, self.digests, self.pictured = embeddings, digests, pictured
+
+    def as_unknown(self) -> HandedImages:
+        """The same images, whatever their labels say."""
+        label = torch.full_like(self.embeddings.label, -1)
+        return HandedImages(self.source, replace(self.embeddings, label=label), self.digests, (), self.pictured)
+
+
+def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
+    """A caller's images: pictures go through the model's preprocessing later, tensors through the model at once.
+
+    A DataLoader that merely shuffles is read in the order of its data set, to the last image.
+
+    Args:
+        data: A loader, an iterable of batches, or a data set of (image, label); images are tensors [C, H, W] as the
+            model reads them, or PIL images.
+        title: What they are: 'known test images'.
+        model: That they are for.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: No image, or labels that are no whole numbers.
+    """
+    if isinstance(data, CutDataset | ImageSource):
+        return _pictures(data)
+    loader, dataset = _in_order(data)
+    if loader is None:
+        first = _first(dataset, title)
+        if isinstance(first, Image.Image):
+            return _pictures(dataset)
+        loader = DataLoader(dataset, model.settings.batch_size, num_workers=model.workers(len(dataset)))
+    digests: list[bytes] = []
+    embeddings = model.embed_batches(_digested(loader, digests, title), title)
+    reader = _Rows(dataset, title, len(embeddings.label))
+    names = getattr(_inner(dataset)[0], 'classes', None) if dataset is not None else None
+    return HandedImages(ImageSource(reader, None), embeddings, digests, tuple(map(str, names or ())),
+                        dataset is not None)
+
+
+def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:
+    """The loader, if batches are what is handed over, and the data set whose rows it yields in order, if any."""
+    if isinstance(data, DataLoader):
+        plain = type(data) is DataLoader and type(data.batch_sampler) is BatchSampler and (
+            type(data.sampler) is SequentialSampler or (
+                type(data.sampler) is RandomSampler and not data.sampler.replacement
+                and data.sampler.num_samples == len(data.dataset)))  # type: ignore[arg-type]
+        if not plain:
+            return data, None
+        return DataLoader(data.dataset, data.batch_size, num_workers=data.num_workers, collate_fn=data.collate_fn,
+                          worker_init_fn=data.worker_init_fn), data.dataset
+    if hasattr(data, '__getitem__') and hasattr(data, '__len__') and not isinstance(data, str | bytes | dict | Tensor):
+        item = data[0] if len(data) else None
+        first = item[0] if isinstance(item, tuple | list) and len(item) > 1 else None
+        return (data, None) if isinstance(first, Tensor) and first.dim() == 4 else (None, data)
+    if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | Tensor):
+        return data, None
+    raise TypeError(f'got {type(data).__name__}; {_KINDS}')
+
+
+def _first(dataset: Any, title: str) -> Any:
+    if not len(dataset):
+        raise ValueError(f'the data set of {title} holds no image')
+    item = dataset[0]
+    if not isinstance(item, tuple | list) or len(item) < 2 or not isinstance(item[0], Tensor | Image.Image):
+        raise TypeError(f'an item of the data set of {title} is {type(item).__name__}; {_KINDS}')
+    return item[0]
+
+
+def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, checked; a digest of each image's pixels is kept on the way."""
+    for batch in loader:
+        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[0], Tensor):
+            raise TypeError(f'a batch of {title} is {type(batch).__name__}; {_KINDS}')
+        images, labels = batch[0], torch.as_tensor(batch[1])
+        if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(images):
+            raise ValueError(f'labels of {title} are {labels.dtype} {list(labels.shape)} for {len(images)} images; '
+                             'expected whole numbers [B], positions in the known classes')
+        digests += [hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+                    for image in images.detach().cpu().float()]
+        yield images, labels
+
+
+# ---- names and pictures of rows
+
+def _pictures(dataset: Any) -> CutDataset:
+    """A data set of PIL images, to go through the model's preprocessing."""
+    if isinstance(dataset, CutDataset):
+        return dataset
+    if isinstance(dataset, ImageSource | ImageDataset | VisionDataset):
+        source = as_source(dataset)
+        return CutDataset(source, np.arange(len(source)), labels_of(source), class_names(source))
+    inner, rows = _inner(dataset)
+    if rows is not None and isinstance(inner, ImageSource | ImageDataset | VisionDataset):
+        return _pictures(inner).rows(rows)
+    labels = np.array([int(dataset[row][1]) for row in range(len(dataset))])
+    source = ImageSource(_Rows(dataset, type(dataset).__name__, len(dataset)), None)
+    return CutDataset(source, np.arange(len(labels)), labels, tuple(map(str, getattr(inner, 'classes', ()))))
+
+
+def _inner(dataset: Any) -> tuple[Any, np.ndarray | None]:
+    """The data set behind subsets, and which of its rows they are; None: all."""
+    rows = None
+    while isinstance(dataset, Subset):
+        indices = np.asarray(dataset.indices)
+        rows, dataset = indices if rows is None else indices[rows], dataset.dataset
+    return dataset, rows
+
+
+class _Rows(Reader):
+    """Names and pictures of a caller's data set, row by row.
+
+    Args:
+        dataset: Of (image, label); None: neither can be had.
+        title: For rows without a name of their own.
+        count: Rows.
+    """
+
+    def __init__(self, dataset: Any, title: str, count: int) -> None:
+        super().__init__()
+        self.dataset, self.title, self.count = dataset, title, count
+        self._inner, self._rows = _inner(dataset)
+        if isinstance(self._inner, ImageDataset | VisionDataset):  # as stored, not as transformed
+            self._inner = copy.copy(self._inner)
+            for name in ('transform', 'target_transform', 'transforms'):
+                if hasattr(self._inner, name):
+                    setattr(self._inner, name, None)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        image, label = self._inner[index if self._rows is None else int(self._rows[index])][:2]
+        return image if isinstance(image, Image.Image) else _picture(torch.as_tensor(image)), int(label)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        row = index if self._rows is None else int(self._rows[index])
+        if hasattr(self._inner, 'filename'):
+            return str(self._inner.filename(row, basename, absolute))
+        samples = getattr(self._inner, 'samples', None)
+        return str(samples[row][0]) if samples else f'{self.title}[{index}]'
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    """A tensor as a picture: as it is if its values lie in [0, 1] or are bytes, else stretched to that range."""
+    if pixels.is_floating_point():
+        low, high = (float(value) for value in pixels.aminmax())
+        if low < 0 or high > 1:
+            pixels = (pixels - low) / max(high - low, 1e-12)
+    pixels = pixels if pixels.shape[0] in (1, 3) else pixels[:1]
+    picture: Image.Image = to_pil_image(pixels.float() if pixels.is_floating_point() else pixels.to(torch.uint8))
+    return picture

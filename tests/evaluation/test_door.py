@@ -1,0 +1,218 @@
+"""`gradmix_timm.evaluate`: any model on loaders, data sets and folders; the model and the caller's streams stay."""
+from __future__ import annotations
+
+import csv
+import json
+import random
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import gradmix_timm
+from gradmix_timm import evaluate
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.evaluation import Evaluation
+from gradmix_timm.openset import metrics
+
+QUICK = {'bootstrap': 0, 'trivial_images': 20, 'feature_map': 16}
+
+
+class Net(nn.Module):
+    """A user's own: a head that get_classifier does not name, dropout, batch norm."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                                  nn.Flatten())
+        self.drop, self.top = nn.Dropout(0.5), nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.top(self.drop(self.body(images)))
+
+
+def tensors(seed, count=60, classes=3, shift=0.):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    images = torch.randn(count, 3, 12, 12, generator=generator) + labels[:, None, None, None] + shift
+    return TensorDataset(images, labels)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return Net().train()
+
+
+def test_a_live_model_on_loaders_gives_what_its_logits_give(net):
+    known, unknown = tensors(1), tensors(2, shift=5)
+    found = evaluate(net, train=DataLoader(tensors(0, 90), 32, shuffle=True), known=DataLoader(known, 16),
+                     unknown={'far': DataLoader(unknown, 7)}, scores=('mls', 'knn'), **QUICK)
+    net.eval()
+    with torch.no_grad():
+        logits, others = net(known.tensors[0]), net(unknown.tensors[0])
+    assert found.scores['mls']['auroc'] == pytest.approx(metrics.auroc(logits.amax(1), others.amax(1)), abs=1e-3)
+    assert found.closed_set['top1'] == float((logits.argmax(1) == known.tensors[1]).double().mean())
+    assert list(found.scores) == ['mls', 'knn']
+    assert list(found.groups) == ['far']
+    assert len(found.predictions) == 120
+    row = found.predictions[0]
+    assert list(row) == ['file', 'label', 'known', 'predicted', 'probability', 'mls', 'knn']
+    assert (row['label'], row['known']) == ('0', True)
+    assert row['probability'] == pytest.approx(float(logits[0].softmax(0).max()), rel=1e-5)
+    assert row['mls'] == pytest.approx(float(logits[0].max()), rel=1e-5)
+    assert found.predictions[119]['label'] == 'far'
+
+
+def test_the_model_and_the_streams_of_the_caller_stay_as_they_were(net):
+    net.top.requires_grad_(False)
+    net.drop.eval()
+    net.body.register_forward_hook(lambda *_: None)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules()]
+    streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    evaluate(net, train=tensors(0, 90), known=tensors(1), unknown=DataLoader(tensors(2), 8, shuffle=True), **QUICK)
+    assert [module.training for module in net.modules()] == modes
+    assert [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in net.modules()] == hooks
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert [p.requires_grad for p in net.top.parameters()] == [False, False]
+    assert all(p.grad is None for p in net.parameters())
+    assert torch.equal(torch.get_rng_state(), streams[0])
+    assert (np.random.get_state()[1] == streams[1]).all()  # noqa: NPY002
+    assert random.getstate() == streams[2]
+
+
+def test_scores_that_are_fitted_are_left_out_by_name_without_training_images(net, caplog):
+    found = evaluate(net, known=tensors(1), unknown=tensors(2), scores=('mls', 'knn', 'mahalanobis'), **QUICK)
+    assert list(found.scores) == ['mls']
+    assert set(found.left_out) == {'knn', 'mahalanobis'}
+    assert caplog.text.count('scores that are fitted are left out (knn, mahalanobis)') == 1
+
+
+def test_a_model_without_a_layer_of_features_is_evaluated_by_its_logits():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found = evaluate(net, train=tensors(0, 90), known=tensors(1), unknown=tensors(2), **QUICK)
+    assert {'msp', 'mls', 'energy'} <= set(found.scores)
+    assert 'no layer at which features' in found.left_out['knn']
+
+
+@pytest.mark.parametrize('as_loader', [False, True])
+def test_test_images_that_are_training_images_are_refused(net, as_loader):
+    data = tensors(1)
+    train = DataLoader(data, 8, shuffle=True) if as_loader else data
+    with pytest.raises(ValueError, match='60 of the 60 test images are training images'):
+        evaluate(net, train=train, known=data, unknown=tensors(2), **QUICK)
+
+
+def test_a_loader_that_shuffles_or_drops_is_read_whole_and_in_order(net):
+    known = tensors(1, 61)
+    one = evaluate(net, known=DataLoader(known, 16, shuffle=True, drop_last=True), unknown=tensors(2), scores='mls',
+                   **QUICK)
+    two = evaluate(net, known=known, unknown=tensors(2), scores='mls', batch_size=16, **QUICK)
+    assert one.predictions.columns['mls'] == two.predictions.columns['mls']
+
+
+def test_only_the_rows_of_a_subset_are_read(net):
+    batches = [(tensors(2).tensors[0], torch.zeros(60).long())]
+    found = evaluate(net, known=Subset(tensors(1), range(0, 30)), unknown=batches, scores='mls', **QUICK)
+    assert (found.results['n_known'], found.results['n_unknown']) == (30, 60)
+
+
+def test_labels_that_are_no_class_are_refused_with_their_place(net):
+    images, labels = tensors(1).tensors
+    with pytest.raises(ValueError, match='label 3 of known image 5 is no class: expected 0 to 2'):
+        evaluate(net, known=TensorDataset(images, labels.index_fill(0, torch.tensor(5), 3)), unknown=tensors(2),
+                 **QUICK)
+
+
+@pytest.mark.parametrize(('given', 'error', 'match'), [
+    ({'known': 7}, TypeError, 'expected a DataLoader'), ({'bootstrp': 3}, TypeError, "did you mean 'bootstrap'"),
+    ({'gate': 'shut'}, ValueError, 'refuse, warn, off'), ({'scores': ('mlz',)}, ValueError, "did you mean 'mls'"),
+    ({'scores': ()}, ValueError, 'one score or more'), ({'model': 7}, TypeError, 'expected a module'),
+    ({'model': 'resnet19'}, ValueError, 'did you mean'), ({'known': 'nowhere'}, ValueError, 'say how a picture'),
+    ({'batch_size': 0}, ValueError, 'batch_size=0: expected 1 or more'),
+    ({'device': 'cpu'}, ValueError, 'live module')])
+def test_what_cannot_be_meant_is_refused(net, given, error, match):
+    with pytest.raises(error, match=match):
+        evaluate(**{'model': net, 'known': tensors(1), 'unknown': tensors(2), **QUICK, **given})
+
+
+class Pictures(Dataset):
+    """PIL images with labels and nothing else."""
+
+    classes = ('red', 'blue')
+
+    def __init__(self, seed, count=20):
+        self.rng, self.count = np.random.default_rng(seed), count
+        self.pixels = self.rng.integers(0, 255, (count, 20, 24, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return Image.fromarray(self.pixels[row]), row % 2
+
+
+def test_pictures_go_through_the_models_own_preprocessing():
+    torch.manual_seed(0)
+    net = timm.create_model('test_resnet', num_classes=2)
+    preprocessing = Preprocessing.of(CONFIG)
+    found = evaluate(net, known=Pictures(0), unknown={'noise': 'noise:uniform', 'more': Pictures(1)}, scores='mls',
+                     preprocessing=preprocessing, **QUICK)
+    assert found.results['known_classes'] == ['red', 'blue']
+    batch = torch.stack([preprocessing.transform()(Pictures(0)[row][0]) for row in range(20)])
+    with torch.no_grad():
+        logits = net.eval()(batch)
+    assert found.predictions.columns['mls'][:20] == pytest.approx(logits.amax(1).tolist(), rel=1e-4)
+    assert found.groups['more']['trivial'] is not None
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp('door')
+    data = class_folders(root / 'data')
+    class_folders(root / 'other', ('dog', 'newt', 'elk'), 7, splits=('test',))
+    return data, root / 'other', save_checkpoint(root / 'run' / 'last.pth.tar', data)
+
+
+def test_a_checkpoint_on_folders_is_saved_and_loaded(places, tmp_path):
+    data, other, checkpoint = places
+    found = evaluate(checkpoint, train=data, known=data / 'test', unknown={'other': other}, scores=('mls', 'knn'),
+                     device='cpu', **QUICK)
+    assert found.results['known_classes'] == ['cat', 'ant']
+    report = found.save(tmp_path / 'out')
+    assert report.is_file()
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert {'results.json', 'results.csv', 'results.md', 'predictions.csv', 'figures', 'report.html'} <= names
+    with open(tmp_path / 'out' / 'predictions.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.predictions) == 60 + 21
+    assert rows[0]['file'].endswith('.png')
+    loaded = Evaluation.load(tmp_path / 'out')
+    assert loaded.scores == found.scores
+    assert list(loaded.predictions) == list(found.predictions)
+    assert loaded.table() == found.table()
+    assert '<table>' in found._repr_html_()
+    assert 'mls' in repr(found)
+    with pytest.raises(ValueError, match=r'no results\.json'):
+        Evaluation.load(tmp_path)
+
+
+def test_a_flat_folder_for_both_is_split_and_said(places, tmp_path, caplog):
+    data, other, checkpoint = places
+    found = evaluate(checkpoint, train=data / 'test', known=data / 'test', unknown=other, scores='knn', device='cpu',
+                     **QUICK)
+    assert (found.results['n_known'], found.results['manifest']['data']['n_train']) == (12, 48)
+    assert 'has no split folders' in caplog.text
+    assert json.dumps(found.results['manifest']['data']['flat_test'])
+
+
+def test_the_public_names_are_listed():
+    assert {'evaluate', 'create_mixer', 'list_mixers', 'register_mixer', 'GradMix', 'attribute',
+            'OpenSetClassifier'} <= set(dir(gradmix_timm))

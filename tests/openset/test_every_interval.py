@@ -1,0 +1,113 @@
+"""Every interval of every figure: holds its estimate on any data, and the truth about as often as it says."""
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from gradmix_timm.openset.corruption import mean_error_ci
+from gradmix_timm.openset.metrics import delong_ci, summarize
+from gradmix_timm.openset.metrics.intervals import over_trials, paired_delong, paired_difference, top1
+from gradmix_timm.openset.operating import at_threshold
+
+LEVELS = st.sampled_from((1, 3, 20, 10 ** 6))
+
+
+@st.composite
+def judged(draw):
+    """Tiny and lopsided sides, tied scores or not, few classes or as many as images, some of which do not occur."""
+    rng = np.random.default_rng(draw(st.integers(0, 2 ** 32 - 1)))
+    n, m = draw(st.sampled_from([(1, 1), (1, 40), (40, 1), (2, 3), (5, 5), (7, 90), (60, 4), (40, 40)]))
+    classes, levels = draw(st.sampled_from([1, 2, 10, 1000])), draw(LEVELS)
+    gap, right = draw(st.sampled_from([-3., 0., 1., 6.])), draw(st.sampled_from([0., .3, .9, 1.]))
+    known, unknown = (np.round(levels * rng.normal(centre, 1, size)) / levels for centre, size in ((gap, n), (0, m)))
+    label = rng.integers(0, classes, n)
+    pred = np.where(rng.random(n) < right, label, rng.integers(0, classes, n))
+    return known, unknown, label, pred, rng.integers(0, classes, m), classes
+
+
+def held(figures):
+    """Names of the intervals, each of which holds its figure and lies in [0, 1]."""
+    names = [name for name in figures if name.endswith('_ci') and figures[name] is not None]
+    for name in names:
+        low, high = figures[name]
+        value = figures[name.removesuffix('_ci')]
+        assert 0 <= low <= value <= high <= 1, (name, low, value, high)
+    return names
+
+
+@settings(max_examples=150, deadline=None)
+@given(judged(), st.sampled_from([.8, .95]))
+def test_an_interval_holds_its_estimate(case, level):
+    known, unknown, label, pred, unknown_pred, classes = case
+    figures = summarize(known, pred == label, unknown, draws=60, level=level)
+    assert len(held(figures)) == 7
+    assert held(top1(pred == label, level)) == ['top1_ci']
+    found = at_threshold(pred, label, known, unknown_pred, unknown, 0.5, classes, draws=40)
+    counts = np.bincount(label)
+    assert found['classes_with_images'] == (counts > 0).sum()
+    names = held(found)
+    assert 'normalized_accuracy_ci' in names
+    assert ('balanced_accuracy_ci' in names) == (1 not in counts)
+    assert ('macro_f1_ci' in names) == (1 not in counts and len(unknown) > 1)
+    shares = np.random.default_rng(len(known)).random((3, len(known))) < .2
+    low, high = mean_error_ci(shares)
+    assert low <= shares.mean() <= high
+    difference = paired_delong((known, known[::-1]), (unknown, unknown[::-1]), level)
+    assert difference.low <= difference.value <= difference.high
+    if len(known) > 1:
+        for found in (paired_difference(known, known * .5, level), over_trials(known, level)):
+            value = found.value if hasattr(found, 'value') else found.mean
+            assert found.low <= value <= found.high
+
+
+def test_a_thousand_classes_of_which_a_third_has_one_image_each():
+    """Zeros for classes that do not occur halved the figure, and resamples lost a third of the rest."""
+    rng = np.random.default_rng(0)
+    label = rng.choice(1000, 332, replace=False)
+    pred = np.where(rng.random(332) < .6, label, rng.integers(0, 1000, 332))
+    unknown_pred = rng.integers(0, 1000, 300)
+    found = at_threshold(pred, label, rng.normal(1, 1, 332), unknown_pred, rng.normal(-1, 1, 300), 0., 1000, draws=50)
+    assert found['classes_with_images'] == 332
+    assert found['macro_f1'] > .4
+    assert found['macro_f1_ci'] is found['balanced_accuracy_ci'] is None
+    twice = at_threshold(*(np.repeat(array, 2) for array in (pred, label, np.ones(332), unknown_pred, -np.ones(300))),
+                         0., 1000, draws=50)
+    assert held(twice)
+    assert twice['macro_f1_ci'] is not None
+
+
+def test_no_errors_are_no_certainty():
+    assert mean_error_ci(np.zeros((4, 50), bool)) == (0., pytest.approx(.058, abs=1e-3))
+    assert mean_error_ci(np.ones((4, 50), bool)) == (pytest.approx(.942, abs=1e-3), 1.)
+
+
+@pytest.mark.parametrize(('n', 'm', 'auroc', 'least'), [
+    (30, 30, .97, .93), (60, 60, .97, .93), (215, 144, .98, .93), (30, 30, .8, .93), (215, 144, .9, .93)])
+def test_delong_covers_near_the_border(n, m, auroc, least):
+    """The plain interval holds the truth in 85% (30 and 30) and 92% (215 and 144) of cases."""
+    rng = np.random.default_rng(0)
+    gap, count, held = math.sqrt(2) * stats.norm.ppf(auroc), 1000, 0
+    for _ in range(count):
+        low, high = delong_ci(rng.normal(gap, 1, n), rng.normal(0, 1, m))
+        held += low <= auroc <= high
+    assert held / count >= least - .01  # two standard errors of a thousand are .014
+    assert delong_ci(rng.normal(9, 1, n), rng.normal(0, 1, m))[1] == 1.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('n', 'm'), [(30, 30), (215, 144)])
+@pytest.mark.parametrize('auroc', [.75, .9, .97])
+def test_average_precision_and_detection_error_cover(n, m, auroc, monkeypatch):
+    """Percentiles of the bootstrap hold the truth in 91% and 80% of cases."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
+    interval_coverage = pytest.importorskip('interval_coverage')
+    gap = math.sqrt(2) * stats.norm.ppf(auroc)
+    found = interval_coverage.coverage(gap, n, m, repeats=400, draws=300, seed=1)
+    for name in ('aupr_in', 'aupr_out', 'detection_error', 'auroc'):
+        assert found[name] >= .93 - .015, found
