@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -54,6 +54,7 @@ class _Facts(TypedDict):
     checkpoint: dict[str, Plain]
     score: dict[str, Plain]
     tensors_sha256: Annotated[str, Length(64, 64)]
+    versions: NotRequired[dict[str, Name]]
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
@@ -118,7 +119,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     check(facts, _Facts, str(path))
     check_model_name(facts['model'], str(path))
     check_model_kwargs(facts['model_kwargs'], str(path))
-    return {name: facts[name] for name in _Facts.__annotations__}
+    return {name: facts[name] for name in _Facts.__annotations__ if name != 'versions'}
 
 
 def _read_tensors(path: Path, digest: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -143,19 +143,16 @@ def _plain(name: str) -> str:
 
 def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
     """Data set, folder and split names: the options', else the checkpoint's."""
-    record = loaded.record if loaded is not None else None
-    told: dict[str, Any] = (loaded.args or {}) if loaded is not None else {}
-    # '' is a name too: class folders.
-    dataset = options.dataset if options.dataset is not None else _first(
-        record and record.dataset, told.get('dataset'), '')
+    dataset, folder = options.dataset, options.data_dir
     # A folder given by hand goes with the data set of the checkpoint; a data set given by hand has its own folder.
-    recorded = record.data_dir if record is not None else told.get('data_dir')
-    folder = options.data_dir or (recorded if options.dataset is None else None)
-    splits = dict(record.splits) if record is not None else {}
+    if dataset is None:
+        dataset = loaded.dataset if loaded is not None else ''  # '' is a name too: class folders
+        folder = folder or (loaded.data_dir if loaded is not None else None)
+    splits = loaded.splits if loaded is not None else {}
     there = list_splits(dataset, folder)
     return {
         'dataset': dataset, 'data_dir': folder,
-        'train': _first(options.train_split, splits.get('train'), told.get('train_split'), 'train'),
+        'train': _first(options.train_split, splits.get('train'), 'train'),
         'test': _first(options.test_split, splits.get('test'),
                        next((name for name in _EVALUATED if name in there), 'test'))}
 

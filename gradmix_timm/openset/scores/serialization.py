@@ -125,13 +125,20 @@ def _object(value: Any, tensors: Mapping[str, Tensor], place: str) -> Any:
         return tuple(entries) if node[_LIST] else entries
     if kind == _DICT:
         return {key: _object(entry, tensors, f'{place}.{key}') for key, entry in node[_DICT].items()}
+    return _part(node, tensors, place)
+
+
+def _part(node: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Any:
     part: Any = object.__new__(_PARTS[node[_PART]])
     for key, entry in node['fields'].items():
         if callable(getattr(type(part), key, None)):
             raise ValueError(f'score: {place[:60]}: {node[_PART]} keeps no {shown(key)}')
         object.__setattr__(part, key, _object(entry, tensors, f'{place}.{key}'))  # Head is frozen
     if isinstance(part, Head):
-        return Head(**{key: getattr(part, key, None) for key in ('weight', 'bias')})  # checks their shapes
+        try:
+            part.__post_init__()  # which compares their shapes
+        except AttributeError as error:
+            raise ValueError(f'score: {place[:60]}: a head is weight and bias ({error})') from error
     return part
 
 
