@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from gradmix_timm.records import Embeddings
-from gradmix_timm.registry import nearest
 
 from .metrics.calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
 from .metrics.intervals import top1
@@ -193,10 +192,10 @@ def check_names(names: Sequence[str] | None) -> None:
         ValueError: With the nearest; or pytorch-ood is not installed.
     """
     for name in names or ():
-        if name.startswith('pytorch-ood:'):
+        try:
             score_kind(name)
-        elif name not in list_scores():
-            raise ValueError(f'scores={name}: no such score: {nearest(name, list_scores())}')
+        except ValueError as error:
+            raise ValueError(f'scores={name}: {error}') from error
 
 
 def needs_train(names: Sequence[str] | None) -> bool:
