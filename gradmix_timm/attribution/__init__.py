@@ -1,5 +1,5 @@
 """Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
-from .capture import capture, check_input_gradient, watch
+from .capture import activations, capture, check_input_gradient, watch
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
 from .maps import CONTROLS, METHODS, TARGET_SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
 from .model_guard import borrow, unwrap
@@ -9,6 +9,7 @@ __all__ = [
     'METHODS',
     'TARGET_SCORES',
     'TargetLayer',
+    'activations',
     'attribute',
     'borrow',
     'capture',

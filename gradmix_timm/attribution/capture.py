@@ -14,7 +14,7 @@ from .dry_run import Size, ask, called
 from .layers import TargetLayer, fold
 from .model_guard import borrow, frozen, logits_of, unwrap
 
-__all__ = ['Watch', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
+__all__ = ['Watch', 'activations', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -165,6 +165,14 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
         with torch.autocast(device_type, enabled=False):
             logits = logits.float()
             return kept.captured(logits, score(logits, _plain(labels)), image_size(images))
+
+
+def activations(model: nn.Module, images: Tensor, targets: Sequence[TargetLayer]) -> list[Tensor]:
+    """Outputs of the target layers on their grids, [B, C, h, w], from one borrowed forward without a gradient."""
+    with borrow(model) as inner, _plain_modes(images.device.type), watch(inner, targets) as kept:
+        inner(images.clone())
+        return [fold(output.detach(), target, image_size(images))
+                for target, output in zip(kept.targets, kept.outputs, strict=True) if output is not None]
 
 
 def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: ScoreFn) -> Captured:

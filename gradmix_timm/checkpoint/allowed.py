@@ -149,7 +149,8 @@ def check_data_dir(folder: str, path: str) -> str:
     Raises:
         ValueError: Not a path of the file system: a URL, a pipe, a share of another machine.
     """
-    if _SCHEME.match(folder) or not folder.isprintable():
+    # The bytes of a name that is not UTF-8 are surrogates.
+    if _SCHEME.match(folder) or not re.sub('[\udc80-\udcff]', '', folder).isprintable():
         raise ValueError(f'{path} says that its images are in {shown(folder)}, which is no folder here; name it '
                          'yourself, --data-dir DIR')
     return folder

@@ -33,6 +33,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file whole or not at all; text as UTF-8. See :func:`atomic_path`."""
+    r"""Write a file whole or not at all. See :func:`atomic_path`.
+
+    Text is written as UTF-8; the bytes of a file name that is none, which Python holds as surrogates, as ``\udcff``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content)

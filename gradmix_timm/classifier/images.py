@@ -65,13 +65,14 @@ def batches(images: Any, preprocessing: Preprocessing, size: int) -> Iterator[tu
     """
     numbered, transform = enumerate(each(images)), preprocessing.transform()
     while part := list(islice(numbered, size)):
-        pixels = torch.stack([transform(_placed(place, item, preprocessing)) for place, item in part])
+        pixels = torch.stack([_placed(place, item, preprocessing, transform) for place, item in part])
         yield pixels, torch.zeros(len(part), dtype=torch.int64)
 
 
-def _placed(place: int, item: Any, preprocessing: Preprocessing) -> Image.Image:
+def _placed(place: int, item: Any, preprocessing: Preprocessing, transform: Any) -> Tensor:
     try:
-        return as_image(item, preprocessing)
+        pixels: Tensor = transform(as_image(item, preprocessing))
+        return pixels
     except (TypeError, ValueError) as error:
         raise type(error)(f'image {place}: {error}') from error
 

@@ -51,6 +51,9 @@ class Overlap:
     def __bool__(self) -> bool:
         return bool(self.paths or self.contents)
 
+    def __str__(self) -> str:
+        return self.describe()
+
     def describe(self, kind: str = 'test') -> str:
         """In words: how many images of which kind are training images, and some of them."""
         kinds = [f'{count:,} {what}' for count, what in (

@@ -59,13 +59,25 @@ class ImageSource(ImageDataset):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         image, target, *features = self.read(index)
-        if self.transform is not None:
-            image = self.transform(image)
+        image = self.transformed(index, image, self.transform)
         if target is None:
             target = -1
         elif self.target_transform is not None:
             target = self.target_transform(target)
         return (image, target) if self.additional_features is None else (image, target, *features)
+
+    def transformed(self, index: int, image: Any, transform: Any) -> Any:
+        """An image of :meth:`read` after a transform, or as it is where there is None.
+
+        Raises:
+            UnreadableImageError: The transform cannot take it (a picture so narrow that its short side shrinks to
+                nothing); with the path.
+        """
+        try:
+            return image if transform is None else transform(image)
+        except ValueError as error:
+            raise UnreadableImageError(f'{self._place(index)}, {getattr(image, "size", "")} pixels, cannot be resized '
+                                       f"to the model's input ({error}); remove it") from error
 
     def _decode(self, image: Any) -> Any:
         if isinstance(image, Image.Image):

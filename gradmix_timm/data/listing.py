@@ -72,6 +72,13 @@ def list_images(root: str | os.PathLike[str], timm_rule: bool = False, extension
     found = walk.run()
     order = sorted(range(len(found.files)), key=lambda at: natural_key(found.files[at]))
     found.files, found.classes = [found.files[at] for at in order], [found.classes[at] for at in order]
+    if timm_rule:
+        start = len(os.path.join(found.root, ''))
+        tops = {path[start:].split(os.sep, 1)[0] for path, name in zip(found.files, found.classes, strict=True) if name}
+        if not tops <= set(found.classes):
+            first = ', '.join(sorted(set(found.classes))[:3])
+            said_once(f"{found.root}: class folders lie in other folders; as in timm's script the innermost are the "
+                      f'classes ({first}, ...), and with --known-classes the top ones')
     if found.left_out:
         images = {end for end in (_end(name) for name in found.left_out.get(_OTHER, ())) if end in image_extensions()}
         hint = (f'; --input-key "{";".join(sorted({*chosen, *images}))}" takes all image formats'

@@ -30,8 +30,6 @@ _TORCH = ('cifar10', 'cifar100', 'mnist', 'kmnist', 'fashion_mnist', 'qmnist', '
           'inat', 'image_folder', 'folder')
 # torchvision sets with a train and a test part; timm takes any other split name for the test part.
 _TWO_PARTS = _TORCH[:6]
-# What a checkpoint may name; '' is a folder or a tar.
-_OF_FILES = ('', 'torch', 'sklearn')
 _PREFIXES = ('torch', 'hfds', 'hfids', 'tfds', 'wds', 'sklearn')
 _DIGITS_SEED = 0
 # Of headers and data in a tar, bytes.
@@ -40,8 +38,7 @@ _TAR_BLOCK = 512
 
 def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: str = 'train', *,
                  class_map: str | dict[str, int] = '', download: bool = False, img_mode: str | None = 'RGB',
-                 exif: str = 'ignore', min_classes: int = 2, timm_rule: bool = False, typed: bool = True,
-                 **options: Any) -> Any:
+                 exif: str = 'ignore', min_classes: int = 2, timm_rule: bool = False, **options: Any) -> Any:
     """A data set of timm's names, or ``sklearn/digits``; an unreadable image in it is an error with its path.
 
     Args:
@@ -56,8 +53,6 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         min_classes: 2; 1 for images whose classes do not matter (they may lie in ``root`` directly).
         timm_rule: List folders and tars as timm's script does, see :mod:`~gradmix_timm.data.listing`.
-        typed: Whether the user wrote the name; one that a file says may be a folder, a tar, torch/ or sklearn/ alone,
-            since other readers fetch and run what they are pointed at.
         **options: More of ``timm.data.create_dataset``.
 
     Returns:
@@ -65,16 +60,13 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
 
     Raises:
         ValueError: No such data set, folder or split; no images, an empty class folder, fewer classes than
-            ``min_classes``; a reader that a file may not choose.
+            ``min_classes``.
     """
     prefix, slash, rest = name.partition('/')
     prefix = prefix.lower() if slash else ''
     if slash and prefix not in _PREFIXES:
         raise ValueError(f'no data set {name!r}: names begin with {", ".join(p + "/" for p in _PREFIXES)} or are empty '
                          'for a folder')
-    if not typed and prefix not in _OF_FILES:
-        raise ValueError(f'the checkpoint names the data set {name!r}; a file may not choose a reader that fetches or '
-                         f'runs what it is pointed at. If you trust it, type --dataset {name} and its --data-dir')
     if prefix == 'sklearn':
         return _digits(rest, split, class_map, img_mode)
     if prefix == 'torch':

@@ -39,7 +39,7 @@ class CutDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.picture(index)
-        return image if self.transform is None else self.transform(image), int(self.targets[index])
+        return (self.source.transformed(int(self.indices[index]), image, self.transform), int(self.targets[index]))
 
     def __repr__(self) -> str:
         return f'CutDataset({len(self)} of {len(self.source)} images, {len(self.classes)} classes)'
@@ -82,13 +82,15 @@ def as_source(dataset: Any) -> ImageSource:
     raise TypeError(f"expected timm's ImageDataset or a torchvision data set, got {type(dataset).__name__}")
 
 
-def class_names(dataset: Any) -> tuple[str, ...]:
+def class_names(dataset: Any, numbers: bool = True) -> tuple[str, ...]:
     """Names of the classes of a data set, in the order of its labels.
 
-    Numbers where the data set has none.
+    Args:
+        dataset: A data set or a cut of one.
+        numbers: Numbers stand for the names of a data set that has none.
 
     Raises:
-        ValueError: Labels with gaps (a class map that skips numbers).
+        ValueError: Labels with gaps (a class map that skips numbers), or no names, without ``numbers``.
     """
     if isinstance(dataset, CutDataset):
         return dataset.classes
@@ -101,6 +103,8 @@ def class_names(dataset: Any) -> tuple[str, ...]:
                              f'{sorted(named)[:5]}...; mend --class-map')
         return tuple(named[label] for label in range(len(named)))
     classes = getattr(reader, 'classes', None)
+    if classes is None and not numbers:
+        raise ValueError(f'{type(reader).__name__} does not name its classes')
     return tuple(map(str, classes if classes is not None else range(int(labels_of(dataset).max()) + 1)))
 
 

@@ -90,7 +90,7 @@ class PipelineTransform:
 
     def picture(self, image: Image.Image) -> Image.Image:
         """What a pipeline without normalisation makes, as a PIL image."""
-        picture: Image.Image = to_pil_image(self(image))
+        picture: Image.Image = to_pil_image(self(image), image.mode)
         return picture
 
     def __repr__(self) -> str:

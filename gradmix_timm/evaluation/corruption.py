@@ -28,7 +28,7 @@ from gradmix_timm.data.corruptions import (
 from gradmix_timm.openset.cache import weights_hash
 from gradmix_timm.openset.corruption import judge_corrupted, summarize_corruptions
 from gradmix_timm.openset.judge import needs_train
-from gradmix_timm.openset.reports.report import read_results
+from gradmix_timm.openset.results import read_results
 from gradmix_timm.records import Embeddings
 
 from .images import EvaluationImages, list_hash, thinned

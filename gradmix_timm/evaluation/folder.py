@@ -12,16 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
-from gradmix_timm.openset.reports.report import (
-    FIGURES,
-    RESULTS,
-    draw_figures,
-    mixes_folder,
-    read_arrays,
-    read_results,
-    render_report,
-)
-from gradmix_timm.openset.results import MIXES
+from gradmix_timm.openset.reports.report import FIGURES, draw_figures, mixes_folder, render_report
+from gradmix_timm.openset.results import MIXES, RESULTS, read_arrays, read_results
 
 __all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
            'write_files']
@@ -101,8 +93,8 @@ def copy_files(folder: Path, place: Path) -> None:
 
 
 def copy_mixes(run_folder: Path | None, folder: Path) -> None:
-    """What a training run's mixer made, beside an evaluation that does not lie in the run's folder."""
-    if run_folder is None or run_folder.resolve() in (folder.resolve(), folder.resolve().parent):
+    """What a training run's mixer made, beside the other files of an evaluation, so that they can move."""
+    if run_folder is None or run_folder.resolve() == folder.resolve():
         return
     for name in ('mixes.png', MIXES):
         if (run_folder / name).is_file():

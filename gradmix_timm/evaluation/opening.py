@@ -30,6 +30,7 @@ from gradmix_timm.data import (
     shared_classes,
     split_flat,
 )
+from gradmix_timm.data.opening import image_extensions
 from gradmix_timm.data.preprocessing import Preprocessing
 
 from .images import EvaluationImages, UnknownImages, thinned
@@ -143,19 +144,17 @@ def _plain(name: str) -> str:
 
 def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
     """Data set, folder and split names: the options', else the checkpoint's."""
-    record = loaded.record if loaded is not None else None
-    told: dict[str, Any] = (loaded.args or {}) if loaded is not None else {}
-    # '' is a name too: class folders.
-    dataset = options.dataset if options.dataset is not None else _first(
-        record and record.dataset, told.get('dataset'), '')
-    # A folder given by hand goes with the data set of the checkpoint; a data set given by hand has its own folder.
-    recorded = record.data_dir if record is not None else told.get('data_dir')
-    folder = options.data_dir or (recorded if options.dataset is None else None)
-    splits = dict(record.splits) if record is not None else {}
+    # What the checkpoint says is asked for where it is needed alone: it may name a reader that no file may choose.
+    dataset, folder = options.dataset, options.data_dir
+    if dataset is None:  # '' is a name too: class folders
+        dataset = '' if loaded is None else loaded.dataset
+        # A folder given by hand goes with the data set of the checkpoint; a data set given by hand has its own folder.
+        folder = folder or (None if loaded is None else loaded.data_dir)
+    splits = {} if loaded is None else loaded.splits
     there = list_splits(dataset, folder)
     return {
         'dataset': dataset, 'data_dir': folder,
-        'train': _first(options.train_split, splits.get('train'), told.get('train_split'), 'train'),
+        'train': _first(options.train_split, splits.get('train'), 'train'),
         'test': _first(options.test_split, splits.get('test'),
                        next((name for name in _EVALUATED if name in there), 'test'))}
 
@@ -202,16 +201,31 @@ class _Opener:
                    {'class_map': options.class_map, **preprocessing.reading_options()})
 
     def split(self, which: str) -> ImageSource:
-        """'train' or 'test'."""
-        opened: ImageSource = open_dataset(
-            self.source['dataset'], self.source['data_dir'], self.source[which], **self.reading)
-        return opened
+        """'train' or 'test'; listed by timm's rule if a plain run's classes are folders in folders."""
+        where = self.source['dataset'], self.source['data_dir'], self.source[which]
+        opened: ImageSource = open_dataset(*where, **self.reading)
+        record = self.loaded.record if self.loaded is not None else None
+        if record is None or record.unknown_classes or '/' in where[0] or (
+                set(record.known_classes) <= set(class_names(opened))):
+            return opened
+        inner: ImageSource = open_dataset(
+            *where, **self.reading, timm_rule=True, input_key=';'.join(image_extensions()))
+        return inner if set(record.known_classes) <= set(class_names(inner)) else opened
 
     @property
     def flat(self) -> bool:
         """Whether both splits are one folder of class folders, so that it has to be cut in two."""
         source = self.source
         return is_flat(source['dataset'], source['data_dir'], (source['train'], source['test']))
+
+    @property
+    def trained_here(self) -> bool:
+        """Whether the checkpoint says that it was trained on this data."""
+        if self.loaded is None:
+            return False
+        told = (self.loaded.args or {}).get('data_dir')
+        return self.loaded.record is not None or (bool(told) and (
+            os.path.realpath(str(told)) == os.path.realpath(str(self.source['data_dir']))))
 
     def training(self, names: Sequence[str], needed: bool = False) -> Parts | None:
         """Training images of the known classes, apart from those that training held out or kept for the test.
@@ -282,7 +296,7 @@ def _apart(opener: _Opener, parts: Parts | None, known: CutDataset,
     if parts.test is not None:
         opener.source['flat_test'] = 'as training split the folder'
         return parts.train, parts.held, parts.test
-    if opener.loaded is not None:
+    if opener.trained_here:
         return parts.train, parts.held, known  # refused by EvaluationImages: training used the whole folder
     train, test = split_flat(known)
     opener.source['flat_test'] = f'{len(test)} of {len(known)} images, stratified, seed 0'

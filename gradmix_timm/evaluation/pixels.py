@@ -28,11 +28,12 @@ class _Statistics:
     """A transform: an image to its statistics, measured as the model sees it but for the normalisation."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
-        self.transform = preprocessing.transform(normalize=False)
+        self.crop = preprocessing.crop()
 
     def __call__(self, image: Image.Image) -> Tensor:
-        pixels: Tensor = self.transform(image).float() / 255
-        return torch.from_numpy(measure(pixels.permute(1, 2, 0).numpy(), image.size))
+        picture = self.crop(image)
+        picture = picture.convert('L' if picture.mode in ('L', 'LA') else 'RGB')  # hue is no brightness
+        return torch.from_numpy(measure(np.atleast_3d(np.asarray(picture, np.float32) / 255), image.size))
 
 
 def trivial_blocks(model: EvaluatedModel, images: EvaluationImages, known: Embeddings, unknown: Embeddings,

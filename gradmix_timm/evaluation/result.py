@@ -14,18 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports.latex import results_latex
-from gradmix_timm.openset.reports.report import (
-    ARRAYS,
-    MISTAKES,
-    closed_set_line,
-    read_arrays,
-    read_results,
-    results_csv,
-    results_markdown,
-    score_table,
-)
+from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
-from gradmix_timm.openset.results import read_mistakes
+from gradmix_timm.openset.results import ARRAYS, MISTAKES, read_arrays, read_mistakes, read_results
 
 from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite, write_files
 
@@ -157,8 +148,7 @@ class Evaluation:
 
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
-            run_folder: Of the training run, whose picture of mixes the report shows; not needed if ``folder`` lies in
-                it.
+            run_folder: Of the training run, whose picture of mixes is copied and shown in the report.
 
         Returns:
             Path of the report.

@@ -8,11 +8,21 @@ from typing import Any
 
 from gradmix_timm.registry import Registry, nearest
 
+from .attentivemix import AttentiveMix
 from .base import BatchMixer
 from .callables import CallableMixer, TorchvisionMixer
 from .contract import BoundMixer, Mixer, adopt
+from .cutout import Cutout
+from .fmix import FMix
 from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
+from .gridmix import GridMix
+from .guidedmix import GuidedMix
 from .plain import CutMix, Mixup, NoMix
+from .random_erasing import RandomErasing
+from .regmixup import RegMixup
+from .resizemix import ResizeMix
+from .saliencymix import SaliencyMix
+from .snapmix import SnapMix
 from .switch import SwitchMixer
 from .timm_mix import TimmMixup
 
@@ -20,15 +30,25 @@ __all__ = [
     'OPTIONS',
     'RECIPES',
     'TIMM_MODES',
+    'AttentiveMix',
     'BatchMixer',
     'BoundMixer',
     'CallableMixer',
     'CutMix',
+    'Cutout',
+    'FMix',
     'GradMix',
     'GradMixOptions',
+    'GridMix',
+    'GuidedMix',
     'Mixer',
     'Mixup',
     'NoMix',
+    'RandomErasing',
+    'RegMixup',
+    'ResizeMix',
+    'SaliencyMix',
+    'SnapMix',
     'SwitchMixer',
     'TimmMixup',
     'TorchvisionMixer',
@@ -182,6 +202,17 @@ register_mixer('random-box', 'control: GradMix with its box anywhere, no model')
 register_mixer('center-box', 'control: GradMix with its box in the middle, no model')(
     partial(GradMix, attribution='center'))
 register_mixer('gradmix', "a box over the model's own evidence, filled from a partner (arXiv:2505.12803)")(GradMix)
+register_mixer('cutout', 'a square is blanked, the label stays (arXiv:1708.04552)')(Cutout)
+register_mixer('random-erasing', 'a rectangle is filled with noise, the label stays (arXiv:1708.04896)')(RandomErasing)
+register_mixer('resizemix', 'the whole partner, shrunk, at a random place (arXiv:2012.11101)')(ResizeMix)
+register_mixer('fmix', 'a binary mask cut from low-frequency noise (arXiv:2002.12047)')(FMix)
+register_mixer('gridmix', 'cells of a grid from either image (Baek et al., Pattern Recognition 2021)')(GridMix)
+register_mixer('saliencymix', "a box round the partner's most salient point (arXiv:2006.01791)")(SaliencyMix)
+register_mixer('regmixup', 'the clean batch, then its mixup: 2 B rows (arXiv:2206.14502)')(RegMixup)
+register_mixer('guidedmix', 'pairs and blends by saliency (Guided-SR, arXiv:2306.16612)')(GuidedMix)
+register_mixer('attentivemix', "the model's most active cells are kept, the rest is the partner's (arXiv:2003.13048)")(
+    AttentiveMix)
+register_mixer('snapmix', 'a box in a box, labels by class activation maps (arXiv:2012.04846)')(SnapMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
-from gradmix_timm.ops import as_targets, mix_targets, soft_targets
+from gradmix_timm.ops import as_targets, like, mix_targets, soft_targets
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
 
-__all__ = ['BatchMixer', 'check_alpha', 'check_images', 'kept_draw', 'partners', 'to_device']
+__all__ = [
+    'BatchMixer', 'check_alpha', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'paste_mask', 'to_device']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -27,6 +28,18 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
     """The draw that leaves a batch as it is."""
     return MixDraw.of(name, torch.arange(batch, device=device), torch.ones(batch, device=device))
+
+
+def kept_weight(partner: Tensor) -> Tensor:
+    """Label weights (1, 0) of images that keep their labels, float32 [B, 2]."""
+    own = torch.ones(len(partner), device=partner.device)
+    return torch.stack([own, torch.zeros_like(own)], 1)
+
+
+def paste_mask(images: Tensor, draw: MixDraw) -> Tensor:
+    """Own pixels where the draw's mask is 1, the partner's where it is 0, bit-equal to theirs."""
+    assert draw.mask is not None
+    return like(torch.where(draw.mask > 0.5, images, images.index_select(0, draw.partner)), images)
 
 
 def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -86,6 +99,10 @@ class BatchMixer:
     rows_sum_to_one: bool = True
     #: A draw says how much of an image is kept.
     tells_lam: bool = True
+    #: Rows that a call returns for each image: 2 where the clean batch comes before the mix.
+    rows_per_image: int = 1
+    #: A subclass's own options: attributes of these names.
+    option_names: tuple[str, ...] = ()
     #: Multi-hot targets (rows that do not sum to one) are taken.
     multi_label: bool = False
 
@@ -112,7 +129,8 @@ class BatchMixer:
     @property
     def options(self) -> dict[str, Any]:
         """Every option that shapes a draw, as plain values; ``create_mixer(name, **options)`` makes the same mixer."""
-        return {'num_classes': self.num_classes, 'label_smoothing': self.label_smoothing, 'prob': self.prob,
+        own = {name: getattr(self, name) for name in self.option_names}
+        return {**own, 'num_classes': self.num_classes, 'label_smoothing': self.label_smoothing, 'prob': self.prob,
                 'prob_elem': self.prob_elem, 'seed': self.seed, 'rank': self.rank}
 
     def __repr__(self) -> str:
@@ -166,7 +184,15 @@ class BatchMixer:
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
             return Mixed(images, rows, None)
         draw = self.draw(images, targets, model)
-        return Mixed(*self.apply(images, targets, draw), draw)
+        return Mixed(*self.batch_of(images, targets, draw), draw)
+
+    def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """What is trained on: the mix of :meth:`apply`, behind the clean batch where ``rows_per_image`` is 2."""
+        mixed, rows = self.apply(images, targets, draw)
+        if self.rows_per_image == 1:
+            return mixed, rows
+        clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        return torch.cat([images, mixed]), torch.cat([clean, rows])
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:

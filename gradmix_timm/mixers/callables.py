@@ -129,6 +129,7 @@ class TorchvisionMixer(BatchMixer):
         **common: See :class:`BatchMixer`.
     """
 
+    option_names = ('alpha',)
     #: The registry's name of each class.
     NAMES: ClassVar[dict[str, str]] = {'MixUp': 'torchvision-mixup', 'CutMix': 'torchvision-cutmix'}
 
@@ -138,11 +139,6 @@ class TorchvisionMixer(BatchMixer):
         self.name = self.NAMES[kind]
         self.alpha = check_alpha(alpha)
         self.transform = getattr(v2, kind)(alpha=self.alpha, num_classes=self.num_classes)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every option as plain values."""
-        return {'alpha': self.alpha, **super().options}
 
     def _params(self, images: Tensor, seed: int) -> dict[str, Any]:
         with seeded_streams(seed, torch.device('cpu')):

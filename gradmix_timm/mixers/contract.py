@@ -22,6 +22,7 @@ class Mixer(Protocol):
         rows_sum_to_one: Rows of the returned targets sum to one where the given ones do.
         tells_lam: A draw says how much of an image is kept.
         multi_label: Multi-hot targets (rows that do not sum to one) are taken.
+        rows_per_image: Rows that a call returns for each image; 2: the clean batch, then the mix.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Mixer(Protocol):
     rows_sum_to_one: bool
     tells_lam: bool
     multi_label: bool
+    rows_per_image: int
 
     @property
     def options(self) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class _Adopted:
         self.changes_labels = bool(getattr(inner, 'changes_labels', True))
         self.rows_sum_to_one = bool(getattr(inner, 'rows_sum_to_one', True))
         self.tells_lam, self.multi_label = False, bool(getattr(inner, 'multi_label', False))
+        self.rows_per_image = int(getattr(inner, 'rows_per_image', 1))
 
     @property
     def mixup_enabled(self) -> bool:

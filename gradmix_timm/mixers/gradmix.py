@@ -32,11 +32,11 @@ from gradmix_timm.ops import (
     paste_donors,
     paste_resized,
     sample_center,
-    soft_targets,
+    whole_boxes,
     window_boxes,
 )
 from gradmix_timm.ops.authors import authors_sides
-from gradmix_timm.records import AttributionMap, Captured, MixDraw, Mixed
+from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
 from .base import BatchMixer, check_alpha, to_device
@@ -142,6 +142,8 @@ class GradMix(BatchMixer):
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
         self.changes_labels = not self._keeps_label()
+        # Here the maps are a pass of their own; objectives.KeepCleanTask shares the clean forward.
+        self.rows_per_image = 2 if self.config.keep_clean else 1
 
     @property
     def options(self) -> dict[str, Any]:
@@ -166,17 +168,6 @@ class GradMix(BatchMixer):
                              f'{scaled[0]}x{scaled[1]} pixels: {error}. Leave --gradmix-attr-scale at 1, choose '
                              'another scale, or let the model take any size '
                              '(--model-kwargs dynamic_img_size=True)') from error
-
-    def mix(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> Mixed:
-        """Mix one batch, see :meth:`BatchMixer.mix`; with ``keep_clean`` the clean rows come first, 2 B in all.
-
-        (Here the attribution is a pass of its own; :class:`gradmix_timm.objectives.KeepCleanTask` shares the forward.)
-        """
-        mixed = super().mix(images, targets, model)
-        if not (self.config.keep_clean and self.mixup_enabled):
-            return mixed
-        clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
-        return Mixed(torch.cat([images, mixed.input]), torch.cat([clean, mixed.target]), mixed.draw)
 
     # ---- maps
 
@@ -267,9 +258,7 @@ class GradMix(BatchMixer):
             fallback = attribution.degenerate & mixed
             dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
         donors = to_device(partner, device)
-        src = dst
-        if config.fill == 'donor-resized':
-            src = torch.zeros_like(dst) + torch.stack([torch.full_like(donors, n) for n in (0, size[0], 0, size[1])], 1)
+        src = whole_boxes(batch, size, device) if config.fill == 'donor-resized' else dst
         lam = box_lam(dst, size)
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)

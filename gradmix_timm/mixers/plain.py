@@ -11,7 +11,7 @@ from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, check_alpha, kept_draw, to_device
 
-__all__ = ['CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
+__all__ = ['AlphaMixer', 'CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
 
 
 def draw_lam(rng: np.random.Generator, per: str, batch: int, alpha: float,
@@ -45,8 +45,10 @@ class NoMix(BatchMixer):
         return images
 
 
-class _AlphaMixer(BatchMixer):
-    """Shared by mixup and cutmix: a Beta draw for every image, or one for the batch."""
+class AlphaMixer(BatchMixer):
+    """Shared by the mixers that draw a kept share from Beta(alpha, alpha), for every image or once for the batch."""
+
+    option_names: tuple[str, ...] = ('alpha', 'lam')
 
     def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', **common: Any) -> None:
         super().__init__(num_classes, **common)
@@ -54,13 +56,8 @@ class _AlphaMixer(BatchMixer):
             raise ValueError(f"lam is drawn per 'image' or 'batch', got {lam!r}")
         self.alpha, self.lam = check_alpha(alpha), lam
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Every option as plain values."""
-        return {'alpha': self.alpha, 'lam': self.lam, **super().options}
 
-
-class Mixup(_AlphaMixer):
+class Mixup(AlphaMixer):
     """x~ = lam x_i + (1 - lam) x_partner, labels alike (mixup, arXiv:1710.09412).
 
     Args:
@@ -84,7 +81,7 @@ class Mixup(_AlphaMixer):
         return images.clone() if draw.mask is None else blend(images, images.index_select(0, draw.partner), draw.mask)
 
 
-class CutMix(_AlphaMixer):
+class CutMix(AlphaMixer):
     """A box with a uniform centre, clipped at the border, from the same place of a partner; labels by real area.
 
     CutMix, arXiv:1905.04899; lam is that of the clipped box, so uniform draws paste 0.3208 of an image on average.

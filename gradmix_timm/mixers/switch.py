@@ -34,6 +34,7 @@ class SwitchMixer(BatchMixer):
             setattr(self, flag, getattr(first, flag) or getattr(second, flag))
         for flag in ('rows_sum_to_one', 'tells_lam', 'multi_label'):
             setattr(self, flag, getattr(first, flag) and getattr(second, flag))
+        self.rows_per_image = max(first.rows_per_image, second.rows_per_image)
 
     @property
     def parts(self) -> tuple[BatchMixer, ...]:
@@ -69,5 +70,11 @@ class SwitchMixer(BatchMixer):
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """By the one that drew."""
-        chosen = self.second if draw.name == self.second.name else self.first
-        return chosen.apply(images, targets, draw)
+        return self._drawer(draw).apply(images, targets, draw)
+
+    def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
+        """By the one that drew."""
+        return self._drawer(draw).batch_of(images, targets, draw)
+
+    def _drawer(self, draw: MixDraw) -> BatchMixer:
+        return self.second if draw.name == self.second.name else self.first

@@ -38,6 +38,7 @@ class TimmMixup:
     rows_sum_to_one: bool = True
     tells_lam: bool = False
     multi_label: bool = False
+    rows_per_image: int = 1
 
     def __init__(self, mode: str, num_classes: int = 1000, label_smoothing: float = 0.1, mixup_alpha: float = 1.0,
                  cutmix_alpha: float = 0.0, **options: Any) -> None:

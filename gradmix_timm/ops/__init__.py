@@ -8,9 +8,11 @@ from .boxes import (
     boxes_inside,
     image_size,
     sample_center,
+    whole_boxes,
     window_boxes,
 )
-from .paste import blend, noise_fill, paste, paste_donors, paste_resized
+from .paste import blend, like, noise_fill, paste, paste_donors, paste_resized
+from .saliency import spectral_residual
 from .targets import as_targets, mix_targets, soft_targets
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     'boxes_at',
     'boxes_inside',
     'image_size',
+    'like',
     'mix_targets',
     'noise_fill',
     'paste',
@@ -30,5 +33,7 @@ __all__ = [
     'paste_resized',
     'sample_center',
     'soft_targets',
+    'spectral_residual',
+    'whole_boxes',
     'window_boxes',
 ]

@@ -13,6 +13,7 @@ __all__ = [
     'boxes_inside',
     'image_size',
     'sample_center',
+    'whole_boxes',
     'window_boxes',
 ]
 
@@ -24,6 +25,12 @@ _TIE = 2e-6
 def image_size(images: Tensor) -> tuple[int, int]:
     """(H, W) of images [B, C, H, W]."""
     return images.shape[2], images.shape[3]
+
+
+def whole_boxes(batch: int, size: tuple[int, int], device: torch.device) -> Tensor:
+    """The box of the whole image, for each of ``batch`` rows: int64 [B, 4]."""
+    zero = torch.zeros(batch, dtype=torch.int64, device=device)
+    return torch.stack([zero, zero + size[0], zero, zero + size[1]], 1)
 
 
 def _check_boxes(boxes: Tensor) -> None:

@@ -9,14 +9,14 @@ import yaml
 
 from gradmix_timm.cli import train
 from gradmix_timm.cli.training.timm_flags import TAKES_EMPTY
-from gradmix_timm.mixers import OPTIONS, create_mixer
+from gradmix_timm.mixers import OPTIONS, create_mixer, list_mixers
 
 TABLE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_train_flags.json').read_text())
 TIMM = [a for a in TABLE['arguments'] if a['parser'] == 'parser' and a['dest'] != 'help']
 LATER = {a['dest'] for a in TABLE['known_changes_in_1_0_31']} - {'sweep_locks', 'sweep_attempt'}
-OURS = {'skip_nonfinite', 'overwrite', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol', 'osr_trial',
-        'osr_family',
-        'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature', 'objective_gamma',
+OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol',
+        'osr_trial', 'osr_family', 'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature',
+        'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
         'log_tensorboard', 'log_mixes_interval',
@@ -178,6 +178,20 @@ def test_timms_modes_alone_mix_nothing_and_registered_names_do():
     assert plan_mixing(parse('--mixup-mode', 'elem')).name is None
     assert plan_mixing(parse('--mixup-mode', 'elem', '--cutmix', 1)).timm
     assert plan_mixing(parse('--mixup-mode', 'none')).in_step
+
+
+@pytest.mark.parametrize('name', [name for name in list_mixers() if name not in ('batch', 'pair', 'elem', 'half')])
+def test_every_registered_name_is_a_mode(name):
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
+    plan = plan_mixing(parse('--mixup-mode', name, '--mixup-prob', 0.5))
+    assert plan.in_step
+    mixer = create_step_mixer(plan, 10)
+    assert (mixer.name, mixer.options['prob']) == (name, 0.5)
+    assert name in ' '.join(train.parser.format_help().split())
+
+
+def test_weights_beyond_one_and_binary_cross_entropy_are_refused_together(capsys):
+    assert '--bce-loss with --mixup-mode snapmix' in refused(capsys, '--mixup-mode', 'snapmix', '--bce-loss')
 
 
 def test_options_reach_the_mixer():

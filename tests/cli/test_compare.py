@@ -13,7 +13,7 @@ from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.openset.metrics.intervals import paired_difference
 from gradmix_timm.openset.metrics.summary import summarize
-from gradmix_timm.openset.reports.report import RESULTS
+from gradmix_timm.openset.results import RESULTS
 
 FILES = ['comparison.csv', 'comparison.html', 'comparison.json', 'comparison.md', 'comparison.tex',
          'differences-auroc.png', 'differences-oscr.png']

@@ -136,8 +136,8 @@ def test_table_is_printed_with_the_accuracy_above_and_the_page_last(done):
 def test_every_file_is_written_and_nothing_else(done):
     folder = done[0]
     assert sorted(path.name for path in folder.iterdir()) == [
-        'arrays.npz', 'figures', 'mistakes.json', 'predictions.csv', 'report.html', 'results.csv', 'results.json',
-        'results.md', 'results.tex']
+        'arrays.npz', 'figures', 'mistakes.json', 'mixes.png', 'predictions.csv', 'report.html', 'results.csv',
+        'results.json', 'results.md', 'results.tex']
     names = {path.name for path in (folder / 'figures').iterdir()}
     assert {'roc.png', 'oscr.png', 'confusion.png', 'reliability.png', 'features.png', 'histogram-mls.png'} <= names
     with (folder / 'results.csv').open() as file:
@@ -421,7 +421,7 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize(('argv', 'words'), [
     ((), 'nothing to judge: --checkpoint FILE, or --model NAME --pretrained'),
     (('--checkpoint', 'nowhere.pth.tar'), 'no checkpoint at nowhere.pth.tar'),
-    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no such score: did you mean 'energy'"),
+    (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no score named 'enrgy': did you mean"),
     (('--checkpoint', '{text}'), 'is text, beginning'),
     (('--checkpoint', '{good}', '--bootstrap', '-1', '--seed', '0'), '--bootstrap -1: expected 0 or more'),
     (('--checkpoint', '{good}', '--batch-size', '0'), '--batch-size 0: expected 1 or more'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_training import run_tiny, write_images
 
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli.errors import UsageError
-from gradmix_timm.data import open_dataset, overlap, recorded_parts, select_classes
+from gradmix_timm.data import listing, open_dataset, overlap, recorded_parts, select_classes
 from gradmix_timm.data.identity import row_names
 
 KNOWN = ('--known-classes', 'ant,bee', '--osr-val-fraction', 0.25, '--epochs', 1)
@@ -88,3 +89,64 @@ def test_a_plain_run_with_images_apart_says_nothing(images, tmp_path, caplog):
         record = recorded(run_tiny(images, tmp_path, '--epochs', 1))
     assert 'training images' not in caplog.text
     assert record.validation_overlap == {}
+
+
+def test_validation_of_other_classes_is_refused_whatever_the_head(images, tmp_path):
+    data = shutil.copytree(images, tmp_path / 'data')
+    shutil.rmtree(data / 'validation' / 'ant')
+    words = r'train has 4 classes and --val-split validation 3, .*\(ant\).*--class-map'
+    for classes in (None, 4, 7):
+        with pytest.raises(UsageError, match=words):
+            run_tiny(data, tmp_path, '--epochs', 1, classes=classes)
+    run_tiny(data, tmp_path, '--epochs', 1, '--val-split', '', classes=None)
+
+
+def test_a_head_of_a_thousand_for_four_folders_is_said(images, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_tiny(images, tmp_path, '--epochs', 1, classes=None)
+    assert 'The head has 1000 outputs and the data 4 classes; --num-classes 4 gives' in caplog.text
+
+
+@pytest.fixture(scope='module')
+def nested(images, tmp_path_factory):
+    """Every class by day, and litter beside it."""
+    root = tmp_path_factory.mktemp('nested')
+    for file in sorted(images.rglob('*.png')):
+        split, name, number = file.relative_to(images).parts
+        place = root / split / name / f'day{int(file.stem) % 2}' / number
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    for name in ('__MACOSX/ant/._0.png', 'ant/day0/._0.png', 'bee/.ipynb_checkpoints/0-checkpoint.png'):
+        (root / 'train' / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / 'train' / name).write_bytes(b'\0\5\x16\7')
+    return root
+
+
+def test_sub_folders_are_no_classes_of_an_open_set_run(nested, tmp_path):
+    record = recorded(run_tiny(nested, tmp_path, *KNOWN, classes=None))
+    assert (record.known_classes, record.unknown_classes) == (('ant', 'bee'), ('cat', 'dog'))
+    assert len(record.held_out) == 4
+    assert all(name.startswith(('ant/day', 'bee/day')) for name in record.held_out)
+
+
+def test_a_plain_run_keeps_timms_classes_and_says_so(nested, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(listing, '_said', set())
+    with caplog.at_level(logging.WARNING):
+        record = recorded(run_tiny(nested, tmp_path, '--epochs', 1, classes=2))
+    assert record.known_classes == ('day0', 'day1')
+    assert "as in timm's script the innermost are the classes (day0, day1, ...)" in caplog.text
+    assert '3 hidden or litter (' in caplog.text
+
+
+def test_names_that_are_not_utf8_train_and_are_recorded(images, tmp_path):
+    root = os.fsencode(shutil.copytree(images, tmp_path / 'data'))
+    for split in (b'train', b'validation', b'test'):
+        os.rename(root + b'/' + split + b'/ant', root + b'/' + split + b'/caf\xe9')
+    for number in range(8):
+        os.rename(root + b'/train/bee/%d.png' % number, root + b'/train/bee/\xff%d.png' % number)
+    folder = run_tiny(os.fsdecode(root), tmp_path, '--known-classes', 'bee,caf\udce9', *KNOWN[2:], classes=None)
+    record = recorded(folder)
+    assert record.known_classes == ('bee', 'caf\udce9')
+    assert sum(name.startswith('bee/\udcff') for name in record.held_out) == 2
+    parts = recorded_parts(select_classes(open_dataset('', os.fsdecode(root), 'train'), record.known_classes), record)
+    assert set(row_names(parts.held)) == set(record.held_out)

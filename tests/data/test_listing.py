@@ -249,13 +249,3 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'cat' / '1.png')  # after it was listed
     with pytest.raises(UnreadableImageError, match='no regular file'):
         dataset[0]
-
-
-@pytest.mark.parametrize('name', ['wds/x', 'hfds/x', 'hfids/x', 'tfds/x', 'WDS/x'])
-def test_a_file_may_not_choose_a_reader_that_fetches(tmp_path, name):
-    with pytest.raises(ValueError, match=rf'names the data set .{name}.*type --dataset {name}'):
-        open_dataset(name, 'pipe:touch /tmp/x', typed=False)
-    for fine in ('', 'sklearn/digits', 'torch/folder'):
-        picture(tmp_path / 'cat' / '1.png')
-        picture(tmp_path / 'dog' / '1.png')
-        open_dataset(fine, tmp_path, typed=False)

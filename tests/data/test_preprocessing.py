@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 
 import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from onnx_steps import pixels_by_metadata
 from PIL import Image
@@ -16,11 +17,18 @@ from timm.data import create_loader, create_transform
 
 from gradmix_timm.classifier.images import batches
 from gradmix_timm.cli.show import _load
-from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.data import UnreadableImageError, open_dataset, select_classes
 from gradmix_timm.data.decoding import MODES
 from gradmix_timm.data.preprocessing import CROP_MODES, FILTERS, Preprocessing
+from gradmix_timm.evaluation.pixels import _Statistics
+from gradmix_timm.openset.pixel_statistics import measure
 
 SIDES = st.integers(3, 61)
+
+
+def shrinks_to_nothing(made, height, width):
+    tall, wide = (math.floor(side / made.crop_pct) for side in made.input_size[1:])
+    return made.crop_mode == 'border' and round(min(height, width) / max(height / tall, width / wide)) == 0
 
 
 @st.composite
@@ -46,6 +54,7 @@ def odd(**changes):
 @example(made=odd(crop_mode='border'), height=21, width=34, seed=0)
 @example(made=odd(crop_mode='border', mean=(.9, .1, .4)), height=50, width=7, seed=0)
 def test_every_path_gives_the_same_tensor(made, height, width, seed, tmp_path_factory):
+    assume(not shrinks_to_nothing(made, height, width))
     root = tmp_path_factory.mktemp('one')
     path = root / 'test' / 'a' / 'odd.png'
     for name in 'ab':
@@ -78,6 +87,10 @@ def test_every_path_gives_the_same_tensor(made, height, width, seed, tmp_path_fa
                                device=torch.device('cpu'), persistent_workers=False)
         (batch, _), = loader
         assert torch.allclose(batch[0], want, atol=1e-5) if prefetch else torch.equal(batch[0], want)
+    # Pixel statistics, of the same picture in colours that can be compared.
+    if made.image_mode in ('L', 'RGB'):
+        np.testing.assert_array_equal(
+            _Statistics(made)(picture), measure(by_hand.permute(1, 2, 0).numpy(), picture.size))
     # The classifier, from a path, and show.
     (batch, _), = batches([path], made, 1)
     assert torch.equal(batch[0], want)
@@ -124,3 +137,45 @@ def test_what_is_left_open_is_the_models():
 def test_what_cannot_be_applied_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         odd(**changes)
+
+
+@pytest.mark.parametrize('mode', ['HSV', 'RGBA', 'CMYK'])
+def test_pixel_statistics_are_of_colours_whatever_the_model_reads(mode):
+    """Red before: the hue stood for red, and of four channels the first alone was looked at."""
+    colours = np.random.default_rng(0).integers(60, 200, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    picture = Image.fromarray(colours)
+    sizes = {'crop_pct': 1.0, 'interpolation': 'nearest'}
+    plain = _Statistics(odd(input_size=(3, 32, 32), **sizes))(picture)
+    other = odd(input_size=(MODES[mode], 32, 32), image_mode=mode, mean=(.5,), std=(.5,), **sizes)
+    assert torch.allclose(_Statistics(other)(picture.convert(mode)), plain, rtol=0.05, equal_nan=True)
+
+
+@pytest.mark.parametrize('mode', ['L', 'RGB', 'HSV', 'RGBA', 'CMYK'])
+def test_a_pipeline_is_recorded_and_its_crop_keeps_the_mode(mode):
+    pipeline = {'path': 'a.yaml', 'transform': {
+        '__class_fullname__': 'CenterCrop', 'height': '$height', 'width': '$width', 'p': 1.0}}
+    made = odd(input_size=(MODES[mode], 15, 15), image_mode=mode, mean=(.5,), std=(.5,), pipeline=pipeline)
+    assert Preprocessing.of(json.loads(json.dumps(made.as_config()))) == made
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (19, 23, 3), dtype=np.uint8)).convert(mode)
+    crop = made.crop()(picture)
+    assert crop.tobytes() == picture.crop((4, 2, 19, 17)).tobytes()
+    assert crop.mode == mode
+    assert torch.equal(made.cropped().transform()(crop), made.transform()(picture))
+    steps = made.onnx_metadata()['preprocessing']
+    assert [step['step'] for step in steps] == ['convert', 'albumentations', 'scale']
+    assert json.loads(json.dumps(steps))[1]['transform']['transform']['transforms'][0]['height'] == 15
+
+
+def test_a_picture_that_shrinks_to_nothing_is_named(tmp_path):
+    """Red before: 'height and width must be > 0', of no file."""
+    for name in 'ab':
+        (tmp_path / name).mkdir()
+        Image.new('RGB', (300, 2)).save(tmp_path / name / 'line.png')
+    made = odd(crop_mode='border')
+    source = open_dataset('', tmp_path)
+    for images in (source, select_classes(source, ['a'])):
+        images.transform = made.transform()
+        with pytest.raises(UnreadableImageError, match=r"line\.png, \(300, 2\) pixels, .* model's input .*; remove it"):
+            images[0]
+    with pytest.raises(ValueError, match='image 0: '):
+        next(batches([tmp_path / 'a' / 'line.png'], made, 1))

@@ -145,7 +145,7 @@ def test_a_score_that_needs_a_head_is_left_out_with_the_reason():
 
 
 def test_an_unknown_score_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"scores=mlz: no such score: .*'mls'"):
+    with pytest.raises(ValueError, match=r"scores=mlz: no score named 'mlz': .*'mls'"):
         judge(subjects(), ['mlz'])
 
 

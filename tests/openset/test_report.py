@@ -17,16 +17,9 @@ from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import figure_name
 from gradmix_timm.openset.reports.latex import escape_latex, latex_table, results_latex
-from gradmix_timm.openset.reports.report import (
-    draw_figures,
-    read_arrays,
-    read_results,
-    render_report,
-    results_csv,
-    results_markdown,
-    score_table,
-)
+from gradmix_timm.openset.reports.report import draw_figures, render_report, results_csv, results_markdown, score_table
 from gradmix_timm.openset.reports.tables import csv_text, text_table
+from gradmix_timm.openset.results import read_arrays, read_results
 
 NAMES = ('<b>ant & "co"</b>', 'bee', 'cat', 'dog')
 VOID = {'meta', 'img', 'br', 'wbr'}

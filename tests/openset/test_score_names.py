@@ -83,8 +83,8 @@ def test_names_that_pytorch_ood_alone_has_say_so():
 @pytest.mark.parametrize('variant', ['s', 'b', 'p'])
 def test_ash_equals_a_loop(variant):
     """The paper's algorithm 1: prune, then scale (S), set to one value (B), or leave (P)."""
-    rows = QUERIES.features.double()
-    expected = []
+    some = (QUERIES.features > 0).sum(1) >= 4  # which zeros count as large is up to the sorting
+    rows, expected = QUERIES.features[some].double(), []
     for row in rows:
         kept = row.sort(descending=True).indices[:4]  # 12 features less 65% of them, rounded
         shaped = torch.zeros_like(row)
@@ -94,7 +94,7 @@ def test_ash_equals_a_loop(variant):
         if variant == 'b':
             shaped[kept] = row.sum() / 4
         expected.append((shaped @ HEAD.weight.double().T + HEAD.bias.double()).logsumexp(0))
-    found = fit_score(f'ash:variant={variant},percentile=65', TRAIN, HEAD)(QUERIES)
+    found = fit_score(f'ash:variant={variant},percentile=65', TRAIN, HEAD)(QUERIES)[some]
     torch.testing.assert_close(found, torch.stack(expected))
     with pytest.raises(ValueError, match=r's \(scaled\), b \(binary\) or p \(pruned\)'):
         fit_score('ash:variant=x', TRAIN, HEAD)

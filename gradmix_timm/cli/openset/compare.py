@@ -26,8 +26,8 @@ from gradmix_timm.openset.reports.comparison_tables import (
     title_of,
 )
 from gradmix_timm.openset.reports.figures import draw_differences
-from gradmix_timm.openset.reports.report import ARRAYS, read_arrays
 from gradmix_timm.openset.reports.tables import text_table
+from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
 

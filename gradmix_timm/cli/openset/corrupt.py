@@ -32,7 +32,7 @@ from gradmix_timm.openset.reports.corruption_report import (
     corruption_table,
     render_corruption,
 )
-from gradmix_timm.openset.reports.report import ARRAYS, read_results
+from gradmix_timm.openset.results import ARRAYS, read_results
 
 from .flags import (
     Names,

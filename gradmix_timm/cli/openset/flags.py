@@ -24,13 +24,16 @@ __all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'as_flags', 'buil
 
 
 class Names(argparse.Action):
-    """Names in one word or several: ``msp,mls`` and ``msp mls``; an empty word is refused, not taken for none."""
+    """Names in one word or several, ``msp,mls`` or ``msp mls``; options after a name: ``ash:variant=b,alpha=2``."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,  # noqa: D102
                  option_string: str | None = None) -> None:
-        names = [name for part in values for name in part]
-        if not names:
-            parser.error(f'{option_string}: expected one name or more, got an empty word (a variable that is not set?)')
+        names: list[str] = []
+        for name in (name for part in values for name in part):
+            if '=' in name and ':' not in name and names and '=' in names[-1]:
+                names[-1] += f',{name}'  # one more option of the name before
+            else:
+                names.append(name)
         setattr(namespace, self.dest, names)
 
 
@@ -112,10 +115,6 @@ def settings_of(args: argparse.Namespace) -> EvaluationSettings:
         ValueError: A module, a score or a number that cannot be meant.
     """
     import_modules(args.device_modules)
-    for name in ('checkpoint', 'model', 'data_dir', 'cache', 'output', 'known_classes', 'device'):
-        if getattr(args, name) in ('', []):
-            raise ValueError(f'{name}=: got an empty word (a variable that is not set?); leave the flag out, or '
-                             'give it a value')
     if args.img_size is not None and args.img_size < 1:
         raise ValueError(f'img_size={args.img_size}: expected 1 or more')
     if args.amp_dtype != 'float16' and not args.amp:

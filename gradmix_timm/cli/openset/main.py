@@ -14,7 +14,8 @@ from pathlib import Path
 
 from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
-from gradmix_timm.openset.reports.report import check_files, read_results
+from gradmix_timm.openset.reports.report import check_files
+from gradmix_timm.openset.results import read_results
 from gradmix_timm.openset.runs import find_evaluations
 
 from .compare import add_compare

@@ -18,7 +18,7 @@ from gradmix_timm.openset.reports.probe_report import (
     probe_table,
     render_probe,
 )
-from gradmix_timm.openset.reports.report import read_results
+from gradmix_timm.openset.results import read_results
 
 from .flags import (
     add_model_flags,

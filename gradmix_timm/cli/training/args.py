@@ -11,7 +11,7 @@ from timm.utils import ParseKwargs
 from gradmix_timm.cli.config_file import layer, read_config, words
 from gradmix_timm.cli.errors import ConsoleParser, one_line
 from gradmix_timm.cli.plugins import import_modules
-from gradmix_timm.mixers import OPTIONS
+from gradmix_timm.mixers import OPTIONS, TIMM_MODES, list_mixers
 
 from .aug_flags import AUGMENTATION
 from .flag_checks import VAL_FRACTION, check_args
@@ -69,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
                         help='YAML file of flags; the command line goes over it')
     add_timm_flags(parser)
     group = parser.add_argument_group(
-        'Mixers', "--mixup-mode takes timm's modes, a registered mixer (none, mixup, cutmix, random-box, center-box, "
-                  'gradmix, ...), which switches mixing on by itself, or two joined by +')
+        'Mixers', "--mixup-mode takes timm's modes, a registered mixer, which switches mixing on by itself, or two "
+                  f'joined by +. Registered: {", ".join(name for name in list_mixers() if name not in TIMM_MODES)}')
     add_flags(group, _MIXING)
     group = parser.add_argument_group('GradMix', 'options of --mixup-mode gradmix, random-box and center-box')
     add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS))

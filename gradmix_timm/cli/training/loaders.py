@@ -115,8 +115,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
         return Data(part, held, split.known, split, held, flat_test)
     known = _plain_classes(args, train)
     evaluated = _open(args, built, args.val_split, training=False) if args.val_split else None
-    if known and evaluated is not None:
-        _check_same_classes(args, known, evaluated)
+    _check_same_classes(args, train, evaluated)
     return Data(train, evaluated, known, None, overlap=_validated_on_training(args, train, evaluated))
 
 
@@ -141,17 +140,20 @@ def _warn_of_few(args: argparse.Namespace, count: int) -> None:
                         'later (predict --validation PATH)')
 
 
-def _check_same_classes(args: argparse.Namespace, known: tuple[str, ...], evaluated: Any) -> None:
+def _check_same_classes(args: argparse.Namespace, train: Any, evaluated: Any) -> None:
     """Labels of both splits number the same classes; folders of other names would be numbered anew."""
+    if evaluated is None or args.task == 'multilabel':
+        return
     try:
-        names = class_names(evaluated)
-    except (TypeError, ValueError):
+        known, names = class_names(train, numbers=False), class_names(evaluated, numbers=False)
+    except (TypeError, ValueError):  # streamed or nameless, or a class map with gaps, the same for both
         return
     if names != known:
-        stray = sorted(set(names) ^ set(known))
+        stray = sorted(set(names) ^ set(known)) or [a for a, b in zip(names, known, strict=True) if a != b]
         raise ValueError(f'--train-split {args.train_split} has {len(known)} classes and --val-split {args.val_split} '
-                         f'{len(names)}, and their labels differ ({", ".join(stray[:3])}, ...); --class-map FILE gives '
-                         'both one list of classes')
+                         f'{len(names)}, and their labels differ ({", ".join(stray[:3])}{", ..." if stray[3:] else ""}'
+                         '), so that validation would read labels of other classes; --class-map FILE gives both one '
+                         "list of classes, --val-split '' leaves validation out")
 
 
 def _open(args: argparse.Namespace, built: Built, split: str, training: bool) -> Any:

@@ -209,6 +209,9 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
     if args.task == 'multilabel' and not mixer.multi_label:
         raise ValueError(f"--task multilabel with {mode}: its label weights are for one label an image; use timm's "
                          'mixing (--mixup-mode batch --mixup 0.8)')
+    if args.loss == 'bce' and not mixer.rows_sum_to_one:
+        raise ValueError(f'--bce-loss with {mode}: its label weights go beyond 1, which binary cross-entropy does not '
+                         'take; leave one of them out')
     if any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
         _refuse_clean_conflicts(args, plan)
     if mixer.requires_model:

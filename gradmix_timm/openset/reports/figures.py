@@ -151,6 +151,9 @@ def draw_confusion(counts: NDArray[np.int64], known: Sequence[str], unknown: Seq
         A PNG file; shares of each column.
     """
     share = counts / np.maximum(counts.sum(0), 1)
+    # Folders' names that are not UTF-8 hold surrogates, which no font can draw.
+    known, unknown = ([name.encode('utf-8', 'backslashreplace').decode() for name in names]
+                      for names in (known, unknown))
     few = share.shape[1] <= 24
     if not few:  # one row in hundreds could not be seen
         share = np.concatenate([share, np.repeat(share[-1:], len(known) // 12, axis=0)])

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.results import (
     ARRAYS,
-    MISTAKES,
-    RESULTS,
     Mixes,
     OpenSetResults,
     read_arrays,
@@ -24,9 +22,8 @@ from .page import render_evaluation
 from .tables import csv_text, pretraining_note, text_table
 
 __all__ = [
-    'ARRAYS', 'FIGURES', 'MISTAKES', 'RESULTS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table',
-    'mixes_folder', 'operating_line', 'read_arrays', 'read_results', 'render_report', 'results_csv', 'results_markdown',
-    'score_table']
+    'FIGURES', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder', 'operating_line',
+    'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
