@@ -40,7 +40,8 @@ def test_a_row_is_named_by_what_differs_from_the_default(text, label):
 
 
 @pytest.mark.parametrize(('text', 'words'), [
-    ('knnn:k=5', "no score named 'knnn': did you mean 'knn'"), ('knn:kk=5', "score 'knn' has no option 'kk': did you mean 'k'"),
+    ('knnn:k=5', "no score named 'knnn': did you mean 'knn'"),
+    ('knn:kk=5', "score 'knn' has no option 'kk': did you mean 'k'"),
     ('mls:k=5', "score 'mls' has no option 'k': it takes none"), ('knn:', 'expected NAME:option=value'),
     ('knn:k', 'expected NAME:option=value'), ('knn:k=', 'expected NAME:option=value'),
     ('knn:k=1,k=2', 'each option once'), ('', 'no score named')])
