@@ -16,7 +16,7 @@ from timm.data import ImageDataset, create_loader
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradmix_timm.checkpoint import Loaded, ProjectionHead, build_model, find_device
+from gradmix_timm.checkpoint import Loaded, ProjectionHead, build_model, check_input, find_device
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
@@ -119,10 +119,15 @@ class EvaluatedModel:
                              'train a head for them, or name one class an output with known_classes=A,B,...')
         if img_size and (resize := getattr(net, 'set_input_size', None)) is not None:
             cast(Any, resize)((img_size, img_size))  # of models whose position embeddings fit one size
-        preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
-        preprocessing.transform()  # a recorded pipeline refuses another size than it can make
+        try:
+            preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
+            preprocessing.transform()  # a recorded pipeline refuses another size than it can make
+        except ValueError as error:
+            raise ValueError(f'{loaded.path}: {error}' if loaded is not None else str(error)) from error
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)
+        if loaded is not None:
+            check_input(net.to(where), preprocessing.input_size, loaded.path)
         return cls(
             net=net.to(where).eval(), name=str(name or (loaded and loaded.model)), preprocessing=preprocessing,
             device=where, settings=settings, loaded=loaded, projection=_projection(loaded, where),
