@@ -40,10 +40,11 @@ def test_a_row_is_named_by_what_differs_from_the_default(text, label):
 
 
 @pytest.mark.parametrize(('text', 'words'), [
-    ('knnn:k=5', "no such score: did you mean 'knn'"), ('knn:kk=5', "score 'knn' has no option 'kk': did you mean 'k'"),
+    ('knnn:k=5', "no score named 'knnn': did you mean 'knn'"),
+    ('knn:kk=5', "score 'knn' has no option 'kk': did you mean 'k'"),
     ('mls:k=5', "score 'mls' has no option 'k': it takes none"), ('knn:', 'expected NAME:option=value'),
     ('knn:k', 'expected NAME:option=value'), ('knn:k=', 'expected NAME:option=value'),
-    ('knn:k=1,k=2', 'each option once'), ('', 'no such score')])
+    ('knn:k=1,k=2', 'each option once'), ('', 'no score named')])
 def test_what_cannot_be_meant_names_the_nearest(text, words):
     for refuse in (parse_score, lambda name: fit_score(name, TRAIN), lambda name: check_names([name])):
         with pytest.raises(ValueError, match=words):

@@ -99,7 +99,7 @@ def _kind(name: str) -> type[Score]:
     if name.startswith(PREFIX):
         return library_score(name)
     if name not in SCORES:
-        raise ValueError(f'no such score: {library_twin(name)}{nearest(name, SCORES)}')
+        raise ValueError(f'no score named {name!r}: {library_twin(name)}{nearest(name, SCORES)}')
     return SCORES[name]
 
 
