@@ -183,7 +183,8 @@ def _arrays(folder: Path, done: _Done) -> dict[str, NDArray[Any]]:
     """
     fields = set(done['blocks'][0]['sha256']) if done['blocks'] else set()
     there = {path.stem for path in folder.glob('*.npy')}
-    if not {'logits', 'features', 'label'} <= fields == there or any(set(b['sha256']) != fields for b in done['blocks']):
+    alike = all(set(block['sha256']) == fields for block in done['blocks'])
+    if not alike or not {'logits', 'features', 'label'} <= fields == there:
         raise ValueError(f'it names the arrays {", ".join(sorted(fields))} and holds {", ".join(sorted(there))}')
     arrays: dict[str, NDArray[Any]] = {}
     for name in fields:
