@@ -61,7 +61,7 @@ __all__ = [
 
 #: Names that build timm's own class.
 TIMM_MODES = ('batch', 'pair', 'elem', 'half')
-_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank')
+_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix')
 
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmix_timm.attribution import capture_for, check_input_gradient
-from gradmix_timm.ops import image_size, like
+from gradmix_timm.ops import image_size, like, soft_targets
 from gradmix_timm.records import MixDraw
 
 from .base import kept_draw, to_device
@@ -172,7 +172,8 @@ class PuzzleMix(AlphaMixer):
         grid = int(rng.choice(grids))
         lam = to_device(draw_lam(rng, self.lam, len(images), self.alpha).astype(np.float32), device)
         mixed, donors = to_device(coins, device), to_device(partner, device)
-        captured = capture_for(model, images, targets, None, 'input-gradient', 'loss')[0]
+        captured = capture_for(model, images, targets.to(device), None, 'input-gradient',
+                               _binary_loss if self.multi_label else 'loss')[0]
         cells = F.adaptive_avg_pool2d(captured.gradient.norm(dim=1)[:, None], grid)[:, 0]
         total = cells.sum((1, 2), keepdim=True)
         flat = ~(total.isfinite() & (total > 0))
@@ -222,6 +223,11 @@ class PuzzleMix(AlphaMixer):
             own, other = move_blocks(own, draw.moves[:, 0]), move_blocks(other, draw.moves[:, 1])
         half = (own.float() + other.float()).mul(0.5).to(images.dtype)
         return like(torch.where(draw.mask == 1, own, torch.where(draw.mask == 0, other, half)), images)
+
+
+def _binary_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    rows = soft_targets(targets, logits.shape[1], device=logits.device)
+    return F.binary_cross_entropy_with_logits(logits, rows, reduction='none').sum(1)
 
 
 def _jumps(images: Tensor, partner: Tensor, grid: int, side: int, scale: float
