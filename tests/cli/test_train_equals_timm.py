@@ -3,9 +3,9 @@
 The figures are those of timm's own script on the same generated images (tests/data/make_timm_reference.py made them),
 for each kind of CPU that it was run on. With the versions that made them every digit is compared on such a CPU.
 Another CPU or PyTorch sums in another order, and eight updates amplify that: between the CPUs of the file timm's own
-losses of the second epoch differ by up to 17% (83% in bfloat16). There learning rates are compared exactly, and the first
-epoch's training loss within twice the difference between the CPUs of the file. Another timm, torchvision, Pillow or NumPy draws or resizes otherwise: nothing
-to compare.
+losses of the second epoch differ by up to 17% (83% in bfloat16). There learning rates are compared exactly, and the
+first epoch's training loss within twice the difference between the CPUs of the file. Another timm, torchvision, Pillow
+or NumPy draws or resizes otherwise: nothing to compare.
 """
 from __future__ import annotations
 
