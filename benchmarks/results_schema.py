@@ -27,8 +27,7 @@ let keys pass that they do not know. Shares and metrics are fractions from 0 to 
 - `mistakes.json`: [Mistakes](#mistakes), the thumbnails of the report.
 - `results.csv`, `results.md`, `results.tex`: the tables of results.json.
 - `figures/*.png`, `report.html`: drawn from the files above; `openset report` draws them again.
-
-A run's folder holds `mixes.png` and `mixes.json` ([Mixes](#mixes)).
+- `mixes.png`, `mixes.json` ([Mixes](#mixes)): of the training run, copied from its folder.
 """
 SECTIONS = {
     'Of every command': (base.RunResults, base.Results, base.ClosedSet, base.ScoreFigures, base.Manifest),

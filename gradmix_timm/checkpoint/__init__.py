@@ -1,4 +1,5 @@
 """What a checkpoint says of itself; reading any that timm can hold; writing files whole or not at all."""
+from .allowed import Count, DataConfig, Name, check_model_kwargs, check_model_name
 from .atomic import atomic_path, write_atomic
 from .build import build_model, check_input, find_device, pretraining
 from .projection import ProjectionHead
@@ -6,5 +7,6 @@ from .reading import Loaded, load_checkpoint
 from .record import KEY, RunRecord, check_known, versions
 
 __all__ = [
-    'KEY', 'Loaded', 'ProjectionHead', 'RunRecord', 'atomic_path', 'build_model', 'check_input', 'check_known',
-    'find_device', 'load_checkpoint', 'pretraining', 'versions', 'write_atomic']
+    'KEY', 'Count', 'DataConfig', 'Loaded', 'Name', 'ProjectionHead', 'RunRecord', 'atomic_path', 'build_model',
+    'check_input', 'check_known', 'check_model_kwargs', 'check_model_name', 'find_device', 'load_checkpoint',
+    'pretraining', 'versions', 'write_atomic']

@@ -1,6 +1,7 @@
 """From a checkpoint to a fitted score and a threshold: held-out images of known classes alone decide."""
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_device, load_checkpoint
-from gradmix_timm.data import CutDataset, open_dataset, recorded_parts, select_classes
+from gradmix_timm.data import CutDataset, open_dataset, recorded_parts, select_classes, shared_classes
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
@@ -23,6 +24,8 @@ from gradmix_timm.records import Embeddings
 from .images import batches
 
 __all__ = ['Plan', 'Source', 'calibrate']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     train, held = _cuts(plan, loaded, names, preprocessing)
     seen = None if train is None else eye.see(train, 'known training images')
     score = fit_score(plan.score, seen, head=_head(plan.score, net), **plan.score_options)
-    threshold, count, source = _threshold(plan, score, eye, held)
+    threshold, count, source = _threshold(plan, score, eye, held, names)
     name = str(plan.model or loaded.model)
     kwargs = loaded.model_kwargs if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
@@ -188,10 +191,28 @@ def _head(score: str, net: nn.Module) -> Head | None:
     return head_of(net) if score_kind(score).needs_head else None
 
 
-def _threshold(plan: Plan, score: Score, eye: _Eye, held: CutDataset | None) -> tuple[float, int, str]:
+def _of_known_classes(images: Any, names: Sequence[str]) -> Any:
+    """Validation images without those whose folder is called otherwise than any known class, if some are called so."""
+    if not isinstance(images, Sequence) or not all(isinstance(item, str | os.PathLike) for item in images):
+        return images
+    folders = [Path(item).absolute().parent.name for item in images]
+    named = list(dict.fromkeys(folders))
+    known = {named[place] for place in shared_classes(named, names)}
+    others = [folder for folder in named if folder not in known]
+    if not known or not others:
+        return images
+    kept = [item for item, folder in zip(images, folders, strict=True) if folder in known]
+    _logger.warning(f'{len(images) - len(kept)} of {len(images)} validation images lie in folders of no known class '
+                    f'({", ".join(others[:5])}{", ..." if len(others) > 5 else ""}) and are left out')
+    return kept
+
+
+def _threshold(plan: Plan, score: Score, eye: _Eye, held: CutDataset | None, names: Sequence[str],
+               ) -> tuple[float, int, str]:
     if plan.threshold is not None:
         return float(plan.threshold), 0, 'given by hand'
-    seen = eye.see(held if held is not None else plan.validation, 'held-out images')
+    images = held if held is not None else _of_known_classes(plan.validation, names)
+    seen = eye.see(images, 'held-out images')
     _check_enough(len(seen.label), plan.known_acceptance)
     values: Tensor = score(seen)
     kind = 'training images of the known classes that were held out' if held is not None else 'validation images'

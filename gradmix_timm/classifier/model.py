@@ -1,6 +1,7 @@
 """The open-set classifier: predicts a class name or "unknown"; made from a checkpoint, kept in two plain files."""
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ class Manifest:
     checkpoint: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse class names that an answer could not be told by."""
+        """Refuse class names that stand for a rejected image, and a threshold that nothing can reach."""
+        if not math.isfinite(self.threshold):
+            raise ValueError(f'threshold {self.threshold}: expected a finite number')
         if UNKNOWN in self.known_classes:
             raise ValueError(f'a known class is called {UNKNOWN!r}, which is what a rejected image is called; name the '
                              'classes otherwise, known_classes=[...] in head order')
@@ -216,7 +219,11 @@ class OpenSetClassifier:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
         """
         model, score, facts = serialization.load(folder)
-        return cls(model, score, Manifest(**facts), device, batch_size)
+        try:
+            manifest = Manifest(**facts)
+        except ValueError as error:
+            raise ValueError(f'{os.path.join(folder, serialization.JSON)}: {error}') from error
+        return cls(model, score, manifest, device, batch_size)
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Write one ONNX graph: normalisation, model, score and threshold.

@@ -6,15 +6,30 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as pack
 from torch import Tensor, nn
 
-from gradmix_timm.checkpoint import Loaded, RunRecord, build_model, versions, write_atomic
+from gradmix_timm.checkpoint import (
+    Count,
+    DataConfig,
+    Loaded,
+    Name,
+    RunRecord,
+    build_model,
+    check_model_kwargs,
+    check_model_name,
+    versions,
+    write_atomic,
+)
+from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
+from gradmix_timm.schema import Length, Plain, Range, check, read_json, shown
 
 __all__ = ['FORMAT', 'JSON', 'TENSORS', 'load', 'save']
 
@@ -22,6 +37,24 @@ FORMAT = 1
 #: Names of the two files.
 JSON, TENSORS = 'classifier.json', 'classifier.safetensors'
 _AGAIN = 'save the classifier again'
+
+
+class _Facts(TypedDict):
+    """Entries of classifier.json."""
+
+    known_classes: Annotated[list[Name], Length(1)]
+    threshold: float
+    known_acceptance: Annotated[float, Range(0, 1)] | None
+    threshold_source: Name
+    n_validation: Count
+    model: Annotated[str, Length(1, 200)]
+    model_kwargs: dict[str, Plain]
+    data_config: DataConfig
+    amp_dtype: Literal['bfloat16', 'float16'] | None
+    checkpoint: dict[str, Plain]
+    score: dict[str, Plain]
+    tensors_sha256: Annotated[str, Length(64, 64)]
+    versions: NotRequired[dict[str, Name]]
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
@@ -45,25 +78,29 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, Any]]:
-    """The model, the score and the manifest's entries of :func:`save`.
+    """The model, the score and the manifest's entries of :func:`save`; tried on an image of noise.
 
     Raises:
-        ValueError: Files that are missing, damaged, of a newer version, or not of one save.
+        ValueError: Files that are missing, damaged, of a newer version, not of one save, or that say what no saved
+            classifier says.
     """
     folder = Path(folder)
     facts = _read_json(folder / JSON)
-    digest = facts.pop('tensors_sha256')
-    tensors, names = _read_tensors(folder / TENSORS, digest)
-    facts['known_classes'] = tuple(facts['known_classes'])
-    if tuple(names) != facts['known_classes']:
-        raise ValueError(f'{folder / JSON} names the classes {", ".join(facts["known_classes"])} and the weights were '
-                         f'saved for {", ".join(names)}; {_AGAIN}')
-    model = _model(folder / TENSORS, facts, {
-        name.removeprefix('model.'): value for name, value in tensors.items() if name.startswith('model.')})
-    score = restore_score(facts.pop('score'), {
-        name.removeprefix('score.'): value for name, value in tensors.items() if name.startswith('score.')})
-    facts['data_config'] = {key: tuple(value) if isinstance(value, list) else value
-                            for key, value in facts['data_config'].items()}
+    tensors, names = _read_tensors(folder / TENSORS, facts.pop('tensors_sha256'))
+    if names != facts['known_classes']:
+        raise ValueError(f'{folder / JSON} names the classes {shown(facts["known_classes"])} and the weights were '
+                         f'saved for {shown(names)}; {_AGAIN}')
+    facts['known_classes'] = tuple(names)
+    try:
+        score = restore_score(facts.pop('score'), _part(tensors, 'score.'))
+        record = RunRecord(model=facts['model'], model_kwargs=facts['model_kwargs'], known_classes=tuple(names))
+        preprocessing = Preprocessing.of(facts['data_config'])
+    except ValueError as error:
+        raise ValueError(f'{folder / JSON}: {error}') from error
+    model = build_model(Loaded(record=record, args=None, state_dict=_part(tensors, 'model.'), epoch=None, metric=None,
+                               sha256='', path=str(folder / TENSORS)))
+    _try(model, score, preprocessing, len(names), folder / JSON)
+    facts['data_config'] = preprocessing.as_config()
     return model, score, facts
 
 
@@ -71,43 +108,53 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f'no {JSON} in {path.parent}; name the folder that OpenSetClassifier.save wrote')
     try:
-        facts = json.loads(path.read_text(encoding='utf-8'))
+        facts = read_json(path)
     except ValueError as error:
-        raise ValueError(f'{path} is damaged ({error}); {_AGAIN}') from error
-    if not isinstance(facts, dict) or not isinstance(facts.get('format'), int):
+        raise ValueError(f'{error}; {_AGAIN}') from error
+    if not isinstance(facts, dict) or type(facts.get('format')) is not int:
         raise ValueError(f'{path} is not of a saved classifier; name the folder that OpenSetClassifier.save wrote')
     if facts['format'] > FORMAT:
-        raise ValueError(f'{path} has format {facts["format"]}, this version reads up to {FORMAT}; '
+        raise ValueError(f'{path} has format {shown(facts["format"])}, this version reads up to {FORMAT}; '
                          'pip install -U gradmix-timm')
-    del facts['format']
-    facts.pop('versions', None)
-    missing = _ENTRIES - set(facts)
-    if missing:
-        raise ValueError(f'{path} lacks {", ".join(sorted(missing))}; {_AGAIN}')
-    return {name: facts[name] for name in _ENTRIES}
-
-
-_ENTRIES = {
-    'known_classes', 'threshold', 'known_acceptance', 'threshold_source', 'n_validation', 'model', 'model_kwargs',
-    'data_config', 'amp_dtype', 'checkpoint', 'score', 'tensors_sha256'}
+    check(facts, _Facts, str(path))
+    check_model_name(facts['model'], str(path))
+    check_model_kwargs(facts['model_kwargs'], str(path))
+    return {name: facts[name] for name in _Facts.__annotations__ if name != 'versions'}
 
 
 def _read_tensors(path: Path, digest: str) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors, and the class names they were saved for."""
     if not path.is_file():
         raise ValueError(f'no {TENSORS} in {path.parent}; copy both files, {JSON} and {TENSORS}')
-    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise ValueError(f'{path} is damaged or not of one save with {JSON}: its SHA-256 is another; copy both files '
-                         f'again, or {_AGAIN}')
+    with path.open('rb') as content:
+        if hashlib.file_digest(content, 'sha256').hexdigest() != digest:
+            raise ValueError(f'{path} is damaged or not of one save with {JSON}: its SHA-256 is another; copy both '
+                             f'files again, or {_AGAIN}')
     try:
         with safe_open(path, framework='pt') as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(  # noqa: SIM118 - not a dict
-                (file.metadata() or {}).get('known_classes', '[]'))
-    except (SafetensorError, ValueError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            names = json.loads((file.metadata() or {}).get('known_classes', '[]'))
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f'{path} is no safetensors file ({error}); {_AGAIN}') from error
+    return tensors, check(names, list[Name], f'{path}: known_classes')
 
 
-def _model(path: Path, facts: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
-    record = RunRecord(model=facts['model'], model_kwargs=facts['model_kwargs'], known_classes=facts['known_classes'])
-    return build_model(Loaded(
-        record=record, args=None, state_dict=weights, epoch=None, metric=None, sha256='', path=str(path)))
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _try(model: nn.Module, score: Score, preprocessing: Preprocessing, classes: int, path: Path) -> None:
+    """Refuse files whose parts do not work together, before anybody's image meets them."""
+    noise = torch.randn(2, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        if vars(score).get('classes', classes) != classes:
+            raise ValueError(f'the score has {shown(vars(score)["classes"])} classes and the model {classes}')
+        seen = extract(model, [(noise, torch.zeros(2, dtype=torch.int64))], torch.device('cpu'))
+        knownness, predicted = score(seen), score.predict(seen)
+        if knownness.shape != (2,) or knownness.dtype is not torch.float64 or bool(knownness.isnan().any()):
+            raise ValueError(f'the score of two images of noise is {shown(knownness.tolist())}')
+        if predicted.shape != (2,) or not ((predicted >= 0) & (predicted < classes)).all():
+            raise ValueError(f'the classes of two images of noise are {shown(predicted.tolist())}')
+    except Exception as error:  # what was written into a fitted score may fail in any way
+        raise ValueError(f'{path}: model, preprocessing and score do not work together '
+                         f'({" ".join(str(error).split())[:300] or type(error).__name__}); {_AGAIN}') from error

@@ -57,6 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Refuse sizes and counts that nothing can be drawn with, before a model is loaded."""
+    for flag, least in (('num_classes', 1), ('img_size', 1), ('num', 1), ('deletion_images', 2), ('shift', 0)):
+        value = getattr(args, flag)
+        if value is not None and value < least:
+            raise UsageError(f'--{flag.replace("_", "-")} is {least} or more, got {value}')
+    outside = [side for side in args.deletion_sides if not 0 < side <= 1]
+    if outside:
+        raise UsageError(f'--deletion-sides are shares of the image in (0, 1], got {outside[0]:g}')
+
+
 def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
     if not args.checkpoint and not args.model:
         raise UsageError('nothing to show: give --checkpoint FILE or --model NAME')
@@ -215,6 +226,7 @@ def _print_table(table: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    _check_numbers(args)
     with user_errors():
         import_modules(args.device_modules)
         model, loaded = _model(args)

@@ -372,6 +372,9 @@ def _probe(run: Run, span: Span, data: Data, built: Built) -> None:
 
 def _can_show(run: Run) -> bool:
     """Whether a picture of mixes shows what was trained on: of two views a map is not that of a class."""
+    if run.args.task == 'multilabel':
+        _logger.info('No mixes.png: its captions are of one label an image.')
+        return False
     if run.args.objective == 'ce' or not run.mixer.requires_model:
         return True
     _logger.info(f'No mixes.png: the maps of --objective {run.args.objective} are of a pair of views.')

@@ -16,7 +16,7 @@ from timm.data import ImageDataset, create_loader
 from torch import nn
 from torch.utils.data import Dataset
 
-from gradmix_timm.checkpoint import Loaded, ProjectionHead, build_model, find_device
+from gradmix_timm.checkpoint import Loaded, ProjectionHead, build_model, check_input, find_device
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
@@ -24,6 +24,7 @@ from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.scores import Head
 from gradmix_timm.records import Embeddings
 
+from .processes import joined
 from .settings import EvaluationSettings
 
 __all__ = ['EvaluatedModel', 'Skipping']
@@ -118,10 +119,15 @@ class EvaluatedModel:
                              'train a head for them, or name one class an output with known_classes=A,B,...')
         if img_size and (resize := getattr(net, 'set_input_size', None)) is not None:
             cast(Any, resize)((img_size, img_size))  # of models whose position embeddings fit one size
-        preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
-        preprocessing.transform()  # a recorded pipeline refuses another size than it can make
+        try:
+            preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
+            preprocessing.transform()  # a recorded pipeline refuses another size than it can make
+        except ValueError as error:
+            raise ValueError(f'{loaded.path}: {error}' if loaded is not None else str(error)) from error
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)
+        if loaded is not None:
+            check_input(net.to(where), preprocessing.input_size, loaded.path)
         return cls(
             net=net.to(where).eval(), name=str(name or (loaded and loaded.model)), preprocessing=preprocessing,
             device=where, settings=settings, loaded=loaded, projection=_projection(loaded, where),
@@ -176,16 +182,7 @@ class EvaluatedModel:
         """
         if (ready := getattr(images, 'embeddings', None)) is not None:
             return cast(Embeddings, ready)
-        count = len(images)
-        parts = self._depends_on(images) if self.cache is not None else None
-        if self.cache is None or parts is None:
-            found = self._pass(images, title)
-        else:
-            def make(start: int, stop: int) -> Embeddings:
-                part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
-                return self._pass(images.rows(np.arange(start, stop)), part)
-
-            found = self.cache.fetch(parts, count, make, title)
+        found = joined(images, self.settings.batch_size, lambda part: self._stored(part, title))
         bad = (found.label == _UNREADABLE).nonzero().flatten()
         return self._without(found, images, bad, title) if len(bad) else found
 
@@ -230,6 +227,19 @@ class EvaluatedModel:
             use_prefetcher=False, pin_memory=self.device.type == 'cuda', persistent_workers=False)
         source.transform = preprocessing.transform()
         return cast(Iterable[Any], loader)
+
+    def _stored(self, images: CutDataset, title: str) -> Embeddings:
+        """Embeddings of a set or of this process's part of it: from the cache, else by a pass."""
+        parts = self._depends_on(images) if self.cache is not None else None
+        if self.cache is None or parts is None:
+            return self._pass(images, title)
+        count = len(images)
+
+        def make(start: int, stop: int) -> Embeddings:
+            part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
+            return self._pass(images.rows(np.arange(start, stop)), part)
+
+        return self.cache.fetch(parts, count, make, title)
 
     def _pass(self, images: CutDataset, title: str) -> Embeddings:
         return extract(self.net, self.loader(images), self.device, self.settings.amp_dtype,

@@ -21,6 +21,7 @@ from gradmix_timm.registry import nearest
 from .images import EvaluationImages
 from .manifest import identity, manifest
 from .model import EvaluatedModel
+from .processes import rest_by_first
 from .settings import EvaluationSettings, check_counts
 
 __all__ = ['PROBES', 'ProbeOptions', 'evaluate_probes']
@@ -111,6 +112,7 @@ def evaluate_probes(model: EvaluatedModel, images: EvaluationImages, options: Pr
     """
     began = time.monotonic()
     task = _embed(model, images, options)
+    rest_by_first()
     groups, fitted, missing = _probe_all(model, task)
     first, split = next(iter(groups.values())), images.split
     results = {
@@ -186,7 +188,8 @@ def _linear(task: _Task, fitted: Arrays) -> dict[str, Any]:
     unknown = None if task.unknown is None else replace(
         task.unknown, logits=probe.logits(task.unknown.features.to(device)))
     return {'probe': 'linear', 'n_train': len(labels), 'held_out_top1': by_l2[l2],
-            'parameters': {'l2': l2, 'held_out_by_l2': {f'{key:g}': value for key, value in by_l2.items()},
+            'parameters': {'l2': l2, 'converged': probe.converged,
+                           'held_out_by_l2': {f'{key:g}': value for key, value in by_l2.items()},
                            'n_held_out': len(task.held.label)},
             **_group(task, known.logits, dict.fromkeys(('msp', 'mls'), (known, unknown)))}
 

@@ -18,7 +18,8 @@ class EvaluationSettings:
     """Settings of an evaluation.
 
     Attributes:
-        scores: Names; None: all that are registered, those that cannot be served left out with their reason.
+        scores: Names, with options as in 'knn:k=5'; None: all that are registered, those that cannot be served left out
+            with their reason.
         bootstrap: Resamples for the intervals; 0: none.
         seed: Of the resamples, of folds and of figures.
         batch_size: Images at a time.
@@ -58,7 +59,7 @@ class EvaluationSettings:
             object.__setattr__(self, 'scores', tuple(self.scores))
             if not self.scores:
                 raise ValueError('scores=(): name one score or more; None stands for all')
-            check_names(self.scores)
+            object.__setattr__(self, 'scores', check_names(self.scores))
         if self.amp_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f'amp_dtype={self.amp_dtype}: expected torch.bfloat16, torch.float16 or None')
         check_counts(self)

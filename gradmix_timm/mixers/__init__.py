@@ -18,6 +18,7 @@ from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .gridmix import GridMix
 from .guidedmix import GuidedMix
 from .plain import CutMix, Mixup, NoMix
+from .puzzlemix import PuzzleMix
 from .random_erasing import RandomErasing
 from .regmixup import RegMixup
 from .resizemix import ResizeMix
@@ -44,6 +45,7 @@ __all__ = [
     'Mixer',
     'Mixup',
     'NoMix',
+    'PuzzleMix',
     'RandomErasing',
     'RegMixup',
     'ResizeMix',
@@ -59,7 +61,7 @@ __all__ = [
 
 #: Names that build timm's own class.
 TIMM_MODES = ('batch', 'pair', 'elem', 'half')
-_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank')
+_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix')
 
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
 
@@ -213,6 +215,7 @@ register_mixer('guidedmix', 'pairs and blends by saliency (Guided-SR, arXiv:2306
 register_mixer('attentivemix', "the model's most active cells are kept, the rest is the partner's (arXiv:2003.13048)")(
     AttentiveMix)
 register_mixer('snapmix', 'a box in a box, labels by class activation maps (arXiv:2012.04846)')(SnapMix)
+register_mixer('puzzlemix', 'cells and blocks by the saliency of the loss, approximately (arXiv:2009.06962)')(PuzzleMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))

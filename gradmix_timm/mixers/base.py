@@ -85,6 +85,8 @@ class BatchMixer:
         prob_elem: Probability that an image of a mixed batch is mixed.
         seed: Of the draws.
         rank: Of the process, so that ranks draw differently.
+        multi_label_mix: Take multi-hot targets, rows in [0, 1] that need not sum to one, and mix them as 'weight' (as
+            other labels) or 'union' (every label of which something is seen). None: rows sum to one.
     """
 
     #: Name in the registry.
@@ -103,11 +105,11 @@ class BatchMixer:
     rows_per_image: int = 1
     #: A subclass's own options: attributes of these names.
     option_names: tuple[str, ...] = ()
-    #: Multi-hot targets (rows that do not sum to one) are taken.
-    multi_label: bool = False
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0) -> None:
+                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None) -> None:
+        if multi_label_mix not in (None, 'weight', 'union'):
+            raise ValueError(f"multi_label_mix is 'weight', 'union' or None, got {multi_label_mix!r}")
         for field, value in (('prob', prob), ('prob_elem', prob_elem)):
             if not 0 <= value <= 1:
                 raise ValueError(f'{field} is a probability in [0, 1], got {value}')
@@ -120,6 +122,7 @@ class BatchMixer:
         self.prob = float(prob)
         self.prob_elem = float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
+        self.multi_label_mix = multi_label_mix
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
@@ -130,8 +133,15 @@ class BatchMixer:
     def options(self) -> dict[str, Any]:
         """Every option that shapes a draw, as plain values; ``create_mixer(name, **options)`` makes the same mixer."""
         own = {name: getattr(self, name) for name in self.option_names}
+        if self.multi_label:
+            own['multi_label_mix'] = self.multi_label_mix
         return {**own, 'num_classes': self.num_classes, 'label_smoothing': self.label_smoothing, 'prob': self.prob,
                 'prob_elem': self.prob_elem, 'seed': self.seed, 'rank': self.rank}
+
+    @property
+    def multi_label(self) -> bool:
+        """Multi-hot targets (rows that do not sum to one) are taken."""
+        return self.multi_label_mix is not None
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({", ".join(f"{k}={v!r}" for k, v in self.options.items())})'
@@ -229,7 +239,8 @@ class BatchMixer:
         """The mix that ``draw`` describes; deterministic, no randomness of its own, no model."""
         with torch.no_grad():
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
-            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight)
+            union = self.multi_label_mix == 'union'
+            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight, union)
 
     # ---- what a subclass writes
 
@@ -275,6 +286,8 @@ class BatchMixer:
         """
         check_images(images)
         targets = as_targets(targets)
+        if self.multi_label and targets.dim() == 2:
+            targets = targets.float()
         if not targets.dim() or len(targets) != images.shape[0]:
             raise ValueError(f'{images.shape[0]} images but {len(targets) if targets.dim() else "a single number as"} '
                              'targets')
@@ -296,9 +309,13 @@ class BatchMixer:
             if low < 0 or high >= self.num_classes:
                 raise ValueError(f'labels run from {low} to {high}, expected 0..{self.num_classes - 1}: '
                                  'set num_classes to the width of the classifier')
-        elif not self.multi_label and not bool(((targets.float().sum(1) - 1).abs() <= 1e-2).all()):
+        elif self.multi_label:
+            if not bool(((targets >= 0) & (targets <= 1)).all()):
+                raise ValueError('multi-hot targets are in [0, 1]')
+        elif not bool(((targets.float().sum(1) - 1).abs() <= 1e-2).all()):
             raise ValueError(f'mixer {self.name!r} takes soft targets whose rows sum to one; these do not '
-                             '(multi-hot?). Train multi-label tasks with --mixup-mode none')
+                             "(multi-hot?). For multi-label tasks give multi_label_mix='weight' or 'union' "
+                             '(--multi-label-mix)')
 
 
 def check_images(images: Any) -> None:

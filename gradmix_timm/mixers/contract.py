@@ -21,7 +21,6 @@ class Mixer(Protocol):
         changes_labels: Labels may change.
         rows_sum_to_one: Rows of the returned targets sum to one where the given ones do.
         tells_lam: A draw says how much of an image is kept.
-        multi_label: Multi-hot targets (rows that do not sum to one) are taken.
         rows_per_image: Rows that a call returns for each image; 2: the clean batch, then the mix.
     """
 
@@ -33,8 +32,11 @@ class Mixer(Protocol):
     changes_labels: bool
     rows_sum_to_one: bool
     tells_lam: bool
-    multi_label: bool
     rows_per_image: int
+
+    @property
+    def multi_label(self) -> bool:
+        """Multi-hot targets (rows that do not sum to one) are taken."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -117,6 +117,8 @@ class GradMix(BatchMixer):
         prob_elem: Images that fall out cost no attribution.
         seed: Of the draws.
         rank: Of the process.
+        multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
+            logits, as each label has a sigmoid of its own.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
 
     Raises:
@@ -130,13 +132,16 @@ class GradMix(BatchMixer):
     name: str = 'gradmix'
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, **options: Any) -> None:
-        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank)
+                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, **options: Any) -> None:
+        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix)
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise ValueError(f'mixer {self.name!r} has no option {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}')
         recipe = options.get('recipe', 'default')
         self.config = replace(GradMixOptions(recipe=recipe), **{**RECIPES[recipe], **_plain_options(options)})
+        if self.multi_label and self.config.score == 'loss':
+            raise ValueError("score='loss' is the cross-entropy of one label an image; for multi-hot targets take "
+                             "'evidence' or 'logit' (--gradmix-score)")
         control = self.config.attribution in CONTROLS
         if control:
             self.name = f'{self.config.attribution}-box'
@@ -180,8 +185,8 @@ class GradMix(BatchMixer):
         size = self._scaled_size(image_size(images))
         if size != image_size(images):
             images = F.interpolate(images.float(), size=size, mode='bilinear', antialias=True).to(images.dtype)
-        targets = targets.to(images.device)
-        return capture_for(model, images, targets, self.config.layers, self.config.attribution, self.config.score)
+        score = 'logit' if self.multi_label and self.config.score == 'evidence' else self.config.score
+        return capture_for(model, images, targets.to(images.device), self.config.layers, self.config.attribution, score)
 
     def fused(self, captured: Sequence[Captured], size: tuple[int, int]) -> AttributionMap:
         """One map an image from the captured layers; the authors' recipe normalises over the batch instead."""

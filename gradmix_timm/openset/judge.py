@@ -19,7 +19,7 @@ from .metrics.intervals import top1
 from .metrics.summary import summarize
 from .metrics.thresholds import conformal_threshold
 from .operating import at_threshold
-from .scores import Head, fit_score, list_scores, score_kind
+from .scores import Head, fit_score, list_scores, parse_score, score_kind, score_label
 
 __all__ = ['EmbeddedSets', 'Judged', 'check_names', 'judge', 'needs_train', 'observed_threshold']
 
@@ -110,7 +110,7 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
     """
-    check_names(names)
+    names = check_names(names)
     arrays = _answers(sets)
     scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score)
     threshold = _threshold(sets, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
@@ -185,17 +185,25 @@ def _unservable(sets: EmbeddedSets, name: str) -> str:
     return ''
 
 
-def check_names(names: Sequence[str] | None) -> None:
-    """Refuse the name of a score that is not registered.
+def check_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of scores as the rows of a table: with what differs from their defaults.
 
     Raises:
-        ValueError: With the nearest; or pytorch-ood is not installed.
+        ValueError: A name or option that is not known, with the nearest; or pytorch-ood is not installed.
+
+    Example:
+        >>> check_names(['msp:temperature=1', 'knn:k=5'])
+        ('msp', 'knn:k=5')
     """
-    for name in names or ():
+    if names is None:
+        return None
+    labels = []
+    for name in names:
         try:
-            score_kind(name)
+            labels.append(score_label(*parse_score(name)))
         except ValueError as error:
-            raise ValueError(f'scores={name}: {error}') from error
+            raise ValueError(f'scores={name}: {error}') from None
+    return tuple(dict.fromkeys(labels))
 
 
 def needs_train(names: Sequence[str] | None) -> bool:

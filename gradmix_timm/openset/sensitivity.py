@@ -9,7 +9,7 @@ from typing import Any
 
 from .judge import EmbeddedSets
 from .metrics import auroc
-from .scores import fit_score
+from .scores import fit_score, parse_score
 
 __all__ = ['LADDERS', 'sensitivity']
 
@@ -43,15 +43,16 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
     """
     found = {}
     for name in names:
-        if name in LADDERS:
+        base, options = parse_score(name)
+        if base in LADDERS:
             on_score(name)
-            points, used = _climb(sets, name)
+            points, used = _climb(sets, base, options)
             if len(points) > 1:
-                found[name] = {'option': LADDERS[name][0], 'used': used, 'points': points}
+                found[name] = {'option': LADDERS[base][0], 'used': used, 'points': points}
     return found
 
 
-def _climb(sets: EmbeddedSets, name: str) -> tuple[list[list[float]], float | None]:
+def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[list[float]], float | None]:
     option, values = LADDERS[name]
     if option == 'dim':
         width = sets.known.features.shape[1]
@@ -60,7 +61,8 @@ def _climb(sets: EmbeddedSets, name: str) -> tuple[list[list[float]], float | No
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, sets.train, head=sets.head, **({} if wanted is None else {option: wanted}))
+            score = fit_score(name, sets.train, head=sets.head,
+                              **options if wanted is None else options | {option: wanted})
             area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:
             continue

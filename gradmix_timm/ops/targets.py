@@ -63,12 +63,23 @@ def soft_targets(
     return rows.scatter_(1, targets[:, None], 1 - smoothing + off)
 
 
-def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor) -> Tensor:
+def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = False) -> Tensor:
     """``weight[:, 0] * rows + weight[:, 1] * rows[partner]``, float32 [B, K].
 
     Args:
         rows: float32 [B, K].
         partner: int64 [B].
         weight: Label weights (own, partner), float32 [B, 2].
+        union: The larger of the two in place of the weighted sum, as far as a weight is above 0: every label of which
+            something is seen.
+
+    Example:
+        >>> rows = torch.tensor([[1., 1., 0.], [0., 1., 1.]])
+        >>> mix_targets(rows, torch.tensor([1, 0]), torch.tensor([[0.75, 0.25], [1., 0.]]), union=True)
+        tensor([[1., 1., 1.],
+                [0., 1., 1.]])
     """
+    if union:
+        seen = (weight > 0).to(rows.dtype)
+        return torch.maximum(rows * seen[:, :1], rows[partner] * seen[:, 1:])
     return rows * weight[:, :1] + rows[partner] * weight[:, 1:]

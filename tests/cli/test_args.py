@@ -194,6 +194,25 @@ def test_weights_beyond_one_and_binary_cross_entropy_are_refused_together(capsys
     assert '--bce-loss with --mixup-mode snapmix' in refused(capsys, '--mixup-mode', 'snapmix', '--bce-loss')
 
 
+@pytest.mark.parametrize(('line', 'words'), [
+    ('--mixup-mode gradmix --task multilabel', '--multi-label-mix weight or union'),
+    ('--mixup-mode gradmix --multi-label-mix union', '--multi-label-mix goes with --task multilabel'),
+    ('--mixup-mode batch --mixup 1 --task multilabel --multi-label-mix union', 'goes with a registered mixer'),
+    ('--mixup-mode snapmix --task multilabel --multi-label-mix weight', '--multi-label-mix union'),
+    ('--mixup-mode gradmix --gradmix-keep-clean --task multilabel --multi-label-mix weight', '--task multilabel'),
+])
+def test_multi_label_mixing_says_what_it_goes_with(line, words, capsys):
+    assert words in refused(capsys, *line.split())
+
+
+@pytest.mark.parametrize('mode', ['gradmix', 'cutmix', 'gradmix+cutmix'])
+def test_multi_label_mixing_reaches_the_mixer(mode):
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
+    args = parse('--mixup-mode', mode, '--task', 'multilabel', '--multi-label-mix', 'union')
+    assert [part.multi_label_mix for part in create_step_mixer(plan_mixing(args), 5).parts] == ['union'] * len(
+        mode.split('+'))
+
+
 def test_options_reach_the_mixer():
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     args = parse('--mixup-mode', 'gradmix', '--gradmix-recipe', 'authors', '--gradmix-fill', 'mean', '--gradmix-layers',

@@ -70,6 +70,9 @@ def test_flags_reach_the_classifier(checkpoint, data, expected, capsys):
     assert (given['threshold'], given['images'][0]['label'], given['known_acceptance']) == (1e9, 'unknown', None)
     own = told(capsys, '--checkpoint', checkpoint, image, '--validation', data / 'test' / 'cat')
     assert '30 validation images' in own['threshold_source']
+    # Of a whole test folder only the classes that the model knows, cat and ant, count; bee says itself that it is none.
+    whole = told(capsys, '--checkpoint', checkpoint, image, '--validation', data / 'test')
+    assert '60 validation images' in whole['threshold_source']
     half = told(capsys, '--checkpoint', checkpoint, image, '--amp')
     assert half['images'][0]['knownness'] == pytest.approx(expected[1][0].knownness, abs=0.02)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution.deletion import Place, deletion_drops
-from gradmix_timm.cli.errors import run_console
+from gradmix_timm.cli.errors import UsageError, run_console
 from gradmix_timm.cli.show import main, save_mixes
 from gradmix_timm.mixers import TIMM_MODES
 
@@ -151,3 +151,11 @@ def test_a_checkpoint_names_the_classes_and_folders_give_the_labels(images, tmp_
     assert facts['mixer'] == 'gradmix'
     assert {row['class'] for row in facts['images']} <= set(names)
     assert len({row['class'] for row in facts['images']}) > 1, 'labels are folders, not an untrained guess'
+
+
+@pytest.mark.parametrize(('flag', 'value'), [
+    ('--num', '0'), ('--num', '-1'), ('--num-classes', '0'), ('--img-size', '0'), ('--shift', '-3'),
+    ('--deletion-images', '1'), ('--deletion-sides', '0'), ('--deletion-sides', '7'), ('--deletion-sides', 'nan')])
+def test_a_number_out_of_range_is_refused_before_a_model_is_loaded(flag, value, tmp_path):
+    with pytest.raises(UsageError, match=f'^{flag} '):
+        main(['--images', str(tmp_path), '--model', 'test_resnet', flag, value])

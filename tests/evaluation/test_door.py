@@ -214,5 +214,9 @@ def test_a_flat_folder_for_both_is_split_and_said(places, tmp_path, caplog):
 
 
 def test_the_public_names_are_listed():
+    from gradmix_timm import evaluation, openset
+    assert {'fit_score', 'list_scores', 'metrics', 'scores', 'Embeddings'} <= set(openset.__all__)
+    assert all(getattr(openset, name) is not None for name in openset.__all__)
+    assert {'evaluate', 'Evaluation', 'EvaluationImages', 'EvaluatedModel'} <= set(evaluation.__all__)
     assert {'evaluate', 'create_mixer', 'list_mixers', 'register_mixer', 'GradMix', 'attribute',
             'OpenSetClassifier'} <= set(dir(gradmix_timm))

@@ -42,9 +42,9 @@ def test_infinite_numbers_are_kept():
 
 
 @pytest.mark.parametrize(('state', 'words'), [
-    ({}, 'says its name'), ({'name': 'mlss'}, "did you mean 'mls'"),
-    ({'name': 'mls', 'law': {'@part': 'Popen', 'fields': {}}}, 'known parts are Gaussian'),
-    ({'name': 'mls', 'law': {}}, 'an empty entry'),
+    ({}, 'score: name: got None'), ({'name': 'mlss'}, "did you mean 'mls'"),
+    ({'name': 'mls', 'law': {'@part': 'Popen', 'fields': {}}}, "got 'Popen'"),
+    ({'name': 'mls', 'law': {}}, 'expected one of @tensor'),
     ({'name': 'mls', 'samples': {'@tensor': 'samples', 'transposed': False}}, 'is missing')])
 def test_a_state_that_is_no_score_is_refused(state, words):
     with pytest.raises(ValueError, match=words):

@@ -31,6 +31,8 @@ from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.registry import nearest
 
+from .flags import score_names
+
 __all__ = ['add_compare', 'run_compare']
 
 _NAME = 'comparison'
@@ -54,7 +56,7 @@ def add_compare(commands: Any) -> None:
     add('--by', type=words, default=['mixer'], metavar='A,B,...',
         help='what makes a group: mixer, model, objective, folder, or options of the mixer (default: mixer)')
     add('--common', action='store_true', help='leave out runs without a partner in place of refusing them')
-    add('--scores', type=words, metavar='A,B,...', help='(default: all that every run has)')
+    add('--scores', type=score_names, metavar='A,B,...', help='(default: all that every run has)')
     add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
         help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')

@@ -42,6 +42,7 @@ from .flags import (
     options_of,
     output_folder,
     read_checkpoint,
+    score_names,
     settings_of,
 )
 
@@ -73,7 +74,8 @@ def add_corrupt(commands: Any) -> None:
                                            'ImageNet-C): adds mCE and relative mCE')
     add('--images', type=int, metavar='N', help='at most N known and N unknown images, evenly chosen (default: all)')
     add = corrupt.add_argument_group('Evaluation').add_argument
-    add('--scores', type=words, nargs='+', action=Names, default=['msp', 'mls'], metavar='A,B,...',
+    add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
+        metavar='NAME[:OPTION=VALUE,...]',
         help='that need no training images (default: msp,mls)')
     add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
     add('--seed', type=int, default=0, metavar='N', help='of generated images and resamples (default: 0)')

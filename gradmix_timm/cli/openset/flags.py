@@ -17,10 +17,10 @@ from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
-from gradmix_timm.openset.scores import list_scores
+from gradmix_timm.openset.scores import join_options, list_scores
 
 __all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'as_flags', 'build_model', 'flag_errors', 'options_of',
-           'output_folder', 'read_checkpoint', 'settings_of']
+           'output_folder', 'read_checkpoint', 'score_names', 'settings_of']
 
 
 class Names(argparse.Action):
@@ -35,6 +35,15 @@ class Names(argparse.Action):
             else:
                 names.append(name)
         setattr(namespace, self.dest, names)
+
+
+def score_names(text: str) -> list[str]:
+    """Scores between commas, each with its options: the type of --scores.
+
+    Raises:
+        argparse.ArgumentTypeError: One of the words is empty.
+    """
+    return join_options(words(text))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,8 +86,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
         folder: Default name of the output beside the checkpoint.
     """
     add = parser.add_argument_group('Evaluation').add_argument
-    add('--scores', type=words, nargs='+', action=Names, metavar='A,B,...',
-        help=f'(default: all of {", ".join(list_scores())}); pytorch-ood:NAME for a detector of that package')
+    add('--scores', type=score_names, nargs='+', action=Names, metavar='NAME[:OPTION=VALUE,...]',
+        help=f'with options as in knn:k=5 ash:variant=b,percentile=65 (default: all of {", ".join(list_scores())}); '
+             'pytorch-ood:NAME for a detector of that package')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',

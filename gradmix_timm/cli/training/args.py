@@ -24,6 +24,8 @@ __all__ = ['build_config_parser', 'build_parser', 'parse_args']
 _MIXING = (
     flag('--mixup-prob-elem', type=float, default=1.0, metavar='P',
          text='probability that an image of a mixed batch is mixed; registered mixers only'),
+    flag('--multi-label-mix', type=str, choices=('weight', 'union'),
+         text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
     flag('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
          text='options of any mixer; with two joined by + each key names its mixer: gradmix.alpha=0.5'),
 )

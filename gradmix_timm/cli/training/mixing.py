@@ -98,6 +98,9 @@ def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     if given and not set(names) & set(GRADMIX_NAMES):
         raise ValueError(f'--gradmix-{given[0].replace("_", "-")} has no effect with --mixup-mode {args.mixup_mode}; '
                          'expected --mixup-mode gradmix, random-box or center-box')
+    if args.multi_label_mix is not None and args.mixup_mode in TIMM_MODES:
+        raise ValueError(f'--multi-label-mix goes with a registered mixer; --mixup-mode {args.mixup_mode} mixes '
+                         'labels by weight in any case')
     if 'attribution' in given and not {'gradmix'} & set(names):
         raise ValueError(f'--mixup-mode {args.mixup_mode} fixes the attribution; for --gradmix-attribution '
                          f'{args.gradmix_attribution} type --mixup-mode gradmix')
@@ -137,6 +140,8 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
     _warn_unused(args, names)
     shared = {'label_smoothing': args.smoothing, 'prob': args.mixup_prob, 'prob_elem': args.mixup_prob_elem,
               'seed': args.seed}
+    if args.multi_label_mix is not None:
+        shared['multi_label_mix'] = args.multi_label_mix
     parts = {name: _own_options(args, name) for name in names}
     for key, value in args.mixup_kwargs.items():
         part, name = _addressed(key, names)
@@ -207,11 +212,14 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
         raise ValueError(f'--naflex-loader with {mode}: its batches are patch sequences, not images; leave one of them '
                          "out, or use timm's mixing (--mixup-mode batch --mixup 0.8)")
     if args.task == 'multilabel' and not mixer.multi_label:
-        raise ValueError(f"--task multilabel with {mode}: its label weights are for one label an image; use timm's "
-                         'mixing (--mixup-mode batch --mixup 0.8)')
-    if args.loss == 'bce' and not mixer.rows_sum_to_one:
+        raise ValueError(f'--task multilabel with {mode}: say how labels are mixed, --multi-label-mix weight or union, '
+                         "or use timm's mixing (--mixup-mode batch --mixup 0.8)")
+    if args.multi_label_mix is not None and args.task != 'multilabel':
+        raise ValueError('--multi-label-mix goes with --task multilabel')
+    binary = args.loss == 'bce' or (args.task == 'multilabel' and args.multi_label_mix == 'weight')
+    if binary and not mixer.rows_sum_to_one:
         raise ValueError(f'--bce-loss with {mode}: its label weights go beyond 1, which binary cross-entropy does not '
-                         'take; leave one of them out')
+                         'take; leave one of them out (multi-label: --multi-label-mix union)')
     if any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
         _refuse_clean_conflicts(args, plan)
     if mixer.requires_model:
@@ -220,7 +228,8 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
 
 def _refuse_clean_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
     """The clean forward can serve the attribution of one plain, uncompiled classifier."""
-    for flag, on in (('--kd-model-name', args.kd_model_name is not None), ('--torchcompile', bool(args.torchcompile)),
+    for flag, on in (('--kd-model-name', args.kd_model_name is not None),
+                     ('--task multilabel', args.task == 'multilabel'), ('--torchcompile', bool(args.torchcompile)),
                      (f'--mixup-mode {plan.name}', plan.name != 'gradmix')):
         if on:
             raise ValueError(f'--gradmix-keep-clean with {flag}: the clean forward serves the attribution of '

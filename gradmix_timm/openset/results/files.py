@@ -17,7 +17,7 @@ from .open_set import NearPair, OpenSetResults
 __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'read_arrays',
            'read_mistakes', 'read_mixes', 'read_results', 'read_run']
 
-#: Names of the files in an evaluation's folder; the last lies in a training run's.
+#: Names of the files in an evaluation's folder; the last is of the training run.
 RESULTS, ARRAYS, MISTAKES, MIXES = 'results.json', 'arrays.npz', 'mistakes.json', 'mixes.json'
 _ARRAY_BYTES = 4 * 2 ** 30
 _KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults}

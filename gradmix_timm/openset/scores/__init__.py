@@ -3,10 +3,9 @@ from __future__ import annotations
 
 # ruff: noqa: I001 - importing a file registers its scores, in the order of the list.
 from . import logit, neighbours, distance, openmax, activation  # noqa: F401
-from .fitting import fit_score, list_scores, score_kind
+from .fitting import fit_score, list_scores
+from .names import join_options, parse_score, score_kind, score_label
 from .base import SCORES, Head, Score
 
-__all__ = ['DEFAULT_SCORES', 'SCORES', 'Head', 'Score', 'fit_score', 'list_scores', 'score_kind']
-
-# No score wins everywhere; these six differ in kind and are cheap.
-DEFAULT_SCORES = ('msp', 'mls', 'gen', 'knn', 'rmahalanobis', 'vim')
+__all__ = ['SCORES', 'Head', 'Score', 'fit_score', 'join_options', 'list_scores', 'parse_score', 'score_kind',
+           'score_label']

@@ -125,51 +125,61 @@ class React(_Reshaped):
         return features.to(torch.float64, copy=True).clamp_(max=self.clip)
 
 
-class _Scaled(_Reshaped):
-    """Features times exp(S1 / S2): S1 their sum, S2 that of the largest ones."""
-
-    prune: bool
-
-    def reshape(self, features: Tensor) -> Tensor:
-        """As the base class says."""
-        width = features.shape[1]
-        kept = max(1, width - round(width * self.percentile / 100))
-        values, places = features.topk(kept, dim=1, sorted=False)
-        values = values.double()
-        whole, largest = features.sum(1, keepdim=True, dtype=torch.float64), values.sum(1, keepdim=True)
-        # Nothing active, or negative features: no ratio to scale by.
-        scale = torch.where(largest > 0, whole / largest, 0.).clamp_(max=_MAX_EXPONENT).exp_()
-        if self.prune:
-            return whole.new_zeros(features.shape).scatter_(1, places, values * scale)
-        return features * scale
+def _largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest features of each row in float64 [n, k], their places [n, k], and the sum of all, float64 [n, 1]."""
+    width = features.shape[1]
+    values, places = features.topk(max(1, width - round(width * percentile / 100)), dim=1, sorted=False)
+    return values.double(), places, features.sum(1, keepdim=True, dtype=torch.float64)
 
 
-@SCORES.register('ash', 'energy with small features removed and the rest scaled up (ASH-S, arXiv:2209.09858)')
-class Ash(_Scaled):
-    """Energy of the classifier on the largest features alone, times exp(sum before / sum after).
+def _scale(whole: Tensor, largest: Tensor) -> Tensor:
+    """exp(S1 / S2); nothing active, or negative features: no ratio to scale by."""
+    return torch.where(largest > 0, whole / largest, 0.).clamp_(max=_MAX_EXPONENT).exp_()
+
+
+@SCORES.register('ash', 'energy with small features removed, the rest scaled up, flattened or kept (arXiv:2209.09858)')
+class Ash(_Reshaped):
+    """Energy of the classifier on the largest features alone.
+
+    What becomes of them is the variant's: ASH-S multiplies them by exp(sum before / sum after), ASH-B sets all to
+    sum before / their number, ASH-P keeps them. Features are pooled, as in OpenOOD, whose ``ash`` is ASH-B.
 
     Args:
         percentile: Share of each sample's features that is removed, in percent.
+        variant: s, b or p.
     """
 
-    prune = True
-
-    def __init__(self, percentile: float = 90.) -> None:
+    def __init__(self, percentile: float = 90., variant: str = 's') -> None:
         super().__init__(percentile)
+        self.variant = str(variant).casefold()
+        if self.variant not in ('s', 'b', 'p'):
+            raise ValueError(f'ash: variant is s (scaled), b (binary) or p (pruned), got {variant!r}')
+
+    def reshape(self, features: Tensor) -> Tensor:
+        """As the base class says."""
+        values, places, whole = _largest(features, self.percentile)
+        if self.variant == 's':
+            values *= _scale(whole, values.sum(1, keepdim=True))
+        elif self.variant == 'b':
+            values = (whole / values.shape[1]).expand_as(values)
+        return whole.new_zeros(features.shape).scatter_(1, places, values)
 
 
 @SCORES.register('scale', "energy with features scaled as ASH's, none removed (arXiv:2310.00227)")
-class Scale(_Scaled):
+class Scale(_Reshaped):
     """Energy of the classifier on features times exp(sum of all / sum of the largest).
 
     Args:
         percentile: Share of each sample's features that is not among the largest, in percent.
     """
 
-    prune = False
-
     def __init__(self, percentile: float = 85.) -> None:
         super().__init__(percentile)
+
+    def reshape(self, features: Tensor) -> Tensor:
+        """As the base class says."""
+        values, _, whole = _largest(features, self.percentile)
+        return features * _scale(whole, values.sum(1, keepdim=True))
 
 
 @SCORES.register('dice', 'energy with only the weights that contribute most on average (arXiv:2111.09805)')

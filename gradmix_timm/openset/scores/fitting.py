@@ -1,19 +1,17 @@
 """A score by its name, fit on training embeddings that were checked."""
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
 from gradmix_timm.records import Embeddings
-from gradmix_timm.registry import nearest
 
 from .base import SCORES, Head, Score, checked_rows
-from .pytorch_ood import library_score
+from .names import check_options, defaults_of, parse_score, score_kind, score_label
 
-__all__ = ['fit_score', 'list_scores', 'score_kind']
+__all__ = ['fit_score', 'list_scores']
 
 # Largest |W f + b - z| over the largest |z|: above bfloat16's rounding, far below what another head gives.
 _HEAD_TOLERANCE = 0.02
@@ -25,17 +23,6 @@ def list_scores() -> dict[str, str]:
     return SCORES.describe()
 
 
-def score_kind(name: str) -> type[Score]:
-    """The class of a score, registered here or of pytorch-ood ('pytorch-ood:NAME').
-
-    Raises:
-        ValueError: No such score; or pytorch-ood is not installed.
-    """
-    if name.startswith('pytorch-ood:'):
-        return library_score(name)
-    return SCORES[name]
-
-
 def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None = None, **options: Any) -> Score:
     """A score of knownness, fit on training embeddings of the known classes.
 
@@ -43,13 +30,15 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
     and no test sample, may take part.
 
     Args:
-        name: Of :func:`list_scores`, or 'pytorch-ood:NAME' for a detector of that package.
+        name: Of :func:`list_scores`, or 'pytorch-ood:NAME' for a detector of that package; options may follow, as in
+            'knn:k=5' and 'ash:variant=b,percentile=65'.
         train: Training embeddings with labels 0..K-1; None will do for scores of the logits alone.
         head: The classifier's weights, or the linear layer itself, for scores that recompute logits.
-        **options: The score's own; the error for an unknown one lists them.
+        **options: The score's own, before those in ``name``; the error for an unknown one lists them.
 
     Returns:
-        A callable, Embeddings -> float64 [N] knownness, with ``predict``, ``diagnostics`` and ``options``.
+        A callable, Embeddings -> float64 [N] knownness, with ``predict``, ``diagnostics``, ``options`` and ``name``,
+        which says what differs from the defaults.
 
     Raises:
         ValueError: Unknown name or option, missing or wrong head, values that are not finite, labels out of range, a
@@ -61,14 +50,13 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
         >>> fit_score('mls', known)(known)
         tensor([2., 1.], dtype=torch.float64)
     """
+    name, written = parse_score(name)
+    options = written | options
+    check_options(name, options)
     kind = score_kind(name)
-    defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
-    for key in options:
-        if key not in defaults:
-            hint = nearest(key, defaults) if defaults else 'it takes none'
-            raise ValueError(f'score {name!r} has no option {key!r}: {hint}')
     score = kind(**options)
-    score.name, score.options, score.diagnostics, score._widths = name, defaults | options, {}, {}
+    score.name, score.diagnostics, score._widths = score_label(name, options), {}, {}
+    score.options = defaults_of(kind) | options
     score.reads = score.fields(train)
     if kind.needs_train:
         _check_train(score, train)

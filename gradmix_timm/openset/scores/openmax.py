@@ -1,6 +1,8 @@
 """OpenMax: logits give up mass to an unknown class the farther they lie from their class's mean."""
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ _STEP = 1e-150  # its square is still a number
 class WeibullTails:
     """A Weibull law for the largest distances of each class, fit by maximum likelihood, all classes at once.
 
-    As libMR fits it: distances less the smallest of the tail, plus a shift of 10,000. With t = log(1 + y / shift) the
+    As libMR fits it: distances less the smallest of the tail, plus a shift. With t = log(1 + y / shift) the
     Weibull law of y + shift is the Gumbel law of minima of t, whose scale s solves
     sum t e^(t/s) / sum e^(t/s) - mean t = s. The left side falls and the right side rises, so bisection finds it, and
     no digits are lost to the shift.
@@ -70,15 +72,17 @@ class OpenMax(Score):
     Args:
         tailsize: Largest distances of each class that the law is fit on; all where there are fewer.
         alpha: Logits revised, from the largest; all where there are fewer.
+        shift: Added to the distances before the law is fit; 1 in libMR as its Python package and OpenOOD call it.
     """
 
     needs_train = True
     least = 1
 
-    def __init__(self, tailsize: int = 20, alpha: int = 3) -> None:
-        if tailsize < 2 or alpha < 1:
-            raise ValueError(f'openmax takes tailsize >= 2 and alpha >= 1, got tailsize={tailsize}, alpha={alpha}')
-        self.tailsize, self.alpha = tailsize, alpha
+    def __init__(self, tailsize: int = 20, alpha: int = 3, shift: float = 1e4) -> None:
+        if tailsize < 2 or alpha < 1 or not 0 < shift < math.inf:
+            raise ValueError('openmax takes tailsize >= 2, alpha >= 1 and a positive shift, got '
+                             f'tailsize={tailsize}, alpha={alpha}, shift={shift}')
+        self.tailsize, self.alpha, self.shift = tailsize, alpha, shift
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Means and tails."""
@@ -102,7 +106,7 @@ class OpenMax(Score):
         tails = [distance[label == c].topk(min(self.tailsize, int(counts[c]))).values for c in range(classes)]
         tail = torch.nn.utils.rnn.pad_sequence(tails, batch_first=True, padding_value=torch.nan)
         present = ~tail.isnan()
-        self.law = WeibullTails(torch.where(present, tail, 0.), present)
+        self.law = WeibullTails(torch.where(present, tail, 0.), present, self.shift)
         self.revised = min(self.alpha, classes)
         self.options['alpha'] = self.revised
         self.diagnostics = {'samples': len(right), 'right': len(right) / len(train.label),

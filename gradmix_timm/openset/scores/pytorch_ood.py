@@ -21,7 +21,7 @@ from gradmix_timm.registry import nearest
 from .base import Head, Score, chunks
 from .distance import main_dimensions
 
-__all__ = ['PREFIX', 'library_score', 'list_library_scores']
+__all__ = ['PREFIX', 'library_score', 'library_twin', 'list_library_scores']
 
 #: Of the names.
 PREFIX = 'pytorch-ood:'
@@ -65,6 +65,15 @@ def library_score(name: str) -> type[Score]:
                              f'logits and features alone; of pytorch-ood these can: {", ".join(found)}')
         raise ValueError(f'no score {name!r}: {nearest(wanted, found)} (of pytorch-ood)')
     return _adapted(found[there])
+
+
+def library_twin(name: str) -> str:
+    """Words for a score that exists in pytorch-ood alone: ``pytorch-ood:NAME``; '' without it."""
+    try:
+        found = next((entry for entry in _detectors() if entry.casefold() == name.casefold()), None)
+    except ValueError:
+        return ''
+    return f'{PREFIX}{found} is one of pytorch-ood. ' if found else ''
 
 
 def _library() -> ModuleType:

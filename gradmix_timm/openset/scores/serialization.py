@@ -1,11 +1,14 @@
 """A fitted score as plain values and tensors, and back: what a file can hold without running anything on reading."""
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 from torch import Tensor
+
+from gradmix_timm.schema import Length, Plain, Range, check, shown
 
 from . import Head, Score, score_kind
 from .distance import Gaussian
@@ -16,6 +19,23 @@ __all__ = ['restore_score', 'score_state']
 # Objects that a fit may leave in a score; a file names no others.
 _PARTS: dict[str, type] = {kind.__name__: kind for kind in (Gaussian, Head, WeibullTails)}
 _TENSOR, _PART, _FLOAT, _LIST, _DICT = '@tensor', '@part', '@float', '@tuple', '@dict'
+# What a dict in a file may be, by the key that marks it.
+_Tensor = TypedDict('_Tensor', {'@tensor': str, 'transposed': bool})
+_Part = TypedDict('_Part', {'@part': Literal['Gaussian', 'Head', 'WeibullTails'], 'fields': dict[str, Plain]})
+_Float = TypedDict('_Float', {'@float': Literal['inf', '-inf', 'nan']})
+_List = TypedDict('_List', {'@tuple': bool, 'items': list[Plain]})
+_Dict = TypedDict('_Dict', {'@dict': dict[str, Plain]})
+_NODES: dict[str, Any] = {_TENSOR: _Tensor, _PART: _Part, _FLOAT: _Float, _LIST: _List, _DICT: _Dict}
+
+
+class _State(TypedDict):
+    """What every score has."""
+
+    name: str
+    options: dict[str, Any]
+    diagnostics: dict[str, Any]
+    _widths: dict[str, Annotated[int, Range(1, 10_000_000)]]
+    reads: tuple[Literal['logits', 'features', 'projection'], ...]
 
 
 def score_state(score: Score) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -49,11 +69,21 @@ def restore_score(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     Raises:
         ValueError: A score that is not registered here, or a state that is not of a score.
     """
-    name = plain.get('name')
-    if not isinstance(name, str):
-        raise ValueError(f'a stored score says its name, got {name!r}')
-    score: Score = object.__new__(score_kind(name))
-    score.take_state({key: _object(value, tensors) for key, value in plain.items()})
+    check(plain, dict[str, Plain], 'score')
+    name = check(plain.get('name'), Annotated[str, Length(1, 100)], 'score: name')
+    kind = score_kind(name)
+    state = {key: _object(value, tensors, key) for key, value in plain.items()}
+    check(state, _State, f'score {shown(name)}')
+    for key in state:
+        if not key.isidentifier() or key.startswith('__') or callable(getattr(kind, key, None)):
+            raise ValueError(f'score {shown(name)} keeps no {shown(key)}')
+    score: Score = object.__new__(kind)
+    try:
+        kind(**{key: state[key] for key in inspect.signature(kind).parameters if key in state})  # checks its options
+        score.take_state(state)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f'score {shown(name)}: its options or its fit are not those of such a score '
+                         f'({shown(str(error))})') from error
     return score
 
 
@@ -79,29 +109,43 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     raise ValueError(f'{place} is a {type(value).__name__}, which is neither numbers nor text')
 
 
-def _object(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _object(value: Any, tensors: Mapping[str, Tensor], place: str) -> Any:
     if not isinstance(value, dict):
         return value
-    if _TENSOR in value:
-        if value[_TENSOR] not in tensors:
-            raise ValueError(f'the tensor {value[_TENSOR]!r} of the score is missing')
-        tensor = tensors[value[_TENSOR]]
-        return tensor.T if value['transposed'] else tensor
-    if _FLOAT in value:
-        return float(value[_FLOAT])
-    if _LIST in value:
-        entries = [_object(entry, tensors) for entry in value['items']]
-        return tuple(entries) if value[_LIST] else entries
-    if _DICT in value:
-        return {key: _object(entry, tensors) for key, entry in value[_DICT].items()}
-    if value.get(_PART) not in _PARTS:
-        raise ValueError(f'a stored score holds {brief(value)}; known parts are {", ".join(_PARTS)}')
-    part: Any = object.__new__(_PARTS[value[_PART]])
-    for key, entry in value['fields'].items():
-        object.__setattr__(part, key, _object(entry, tensors))  # Head is frozen
+    kind = next((kind for kind in _NODES if kind in value), None)
+    if kind is None:
+        raise ValueError(f'score: {place[:60]}: got {shown(value)}, expected one of {", ".join(_NODES)} in it')
+    node: dict[str, Any] = check(value, _NODES[kind], f'score: {place[:60]}')
+    if kind == _FLOAT:
+        return float(node[_FLOAT])
+    if kind == _TENSOR:
+        return _tensor(node, tensors, place)
+    if kind == _LIST:
+        entries = [_object(entry, tensors, f'{place}.{i}') for i, entry in enumerate(node['items'])]
+        return tuple(entries) if node[_LIST] else entries
+    if kind == _DICT:
+        return {key: _object(entry, tensors, f'{place}.{key}') for key, entry in node[_DICT].items()}
+    return _part(node, tensors, place)
+
+
+def _part(node: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Any:
+    part: Any = object.__new__(_PARTS[node[_PART]])
+    for key, entry in node['fields'].items():
+        if callable(getattr(type(part), key, None)):
+            raise ValueError(f'score: {place[:60]}: {node[_PART]} keeps no {shown(key)}')
+        object.__setattr__(part, key, _object(entry, tensors, f'{place}.{key}'))  # Head is frozen
+    if isinstance(part, Head):
+        try:
+            part.__post_init__()  # which compares their shapes
+        except AttributeError as error:
+            raise ValueError(f'score: {place[:60]}: a head is weight and bias ({error})') from error
     return part
 
 
-def brief(value: Mapping[str, Any]) -> str:
-    """The keys of a dict, for a message."""
-    return f'an entry of {", ".join(map(str, list(value)[:3]))}' if value else 'an empty entry'
+def _tensor(node: Mapping[str, Any], tensors: Mapping[str, Tensor], place: str) -> Tensor:
+    name = node[_TENSOR]
+    if name not in tensors:
+        raise ValueError(f'score: {place[:60]}: the tensor {shown(name)} is missing')
+    if node['transposed'] and tensors[name].dim() != 2:
+        raise ValueError(f'score: {place[:60]}: {shown(name)} is no matrix, and none that is transposed')
+    return tensors[name].T if node['transposed'] else tensors[name]

@@ -1,0 +1,120 @@
+"""Scores by name with options: ``knn``, ``knn:k=5``, ``ash:variant=b,percentile=65``, ``pytorch-ood:KNN:k=5``."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gradmix_timm.registry import nearest
+
+from .base import SCORES, Score
+from .pytorch_ood import PREFIX, library_score, library_twin
+
+__all__ = ['check_options', 'defaults_of', 'join_options', 'parse_score', 'score_kind', 'score_label']
+
+_WORDS = {'true': True, 'false': False, 'none': None}
+
+
+def join_options(parts: Iterable[str]) -> list[str]:
+    """Names from words between commas, which part options too: a word ``option=value`` belongs to the one before.
+
+    Example:
+        >>> join_options('msp,ash:variant=b,percentile=65,mls'.split(','))
+        ['msp', 'ash:variant=b,percentile=65', 'mls']
+    """
+    found: list[str] = []
+    for part in parts:
+        if found and '=' in part and ':' not in part and ':' in found[-1]:
+            found[-1] += f',{part}'
+        else:
+            found.append(part)
+    return found
+
+
+def parse_score(text: str) -> tuple[str, dict[str, Any]]:
+    """A score's name without options, and the options.
+
+    Raises:
+        ValueError: No such score or option (with the nearest), an option without a value or twice.
+
+    Example:
+        >>> parse_score('knn:k=5')
+        ('knn', {'k': 5})
+    """
+    name, colon, tail = _cut(text)
+    _kind(name)
+    options: dict[str, Any] = {}
+    for part in tail.split(',') if colon else ():
+        key, _, value = (piece.strip() for piece in part.partition('='))
+        if not (key and value) or key in options:
+            raise ValueError(f'{text!r}: expected NAME:option=value,option=value, each option once, got {part!r}')
+        options[key] = _value(value)
+    check_options(name, options)
+    return name, options
+
+
+def score_kind(text: str) -> type[Score]:
+    """The class of a score, registered here or of pytorch-ood ('pytorch-ood:NAME'), with options or without.
+
+    Raises:
+        ValueError: No such score (with the nearest); or pytorch-ood is not installed.
+    """
+    return _kind(_cut(text)[0])
+
+
+def score_label(name: str, options: Mapping[str, Any]) -> str:
+    """What a row of a table is called: the name and what differs from the default.
+
+    Example:
+        >>> score_label('msp', {'temperature': 1.}), score_label('msp', {'temperature': 2.})
+        ('msp', 'msp:temperature=2')
+    """
+    told = ','.join(f'{key}={_written(options[key])}' for key, default in defaults_of(_kind(name)).items()
+                    if key in options and options[key] != default)
+    return f'{name}:{told}' if told else name
+
+
+def defaults_of(kind: type[Score]) -> dict[str, Any]:
+    """Option to default."""
+    return {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option that the score does not have, with the nearest."""
+    known = defaults_of(_kind(name))
+    for key in options:
+        if key not in known:
+            hint = nearest(key, known) if known else 'it takes none'
+            raise ValueError(f'score {name!r} has no option {key!r}: {hint}')
+
+
+def _cut(text: str) -> tuple[str, str, str]:
+    """Name, colon and options; the prefix of pytorch-ood has a colon of its own."""
+    prefix = PREFIX if text.startswith(PREFIX) else ''
+    name, colon, tail = text.removeprefix(prefix).partition(':')
+    return prefix + name, colon, tail
+
+
+def _kind(name: str) -> type[Score]:
+    if name.startswith(PREFIX):
+        return library_score(name)
+    if name not in SCORES:
+        raise ValueError(f'no score named {name!r}: {library_twin(name)}{nearest(name, SCORES)}')
+    return SCORES[name]
+
+
+def _value(text: str) -> Any:
+    if text.casefold() in _WORDS:
+        return _WORDS[text.casefold()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'{value:.10g}' if isinstance(value, float) else str(value)

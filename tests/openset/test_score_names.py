@@ -1,0 +1,101 @@
+"""Names of scores with options: read, written, refused, and the same on a command line and in Python."""
+from __future__ import annotations
+
+import embedded
+import pytest
+import torch
+
+from gradmix_timm.openset.judge import check_names
+from gradmix_timm.openset.scores import SCORES, fit_score, join_options, parse_score, score_kind, score_label
+from gradmix_timm.openset.scores.names import defaults_of
+from gradmix_timm.openset.scores.serialization import restore_score, score_state
+
+TRAIN, QUERIES, HEAD = embedded.make(240), embedded.make(30, 1, unknown=True), embedded.make_head()
+
+
+@pytest.mark.parametrize(('text', 'name', 'options'), [
+    ('msp', 'msp', {}), ('knn:k=5', 'knn', {'k': 5}),
+    ('ash:variant=b,percentile=65', 'ash', {'variant': 'b', 'percentile': 65}),
+    ('openmax:shift=1,alpha=2', 'openmax', {'shift': 1, 'alpha': 2}),
+    ('mahalanobis:shrinkage=1e-3,normalize=true', 'mahalanobis', {'shrinkage': 1e-3, 'normalize': True}),
+    ('mahalanobis:shrinkage=none', 'mahalanobis', {'shrinkage': None}), ('knn: k = 5', 'knn', {'k': 5})])
+def test_a_name_with_options_is_the_score_with_these_keywords(text, name, options):
+    assert parse_score(text) == (name, options)
+    one, other = fit_score(text, TRAIN, HEAD), fit_score(name, TRAIN, HEAD, **options)
+    assert torch.equal(one(QUERIES), other(QUERIES))
+    assert one.name == other.name == score_label(name, options)
+    assert one.options == other.options
+
+
+@pytest.mark.parametrize(('text', 'label'), [
+    ('msp:temperature=1', 'msp'), ('msp:temperature=1.0', 'msp'), ('msp:temperature=0.5', 'msp:temperature=0.5'),
+    ('ash:percentile=65,variant=b', 'ash:percentile=65,variant=b'),
+    ('ash:variant=b,percentile=65', 'ash:percentile=65,variant=b'), ('ash:percentile=90', 'ash'),
+    ('mahalanobis:normalize=true', 'mahalanobis:normalize=true'), ('mahalanobis:normalize=false', 'mahalanobis'),
+    ('mahalanobis:shrinkage=1e-6', 'mahalanobis:shrinkage=1e-06')])
+def test_a_row_is_named_by_what_differs_from_the_default(text, label):
+    assert fit_score(text, TRAIN, HEAD).name == label
+    assert check_names([text, label]) == (label,)
+    assert parse_score(label)[0] == parse_score(text)[0]
+
+
+@pytest.mark.parametrize(('text', 'words'), [
+    ('knnn:k=5', "no score named 'knnn': did you mean 'knn'"),
+    ('knn:kk=5', "score 'knn' has no option 'kk': did you mean 'k'"),
+    ('mls:k=5', "score 'mls' has no option 'k': it takes none"), ('knn:', 'expected NAME:option=value'),
+    ('knn:k', 'expected NAME:option=value'), ('knn:k=', 'expected NAME:option=value'),
+    ('knn:k=1,k=2', 'each option once'), ('', 'no score named')])
+def test_what_cannot_be_meant_names_the_nearest(text, words):
+    for refuse in (parse_score, lambda name: fit_score(name, TRAIN), lambda name: check_names([name])):
+        with pytest.raises(ValueError, match=words):
+            refuse(text)
+
+
+def test_commas_part_names_and_options():
+    assert join_options(['msp', 'ash:variant=b', 'percentile=65', 'knn:k=5', 'mls']) == [
+        'msp', 'ash:variant=b,percentile=65', 'knn:k=5', 'mls']
+    assert join_options(['msp', 'k=5']) == ['msp', 'k=5']  # refused later, by its name
+
+
+@pytest.mark.parametrize('name', list(SCORES))
+def test_every_option_can_be_written(name):
+    kind = score_kind(name)
+    for option, default in defaults_of(kind).items():
+        text = f'{name}:{option}={str(default).lower()}'
+        assert parse_score(text) == (name, {option: default})
+        assert score_label(*parse_score(text)) == name
+
+
+def test_a_file_keeps_the_name():
+    score = fit_score('knn:k=7', TRAIN)
+    again = restore_score(*score_state(score))
+    assert (again.name, again.options) == ('knn:k=7', {'k': 7})
+    assert torch.equal(again(QUERIES), score(QUERIES))
+
+
+def test_names_that_pytorch_ood_alone_has_say_so():
+    pytest.importorskip('pytorch_ood')
+    with pytest.raises(ValueError, match='pytorch-ood:PNML is one of pytorch-ood'):
+        parse_score('pnml')
+    assert parse_score('pytorch-ood:KNN:k=3') == ('pytorch-ood:KNN', {'k': 3})
+    assert fit_score('pytorch-ood:KNN:k=3', TRAIN).name == 'pytorch-ood:KNN:k=3'
+
+
+@pytest.mark.parametrize('variant', ['s', 'b', 'p'])
+def test_ash_equals_a_loop(variant):
+    """The paper's algorithm 1: prune, then scale (S), set to one value (B), or leave (P)."""
+    some = (QUERIES.features > 0).sum(1) >= 4  # which zeros count as large is up to the sorting
+    rows, expected = QUERIES.features[some].double(), []
+    for row in rows:
+        kept = row.sort(descending=True).indices[:4]  # 12 features less 65% of them, rounded
+        shaped = torch.zeros_like(row)
+        shaped[kept] = row[kept]
+        if variant == 's':
+            shaped = shaped * (row.sum() / shaped.sum()).exp()
+        if variant == 'b':
+            shaped[kept] = row.sum() / 4
+        expected.append((shaped @ HEAD.weight.double().T + HEAD.bias.double()).logsumexp(0))
+    found = fit_score(f'ash:variant={variant},percentile=65', TRAIN, HEAD)(QUERIES)[some]
+    torch.testing.assert_close(found, torch.stack(expected))
+    with pytest.raises(ValueError, match=r's \(scaled\), b \(binary\) or p \(pruned\)'):
+        fit_score('ash:variant=x', TRAIN, HEAD)
