@@ -7,7 +7,7 @@ import embedded
 import numpy as np
 import torch
 
-from gradmix_timm.openset.duplicates import closest_pairs
+from gradmix_timm.evaluation.duplicates import closest_pairs
 
 
 def unit(rows):
