@@ -35,6 +35,7 @@ from .images import EvaluationImages, list_hash, thinned
 from .journal import GroupStore
 from .manifest import identity, manifest
 from .model import EvaluatedModel
+from .processes import rest_by_first
 from .settings import EvaluationSettings, check_counts
 
 __all__ = ['SMALL', 'CorruptionOptions', 'CorruptionPlan', 'check_scores', 'draw_examples', 'evaluate_corruptions',
@@ -250,6 +251,7 @@ def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | Non
     store = GroupStore(journal, plan.depends_on())
     done = len(store.groups)
     _fill(plan, others, store, watch or _unwatched)
+    rest_by_first()
     stored = {name: store.groups[name] for name in plan.group_names}
     whole, right = judge_corrupted(clean, others, None, settings.scores or (), settings.bootstrap, settings.seed)
     groups: dict[str, Any] = {name: kept['group'] for name, kept in stored.items()}

@@ -10,6 +10,8 @@ from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
 
+from .processes import is_first
+
 __all__ = ['GroupStore']
 
 
@@ -33,15 +35,17 @@ class GroupStore:
 
     def add(self, name: str, group: dict[str, Any]) -> None:
         """Keep one more; on disk when this returns."""
+        self.groups[name] = group
+        if not is_first():
+            return
         line = json.dumps([name, group], allow_nan=False) + '\n'
-        if not self.groups:
+        if len(self.groups) == 1:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps({'key': self.key}) + '\n')
         with open(self.path, 'a', encoding='utf-8') as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.groups[name] = group
 
     def _read(self) -> dict[str, Any]:
         if not self.path.is_file():

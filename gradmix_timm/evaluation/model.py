@@ -24,6 +24,7 @@ from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.scores import Head
 from gradmix_timm.records import Embeddings
 
+from .processes import joined
 from .settings import EvaluationSettings
 
 __all__ = ['EvaluatedModel', 'Skipping']
@@ -181,16 +182,7 @@ class EvaluatedModel:
         """
         if (ready := getattr(images, 'embeddings', None)) is not None:
             return cast(Embeddings, ready)
-        count = len(images)
-        parts = self._depends_on(images) if self.cache is not None else None
-        if self.cache is None or parts is None:
-            found = self._pass(images, title)
-        else:
-            def make(start: int, stop: int) -> Embeddings:
-                part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
-                return self._pass(images.rows(np.arange(start, stop)), part)
-
-            found = self.cache.fetch(parts, count, make, title)
+        found = joined(images, self.settings.batch_size, lambda part: self._stored(part, title))
         bad = (found.label == _UNREADABLE).nonzero().flatten()
         return self._without(found, images, bad, title) if len(bad) else found
 
@@ -235,6 +227,19 @@ class EvaluatedModel:
             use_prefetcher=False, pin_memory=self.device.type == 'cuda', persistent_workers=False)
         source.transform = preprocessing.transform()
         return cast(Iterable[Any], loader)
+
+    def _stored(self, images: CutDataset, title: str) -> Embeddings:
+        """Embeddings of a set or of this process's part of it: from the cache, else by a pass."""
+        parts = self._depends_on(images) if self.cache is not None else None
+        if self.cache is None or parts is None:
+            return self._pass(images, title)
+        count = len(images)
+
+        def make(start: int, stop: int) -> Embeddings:
+            part = f'{title} ({start + 1:,} to {stop:,} of {count:,})' if stop - start < count else title
+            return self._pass(images.rows(np.arange(start, stop)), part)
+
+        return self.cache.fetch(parts, count, make, title)
 
     def _pass(self, images: CutDataset, title: str) -> Embeddings:
         return extract(self.net, self.loader(images), self.device, self.settings.amp_dtype,

@@ -21,6 +21,7 @@ from gradmix_timm.registry import nearest
 from .images import EvaluationImages
 from .manifest import identity, manifest
 from .model import EvaluatedModel
+from .processes import rest_by_first
 from .settings import EvaluationSettings, check_counts
 
 __all__ = ['PROBES', 'ProbeOptions', 'evaluate_probes']
@@ -111,6 +112,7 @@ def evaluate_probes(model: EvaluatedModel, images: EvaluationImages, options: Pr
     """
     began = time.monotonic()
     task = _embed(model, images, options)
+    rest_by_first()
     groups, fitted, missing = _probe_all(model, task)
     first, split = next(iter(groups.values())), images.split
     results = {

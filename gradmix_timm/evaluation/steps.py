@@ -18,6 +18,7 @@ from .manifest import identity, manifest
 from .mistakes import find_mistakes
 from .model import EvaluatedModel
 from .pixels import trivial_blocks
+from .processes import rest_by_first
 from .result import Evaluation, predictions_of
 
 __all__ = ['evaluate_images']
@@ -59,6 +60,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     fitted = needs_train(settings.scores) and images.train is not None
     train = model.embed(images.train, 'known training images') if fitted and images.train is not None else None
     unknown = _embed_unknown(model, images.unknown)
+    rest_by_first()
     seconds = time.monotonic() - began
     head, missing = model.head()
     sets = EmbeddedSets(

@@ -141,10 +141,10 @@ def test_batches_hold_view_1_of_every_image_then_view_2(prefetcher, images):
 @pytest.mark.parametrize('prefetcher', [(), ('--no-prefetcher',)])
 def test_a_run_trains_on_two_different_views_and_counts_images(prefetcher, images, tmp_path, monkeypatch):
     seen, counts = [], []
-    forward, update = JointTask.forward, loop._Parts.update
+    forward, update = JointTask.forward, loop.LossParts.update
     monkeypatch.setattr(JointTask, 'forward', lambda self, input, target: seen.append((input.clone(), target)) or (
         forward(self, input, target)))
-    monkeypatch.setattr(loop._Parts, 'update', lambda self, result, count: counts.append(count) or update(
+    monkeypatch.setattr(loop.LossParts, 'update', lambda self, result, count: counts.append(count) or update(
         self, result, count))
     run_tiny(images, tmp_path, *SUPCON, *QUICK, *prefetcher)
     for batch, labels in seen:

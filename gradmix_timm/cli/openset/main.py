@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gradmix_timm.cli.errors import ConsoleParser, user_errors
 from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
+from gradmix_timm.evaluation.processes import PartDoneError, processes
 from gradmix_timm.openset.reports.report import check_files
 from gradmix_timm.openset.results import read_results
 from gradmix_timm.openset.runs import find_evaluations
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command."""
     args = build_parser().parse_args(argv)
     args.command_line = shlex.join(['gradmix-openset', *(sys.argv[1:] if argv is None else argv)])
-    return _run_each(args)
+    with processes():
+        return _run_each(args)
 
 
 # ---- report
@@ -101,6 +103,8 @@ def _run_each(args: argparse.Namespace) -> int:
             print(f'\n== {part.checkpoint} ({number + 1} of {len(parts)})', flush=True)
         try:
             status = args.run(part)
+        except PartDoneError:
+            status = 0
         except (Exception, KeyboardInterrupt) as error:
             if len(parts) > 1:
                 error.add_note(f'at {part.checkpoint}, after {number} of {len(parts)} checkpoints')
