@@ -25,6 +25,8 @@ Floats = NDArray[np.floating[Any]]
 Distortion = Callable[[Pixels, Any, Generator], 'Floats | Pixels']
 # As OpenCV weighs red, green and blue.
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+# Red, green and blue of drops.
+_WATER, _MUD = np.array([175, 238, 238]) / 255, np.array([63, 42, 20]) / 255
 # Mean red, green, blue and deviation of grey of the benchmark's frost textures 1 to 5 (2 and 3 are one picture).
 _FROST = (((78, 149, 166), 18.), ((201, 205, 214), 22.), ((201, 205, 214), 22.), ((138, 153, 165), 29.),
           ((112, 123, 135), 43.))
@@ -215,10 +217,32 @@ def jpeg_compression(image: Pixels, quality: int, generator: Generator) -> Pixel
     return _planes(np.asarray(open_image(file)), image)
 
 
-#: By the name that the constants have; ``spatter`` is albumentations' own.
+def spatter(image: Pixels, constant: Sequence[float], generator: Generator) -> Floats:
+    """Drops of water or mud on the lens."""
+    mean, sd, sigma, threshold, strength, mud = constant
+    layer = _blurred(generator.normal(mean, sd, image.shape[:2])[..., None], sigma)[..., 0]
+    layer[layer < threshold] = 0
+    share = image / 255.
+    if mud:
+        cover = _blurred((layer > threshold).astype(np.float32)[..., None], strength)
+        cover[cover < 0.8] = 0
+        colour = _as_channels(_MUD, image) * cover
+        return np.clip(share * (1 - cover) + colour, 0, 1) * 255
+    drops = (layer * 255).astype(np.uint8)
+    # Drops are lit by how far they reach from an edge, up to twenty pixels, in relief.
+    far = cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5)
+    far = cv2.equalizeHist(cv2.blur(np.minimum(far, 20), (3, 3)).astype(np.uint8))
+    relief = cv2.filter2D(far, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
+    light = drops * cv2.blur(relief, (3, 3)).astype(np.float32)
+    light *= strength / max(float(light.max()), 1.)  # no drop, no light
+    return np.clip(share + light[..., None] * _as_channels(_WATER, image), 0, 1) * 255
+
+
+#: By the name that the constants have.
 DISTORTIONS: dict[str, Distortion] = {made.__name__: made for made in (
     gaussian_noise, shot_noise, impulse_noise, defocus_blur, glass_blur, motion_blur, zoom_blur, snow, frost, fog,
-    brightness, contrast, elastic_transform, pixelate, jpeg_compression, speckle_noise, gaussian_blur, saturate)}
+    brightness, contrast, elastic_transform, pixelate, jpeg_compression, speckle_noise, gaussian_blur, spatter,
+    saturate)}
 
 
 # ---- shared
@@ -295,6 +319,11 @@ def _smeared(image: Pixels, radius: float, sigma: float, angle: float) -> Floats
 def _blurred(image: Floats, sd: float) -> Floats:
     """Gaussian over rows and columns, cut at four deviations, edge pixels repeated."""
     return np.asarray(gaussian_filter(image, (sd, sd, 0), mode='nearest', truncate=4.))
+
+
+def _as_channels(colour: Floats, image: Pixels) -> Floats:
+    """A colour for an image of three channels, its grey for one of another number."""
+    return colour if image.shape[2] == 3 else np.full(image.shape[2], colour @ _GREY)
 
 
 def _power_of_two(side: int) -> int:

@@ -1,11 +1,8 @@
 """The corruptions of CIFAR-C, Tiny-ImageNet-C and ImageNet-C made on the fly, seeded; the one place that names them."""
 from __future__ import annotations
 
-import importlib
 import json
 import math
-import os
-import random
 import zlib
 from collections.abc import Iterable
 from functools import cache
@@ -13,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
 
 from gradmix_timm.registry import Registry, nearest
@@ -35,7 +31,7 @@ FAMILIES = {
     'weather': ('snow', 'frost', 'fog', 'brightness'),
     'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 }
-# What differs from the official definition: frost is drawn rather than photographed, spatter is albumentations'.
+# Names with a suffix: frost is drawn rather than photographed; spatter was another once and keeps its name.
 _APPROXIMATE = ('frost', 'spatter')
 _SUFFIX = '_approx'
 # Why the rest are not albumentations' transforms of the same name (2.0.8), each of which gives other pixels: GaussNoise
@@ -172,20 +168,6 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0, index: int =
     return np.clip(changed, 0, 255).astype(np.uint8).reshape(image.shape)
 
 
-def _spatter(image: Pixels, constant: tuple[float, ...], generator: Generator) -> Pixels:
-    """Rain or mud on the lens, by albumentations."""
-    mean, sd, sigma, threshold, strength, mud = constant
-    strength = min(strength, 1.)  # all that it takes; ImageNet's mud has 1.5
-    os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')  # it asks the network for a newer version otherwise
-    made = importlib.import_module('albumentations').Spatter(
-        mean=(mean, mean), std=(sd, sd), gauss_sigma=(sigma, sigma), cutout_threshold=(threshold, threshold),
-        intensity=(strength, strength), mode='mud' if mud else 'rain', p=1.,
-        color=(63, 42, 20) if mud else (175, 238, 238))  # its own defaults are these in blue, green, red
-    made.set_random_state(generator, random.Random(int(generator.integers(2 ** 31))))
-    colours = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-    return np.asarray(made(image=colours)['image'])[..., :image.shape[2]]
-
-
 @cache
 def _facts() -> dict[str, Any]:
     text = (resources.files(__package__) / 'corruption_constants.json').read_text(encoding='utf-8')
@@ -194,10 +176,9 @@ def _facts() -> dict[str, Any]:
 
 
 def _register() -> None:
-    made: dict[str, Distortion] = {**DISTORTIONS, 'spatter': _spatter}
     for name in (*_facts()['main'], *_facts()['extra']):
         _corruptions.register(f'{name}{_SUFFIX}' if name in _APPROXIMATE else name,
-                              (made[name].__doc__ or '').partition('\n')[0])(made[name])
+                              (DISTORTIONS[name].__doc__ or '').partition('\n')[0])(DISTORTIONS[name])
 
 
 _register()

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from timm.data.readers.reader_image_folder import find_images_and_targets
 
 from .identity import digest_of, list_digest, row_names, rows_of, shared_rows
 from .images import ImageSource
+from .readers import FolderReader
 from .subsets import CutDataset, hold_out, take
 
 __all__ = ['FLAT_SHARE', 'Parts', 'RecordedRows', 'find_rows', 'held_out_rows', 'recorded_parts', 'split_flat']
@@ -78,6 +80,8 @@ def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.
     if len(indices) and record.train_list and list_digest(source) != record.train_list:
         raise ValueError(f'the list of training images ({len(source)}) is not the one that held-out images were chosen '
                          'from; restore it, or name its folder, --data-dir')
+    if len(indices) and not record.train_list and isinstance(source.reader, FolderReader):
+        indices = _from_timms_list(source.reader, indices)
     strays = np.setdiff1d(indices, rows)
     if len(strays):
         raise ValueError(f'{len(strays)} of {len(indices)} held-out images are not in the data set ({len(rows)} '
@@ -156,6 +160,13 @@ def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kin
                          f'training ({_some(other)}), so that training may have used them under another name; restore '
                          'the files, or name the folder with --data-dir')
     return np.array(sorted(found.values()), dtype=np.int64)
+
+
+def _from_timms_list(reader: FolderReader, indices: np.ndarray) -> np.ndarray:
+    """Positions in timm's list of a folder, from which earlier versions counted, as positions in ours."""
+    files = [path for path, _ in find_images_and_targets(reader.root)[0]]
+    place = {path: row for row, (path, _) in enumerate(reader.samples)}
+    return np.array([place.get(files[at], -1) if at < len(files) else -1 for at in indices], dtype=np.int64)
 
 
 def _root(source: ImageSource) -> str:

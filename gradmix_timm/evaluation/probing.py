@@ -188,7 +188,8 @@ def _linear(task: _Task, fitted: Arrays) -> dict[str, Any]:
     unknown = None if task.unknown is None else replace(
         task.unknown, logits=probe.logits(task.unknown.features.to(device)))
     return {'probe': 'linear', 'n_train': len(labels), 'held_out_top1': by_l2[l2],
-            'parameters': {'l2': l2, 'held_out_by_l2': {f'{key:g}': value for key, value in by_l2.items()},
+            'parameters': {'l2': l2, 'converged': probe.converged,
+                           'held_out_by_l2': {f'{key:g}': value for key, value in by_l2.items()},
                            'n_held_out': len(task.held.label)},
             **_group(task, known.logits, dict.fromkeys(('msp', 'mls'), (known, unknown)))}
 

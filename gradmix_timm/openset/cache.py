@@ -1,7 +1,8 @@
 """Embeddings on disk under a key of everything they depend on; a pass that was cut short goes on where it stopped.
 
 An entry is a folder named by the key: arrays as .npy files, read as memory maps, and ``entry.json``. It is filled in
-``KEY.partial``, block by block, with the rows that are done in ``done.json``, and renamed when it is whole.
+``KEY.partial``, block by block, with the blocks that are done in ``done.json``, and renamed when it is whole. Both hold
+the SHA-256 of every array's rows block by block, which are compared when they are read.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradmix_timm.records import Embeddings
+from gradmix_timm.schema import check, read_json
 
 __all__ = ['EmbeddingCache', 'entry_key', 'weights_hash']
 
@@ -28,8 +30,30 @@ _logger = logging.getLogger(__name__)
 # Rows of one pass through the loader: what a killed run may have to repeat, 8 s of ResNet-18 at 224 px on a GPU.
 _BLOCK = 8192
 # Of the entries' layout: another number never reads an older entry.
-_FORMAT = 1
+_FORMAT = 2
 _FIELDS = ('logits', 'features', 'projection', 'label')
+_Field = Literal['logits', 'features', 'projection', 'label']
+
+
+class _Block(TypedDict):
+    """Rows up to ``stop``, and their digests by field."""
+
+    stop: int
+    sha256: dict[_Field, str]
+
+
+class _Done(TypedDict):
+    """What is stored of an entry."""
+
+    count: int
+    blocks: list[_Block]
+
+
+class _Entry(_Done):
+    """A whole one."""
+
+    format: Literal[2]
+    parts: dict[str, Any]
 
 
 def weights_hash(*modules: nn.Module | None) -> str:
@@ -110,17 +134,16 @@ class EmbeddingCache:
     def _read(self, folder: Path, parts: Mapping[str, Any], count: int) -> Embeddings | None:
         """An entry, or None where there is none, or one that is not what it should be."""
         try:
-            entry = json.loads((folder / 'entry.json').read_text(encoding='utf-8'))
-            if entry['format'] != _FORMAT or entry['count'] != count or entry['parts'] != json.loads(_canonical(parts)):
+            entry: _Entry = check(read_json(folder / 'entry.json'), _Entry, str(folder / 'entry.json'))
+            if entry['count'] != count or entry['parts'] != json.loads(_canonical(parts)):
                 return None
-            arrays = {name: np.load(folder / f'{name}.npy', mmap_mode='c', allow_pickle=False)
-                      for name in entry['fields']}
+            arrays = _arrays(folder, entry)
+            if _whole_blocks(arrays, entry) != len(entry['blocks']) or entry['blocks'][-1]['stop'] != count:
+                raise ValueError('its arrays are not those that were stored: their SHA-256 is another')
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, IndexError) as error:
             _logger.warning(f'{folder} cannot be read and is made anew ({error})')
-            return None
-        if any(len(array) != count for array in arrays.values()):
             return None
         tensors: dict[str, Tensor | None] = dict.fromkeys(_FIELDS)
         tensors |= {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -129,9 +152,10 @@ class EmbeddingCache:
     def _fill(self, partial: Path, parts: Mapping[str, Any], count: int,
               make: Callable[[int, int], Embeddings]) -> None:
         done = _done(partial, count)
-        if done:
-            _logger.info(f'{partial.name[:12]}: {done} of {count} images are stored already')
-        for start in range(done, count, self.block):
+        first = done['blocks'][-1]['stop'] if done['blocks'] else 0
+        if first:
+            _logger.info(f'{partial.name[:12]}: {first} of {count} images are stored already')
+        for start in range(first, count, self.block):
             stop = min(start + self.block, count)
             rows = make(start, stop)
             fields = {name: getattr(rows, name).numpy() for name in _FIELDS if getattr(rows, name) is not None}
@@ -139,25 +163,63 @@ class EmbeddingCache:
                 raise ValueError(f'rows {start} to {stop} of a set gave {len(rows.label)} embeddings')
             for name, values in fields.items():
                 _store(partial / f'{name}.npy', values, start, count)
-            _write(partial / 'done.json', {'rows': stop, 'count': count, 'fields': list(fields)})
-        entry = json.loads((partial / 'done.json').read_text(encoding='utf-8'))
-        _write(partial / 'entry.json', {'format': _FORMAT, 'count': count, 'fields': entry['fields'],
-                                        'parts': json.loads(_canonical(parts))})
+            done['blocks'].append({'stop': stop, 'sha256': {
+                name: _digest(values) for name, values in fields.items()}})  # type: ignore[misc]  # of _FIELDS
+            _write(partial / 'done.json', done)
+        _write(partial / 'entry.json', {'format': _FORMAT, **done, 'parts': json.loads(_canonical(parts))})
         (partial / 'done.json').unlink()
 
 
-def _done(partial: Path, count: int) -> int:
-    """Rows of an unfinished entry that are stored; 0, and nothing left of it, where that cannot be told."""
+def _digest(rows: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
+
+
+def _arrays(folder: Path, done: _Done) -> dict[str, NDArray[Any]]:
+    """Arrays of the fields that the first block has, as memory maps that are copied where they are written to.
+
+    Raises:
+        ValueError: Fields, shapes or types that no pass leaves behind.
+        OSError: One that is not there.
+    """
+    fields = set(done['blocks'][0]['sha256']) if done['blocks'] else set()
+    there = {path.stem for path in folder.glob('*.npy')}
+    alike = all(set(block['sha256']) == fields for block in done['blocks'])
+    if not alike or not {'logits', 'features', 'label'} <= fields == there:
+        raise ValueError(f'it names the arrays {", ".join(sorted(fields))} and holds {", ".join(sorted(there))}')
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in fields:
+        array = arrays[name] = np.load(folder / f'{name}.npy', mmap_mode='c', allow_pickle=False)
+        dtype, dims = (np.int64, 1) if name == 'label' else (np.float32, 2)
+        if array.dtype != dtype or array.ndim != dims or len(array) != done['count'] or not array.size:
+            raise ValueError(f'{name}.npy holds {array.dtype} {list(array.shape)}')
+    return arrays
+
+
+def _whole_blocks(arrays: Mapping[str, NDArray[Any]], done: _Done) -> int:
+    """How many blocks, from the first, hold the rows that were stored."""
+    start = 0
+    for number, block in enumerate(done['blocks']):
+        stop = block['stop']
+        if not start < stop <= done['count'] or any(
+                _digest(arrays[name][start:stop]) != digest for name, digest in block['sha256'].items()):
+            return number
+        start = stop
+    return len(done['blocks'])
+
+
+def _done(partial: Path, count: int) -> _Done:
+    """Blocks of an unfinished entry that are stored; none, and nothing left of it, where that cannot be told."""
     try:
-        found = json.loads((partial / 'done.json').read_text(encoding='utf-8'))
-        for name in found['fields']:
-            if len(np.load(partial / f'{name}.npy', mmap_mode='r', allow_pickle=False)) != count:
-                raise ValueError(name)
-        return int(found['rows'])
-    except (OSError, ValueError, KeyError, TypeError):
+        found: _Done = check(read_json(partial / 'done.json'), _Done, str(partial / 'done.json'))
+        if found['count'] != count:
+            raise ValueError(f'{found["count"]} images')
+        blocks = found['blocks'][:_whole_blocks(_arrays(partial, found), found)]
+    except (OSError, ValueError):
+        blocks = []
+    if not blocks:
         for path in partial.glob('*.npy'):
             path.unlink()
-        return 0
+    return {'count': count, 'blocks': blocks}
 
 
 def _store(path: Path, values: NDArray[Any], start: int, count: int) -> None:

@@ -4,6 +4,7 @@ Nothing here takes test images but the methods that classify: what is fitted can
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from .scores.neighbours import top_cosines
 
 __all__ = ['L2_GRID', 'LinearProbe', 'NeighbourProbe', 'PrototypeProbe', 'choose_l2', 'draw_shots', 'fit_linear',
-           'fit_neighbours', 'fit_prototypes']
+           'fit_neighbours', 'fit_prototypes', 'neighbour_votes']
 
 #: Strengths that are tried, strongest first: each fit starts where the last one ended.
 L2_GRID = tuple(10.0 ** power for power in range(2, -7, -1))
@@ -24,6 +25,8 @@ _NEIGHBOURS, _MANY, _LARGE = 20, 200, 500_000
 _TEMPERATURE = 0.07
 # Rows of one product: 65,536 x 1000 classes in float32 are 262 MB.
 _ROWS = 65536
+# Logit of a class that the training images do not hold.
+_NEVER = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class LinearProbe:
         mean: Of the training features, [D].
         scale: Their deviation, infinite where a feature is constant, [D].
         l2: Strength of the penalty, l2 / 2 times the sum of squared weights beside the mean cross-entropy.
+        converged: Whether the fit reached its minimum.
     """
 
     weight: Tensor
@@ -43,6 +47,7 @@ class LinearProbe:
     mean: Tensor
     scale: Tensor
     l2: float
+    converged: bool = True
 
     def logits(self, features: Tensor) -> Tensor:
         """float32 [N, K] of features [N, D]."""
@@ -72,9 +77,7 @@ class NeighbourProbe:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logarithm of each class's share of the votes, float32 [N, K]; -1e4 for a class without a vote."""
-        cosines, places = top_cosines(features, self.bank, self.k)
-        weights = ((cosines - 1) / _TEMPERATURE).exp()
-        votes = weights.new_zeros(len(features), self.num_classes).scatter_add_(1, self.labels[places], weights)
+        votes = neighbour_votes(features, self.bank, self.labels, self.num_classes, self.k)
         return (votes / votes.sum(1, keepdim=True)).log().clamp_min(-1e4).float()
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -104,12 +107,28 @@ class PrototypeProbe:
         return {'means': self.means.numpy(), 'center': self.center.numpy()}
 
 
+def neighbour_votes(features: Tensor, bank: Tensor, labels: Tensor, num_classes: int, k: int = _NEIGHBOURS) -> Tensor:
+    """Votes of the k nearest training images by cosine, each weighing exp(cosine / 0.07) (arXiv:1805.01978): [N, K].
+
+    Args:
+        features: Of the images in question, [N, D].
+        bank: Of training images, [M, D].
+        labels: Of these, int64 [M].
+        num_classes: K.
+        k: Neighbours; all where there are fewer.
+    """
+    cosines, places = top_cosines(features, bank, min(k, len(bank)))
+    weights = ((cosines - 1) / _TEMPERATURE).exp()
+    return weights.new_zeros(len(features), num_classes).scatter_add_(1, labels[places], weights)
+
+
 def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, start: LinearProbe | None = None,
-               iterations: int = 200) -> LinearProbe:
-    """Softmax regression on standardised features, by L-BFGS on all rows.
+               iterations: int = 10_000) -> LinearProbe:
+    """Softmax regression on standardised features.
 
     Minimises mean cross-entropy + l2 / 2 ||weight||^2 (the bias is free): scikit-learn's ``LogisticRegression`` with
-    C = 1 / (l2 N). The minimum is one point whatever the start.
+    C = 1 / (l2 N), which it is on the CPU; on a GPU L-BFGS on all rows. The minimum is one point whatever the start; a
+    fit that does not reach it says so.
 
     Args:
         features: float [N, D]; computed in float64 on the CPU, in float32 on a GPU.
@@ -138,9 +157,12 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
         (num_classes, rows.shape[1]), (num_classes,)))
     if start is not None:
         weight, bias = start.weight.clone(), start.bias.clone()
-    with torch.enable_grad():
-        _minimise(rows, labels.to(rows.device), weight.requires_grad_(), bias.requires_grad_(), l2, iterations)
-    return LinearProbe(weight.detach(), bias.detach(), mean, scale, l2)
+    fit = _descend if rows.is_cuda else _regress
+    converged = fit(rows, labels.to(rows.device), weight, bias, l2, iterations)
+    if not converged:
+        warnings.warn(f'the linear probe with l2={l2:g} has not converged after {iterations} iterations: its figures '
+                      'are those of an unfinished fit; a larger l2 converges sooner', stacklevel=2)
+    return LinearProbe(weight, bias, mean, scale, l2, converged)
 
 
 def choose_l2(train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], num_classes: int,
@@ -217,10 +239,39 @@ def draw_shots(labels: np.ndarray, shots: int, seed: int, draw: int) -> np.ndarr
     return np.concatenate(rows)
 
 
-def _minimise(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, iterations: int) -> None:
+def _regress(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, iterations: int) -> bool:
+    """scikit-learn's minimum, written into weight and bias; whether it was reached."""
+    from sklearn.exceptions import ConvergenceWarning  # a second to import
+    from sklearn.linear_model import LogisticRegression
+
+    present = labels.unique()
+    if len(present) == 1:
+        weight.zero_()
+        bias.fill_(_NEVER)[present] = 0.
+        return True
+    # Of two classes it fits the difference of their weights, whose square is twice the sum of theirs.
+    two = len(present) == 2
+    model = LogisticRegression(C=(2 if two else 1) / (l2 * len(rows)), tol=1e-6, max_iter=iterations, warm_start=True)
+    own, free = weight[present], bias[present]
+    model.coef_, model.intercept_ = (part.numpy() for part in ((own[1:] - own[:1], free[1:] - free[:1]) if two
+                                                               else (own, free)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        model.fit(rows.numpy(), labels.numpy())
+    own, free = torch.from_numpy(model.coef_).to(weight), torch.from_numpy(model.intercept_).to(bias)
+    weight.zero_()[present] = torch.cat([-own / 2, own / 2]) if two else own
+    bias.fill_(_NEVER)[present] = torch.cat([-free / 2, free / 2]) if two else free
+    return bool(model.n_iter_.max() < iterations)
+
+
+def _descend(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float, iterations: int) -> bool:
+    """The same by L-BFGS of PyTorch, on any device."""
     tight = rows.dtype == torch.float64
+    least = 1e-6 if tight else 1e-5
+    weight.requires_grad_()
+    bias.requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, history_size=20, line_search_fn='strong_wolfe',
-                                  tolerance_grad=1e-7 if tight else 1e-5, tolerance_change=1e-12 if tight else 1e-9)
+                                  tolerance_grad=least, tolerance_change=1e-12 if tight else 1e-9)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -234,7 +285,15 @@ def _minimise(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: fl
         penalty.backward()
         return total + penalty.detach()
 
-    optimizer.step(closure)  # type: ignore[arg-type]  # a tensor serves as well as a float
+    with torch.enable_grad():
+        optimizer.step(closure)  # type: ignore[arg-type]  # a tensor serves as well as a float
+        closure()
+    # Where float32 can get no lower the gradient is rounding.
+    steepest = max(float(part.grad.abs().max()) for part in (weight, bias) if part.grad is not None)
+    weight.requires_grad_(False)
+    bias.requires_grad_(False)
+    weight.grad = bias.grad = None
+    return steepest <= (10 if tight else 100) * least
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -15,7 +15,6 @@ from gradmix_timm.checkpoint import KEY, ProjectionHead, build_model, load_check
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.training import loop
-from gradmix_timm.cli.training.knn_validation import neighbour_votes
 from gradmix_timm.data import TwoViews, collate_views, open_dataset
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.settings import EvaluationSettings
@@ -23,6 +22,7 @@ from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.objectives import JointTask
 from gradmix_timm.objectives.linear import fit_linear_head
 from gradmix_timm.openset.extract import extract
+from gradmix_timm.openset.probes import neighbour_votes
 from gradmix_timm.openset.scores import fit_score
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES]

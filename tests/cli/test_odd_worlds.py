@@ -11,9 +11,10 @@ from tiny_training import TINY, rows, write_images
 
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
-from gradmix_timm.cli.training.knn_validation import _no_padding, neighbour_votes
+from gradmix_timm.cli.training.knn_validation import _no_padding
 from gradmix_timm.data import open_dataset
 from gradmix_timm.openset.extract import extract
+from gradmix_timm.openset.probes import neighbour_votes
 
 MOCO = ('--objective', 'moco', '--objective-dim', 16, '--objective-queue', 21, '--probe-epochs', 2)
 

@@ -48,6 +48,15 @@ def run_tiny(root: Path, out: Path, *flags: object, name: str = 'run', classes: 
     return out / name
 
 
+#: Entries of :func:`machine` that say which CPU it is.
+CPU = ('cpu', 'instructions')
+
+
+def cpu_name(here: dict[str, str]) -> str:
+    """Of :func:`machine`: CPUs of one name sum in one order."""
+    return ' '.join(here[name] for name in CPU)
+
+
 def machine() -> dict[str, str]:
     """What the last digits of a run depend on."""
     cpu = Path('/proc/cpuinfo')

@@ -1,7 +1,8 @@
 """Store what timm's own training script gives on tiny images: ``python make_timm_reference.py PATH/TO/timm/train.py``.
 
-Writes ``timm_reference.json`` beside this file: for each case its flags and the lines of summary.csv, with versions.
-The script is not part of timm's wheel; it is in its repository.
+Writes ``timm_reference.json`` beside this file: for each case its flags and the lines of summary.csv, one set of lines
+for each kind of CPU that the command was run on, with its versions. Figures of other CPUs are kept while the versions
+are the same. The script is not part of timm's wheel; it is in its repository.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / 'cli'))
 
-from tiny_training import TINY, machine, rows, write_images  # noqa: E402
+from tiny_training import CPU, TINY, cpu_name, machine, rows, write_images  # noqa: E402
 
 CASES = {
     'plain': '',
@@ -58,8 +59,14 @@ def main() -> None:
         root = write_images(Path(folder) / 'images')
         cases = {name: {'flags': text.split(), 'rows': run(sys.argv[1], root, text.split())}
                  for name, text in CASES.items()}
-    content = {'machine': machine(), 'cases': cases}
-    (HERE / 'timm_reference.json').write_text(json.dumps(content, indent=1) + '\n')
+    file, here = HERE / 'timm_reference.json', machine()
+    versions = {name: value for name, value in here.items() if name not in CPU}
+    flags = {name: case['flags'] for name, case in cases.items()}
+    content = json.loads(file.read_text()) if file.exists() else {}
+    if content.get('versions') != versions or content.get('flags') != flags:
+        content = {'versions': versions, 'flags': flags, 'rows': {}}
+    content['rows'][cpu_name(here)] = {name: case['rows'] for name, case in cases.items()}
+    file.write_text(json.dumps(content, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -6,10 +6,11 @@ import io
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from scipy.ndimage import zoom
+from scipy.ndimage import gaussian_filter, zoom
 from torch.utils.data import DataLoader, Dataset
 
 from gradmix_timm.data.corruption_kernels import DISTORTIONS, plasma, zoomed
@@ -266,6 +267,50 @@ def test_pixels_are_those_of_the_published_code(scale: str):
             # Rounding on the way to HSV and back moves single values of brightness by one.
             near = 0.05 if name == 'brightness' else 2e-3
             assert (got.mean(), got.std()) == (pytest.approx(mean, abs=near), pytest.approx(deviation, abs=near)), name
+
+
+def official_spatter(image, constant, stream):
+    """The published function's steps, one after the other; water is drawn channel by channel here."""
+    mean, sd, sigma, threshold, strength, mud = constant
+    layer = gaussian_filter(stream.normal(size=image.shape[:2], loc=mean, scale=sd), sigma, mode='nearest', truncate=4)
+    layer[layer < threshold] = 0
+    pixels = image.astype(np.float32) / 255
+    if mud:
+        m = gaussian_filter(np.where(layer > threshold, 1, 0).astype(np.float32), strength, mode='nearest', truncate=4)
+        m[m < 0.8] = 0
+        for channel, colour in enumerate((63, 42, 20)):
+            pixels[..., channel] = pixels[..., channel] * (1 - m) + m * colour / 255
+        return np.clip(pixels, 0, 1) * 255
+    layer = (layer * 255).astype(np.uint8)
+    dist = cv2.distanceTransform(255 - cv2.Canny(layer, 50, 150), cv2.DIST_L2, 5)
+    dist = cv2.equalizeHist(cv2.blur(cv2.threshold(dist, 20, 20, cv2.THRESH_TRUNC)[1], (3, 3)).astype(np.uint8))
+    dist = cv2.filter2D(dist, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
+    m = layer * cv2.blur(dist, (3, 3)).astype(np.float32)
+    m *= strength / m.max()
+    for channel, colour in enumerate((175, 238, 238)):
+        pixels[..., channel] += m * colour / 255
+    return np.clip(pixels, 0, 1) * 255
+
+
+@pytest.mark.parametrize('scale', SCALES)
+@pytest.mark.parametrize('severity', [1, 2, 3, 4, 5])
+def test_spatter_is_the_published_one(scale: str, severity: int):
+    """Another library's had up to three times the strength at 32 pixels."""
+    image, constant = picture(SCALES[scale]), severity_constants('spatter_approx', scale)[severity - 1]
+    got = DISTORTIONS['spatter'](image, constant, np.random.default_rng(severity))
+    expected = official_spatter(image, constant, np.random.default_rng(severity))
+    assert np.abs(got - expected).max() < 0.01
+    changed = corrupt(image, 'spatter_approx', severity, scale=scale)
+    assert changed.dtype == np.uint8
+    grey = corrupt(image[..., 0], 'spatter_approx', severity, scale=scale)
+    assert grey.shape == image.shape[:2]
+    assert not np.array_equal(grey, image[..., 0])
+
+
+def test_a_lens_without_drops_shows_the_image():
+    image = picture(32)
+    shown = DISTORTIONS['spatter'](image, (0., 1e-9, 1., 0.5, 0.5, 0.), np.random.default_rng(0))
+    assert np.abs(shown - image).max() < 1e-3
 
 
 # ---- names and facts

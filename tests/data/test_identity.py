@@ -104,6 +104,18 @@ def test_numbers_alone_are_checked_by_the_list_or_warned_of(data, caplog):
         held_out_rows(open_dataset('', data, 'train'), record_of(held, whole, held_out={}))
 
 
+def test_numbers_of_earlier_versions_count_in_timms_list(data):
+    whole = open_dataset('', data, 'train')
+    held = hold_out(whole, 0.2, 3)[1]
+    record, names = record_of(held, whole, held_out={}, train_list=''), set(row_names(held))
+    picture = Image.open(data / 'train' / 'cat' / '1.png')
+    for place in ('cat/000.webp', 'dog/000.bmp'):  # timm lists neither
+        picture.save(data / 'train' / place)
+    again = open_dataset('', data, 'train')
+    assert len(again) == 32
+    assert {again.filename(int(row)) for row in held_out_rows(again, record)} == names
+
+
 def test_nothing_held_out_is_no_row(data):
     assert held_out_rows(open_dataset('', data, 'train'), RunRecord(model='x')).tolist() == []
 

@@ -1,14 +1,19 @@
 """The cache of embeddings: what is stored comes back, what is stale never does, what was cut short goes on."""
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import itertools
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import timm
 import torch
+from tampering import VALUES, changed, places
 
 from gradmix_timm.openset.cache import EmbeddingCache, entry_key, weights_hash
 from gradmix_timm.records import Embeddings
@@ -91,6 +96,64 @@ def test_another_key_or_count_is_another_entry(tmp_path):
     for parts, count in ((PARTS, 4), ({**PARTS, 'images': 'c'}, 4), ({**PARTS, 'more': 1}, 4), (PARTS, 3)):
         same(cache.fetch(parts, count, counting(calls)), rows(0, count))
     assert len(calls) == 4
+
+
+def flip(array):
+    """One bit of one number."""
+    array.view(np.uint8).reshape(-1)[-1] ^= 1
+
+
+@pytest.mark.parametrize('field', ['logits', 'features', 'projection', 'label'])
+@pytest.mark.parametrize('change', [lambda array: np.negative(array, out=array), flip, lambda array: array.fill(0)],
+                         ids=['negated', 'one bit', 'zeros'])
+@pytest.mark.parametrize('whole', [True, False])
+def test_arrays_that_were_changed_are_never_served(field, change, whole, tmp_path, caplog):
+    """Of an unfinished entry the blocks before the first changed one stay."""
+    calls = []
+    folder = tmp_path / (entry_key(PARTS) + ('' if whole else '.partial'))
+    if whole:
+        EmbeddingCache(tmp_path, block=4).fetch(PARTS, 11, counting(calls))
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddingCache(tmp_path, block=4).fetch(PARTS, 11, counting(calls, fail_at=8))
+    array = np.load(folder / f'{field}.npy', mmap_mode='r+')
+    change(array[4:8])
+    array.flush()
+    del array
+    calls.clear()
+    same(EmbeddingCache(tmp_path, block=4).fetch(PARTS, 11, counting(calls)), rows(0, 11))
+    assert calls[0] == ((0, 4) if whole else (4, 8))
+    assert ('is made anew (its arrays are not those that were stored' in caplog.text) == whole
+    same(EmbeddingCache(tmp_path).fetch(PARTS, 11, counting(calls, fail_at=0)), rows(0, 11))
+
+
+@pytest.mark.parametrize('name', ['entry.json', 'done.json'])
+def test_no_value_of_an_entry_gives_anything_but_the_same_rows(name, tmp_path):
+    made = tmp_path / 'made' / (entry_key(PARTS) + ('' if name == 'entry.json' else '.partial'))
+    with contextlib.suppress(KeyboardInterrupt):
+        EmbeddingCache(made.parent, block=4).fetch(PARTS, 6, counting([], fail_at=None if name == 'entry.json' else 4))
+    good = json.loads((made / name).read_text())
+    found = [place for place in places(good) if place[:1] != ('parts',) or len(place) == 1]
+    for number, (place, label) in enumerate(itertools.product(found, (
+            'none', 'true', 'minus', 'huge', 'half', 'nan', 'word', 'numbers', 'dict', 'nested', 'gone'))):
+        folder = tmp_path / str(number) / made.name
+        shutil.copytree(made, folder)
+        (folder / name).write_text(json.dumps(changed(good, place, VALUES[label])))
+        same(EmbeddingCache(folder.parent, block=4).fetch(PARTS, 6, rows), rows(0, 6))
+
+
+@pytest.mark.parametrize('array', [
+    np.zeros((6, 3)), np.zeros(6, np.float32), np.zeros((6, 3), np.int64), np.array(['x'] * 6),
+    np.array([{}] * 6, dtype=object), np.zeros((6, 0), np.float32), np.zeros((), np.float32)],
+    ids=lambda array: f'{array.dtype} {array.shape}')
+def test_arrays_of_other_kinds_are_made_anew(array, tmp_path):
+    EmbeddingCache(tmp_path).fetch(PARTS, 6, rows)
+    folder = tmp_path / entry_key(PARTS)
+    np.save(folder / 'logits.npy', array, allow_pickle=True)
+    entry = json.loads((folder / 'entry.json').read_text())
+    entry['blocks'][0]['sha256']['logits'] = hashlib.sha256(array.tobytes()).hexdigest()
+    (folder / 'entry.json').write_text(json.dumps(entry))
+    same(EmbeddingCache(tmp_path).fetch(PARTS, 6, rows), rows(0, 6))
 
 
 @pytest.mark.parametrize('damage', ['cut', 'gone', 'text', 'swapped', 'other'])

@@ -13,6 +13,7 @@ from sklearn.neighbors import NearestCentroid
 from gradmix_timm.openset import probes
 from gradmix_timm.openset.probes import (
     L2_GRID,
+    LinearProbe,
     choose_l2,
     draw_shots,
     fit_linear,
@@ -65,11 +66,43 @@ def test_a_feature_that_is_constant_in_training_is_not_read():
     assert torch.equal(probe.logits(features), probe.logits(moved))
 
 
-def test_many_rows_are_summed_in_parts(monkeypatch):
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_the_way_of_a_gpu_ends_at_the_same_minimum(dtype, monkeypatch):
     features, labels = rows()
-    whole = fit_linear(features, labels, 4, 0.01)
-    monkeypatch.setattr(probes, '_ROWS', 37)
-    assert (fit_linear(features, labels, 4, 0.01).weight - whole.weight).abs().max() < 1e-5
+    monkeypatch.setattr(probes, '_ROWS', 37)  # many rows are summed in parts
+    for l2 in (0.01, 1e-4):
+        whole = fit_linear(features, labels, 4, l2)
+        plain = ((features.double() - whole.mean) / whole.scale).to(dtype)
+        weight, bias = torch.zeros(4, 8, dtype=dtype), torch.zeros(4, dtype=dtype)
+        assert probes._descend(plain, labels, weight, bias, l2, 10_000)
+        assert (weight - whole.weight).abs().max() < (1e-3 if dtype == torch.float64 else 2e-2)
+
+
+def objective(probe, features, labels):
+    loss = torch.nn.functional.cross_entropy(probe.logits(features).double(), labels)
+    return float(loss + probe.l2 / 2 * probe.weight.square().sum())
+
+
+def test_the_fit_converges_or_says_that_it_did_not():
+    """Two hundred iterations were its end: the objective 1.1339 for 1.1175, and another strength was chosen by that."""
+    features, labels = rows(count=300, width=30, classes=6, noise=4.)
+    features = features @ torch.tensor(np.random.default_rng(0).normal(size=(30, 30))).float()  # ill-conditioned
+    plain = ((features.double() - features.double().mean(0)) / features.double().std(0, correction=0)).numpy()
+    best = LogisticRegression(C=1 / (1e-4 * 300), max_iter=100_000, tol=1e-7).fit(plain, labels)
+    found = fit_linear(features, labels, 6, 1e-4)
+    theirs = LinearProbe(torch.tensor(best.coef_), torch.tensor(best.intercept_), found.mean, found.scale, 1e-4)
+    assert found.converged
+    assert objective(found, features, labels) == pytest.approx(objective(theirs, features, labels), abs=1e-5)
+    with pytest.warns(UserWarning, match=r'l2=0\.0001 has not converged after 20 iterations'):
+        assert not fit_linear(features, labels, 6, 1e-4, iterations=20).converged
+
+
+def test_classes_without_training_rows_are_never_answered():
+    features, labels = rows()
+    few = labels < 2
+    for part in (few, labels == 3):
+        probe = fit_linear(features[part], labels[part], 4, 1e-3)
+        assert set(probe.logits(features).argmax(1).tolist()) <= set(labels[part].tolist())
 
 
 def test_the_penalty_is_the_best_on_the_held_out_rows():

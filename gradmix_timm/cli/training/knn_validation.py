@@ -15,31 +15,15 @@ from torch import Tensor, nn
 
 from gradmix_timm.objectives.gather import gather_rows
 from gradmix_timm.openset.extract import extract
-from gradmix_timm.openset.scores.neighbours import top_cosines
+from gradmix_timm.openset.probes import neighbour_votes
 
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
 from .objectives import METRIC
 
-__all__ = ['neighbour_votes', 'validate_neighbours']
+__all__ = ['validate_neighbours']
 
 _logger = logging.getLogger('train')
-# The weighted vote of arXiv:1805.01978; its k = 200 is for 1.3 million images.
-_NEIGHBOURS, _TEMPERATURE = 20, 0.07
-
-
-def neighbour_votes(features: Tensor, bank: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Votes of the 20 nearest training images by cosine, each weighing exp(cosine / 0.07): [N, K].
-
-    Args:
-        features: Of the images in question, [N, D].
-        bank: Of training images, [M, D].
-        labels: Of these, int64 [M].
-        num_classes: K.
-    """
-    cosines, places = top_cosines(features, bank, min(_NEIGHBOURS, len(bank)))
-    weights = ((cosines - 1) / _TEMPERATURE).exp()
-    return weights.new_zeros(len(features), num_classes).scatter_add_(1, labels[places], weights)
 
 
 def validate_neighbours(args: argparse.Namespace, model: nn.Module, loaders: Loaders, hardware: Hardware,
