@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from gradmix_timm.checkpoint import Loaded, build_model, check_known, find_device, load_checkpoint
-from gradmix_timm.data import CutDataset, open_dataset, recorded_parts, select_classes, shared_classes
-from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
+from gradmix_timm.data import CutDataset, shared_classes
+from gradmix_timm.evaluation.model import EvaluatedModel
+from gradmix_timm.evaluation.opening import open_training
+from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
+from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
-from gradmix_timm.openset.scores import Head, Score, fit_score, score_kind
-from gradmix_timm.records import Embeddings
+from gradmix_timm.openset.scores import Score, fit_score, score_kind
 
 from .images import batches
 
@@ -65,25 +65,26 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
         ValueError: As :meth:`OpenSetClassifier.from_checkpoint` says; what needs no image is found before one is read.
     """
     _check(plan)
+    settings = EvaluationSettings(
+        batch_size=plan.batch_size, workers=plan.source.workers, amp_dtype=plan.amp_dtype)
     loaded = load_checkpoint(plan.path, plan.ema)
     names = _known_names(plan, loaded)
     if plan.threshold is None and plan.validation is None:
         _check_held_out(plan, loaded)
     # The embeddings are taken where predictions will be made.
-    net = build_model(loaded, plan.model, len(names)).to(find_device(plan.device))
-    preprocessing = Preprocessing.of(loaded.data_config, net)
-    eye = _Eye(plan, net, preprocessing)
-    train, held = _cuts(plan, loaded, names, preprocessing)
-    seen = None if train is None else eye.see(train, 'known training images')
-    score = fit_score(plan.score, seen, head=_head(plan.score, net), **plan.score_options)
-    threshold, count, source = _threshold(plan, score, eye, held, names)
+    model = EvaluatedModel.build(settings, loaded, plan.model, len(names), device=plan.device)
+    train, held = _cuts(plan, model, names)
+    embedded = None if train is None else model.embed(train, 'known training images')
+    head = head_of(model.net) if score_kind(plan.score).needs_head else None
+    score = fit_score(plan.score, embedded, head=head, **plan.score_options)
+    threshold, count, source = _threshold(plan, score, model, held, names)
     name = str(plan.model or loaded.model)
     kwargs = loaded.model_kwargs if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
-    return net, score, {
+    return model.net, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
         'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
-        'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': preprocessing.as_config(),
+        'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': model.reading().as_config(),
         'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'),
         'checkpoint': _origin(loaded)}
 
@@ -99,8 +100,6 @@ def _check(plan: Plan) -> None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
     if plan.threshold is not None and not math.isfinite(plan.threshold):
         raise ValueError(f'threshold={plan.threshold}; give a finite number')
-    if plan.amp_dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f'amp_dtype is torch.bfloat16, torch.float16 or None, got {plan.amp_dtype}')
 
 
 def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
@@ -137,58 +136,22 @@ def _check_enough(count: int, acceptance: float) -> None:
 
 # ---- images
 
-@dataclass(frozen=True, slots=True)
-class _Eye:
-    """The model as predictions will use it."""
-
-    plan: Plan
-    net: nn.Module
-    preprocessing: Preprocessing
-
-    def see(self, images: Any, title: str) -> Embeddings:
-        """Embeddings of a cut of the data set, or of images of any kind."""
-        size = self.plan.batch_size
-        loader: Any
-        if isinstance(images, CutDataset):
-            images.transform = self.preprocessing.transform()
-            loader = DataLoader(images, size, num_workers=self.plan.source.workers)  # type: ignore[arg-type]
-        else:
-            loader = batches(images, self.preprocessing, size)
-        return extract(self.net, loader, next(self.net.parameters()).device, self.plan.amp_dtype,
-                       progress=title)
-
-
-def _cuts(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Preprocessing,
-          ) -> tuple[CutDataset | None, CutDataset | None]:
+def _cuts(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> tuple[CutDataset | None, CutDataset | None]:
     """Known training images (None where the score needs none) and those held out (None where not wanted)."""
     held_wanted = plan.threshold is None and plan.validation is None
     train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
         return None, None
-    whole = _open(plan, loaded, names, preprocessing)
-    parts = recorded_parts(whole, loaded.record)
-    return parts.train if train_wanted else None, parts.held if held_wanted else None
-
-
-def _open(plan: Plan, loaded: Loaded, names: Sequence[str], preprocessing: Preprocessing) -> CutDataset:
-    """The known classes of the training split; no other split is ever opened."""
     source = plan.source
-    dataset = source.dataset if source.dataset is not None else loaded.dataset
-    folder = source.data_dir
-    if folder is None and source.dataset is None:
-        folder = loaded.data_dir
-    split = source.train_split or loaded.splits.get('train') or 'train'
+    options = DataOptions(
+        data_dir=None if source.data_dir is None else os.fspath(source.data_dir), dataset=source.dataset,
+        train_split=source.train_split, class_map=source.class_map)
     try:
-        opened = open_dataset(dataset, folder, split, class_map=source.class_map,
-                              **preprocessing.reading_options())
+        parts = open_training(options, model.loaded, names, model.reading())
     except ValueError as error:
         raise ValueError(f'the training images, of which the threshold and the score are made, could not be opened: '
                          f'{error}. Where they moved: data_dir=FOLDER (--data-dir)') from error
-    return select_classes(opened, names)
-
-
-def _head(score: str, net: nn.Module) -> Head | None:
-    return head_of(net) if score_kind(score).needs_head else None
+    return parts.train if train_wanted else None, parts.held if held_wanted else None
 
 
 def _of_known_classes(images: Any, names: Sequence[str]) -> Any:
@@ -207,14 +170,17 @@ def _of_known_classes(images: Any, names: Sequence[str]) -> Any:
     return kept
 
 
-def _threshold(plan: Plan, score: Score, eye: _Eye, held: CutDataset | None, names: Sequence[str],
+def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset | None, names: Sequence[str],
                ) -> tuple[float, int, str]:
     if plan.threshold is not None:
         return float(plan.threshold), 0, 'given by hand'
-    images = held if held is not None else _of_known_classes(plan.validation, names)
-    seen = eye.see(images, 'held-out images')
-    _check_enough(len(seen.label), plan.known_acceptance)
-    values: Tensor = score(seen)
+    if held is not None:
+        embedded = model.embed(held, 'held-out images')
+    else:
+        images = batches(_of_known_classes(plan.validation, names), model.reading(), plan.batch_size)
+        embedded = model.embed_batches(images, 'validation images')
+    _check_enough(len(embedded.label), plan.known_acceptance)
+    values: Tensor = score(embedded)
     kind = 'training images of the known classes that were held out' if held is not None else 'validation images'
     threshold = conformal_threshold(values.numpy(), 1 - plan.known_acceptance)
     if not math.isfinite(threshold):

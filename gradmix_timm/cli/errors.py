@@ -161,14 +161,20 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
-        if getattr(error, 'exit_status', FAILED) == USAGE:
-            return _say(USAGE, one_line(error) + _notes(error), error)
-        if isinstance(error, RunFailedError):
-            return _say(FAILED, one_line(error) + _notes(error), error)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return _say(FAILED, f'{one_line(error)}: make room and run it again{_notes(error)}', error)
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """Status and line of an exception; a traceback where the message does not say it all."""
+    if getattr(error, 'exit_status', FAILED) == USAGE:
+        return _say(USAGE, one_line(error) + _notes(error), error)
+    if isinstance(error, RunFailedError):
+        return _say(FAILED, one_line(error) + _notes(error), error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return _say(FAILED, f'{one_line(error)}: make room and run it again{_notes(error)}', error)
+    if not getattr(error, 'silent', False):
         traceback.print_exception(error)
-        return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{_notes(error)}', error)
+    return _say(FAILED, f'{type(error).__name__}: {one_line(error)}{_notes(error)}', error)
 
 
 def _warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int,

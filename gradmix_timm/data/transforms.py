@@ -29,6 +29,12 @@ _NAME = '__class_fullname__'
 # These end a pipeline, and the run ends it itself: whether it normalises on the CPU or on the device is a flag.
 _ENDINGS = ('Normalize', 'ToFloat', 'FromFloat', 'ToTensorV2', 'ToTensor3D')
 _SPLITS = ('train', 'eval')
+# Of an evaluation: what answers alike every time, given single values in place of ranges, and opens nothing.
+_FIXED = (
+    'AutoContrast', 'Blur', 'CenterCrop', 'Compose', 'Crop', 'Equalize', 'GaussianBlur', 'HorizontalFlip',
+    'InvertImg', 'LongestMaxSize', 'MedianBlur', 'NoOp', 'Pad', 'PadIfNeeded', 'Posterize', 'Resize', 'Sequential',
+    'Sharpen', 'SmallestMaxSize', 'Solarize', 'ToGray', 'ToRGB', 'ToSepia', 'Transpose', 'UnsharpMask', 'VerticalFlip')
+_LARGEST, _SEEDS = 8192, 16
 _FILE_BYTES = 2 ** 20
 
 
@@ -161,14 +167,20 @@ def recorded_pipeline(config: dict[str, Any], normalize: bool = True) -> Pipelin
         normalize: Yield normalised float32 rather than uint8.
 
     Raises:
-        ValueError: A pipeline that does not fit the size of ``config``, or this version of albumentations.
+        ValueError: A pipeline that does not fit the size of ``config``, or this version of albumentations; one that
+            draws at random or reads other files.
     """
     recorded = config.get('pipeline')
     if recorded is None:
         return None
     where = f'the evaluation pipeline of the checkpoint ({recorded["path"]})'
-    return build_pipeline(_checked(recorded['transform'], where), where, tuple(config['input_size']),
-                          tuple(config['mean']), tuple(config['std']), config['crop_pct'], normalize)
+    node = _checked(recorded['transform'], where)
+    _check_fixed(node, where)
+    size = tuple(config['input_size'])
+    found = build_pipeline(node, where, size, tuple(config['mean']), tuple(config['std']), config['crop_pct'],
+                           normalize)
+    _check_repeats(found.pipeline, where, size)
+    return found
 
 
 # ---- reading
@@ -228,6 +240,41 @@ def _filled(value: Any, known: Mapping[str, Any], where: str) -> Any:
             raise ValueError(f'{where}: no placeholder {shown(value)}: {nearest(value, known)}')
         return known[value]
     return value
+
+
+def _check_fixed(node: Mapping[str, Any], where: str) -> None:
+    """Refuse, of an evaluation pipeline, transforms that draw or that open files, and sizes beyond any image."""
+    name = str(node[_NAME]).rpartition('.')[2]
+    if name not in _FIXED:
+        raise ValueError(f'{where}: {name} draws at random or reads other files, and an evaluation gives the same '
+                         f'answer twice; expected {", ".join(_FIXED)}')
+    for key, value in node.items():
+        if any(isinstance(entry, int) and abs(entry) > _LARGEST for entry in (
+                value if isinstance(value, list | tuple) else [value])):
+            raise ValueError(f'{where}: {name}: {shown(key)}: got {shown(value)}, expected at most {_LARGEST}')
+    for inner in node['transforms'] if isinstance(node.get('transforms'), list) else []:
+        _check_fixed(inner, where)
+
+
+def _check_repeats(pipeline: Any, where: str, size: tuple[int, int, int]) -> None:
+    """Refuse an evaluation pipeline that leaves a transform out at times, or answers otherwise under another seed."""
+    parts = [pipeline]
+    while parts:
+        part = parts.pop()
+        if part.p != 1:
+            raise ValueError(f'{where}: {type(part).__name__} happens with p={part.p}, and an evaluation gives the '
+                             'same answer twice; write p: 1.0')
+        parts += getattr(part, 'transforms', [])
+    channels, height, width = size
+    noise = np.random.default_rng(0).integers(0, 256, (height + height // 2 + 3, width + width // 3 + 1, channels))
+    images = [noise.astype(np.uint8), (100 + noise // 16).astype(np.uint8)]  # a picture of little contrast too
+    answers = set()
+    for seed in range(_SEEDS):
+        pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        answers.add(b''.join(np.ascontiguousarray(pipeline(image=image)['image']).tobytes() for image in images))
+    if len(answers) > 1:
+        raise ValueError(f'{where}: the same image comes out in {len(answers)} ways under {_SEEDS} seeds, and an '
+                         'evaluation gives the same answer twice; write single values in place of ranges')
 
 
 # ---- building

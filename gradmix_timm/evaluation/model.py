@@ -24,7 +24,7 @@ from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.scores import Head
 from gradmix_timm.records import Embeddings
 
-from .processes import joined
+from .processes import joined, own_device
 from .settings import EvaluationSettings
 
 __all__ = ['EvaluatedModel', 'Skipping']
@@ -111,7 +111,7 @@ class EvaluatedModel:
         Raises:
             ValueError: A model that cannot be built, has another number of outputs, or a device that is not there.
         """
-        where = find_device(device)
+        where = own_device(find_device(device))
         net = build_model(loaded, name, None if loaded is None and pretrained else num_classes, pretrained)
         outputs = getattr(net, 'num_classes', num_classes)
         if num_classes is not None and outputs != num_classes:
@@ -198,9 +198,9 @@ class EvaluatedModel:
         return self.preprocessing
 
     def embed_batches(self, batches: Iterable[Any], title: str) -> Embeddings:
-        """Embeddings of batches (images, labels), as they come; one that has no layer to read features at has none."""
+        """Embeddings of batches (images, labels), as they come; a live module without a layer to read at has none."""
         return extract(self.net, batches, self.device, self.settings.amp_dtype, self.settings.channels_last,
-                       progress=title, projection=self.projection, features_needed=False)
+                       progress=title, projection=self.projection, features_needed=self.loaded is not None)
 
     def outputs(self, images: CutDataset) -> int:
         """Logits that the model gives for an image."""
@@ -242,9 +242,7 @@ class EvaluatedModel:
         return self.cache.fetch(parts, count, make, title)
 
     def _pass(self, images: CutDataset, title: str) -> Embeddings:
-        return extract(self.net, self.loader(images), self.device, self.settings.amp_dtype,
-                       self.settings.channels_last, progress=title, projection=self.projection,
-                       features_needed=self.loaded is not None)
+        return self.embed_batches(self.loader(images), title)
 
     def _without(self, found: Embeddings, images: CutDataset, bad: torch.Tensor, title: str) -> Embeddings:
         """Embeddings of the images that could be read; the others are named."""

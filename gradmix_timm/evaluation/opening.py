@@ -37,7 +37,7 @@ from .images import EvaluationImages, UnknownImages, thinned
 from .settings import DataOptions
 
 __all__ = ['head_is_imagenet', 'head_names', 'known_folders', 'named_split', 'open_known', 'open_place', 'open_split',
-           'plan_split', 'some_classes', 'source_of', 'with_sets']
+           'open_training', 'plan_split', 'some_classes', 'source_of', 'with_sets']
 
 _logger = logging.getLogger(__name__)
 _EVALUATED = ('test', 'val', 'validation')
@@ -349,6 +349,18 @@ def with_sets(images: EvaluationImages, unknown: UnknownImages) -> EvaluationIma
     split = ClassSplit(known=images.split.known, unknown=names, protocol='ood', unknown_dataset=', '.join(names),
                        groups={name: (name,) for name in names})
     return replace(images, unknown=unknown, split=split)
+
+
+def open_training(options: DataOptions, loaded: Loaded | None, names: Sequence[str], preprocessing: Preprocessing,
+                  ) -> Parts:
+    """The training split alone, cut as training cut it; arguments as of :func:`open_known`.
+
+    Raises:
+        ValueError: Data that is not there or without the classes.
+    """
+    parts = _Opener.of(options, loaded, preprocessing).training(names, needed=True)
+    assert parts is not None
+    return parts
 
 
 def open_place(place: str | os.PathLike[str], preprocessing: Preprocessing | None, split: str = '') -> ImageSource:

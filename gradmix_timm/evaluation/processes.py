@@ -1,23 +1,28 @@
 """Several processes of one evaluation, as torchrun starts them: each embeds a part of a set, all get the whole."""
 from __future__ import annotations
 
+import logging
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from gradmix_timm.data import CutDataset
 from gradmix_timm.records import Embeddings
 
-__all__ = ['PartDoneError', 'is_first', 'joined', 'processes', 'rest_by_first']
+__all__ = ['PartDoneError', 'is_first', 'joined', 'own_device', 'processes', 'rest_by_first']
 
 # Whether :func:`processes` shares evaluations out: a caller's own process group is none of ours.
 _sharing = False
+# How long a process whose evaluation failed waits for the first one to fail as well, and to print why.
+_SAME_ERROR = timedelta(seconds=10)
 
 
 class PartDoneError(Exception):
@@ -26,19 +31,61 @@ class PartDoneError(Exception):
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """A group of the processes that torchrun started, if it did; all but the first are silent on standard output."""
+    """A group of the processes that torchrun started, if it did.
+
+    The first alone prints and logs; of an error that it has too, the others' carry ``silent = True``.
+    """
     if int(os.environ.get('WORLD_SIZE', '1')) < 2 or dist.is_initialized():
         yield
         return
     global _sharing
-    dist.init_process_group('gloo', timeout=timedelta(days=7))  # of fits, which the others wait for
+    store, rank, size = next(iter(dist.rendezvous('env://')))
+    dist.init_process_group(  # other processes wait as long as the first one's fits take
+        'gloo', store=dist.PrefixStore('evaluation', store), rank=rank, world_size=size, timeout=timedelta(days=7))
     _sharing = True
     try:
-        with open(os.devnull, 'w') as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
+        if rank == 0:
             yield
+        else:
+            with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere), _no_log():
+                yield
+    except BaseException as error:
+        _leave_to_first(error, store)
+        raise
     finally:
         _sharing = False
         dist.destroy_process_group()
+
+
+@contextmanager
+def _no_log() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _leave_to_first(error: BaseException, store: Any) -> None:
+    """Mark an error as silent if the first process fails too, or is gone."""
+    if is_first():
+        store.set('failed', '1')
+        return
+    try:
+        store.wait(['failed'], _SAME_ERROR)
+    except dist.DistStoreError:
+        return  # an error of this process alone
+    except RuntimeError:
+        pass  # the store went with the first process
+    error.silent = True  # type: ignore[attr-defined]
+
+
+def own_device(device: torch.device) -> torch.device:
+    """A graphics card of its own for each process of a machine, where 'cuda' names none."""
+    if not _sharing or device.type != 'cuda' or device.index is not None:
+        return device
+    return torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count())
 
 
 def is_first() -> bool:
@@ -80,10 +127,19 @@ def joined(images: CutDataset, batch_size: int, embed: Callable[[CutDataset], Em
             part = embed(images.rows(slice(start, stop)))
             mine = replace(part, index=part.index + start)
     except Exception as error:
-        mine = error
+        mine = _portable(error)
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, mine)
     for part in (mine, *parts):  # its own error first
         if isinstance(part, Exception):
             raise part
     return Embeddings.cat([part for part in parts if part is not None])
+
+
+def _portable(error: Exception) -> Exception:
+    """An error as another process can read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f'{type(error).__name__}: {error}')
+    return error

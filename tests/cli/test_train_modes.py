@@ -78,7 +78,10 @@ def test_multi_epochs_loader_and_images_on_disk(images, tmp_path):
     assert list(folder.glob('train-batch-*.jpg'))
 
 
-def test_ctrl_c_on_a_run_with_workers_is_130_and_names_the_last_checkpoint(images, tmp_path):
+@pytest.mark.parametrize(('number', 'status', 'words'), [
+    (signal.SIGINT, 130, 'interrupted'), (signal.SIGTERM, 143, 'stopped by SIGTERM'),
+    (signal.SIGUSR1, 138, 'stopped by SIGUSR1')])
+def test_a_signal_to_a_run_with_workers_ends_it_and_names_the_last_checkpoint(number, status, words, images, tmp_path):
     command = [sys.executable, str(ROOT / 'train.py'), '--data-dir', str(images), '--num-classes', '4', *TINY,
                '--output', str(tmp_path), '--experiment', 'run', '--epochs', '500', '--workers', '2', *GRADMIX]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -86,10 +89,10 @@ def test_ctrl_c_on_a_run_with_workers_is_130_and_names_the_last_checkpoint(image
     last, waited = tmp_path / 'run' / 'last.pth.tar', time.monotonic() + 120
     while not last.exists() and running.poll() is None and time.monotonic() < waited:
         time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to every process of the run
+    os.killpg(running.pid, number)  # as terminals and schedulers do: to every process of the run
     told = running.communicate(timeout=60)[1]
-    assert running.returncode == 130, told
-    assert told.splitlines()[-1] == f'error: interrupted; last checkpoint: {last}'
+    assert running.returncode == status, told
+    assert told.splitlines()[-1] == f'error: {words}; last checkpoint: {last}'
     assert 'Traceback' not in told
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from gradmix_timm.data.transforms import build_pipeline, read_pipelines
+from gradmix_timm.data.transforms import build_pipeline, read_pipelines, recorded_pipeline
 
 READY = sorted((Path(__file__).parents[2] / 'configs' / 'aug').glob('*.yaml'))
 SIZE = (3, 32, 32)
@@ -140,3 +140,48 @@ def test_an_image_that_is_too_small_is_told_with_its_size(tmp_path):
     transform = fitted(tmp_path, CROP)
     with pytest.raises(ValueError, match='20 x 20'):
         transform(image(20))
+
+
+# ---- the evaluation pipeline of a checkpoint
+
+RESIZE = {'__class_fullname__': 'Resize', 'height': '$height', 'width': '$width'}
+
+
+def recorded(*nodes):
+    return recorded_pipeline({
+        'input_size': (3, 32, 32), 'mean': (0.5,) * 3, 'std': (0.5,) * 3, 'crop_pct': 0.9, 'pipeline': {
+            'path': 'a.yaml', 'transform': {'__class_fullname__': 'Compose', 'transforms': list(nodes)}}})
+
+
+def node(name, **options):
+    return {'__class_fullname__': name, **options}
+
+
+@pytest.mark.parametrize(('nodes', 'words'), [
+    ([node('RandomCrop', height=32, width=32)], 'RandomCrop draws at random'),
+    ([RESIZE, node('OneOf', p=1.0, transforms=[node('InvertImg', p=1.0)])], 'OneOf draws at random'),
+    ([RESIZE, node('ColorJitter', p=1.0)], 'ColorJitter draws'), ([RESIZE, node('HorizontalFlip')], 'p=0.5'),
+    ([RESIZE, node('Sequential', transforms=[node('InvertImg', p=1.0)])], 'Sequential happens with p=0.5'),
+    ([RESIZE, node('Sequential', p=1.0, transforms=[node('InvertImg', p=0.999)])], 'InvertImg happens with p=0.999'),
+    ([RESIZE, node('Sharpen', p=1.0, alpha=[0.1, 0.9])], 'comes out in'),
+    ([RESIZE, node('GaussianBlur', p=1.0, sigma_limit=[0.1, 2.0])], 'comes out in'),
+    ([node('LongestMaxSize', max_size=30), node('PadIfNeeded', min_height=32, min_width=32, position='random')],
+     'comes out in'),
+    ([node('TextImage', font_path='/etc/passwd', p=1.0), RESIZE], 'reads other files'),
+    ([node('FDA', reference_images=['/etc/passwd'], p=1.0), RESIZE], 'reads other files'),
+    ([node('Resize', height=10 ** 6, width=10 ** 6), RESIZE], 'expected at most 8192')])
+def test_a_random_or_reading_evaluation_is_refused(nodes, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        recorded(*nodes)
+    assert 'the evaluation pipeline of the checkpoint (a.yaml)' in str(caught.value)
+
+
+@pytest.mark.parametrize('nodes', [
+    [RESIZE], [node('SmallestMaxSize', max_size_hw='$resize'), node('CenterCrop', height='$height', width='$width')],
+    [RESIZE, node('InvertImg', p=1.0), node('ToGray', p=1.0), node('Sequential', p=1.0, transforms=[
+        node('HorizontalFlip', p=1.0)])], [RESIZE, node('Solarize', p=1.0, threshold_range=[0.5, 0.5])]])
+def test_a_fixed_evaluation_stays_and_draws_nothing(nodes):
+    before = torch.get_rng_state()
+    transform = recorded(*nodes)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(transform(image(40)), transform(image(40)))

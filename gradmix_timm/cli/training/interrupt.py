@@ -96,12 +96,17 @@ def held_signals(interrupt: Interrupt) -> Iterator[None]:
 def leave_signals_to_parent() -> None:
     """In a loader's worker: terminals and schedulers signal all processes, and the main one decides.
 
-    The second SIGTERM ends it, so that its parent can.
+    A SIGTERM of the main process itself, which waits for its workers at its own end, still ends the worker.
     """
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where PyTorch's handler stays: any SIGTERM ends a worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def once(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
-    signal.signal(signal.SIGTERM, once)
+def _end_with_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
