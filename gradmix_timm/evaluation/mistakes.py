@@ -59,9 +59,8 @@ def _first(values: NDArray[Any]) -> NDArray[np.int64]:
     return np.argsort(values, kind='stable')[:_SHOWN]
 
 
-def thumbnail(image: Any) -> tuple[str, list[int]]:
+def thumbnail(image: Image.Image) -> tuple[str, list[int]]:
     """An image as it lies in the data set, shrunk if it is large; PNG in base64, and its own size."""
-    image = Image.open(io.BytesIO(image)) if isinstance(image, bytes) else image
     size = list(image.size)
     small = image.convert('RGB' if image.mode not in ('L', 'RGB') else image.mode)
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

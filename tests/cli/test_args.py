@@ -14,7 +14,8 @@ from gradmix_timm.mixers import OPTIONS, create_mixer, list_mixers
 TABLE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_train_flags.json').read_text())
 TIMM = [a for a in TABLE['arguments'] if a['parser'] == 'parser' and a['dest'] != 'help']
 LATER = {a['dest'] for a in TABLE['known_changes_in_1_0_31']} - {'sweep_locks', 'sweep_attempt'}
-OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'mixup_kwargs', 'known_classes', 'osr_protocol',
+OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_mix', 'mixup_kwargs',
+        'known_classes', 'osr_protocol',
         'osr_trial', 'osr_family', 'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature',
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
