@@ -47,6 +47,10 @@ def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
         raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {silent.name!r} '
                          'tells none: register a class with draws (BatchMixer), or use --mixup-mode mixup or cutmix')
     guides = [part for part in mixer.parts if isinstance(part, GradMix)]
+    foreign = next((part for part in mixer.parts if part.requires_model and part not in guides), None)
+    if foreign is not None:
+        raise ValueError(f'{foreign.name!r} reads the evidence of classes, and a contrastive objective trains features '
+                         'of views: use --objective ce, or --mixup-mode gradmix, cutmix, ...')
     for part in guides:
         for flag, on in (('--gradmix-keep-clean', part.config.keep_clean),
                          ('--gradmix-attr-scale', part.config.attr_scale != 1),

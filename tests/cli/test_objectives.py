@@ -10,7 +10,7 @@ import torch
 from timm.data import create_loader
 from tiny_training import TINY, rows, run_tiny, write_images
 
-from gradmix_timm import list_mixers
+from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.checkpoint import KEY, ProjectionHead, build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
@@ -26,6 +26,7 @@ from gradmix_timm.openset.probes import neighbour_votes
 from gradmix_timm.openset.scores import fit_score
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES]
+OF_CLASSES = [name for name in OURS if name != 'gradmix' and create_mixer(name, num_classes=4).requires_model]
 SUPCON = ('--objective', 'supcon+ssl', '--objective-dim', 16)
 MOCO = ('--objective', 'moco', '--objective-dim', 16, '--objective-queue', 20, '--objective-momentum', 0.9)
 GRADMIX = ('--mixup-mode', 'gradmix')
@@ -156,7 +157,13 @@ def test_a_run_trains_on_two_different_views_and_counts_images(prefetcher, image
 
 # ---- runs
 
-@pytest.mark.parametrize('mixer', [*OURS, 'gradmix+cutmix'])
+@pytest.mark.parametrize('mixer', OF_CLASSES)
+def test_mixers_that_read_the_evidence_of_classes_are_refused(mixer, images, tmp_path):
+    with pytest.raises(UsageError, match=f"'{mixer}' reads the evidence of classes.*--objective ce"):
+        run_tiny(images, tmp_path, *SUPCON, '--mixup-mode', mixer, *QUICK)
+
+
+@pytest.mark.parametrize('mixer', [*(name for name in OURS if name not in OF_CLASSES), 'gradmix+cutmix'])
 def test_an_epoch_with_every_mixer(mixer, images, tmp_path):
     folder = run_tiny(images, tmp_path, *SUPCON, '--mixup-mode', mixer, *QUICK)
     line = rows(folder)[0]
