@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from typing_extensions import override
 
 from .decoding import through_rgb
 from .images import ImageSource
@@ -72,8 +73,8 @@ class Recoded(ImageSource):
         super().__init__(source.reader, source.input_img_mode)
         self.inner, self.codec = source, codec
 
+    @override
     def read(self, index: int) -> tuple[Any, ...]:
-        """As the base class says."""
         image, *rest = self.inner.read(index)
         return through_rgb(image, self.codec), *rest
 

@@ -12,6 +12,7 @@ from abc import abstractmethod
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
@@ -97,8 +98,8 @@ class _Reshaped(Score):
     def reshape(self, features: Tensor) -> Tensor:
         """Features of float [n, D] as the classifier shall see them, float64 [n, D], row by row."""
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         return by_rows(lambda rows: self.head(self.reshape(rows)).logsumexp(1), embeddings.features, arrays=2)
 
 
@@ -120,8 +121,8 @@ class React(_Reshaped):
         self.clip = percentile_of(train.features, self.percentile)
         self.diagnostics['clip'] = self.clip
 
+    @override
     def reshape(self, features: Tensor) -> Tensor:
-        """As the base class says."""
         return features.to(torch.float64, copy=True).clamp_(max=self.clip)
 
 
@@ -155,8 +156,8 @@ class Ash(_Reshaped):
         if self.variant not in ('s', 'b', 'p'):
             raise ValueError(f'ash: variant is s (scaled), b (binary) or p (pruned), got {variant!r}')
 
+    @override
     def reshape(self, features: Tensor) -> Tensor:
-        """As the base class says."""
         values, places, whole = _largest(features, self.percentile)
         if self.variant == 's':
             values *= _scale(whole, values.sum(1, keepdim=True))
@@ -176,8 +177,8 @@ class Scale(_Reshaped):
     def __init__(self, percentile: float = 85.) -> None:
         super().__init__(percentile)
 
+    @override
     def reshape(self, features: Tensor) -> Tensor:
-        """As the base class says."""
         values, _, whole = _largest(features, self.percentile)
         return features * _scale(whole, values.sum(1, keepdim=True))
 
@@ -207,6 +208,6 @@ class Dice(_Reshaped):
         self.head = Head(head.weight.double() * mask, head.bias.double())
         self.diagnostics['kept'] = float(mask.double().mean())
 
+    @override
     def reshape(self, features: Tensor) -> Tensor:
-        """As the base class says."""
         return features.double()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
@@ -173,8 +174,8 @@ class Mahalanobis(_Distances):
         self.within = Gaussian(covariance, means, count, add, add * mean_variance, keep)
         self.diagnostics = dict(self.within.diagnostics)
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         return -self.within.nearest(self._features(embeddings))
 
 
@@ -209,8 +210,8 @@ class RelativeMahalanobis(_Distances):
         self.diagnostics = self.within.diagnostics | {
             f'overall_{key}': value for key, value in self.overall.diagnostics.items()}
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         features = self._features(embeddings)
         return self.overall.nearest(features) - self.within.nearest(features)
 
@@ -276,8 +277,8 @@ class Vim(Score):
             found[rows] = ((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
         return found
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         found = self._residual(embeddings.features).mul_(-self.alpha)
         for rows in chunks(len(found), _ROWS):
             found[rows] += embeddings.logits[rows].double().logsumexp(1)

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
@@ -83,8 +84,8 @@ class LogitScore(Score):
     def of(self, logits: Tensor) -> Tensor:
         """Knownness float64 [N] of logits [N, K], all at once."""
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         def checked(rows: Tensor) -> Tensor:
             if not math.isfinite(float(rows.sum())):  # while they are in the cache
                 checked_rows(self.name, embeddings, 'logits')
@@ -104,8 +105,8 @@ class MaxSoftmax(LogitScore):
     def __init__(self, temperature: float = 1.) -> None:
         self.temperature = _positive('temperature', temperature)
 
+    @override
     def of(self, logits: Tensor) -> Tensor:
-        """As the base class says."""
         return unsaturated(*log_odds_parts(logits.double() / self.temperature))
 
 
@@ -113,8 +114,8 @@ class MaxSoftmax(LogitScore):
 class MaxLogit(LogitScore):
     """Largest logit."""
 
+    @override
     def of(self, logits: Tensor) -> Tensor:
-        """As the base class says."""
         return logits.amax(1).double()
 
 
@@ -129,8 +130,8 @@ class Energy(LogitScore):
     def __init__(self, temperature: float = 1.) -> None:
         self.temperature = _positive('temperature', temperature)
 
+    @override
     def of(self, logits: Tensor) -> Tensor:
-        """As the base class says."""
         return self.temperature * (logits.double() / self.temperature).logsumexp(1)
 
 
@@ -140,8 +141,8 @@ class Entropy(LogitScore):
 
     arrays = 3
 
+    @override
     def of(self, logits: Tensor) -> Tensor:
-        """As the base class says."""
         below, rest = _gaps(logits.double())
         below = below.nan_to_num_(neginf=-1e300)  # no weight, and 0 times infinity is not a number
         total = rest.exp().log1p_()
@@ -165,8 +166,8 @@ class Gen(LogitScore):
             raise ValueError(f'gen takes gamma in (0, 1] and top >= 1, got gamma={gamma}, top={top}')
         self.gamma, self.top = gamma, top
 
+    @override
     def of(self, logits: Tensor) -> Tensor:
-        """As the base class says."""
         below, rest = _gaps(logits.double())
         zero = torch.zeros_like(rest)
         total = torch.logaddexp(zero, rest)

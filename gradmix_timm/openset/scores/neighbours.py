@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
 from gradmix_timm.records import Embeddings
@@ -161,8 +162,8 @@ class Neighbour(_Neighbours):
     (sqrt(2 - 2 cos) leaves 1e-8 for a duplicate).
     """
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         place = kth_neighbours(embeddings.features, self.samples, self.k)
         far = [(_unit(embeddings.features[rows]) - _unit(self.samples[place[rows]])).norm(dim=1)
                for rows in chunks(len(place))]
@@ -173,8 +174,8 @@ class Neighbour(_Neighbours):
 class NeighbourMean(_Neighbours):
     """Mean of the k largest cosine similarities; in [-1, 1]."""
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         return top_cosines(embeddings.features, self.samples, self.k)[0].mean(1)
 
 
@@ -223,8 +224,8 @@ class ClassNeighbours(Score):
                 sums[rows, label] = best.sum(1)
         return sums
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         return self._sums(getattr(embeddings, self.reads[0])).amax(1)
 
     def predict(self, embeddings: Embeddings) -> Tensor:
@@ -243,8 +244,8 @@ class ClassNeighbourShare(ClassNeighbours):
         k: Neighbours of each class.
     """
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         sums = self._sums(getattr(embeddings, self.reads[0]))
         try:
             return class_neighbour_shares(sums).amax(1)

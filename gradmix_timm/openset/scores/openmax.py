@@ -5,6 +5,7 @@ import math
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
@@ -112,8 +113,8 @@ class OpenMax(Score):
         self.diagnostics = {'samples': len(right), 'right': len(right) / len(train.label),
                             'tail': int(present.sum(1).min()), 'shape': self.law.shape.tolist()}
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         found = [self._rows(embeddings.logits[rows].double()) for rows in chunks(len(embeddings.logits), 1024)]
         return torch.cat(found) if found else self.means.new_empty(0)
 

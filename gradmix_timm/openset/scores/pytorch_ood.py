@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
@@ -136,17 +137,17 @@ class _LibraryScore(Score):
         return self.kind(**options | self.resolved)
 
     def state(self) -> dict[str, Any]:
-        """As the base class says: of the detector what its fit has left, for :meth:`take_state` to set on a new one."""
+        """What the fit has left in the detector, for :meth:`take_state` to set on a new one."""
         fresh, own = vars(self._fresh()), dict(vars(self))
         learned = {name: value for name, value in vars(own.pop('detector')).items()
                    if not isinstance(value, _Flat) and (name not in fresh or value is not fresh[name])}
         return own | {'learned': learned, 'library': version('pytorch-ood')}
 
     def take_state(self, state: Mapping[str, Any]) -> None:
-        """As the base class says.
+        """Set on a new detector what :meth:`state` gave.
 
         Raises:
-            ValueError: Of another version of the library.
+            ValueError: The state is of another version of the library.
         """
         own = dict(state)
         learned, made_by, here = own.pop('learned'), own.pop('library'), version('pytorch-ood')
@@ -161,8 +162,8 @@ class _LibraryScore(Score):
         values: Tensor = getattr(embeddings, self.reads[0])[rows].float()
         return values[..., None, None] if self.method == 'feature_maps' else values
 
+    @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
-        """As the base class says."""
         predict = getattr(self.detector, f'predict_{self.method}')
         found = [-predict(self._input(embeddings, rows)).double().cpu() for rows in chunks(len(embeddings.logits))]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
