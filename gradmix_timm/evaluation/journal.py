@@ -61,7 +61,7 @@ class GroupStore:
             if place == 0:
                 if not isinstance(value, dict) or value.get('key') != self.key:
                     return {}
-            elif isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[2] == _digest(*value[:2]):
+            elif _is_whole(value):
                 groups[value[0]] = value[1]
             else:  # cut off or changed; what follows is appended to whole lines alone
                 write_atomic(self.path, ''.join(lines[:place]))
@@ -71,3 +71,9 @@ class GroupStore:
 
 def _digest(name: str, group: Any) -> str:
     return hashlib.sha256(json.dumps([name, group]).encode()).hexdigest()
+
+
+def _is_whole(line: Any) -> bool:
+    if not isinstance(line, list) or len(line) != 3 or not isinstance(line[0], str):
+        return False
+    return bool(line[2] == _digest(*line[:2]))
