@@ -14,13 +14,14 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 import yaml
 
-__all__ = ['Length', 'Plain', 'Range', 'check', 'read_json', 'read_text', 'read_yaml', 'shown']
+__all__ = ['Length', 'Plain', 'Range', 'check', 'naming', 'read_json', 'read_text', 'read_yaml', 'shown']
 
 _JSON_BYTES, _YAML_BYTES = 64 * 2 ** 20, 2 ** 20
 # Of YAML: nesting, and values once every alias is written out (a file of ten lines can stand for a billion).
@@ -114,6 +115,24 @@ def check(value: Any, type_: Any, where: str) -> Any:
     except _Mismatch as error:
         raise ValueError(f'{where}: {error}') from None
     return value
+
+
+@contextmanager
+def naming(where: object) -> Iterator[None]:
+    """Put a file's name before the message of a ValueError that does not have it.
+
+    Example:
+        >>> with naming('x.json'):
+        ...     raise ValueError('two classes are called cat')
+        Traceback (most recent call last):
+        ValueError: x.json: two classes are called cat
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(where) in str(error):
+            raise
+        raise ValueError(f'{where}: {error}') from error
 
 
 def shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
-from gradmix_timm.schema import check
+from gradmix_timm.schema import check, naming
 
 from .allowed import TimmArgs, check_data_dir, check_dataset, check_model_kwargs, check_split
 from .projection import ProjectionHead
@@ -198,10 +198,8 @@ def _projection(state: Any, path: Path) -> dict[str, Tensor] | None:
         return None
     if not _is_state_dict(head):
         raise ValueError(f'{path}: projection_head is {brief(head)}, expected weights')
-    try:
+    with naming(f'{path}: projection_head'):
         ProjectionHead.from_state(head)
-    except ValueError as error:
-        raise ValueError(f'{path}: projection_head: {error}') from error
     return dict(head)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from gradmix_timm.schema import Length, Plain, Range, check, shown
+from gradmix_timm.schema import Length, Plain, Range, check, naming, shown
 
 from .allowed import Count, DataConfig, Name, check_model_kwargs
 
@@ -125,10 +125,8 @@ class RunRecord:
         found = check({name: value for name, value in state.items() if name in known}, cls, where)
         check(found.get('data_config', {}), DataConfig, f'{where}: data_config')
         check_model_kwargs(found.get('model_kwargs', {}), where)
-        try:
+        with naming(where):
             return cls(**found)
-        except ValueError as error:
-            raise ValueError(f'{where}: {error}') from error
 
 
 def check_known(record: RunRecord, names: Sequence[str]) -> None:

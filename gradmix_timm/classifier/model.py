@@ -16,6 +16,7 @@ from gradmix_timm.checkpoint import find_device
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
+from gradmix_timm.schema import naming
 
 from . import calibration, onnx_export, serialization
 from .images import batches
@@ -219,10 +220,8 @@ class OpenSetClassifier:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
         """
         model, score, facts = serialization.load(folder)
-        try:
+        with naming(os.path.join(folder, serialization.JSON)):
             manifest = Manifest(**facts)
-        except ValueError as error:
-            raise ValueError(f'{os.path.join(folder, serialization.JSON)}: {error}') from error
         return cls(model, score, manifest, device, batch_size)
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:

@@ -29,7 +29,7 @@ from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
-from gradmix_timm.schema import Length, Plain, Range, check, read_json, shown
+from gradmix_timm.schema import Length, Plain, Range, check, naming, read_json, shown
 
 __all__ = ['FORMAT', 'JSON', 'TENSORS', 'load', 'save']
 
@@ -91,12 +91,10 @@ def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, An
         raise ValueError(f'{folder / JSON} names the classes {shown(facts["known_classes"])} and the weights were '
                          f'saved for {shown(names)}; {_AGAIN}')
     facts['known_classes'] = tuple(names)
-    try:
+    with naming(folder / JSON):
         score = restore_score(facts.pop('score'), _part(tensors, 'score.'))
         record = RunRecord(model=facts['model'], model_kwargs=facts['model_kwargs'], known_classes=tuple(names))
         preprocessing = Preprocessing.of(facts['data_config'])
-    except ValueError as error:
-        raise ValueError(f'{folder / JSON}: {error}') from error
     model = build_model(Loaded(record=record, args=None, state_dict=_part(tensors, 'model.'), epoch=None, metric=None,
                                sha256='', path=str(folder / TENSORS)))
     _try(model, score, preprocessing, len(names), folder / JSON)

@@ -11,7 +11,7 @@ from typing import Any
 
 from timm.utils import ParseKwargs
 
-from gradmix_timm.schema import read_yaml, shown
+from gradmix_timm.schema import naming, read_yaml, shown
 
 __all__ = ['layer', 'read_config', 'words']
 
@@ -71,11 +71,10 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         raise ValueError(f'{path}: base: expected the name of a YAML file, got {shown(base)}')
     base_path = str(Path(path).parent / base)
     try:
-        under = _load(base_path)
+        with naming(f'{path}: base'):
+            under = _load(base_path)
     except OSError as error:
         raise ValueError(f'{path}: base: {shown(base)} cannot be read ({error.strerror})') from error
-    except ValueError as error:
-        raise ValueError(f'{path}: base: {error}') from error
     if 'base' in under:
         raise ValueError(f'{base_path}: base goes one level deep, and this file, the base of {path}, names another; '
                          'put the keys of both into one')

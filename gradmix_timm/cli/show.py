@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
-from gradmix_timm.checkpoint import Loaded, build_model, find_device, load_checkpoint, write_atomic
+from gradmix_timm.checkpoint import Loaded, build_model, check_input, find_device, load_checkpoint, write_atomic
 from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
 from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
@@ -22,6 +22,7 @@ from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
+from gradmix_timm.schema import naming
 
 __all__ = ['build_parser', 'main', 'save_mixes']
 
@@ -230,7 +231,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with user_errors():
         import_modules(args.device_modules)
         model, loaded = _model(args)
-        preprocessing = Preprocessing.of({} if loaded is None else loaded.data_config, model, args.img_size)
+        with naming(args.checkpoint or args.model):
+            preprocessing = Preprocessing.of({} if loaded is None else loaded.data_config, model, args.img_size)
+            preprocessing.transform()
+            check_input(model, preprocessing.input_size, args.checkpoint or args.model)
         classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
         files = _files(args.images, classes)
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()

@@ -15,7 +15,7 @@ from typing import Any
 from timm.data import ImageNetInfo
 
 from gradmix_timm.registry import nearest
-from gradmix_timm.schema import read_yaml, shown
+from gradmix_timm.schema import naming, read_yaml, shown
 
 from .class_names import find_classes
 
@@ -284,10 +284,8 @@ def _from_file(path: Path, trial: int, family: str | None) -> ClassSplit:
     name = content.get('name', path.stem)
     if not isinstance(name, str | int) or len(str(name)) > 100:
         raise ValueError(f'{path}: name should be a word, got {shown(name)}')
-    try:
+    with naming(path):
         return ClassSplit(known=known, unknown=unknown, protocol=str(name), groups=parts)
-    except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
 
 
 def _names(value: Any, where: str) -> tuple[str, ...]:

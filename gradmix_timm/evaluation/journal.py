@@ -18,7 +18,8 @@ __all__ = ['GroupStore']
 class GroupStore:
     """A file of one JSON line a group, under a key of everything that the groups depend on.
 
-    A file with another key is begun anew; a last line that was cut off while being written does not count.
+    A file with another key is begun anew; from a line on that was cut off or changed (each has its digest) groups are
+    done again.
 
     Args:
         path: The file; made when the first group is added.
@@ -38,7 +39,7 @@ class GroupStore:
         self.groups[name] = group
         if not is_first():
             return
-        line = json.dumps([name, group], allow_nan=False) + '\n'
+        line = json.dumps([name, group, _digest(name, group)], allow_nan=False) + '\n'
         if len(self.groups) == 1:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps({'key': self.key}) + '\n')
@@ -55,14 +56,24 @@ class GroupStore:
         for place, line in enumerate(lines):
             try:
                 value = json.loads(line) if line.endswith('\n') else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 value = None
             if place == 0:
                 if not isinstance(value, dict) or value.get('key') != self.key:
                     return {}
-            elif isinstance(value, list) and len(value) == 2:
+            elif _is_whole(value):
                 groups[value[0]] = value[1]
-            else:  # cut off; what follows is appended to whole lines alone
+            else:  # cut off or changed; what follows is appended to whole lines alone
                 write_atomic(self.path, ''.join(lines[:place]))
                 break
         return groups
+
+
+def _digest(name: str, group: Any) -> str:
+    return hashlib.sha256(json.dumps([name, group]).encode()).hexdigest()
+
+
+def _is_whole(line: Any) -> bool:
+    if not isinstance(line, list) or len(line) != 3 or not isinstance(line[0], str):
+        return False
+    return bool(line[2] == _digest(*line[:2]))

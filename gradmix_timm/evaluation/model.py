@@ -23,6 +23,7 @@ from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract, head_of
 from gradmix_timm.openset.scores import Head
 from gradmix_timm.records import Embeddings
+from gradmix_timm.schema import naming
 
 from .processes import joined, own_device
 from .settings import EvaluationSettings
@@ -119,11 +120,9 @@ class EvaluatedModel:
                              'train a head for them, or name one class an output with known_classes=A,B,...')
         if img_size and (resize := getattr(net, 'set_input_size', None)) is not None:
             cast(Any, resize)((img_size, img_size))  # of models whose position embeddings fit one size
-        try:
+        with naming(loaded.path if loaded is not None else name):
             preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
             preprocessing.transform()  # a recorded pipeline refuses another size than it can make
-        except ValueError as error:
-            raise ValueError(f'{loaded.path}: {error}' if loaded is not None else str(error)) from error
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)
         if loaded is not None:

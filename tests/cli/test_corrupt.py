@@ -173,6 +173,15 @@ def test_a_store_outlives_a_line_that_was_cut_off(tmp_path):
     assert GroupStore(store.path, {'a': 1}).groups == {}
 
 
+@pytest.mark.parametrize(('old', 'new'), [('0.5', '0.9'), ('"fog/1"', '["fog/1"]'), ('{"error": 0.5}', '3'),
+                                          ('{"error": 0.5}', '[' * 5000), ('fog/1', 'fog/9')])
+def test_a_store_serves_no_line_that_was_changed(old, new, tmp_path):
+    store = GroupStore(tmp_path / 'groups.jsonl', {'a': 1})
+    store.add('fog/1', {'error': 0.5})
+    store.path.write_text(store.path.read_text().replace(old, new))
+    assert GroupStore(store.path, {'a': 1}).groups == {}
+
+
 # ---- official files and baselines
 
 def test_official_arrays_of_the_same_pixels_give_the_same_figures(place, tmp_path):

@@ -236,7 +236,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         classes: tuple[str, ...] = ()
         width = getattr(checkpoint.get('args'), 'num_classes', None) if stored else None
     else:
-        record = RunRecord.from_state(section)
+        record = RunRecord.from_state(section, f'--resume {path}')
         stored, classes = record.model, record.known_classes
         width = record.model_kwargs.get('num_classes')
     was = 'ce' if section is None else record.objective
