@@ -10,7 +10,8 @@ QUICK_RUN = output/quickstart
 QUICK_TRAIN = $(BIN)/python train.py --config configs/quickstart.yaml --output output --experiment quickstart --overwrite
 QUICK_EVAL = $(BIN)/python -m gradmix_timm.openset osr --checkpoint $(QUICK_RUN)/model_best.pth.tar
 
-PYTEST = $(BIN)/python -m pytest -q
+# Two processes, whole files to each: fixtures of a module are made once.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 # Documents hold doctests too; the package's are part of the quick suite already.
 DOCTESTS = --doctest-glob='*.md' gradmix_timm $(wildcard README.md docs)
 
@@ -40,12 +41,12 @@ lint: $(VENV)/.test  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(VENV)/.test  ## pytest-benchmark's tables
-	$(PYTEST) benchmarks --benchmark-only
+	$(BIN)/python -m pytest -q benchmarks --benchmark-only
 
 gpu: $(VENV)/.test  ## the tests that need a CUDA device
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
 	  f"make gpu: torch {torch.__version__} sees no CUDA device; run it on a machine with one")'
-	$(PYTEST) -m gpu
+	$(BIN)/python -m pytest -q -m gpu
 
 clean:  ## remove .venv, caches, builds and the quickstart's run (other runs in output/ stay)
 	rm -rf $(VENV) $(QUICK_RUN) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -148,6 +148,7 @@ def test_a_run_that_is_stopped_goes_on_and_ends_the_same(place, tmp_path, monkey
     assert again['manifest']['settings']['groups_reused'] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [('--seed', '1'), ('--scores', 'mls'), ('--images', '20')])
 def test_groups_of_another_run_are_not_taken_for_this_one(place, tmp_path, change):
     checkpoint = place[0] / 'run' / 'model_best.pth.tar'
@@ -184,6 +185,7 @@ def test_a_store_serves_no_line_that_was_changed(old, new, tmp_path):
 
 # ---- official files and baselines
 
+@pytest.mark.slow
 def test_official_arrays_of_the_same_pixels_give_the_same_figures(place, tmp_path):
     root = place[0]
     test = open_dataset('', root / 'data', 'test')
@@ -205,6 +207,7 @@ def test_official_arrays_of_the_same_pixels_give_the_same_figures(place, tmp_pat
                root / 'run' / 'corrupt') == 2, 'generated images are no reference for official ones'
 
 
+@pytest.mark.slow
 def test_a_model_is_as_good_as_itself(place, tmp_path, capsys):
     folder = place[0] / 'run' / 'corrupt'
     argv = ('--checkpoint', place[0] / 'run' / 'model_best.pth.tar', '--output', tmp_path, '--baseline')

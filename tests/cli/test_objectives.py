@@ -165,6 +165,7 @@ def test_mixers_that_read_the_evidence_of_classes_are_refused(mixer, images, tmp
     assert f"'{mixer}' reads the evidence of classes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mixer', [*(name for name in OURS if name not in OF_CLASSES), 'gradmix+cutmix'])
 def test_an_epoch_with_every_mixer(mixer, images, tmp_path):
     folder = run_tiny(images, tmp_path, *SUPCON, '--mixup-mode', mixer, *QUICK)

@@ -76,11 +76,14 @@ def overlay(mode):
     return '--pretrained-cfg-overlay', f'crop_mode={mode}', 'crop_pct=0.9'
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(('mode', 'flags', 'changes'), [
     ('squash', (), {}), ('border', ('--no-prefetcher', '--exif', 'apply'), {'exif': 'apply'}),
     ('border', ('--cache-images', '--input-img-mode', 'HSV'), {'image_mode': 'HSV'}),
-    ('squash', ('--in-chans', 4, '--input-img-mode', 'RGBA'), {'image_mode': 'RGBA'}),
-    ('border', ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20), {})],
+    pytest.param('squash', ('--in-chans', 4, '--input-img-mode', 'RGBA'), {'image_mode': 'RGBA'}, marks=SLOW),
+    pytest.param('border', ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20), {}, marks=SLOW)],
     ids=['plain', 'exif', 'cached hsv', 'rgba', 'probe'])
 def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, wide, tmp_path):
     """Red before: training, its cache and its probe cut out the center, and the mode of PIL was forgotten."""
@@ -171,6 +174,7 @@ def test_a_checkpoint_that_lacks_the_image_mode_has_it_of_timms_arguments(wide, 
     assert Preprocessing.of(load_checkpoint(folder / 'timms.pth.tar').data_config).image_mode == 'HSV'
 
 
+@pytest.mark.slow
 def test_a_graph_says_how_its_input_is_made(wide, tmp_path):
     runtime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

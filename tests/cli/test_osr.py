@@ -186,6 +186,7 @@ def test_figures_are_those_of_the_model_on_plain_images(done):
         np.testing.assert_array_equal(arrays['known_label'], found.label)
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_figures(done, tmp_path, capsys):
     checkpoint = done[0].parent / 'model_best.pth.tar'
     assert run('--checkpoint', checkpoint, '--output', tmp_path / 'again', '--batch-size', 50,
@@ -230,6 +231,7 @@ def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, 
 
 # ---- several checkpoints
 
+@pytest.mark.slow
 def test_several_checkpoints_are_judged_one_after_the_other(tmp_path, undrawn, capsys):
     files = [save(tmp_path / name / 'model_best.pth.tar', digits(seed=seed)) for seed, name in enumerate('ab')]
     assert run('--checkpoint', *files, '--scores', 'msp', '--trivial-images', 0) == 0
@@ -315,6 +317,7 @@ def test_pretraining_is_recorded_and_said(pretrained, began, tmp_path, capsys):
         assert ('eights started from test_resnet.r160_in1k' in text) is pretrained
 
 
+@pytest.mark.slow
 def test_what_hangs_on_settings_is_printed_and_on_the_page(tmp_path, capsys):
     checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
     assert run('--checkpoint', checkpoint, '--scores', 'mls,knn,msp', '--sensitivity') == 0

@@ -137,6 +137,7 @@ def test_a_folder_that_is_being_written_to_is_refused_by_process_host_and_start(
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['run.lock']
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_run_is_taken_over_with_a_line(images, tmp_path, holder, caplog):
     holder.kill()
     holder.wait()

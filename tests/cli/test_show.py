@@ -53,6 +53,7 @@ def test_a_picture_and_its_facts(images, tmp_path, mixer, extra, capsys):
         assert len(facts['layers']) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [n for n in list_mixers() if not n.startswith(('doctest', 'test'))])
 def test_every_registered_mixer_can_be_shown(name, tmp_path, tiny_cnn, batch):
     mixer = create_mixer(name, num_classes=10)

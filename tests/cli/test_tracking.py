@@ -113,6 +113,7 @@ def test_a_run_that_mixes_nothing_in_the_step_logs_its_metrics_alone(flags, imag
     assert not keys & {'mix/lam', 'mix/random_boxes'}
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without(images, tmp_path, board):
     flags = (*GRADMIX, '--drop', 0.3, '--mixup-prob', 0.5)
     without = run_tiny(images, tmp_path, *flags, name='without')
@@ -122,6 +123,7 @@ def test_training_is_the_same_with_and_without(images, tmp_path, board):
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_drops_what_it_logs_again(images, tmp_path, board):
     run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--stop-epoch', 1)
     run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--resume', 'auto')

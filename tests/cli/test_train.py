@@ -151,6 +151,7 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
     assert not any('Mix: ' in r.message for r in caplog.records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['none', 'mixup', 'cutmix', 'random-box', 'center-box', 'gradmix', 'gradmix+cutmix'])
 def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
     folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1)
@@ -454,6 +455,7 @@ def test_a_run_moves_no_flag_of_the_process(images, tmp_path):
     assert before == (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
 
 
+@pytest.mark.slow
 def test_the_clean_batch_is_trained_on_too(tmp_path, capsys):
     train.main(['--dataset', 'sklearn/digits', '--osr-protocol', 'digits', *TINY, '--in-chans', '1', '--mixup-mode',
                 'gradmix', '--gradmix-keep-clean', '--epochs', '1', '--batch-size', '64', '--output', str(tmp_path),

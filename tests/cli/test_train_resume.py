@@ -93,6 +93,7 @@ def test_auto_starts_afresh_where_nothing_is_and_changes_nothing_when_done(image
     assert (folder / 'summary.csv').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_saved_flags_rerun_the_job(images, tmp_path):
     folder = run_tiny(images, tmp_path, *GRADMIX, '--gradmix-layers', -1)
     first = rows(folder)

@@ -59,7 +59,8 @@ AVERAGED = (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw',
 
 @pytest.mark.parametrize(('flags', 'epoch', 'index'), [
     pytest.param(PLAIN, 0, 0, id='plain, first batch'),
-    pytest.param(('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3), 1, 2, id='timm mixup'),
+    pytest.param(('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3), 1, 2, id='timm mixup',
+                 marks=pytest.mark.slow),
     pytest.param((*AVERAGED, '--grad-accum-steps', 2), 1, 2, id='gradmix, in a window'),
     pytest.param(AVERAGED, 2, 4, id='gradmix, last batch', marks=pytest.mark.slow),
     pytest.param((*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.2, '--workers', 1), 0, 1,
@@ -82,6 +83,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_as_if_it_had_not_been(flags, epoch, i
     assert {path.name for path in parts.iterdir()} == {path.name for path in straight.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_twice_in_an_epoch_goes_on_exactly(images, tmp_path, signalled):
     flags = ('--drop', 0.3, '--reprob', 0.5)
     straight = run_tiny(images, tmp_path, *flags, name='straight')
@@ -93,6 +95,7 @@ def test_a_run_that_is_stopped_twice_in_an_epoch_goes_on_exactly(images, tmp_pat
     assert rows(parts) == rows(straight)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_in_validation_validates_again_and_trains_no_batch_twice(images, tmp_path, monkeypatch):
     straight = run_tiny(images, tmp_path, *GRADMIX, name='straight')
     judge, calls = validation._judge, []
