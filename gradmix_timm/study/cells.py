@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -245,7 +244,7 @@ def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], 
                     if stop.is_set():
                         raise KeyboardInterrupt from None
         except BaseException:
-            process.send_signal(signal.SIGINT)  # training ends at the next batch, with a checkpoint
+            process.terminate()  # training ends at the next batch, with a checkpoint
             try:
                 process.wait(120)
             except subprocess.TimeoutExpired:

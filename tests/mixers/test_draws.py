@@ -44,6 +44,7 @@ def test_workers_of_a_loader_and_their_epochs_draw_differently(name):
     assert len(set(drawn)) == len(drawn) == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('persistent', [False, True])
 def test_draws_in_workers_reproduce_with_torchs_seed_and_differ_with_the_mixers(persistent):
     def run(seed, torch_seed=0):

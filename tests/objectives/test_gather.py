@@ -106,6 +106,7 @@ def both():
         return results[0], results[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['joint', 'moco'])
 def test_two_processes_equal_one_with_the_joined_batch(kind, both):
     first, second = (found[kind] for found in both)
