@@ -5,6 +5,8 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 #: Stands for an entry that is taken away.
 GONE = object()
 _LONG = 'x' * 100_000
@@ -25,6 +27,11 @@ VALUES: dict[str, Any] = {
     'pipe': 'pipe:touch hacked', 'hub': 'hf-hub:timm/resnet18', 'nul': 'a\0b', 'list': [], 'numbers': [1, 2, 3],
     'words': ['a', 'b'], 'many': [0] * 100_000, 'dict': {}, 'other dict': {'a': {'b': 1}}, 'nested': nested(),
     'gone': GONE}
+
+
+#: Some of each kind; the others take minutes.
+FEW = {name: VALUES[name] for name in ('none', 'true', 'minus', 'huge', 'nan', 'word', 'numbers', 'dict', 'gone')}
+ALL = pytest.mark.parametrize('values', [FEW, pytest.param(VALUES, marks=pytest.mark.slow)], ids=['few', 'all'])
 
 
 def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from tampering import GONE, VALUES, changed, places
+from tampering import ALL, GONE, changed, places
 from tiny_checkpoints import CONFIG
 
 from gradmix_timm.checkpoint import KEY, ProjectionHead, RunRecord, build_model, check_input, load_checkpoint, reading
@@ -92,13 +92,14 @@ def test_the_untouched_one_is_read(make, file):
 
 
 @pytest.mark.parametrize('make', [ours, timms])
-def test_no_value_gives_anything_but_a_line(make, file):
+@ALL
+def test_no_value_gives_anything_but_a_line(values, make, file):
     content = make()
     whole = {**content, 'state_dict': {'fc.weight': content['state_dict']['fc.weight']}}
     whole['args'] = vars(whole['args']) if make is ours else whole['args']
     net = timm.create_model('test_resnet', num_classes=2).eval()
     for place in places(whole):
-        for name, value in VALUES.items():
+        for name, value in values.items():
             wrong = changed({**content, 'args': whole['args']}, place, value)
             built = place[-1] in _BUILT or place[-2:-1] == ('model_kwargs',)
             message = use(file(wrong, in_memory=True), True if built else net)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tampering import VALUES, changed, places
+from tampering import ALL, changed, places
 
 from gradmix_timm.cli.config_file import read_config
 from gradmix_timm.cli.training.args import build_parser
@@ -68,14 +68,15 @@ def test_no_text_hangs_or_prints_itself(kind, text, tmp_path):
 
 
 @pytest.mark.parametrize('kind', READERS)
-def test_no_value_gives_anything_but_a_line(kind, tmp_path):
+@ALL
+def test_no_value_gives_anything_but_a_line(values, kind, tmp_path):
     reader, good = READERS[kind]
     (tmp_path / 'other.yaml').write_text('lr: 0.2\n')
     path = tmp_path / 'x.yaml'
     path.write_text(yaml.safe_dump(good))
     assert read(reader, path) == ''
     for place in places(good):
-        for name, value in VALUES.items():
+        for name, value in values.items():
             if name != 'beyond':  # more digits than Python writes
                 path.write_text(json.dumps(changed(good, place, value)))  # JSON is YAML
                 read(reader, path)
