@@ -81,9 +81,9 @@ def restore_score(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     try:
         kind(**{key: state[key] for key in inspect.signature(kind).parameters if key in state})  # checks its options
         score.take_state(state)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f'score {shown(name)}: its options or its fit are not those of such a score '
-                         f'({shown(str(error))})') from error
+                         f'({str(error)[:300]})') from error
     return score
 
 
