@@ -233,8 +233,8 @@ def spatter(image: Pixels, constant: Sequence[float], generator: Generator) -> F
     far = cv2.distanceTransform(255 - cv2.Canny(drops, 50, 150), cv2.DIST_L2, 5)
     far = cv2.equalizeHist(cv2.blur(np.minimum(far, 20), (3, 3)).astype(np.uint8))
     relief = cv2.filter2D(far, cv2.CV_8U, np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]]))
-    light = drops * cv2.blur(relief, (3, 3)).astype(np.float32)
-    light *= strength / max(float(light.max()), 1.)  # no drop, no light
+    lit = drops * cv2.blur(relief, (3, 3)).astype(np.float32)
+    light = lit * (strength / max(float(lit.max()), 1.))  # no drop, no light
     return np.clip(share + light[..., None] * _as_channels(_WATER, image), 0, 1) * 255
 
 

@@ -55,7 +55,7 @@ class GroupStore:
         groups: dict[str, Any] = {}
         for place, line in enumerate(lines):
             try:
-                value = json.loads(line) if line.endswith('\n') else None
+                value: Any = json.loads(line) if line.endswith('\n') else None
             except (ValueError, RecursionError):
                 value = None
             if place == 0:
