@@ -17,6 +17,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from .opening import open_image
 
+# OpenCV's threads do not survive a fork: a loader's worker would wait for them for ever.
+cv2.setNumThreads(0)
+
 __all__ = ['DISTORTIONS', 'Distortion', 'plasma', 'zoomed']
 
 Pixels = NDArray[np.uint8]
