@@ -28,7 +28,7 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
 
     Raises:
         ValueError: No or an unknown model name; weights that do not fit; a head that has not ``num_classes`` outputs
-            or not one for each known class; pretrained weights that could not be had.
+            or not one for each known class; pretrained weights that could not be downloaded.
     """
     name = model or (loaded.model if loaded else None)
     if not name:
@@ -107,7 +107,7 @@ def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str 
         name: The model, where it is judged with timm's own weights.
 
     Returns:
-        'none'; timm's name of the weights with their tag; 'file NAME'; None where nobody says.
+        'none'; timm's name of the weights with their tag; 'file NAME'; None if it is not recorded.
 
     Example:
         >>> pretraining({'pretrained': False, 'initial_checkpoint': ''}), pretraining(None, 'resnet18')
@@ -166,8 +166,8 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], where: str = ''
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # constructors raise nearly anything on arguments that a file may name
         if pretrained and isinstance(error, OSError | RuntimeError | TypeError):
-            raise ValueError(f'the pretrained weights of {name} could not be had ({str(error).split(". ")[0]}); leave '
-                             'out --pretrained, or give a file with --checkpoint') from error
+            raise ValueError(f'the pretrained weights of {name} could not be downloaded ({str(error).split(". ")[0]}); '
+                             'leave out --pretrained, or give a file with --checkpoint') from error
         reason = ' '.join(str(error).split())[:300]
         raise ValueError(f'{where}timm could not make {name} with {shown(kwargs)} ({reason})') from error
 

@@ -178,7 +178,7 @@ def _split_root(name: str, root: Any, split: str) -> str:
 
 
 def _check_tars(root: Path) -> None:
-    """A tar that was cut short would be read up to there without a word: a whole one ends with a block of zeros."""
+    """A tar that was cut short would silently be read up to there: a whole one ends with a block of zeros."""
     for path in [root] if root.is_file() else sorted(root.glob('*.tar')):
         with path.open('rb') as file:
             plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
@@ -203,7 +203,7 @@ def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | N
 
 
 def _check_tar(path: Path) -> None:
-    """A tar that was cut short would be read up to there without a word: a whole one ends with a block of zeros."""
+    """A tar that was cut short would silently be read up to there: a whole one ends with a block of zeros."""
     with path.open('rb') as file:
         plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
         size = file.seek(0, os.SEEK_END)

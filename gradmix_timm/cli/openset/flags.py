@@ -96,7 +96,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--duplicates', type=int, default=1000, metavar='N',
         help='unknown images nearest to a known one by features whose pixels are compared; 0: none (default: 1000)')
     add('--sensitivity', action='store_true',
-        help='score again with other settings (neighbours, dimensions, percentiles, ...), to see what hangs on them')
+        help='score again with other settings (neighbours, dimensions, percentiles, ...), to see how much '
+             'each score depends on them')
     add('--feature-map', type=int, default=1000, metavar='N',
         help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
