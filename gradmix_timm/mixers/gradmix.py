@@ -67,9 +67,9 @@ class GradMixOptions:
     center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
                           ('window', 'argmax', 'sample'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
-    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: the hidden '
-                         'share of the evidence goes to no class (uniform) and none to the partner; open-area: '
-                         'the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
+    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
+                         'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
+                         'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
