@@ -1,11 +1,11 @@
-"""The table of docs/attribution.md from docs/deletion-*.json: ``python benchmarks/attribution_tables.py``."""
+"""The table of docs/results/attribution.md from the files beside it: ``python benchmarks/attribution_tables.py``."""
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent / 'docs'
+DOCS = Path(__file__).parent.parent / 'docs' / 'results'
 START, END = '<!-- deletion table -->', '<!-- end of deletion table -->'
 # Net -> (file, which has a twin with shift; places). Its first place is what the library does by default.
 NETS = {

@@ -1,4 +1,4 @@
-"""docs/cost.md and its picture from benchmarks/results: ``python benchmarks/cost_tables.py``."""
+"""docs/results/cost.md and its picture from benchmarks/results: ``python benchmarks/cost_tables.py``."""
 from __future__ import annotations
 
 import json
@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-DOCS = HERE.parent / 'docs'
+DOCS = HERE.parent / 'docs' / 'results'
 COLOURS = {'cutmix (timm, elem)': '#999999', 'random-box': '#bbbbbb', 'gradmix': '#0072b2',
            'gradmix, half scale': '#56b4e9', 'gradmix, two layers': '#009e73',
            'gradmix by hooks and a full backward': '#d55e00'}

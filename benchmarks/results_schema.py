@@ -1,4 +1,4 @@
-"""docs/results.md from the types of gradmix_timm.openset.results: ``python benchmarks/results_schema.py``."""
+"""docs/results-schema.md from the types of gradmix_timm.openset.results: ``python benchmarks/results_schema.py``."""
 from __future__ import annotations
 
 import inspect
@@ -104,7 +104,7 @@ def nested(kinds: tuple[Any, ...]) -> list[Any]:
 
 
 def page() -> str:
-    """docs/results.md."""
+    """docs/results-schema.md."""
     parts, shown = [HEAD], set()
     everything = nested(tuple(kind for kinds in SECTIONS.values() for kind in kinds))
     for title, kinds in SECTIONS.items():
@@ -127,4 +127,4 @@ def section(kind: Any, parent: Any) -> str:
 
 
 if __name__ == '__main__':
-    (Path(__file__).parents[1] / 'docs' / 'results.md').write_text(page())
+    (Path(__file__).parents[1] / 'docs' / 'results-schema.md').write_text(page())

@@ -1,4 +1,4 @@
-"""docs/cifar10.md's tables from the results of one net's evaluations.
+"""docs/results/cifar10.md's tables from the results of one net's evaluations.
 
     python benchmarks/showcase.py --take osr=RUN/osr ood=RUN/ood probe=RUN/probe corrupt=RUN/corrupt
     python benchmarks/showcase.py
@@ -19,7 +19,7 @@ from gradmix_timm.openset.reports.report import closed_set_line, means_table, sc
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cifar10'
-DOCUMENT = ROOT / 'docs' / 'cifar10.md'
+DOCUMENT = ROOT / 'docs' / 'results' / 'cifar10.md'
 # They hold where the run lay.
 LEFT_OUT = ('checkpoint', 'manifest', 'skipped')
 

@@ -1,6 +1,6 @@
 """What a training step costs with each mixer, against the step without mixing in the same run.
 
-``make bench`` runs it; figures go to ``benchmarks/results/step_cost.json`` and from there into docs/cost.md.
+``make bench`` runs it; figures go to ``benchmarks/results/step_cost.json`` and from there into docs/results/cost.md.
 """
 from __future__ import annotations
 

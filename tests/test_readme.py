@@ -18,10 +18,10 @@ def test_quickstart_figures_are_those_of_the_result_files():
 
 def test_documents_are_those_that_their_commands_write():
     showcase = runpy.run_path(str(ROOT / 'benchmarks' / 'showcase.py'))
-    document = (ROOT / 'docs' / 'cifar10.md').read_text()
+    document = (ROOT / 'docs' / 'results' / 'cifar10.md').read_text()
     assert showcase['page'](document) == document
     attribution = runpy.run_path(str(ROOT / 'benchmarks' / 'attribution_tables.py'))
-    assert attribution['block']() in (ROOT / 'docs' / 'attribution.md').read_text()
+    assert attribution['block']() in (ROOT / 'docs' / 'results' / 'attribution.md').read_text()
 
 
 def test_pictures_and_documents_are_there():

@@ -97,8 +97,8 @@ class Evaluation:
     """Figures of known against unknown images.
 
     Attributes:
-        results: Everything of results.json; docs/results.md describes it.
-        arrays: Of each image: knownness by score, answers, labels; see docs/results.md.
+        results: Everything of results.json; docs/results-schema.md describes it.
+        arrays: Of each image: knownness by score, answers, labels; see docs/results-schema.md.
         predictions: One row an image.
         mistakes: Thumbnails for the report.
     """
