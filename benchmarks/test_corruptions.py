@@ -10,8 +10,8 @@ from scipy.ndimage import zoom
 from timing import interleaved
 from timm.data import create_transform
 
-from gradmix_timm.data.corruption_kernels import DISTORTIONS
-from gradmix_timm.data.corruptions import corrupt, list_corruptions, severity_constants
+from gradmix_timm.data.corruption import corrupt, list_corruptions, severity_constants
+from gradmix_timm.data.corruption.kernels import DISTORTIONS
 
 
 def picture(side: int) -> np.ndarray:

@@ -33,6 +33,7 @@ class MixDraw:
         name: The mixer that drew.
         moves: Where blocks come from, before images are mixed: for own (0) and partner (1) the block that goes to each
             place of a g x g grid, int64 [B, 2, g * g]; None where nothing moves.
+        unknown: Share of the label that goes to no class, float32 [B], beside ``weight``; None: nothing does.
     """
 
     partner: Tensor
@@ -45,11 +46,12 @@ class MixDraw:
     fallback: Tensor
     name: str
     moves: Tensor | None = None
+    unknown: Tensor | None = None
 
     @classmethod
     def of(cls, name: str, partner: Tensor, lam: Tensor, *, dst: Tensor | None = None, src: Tensor | None = None,
            weight: Tensor | None = None, mask: Tensor | None = None, noise_seed: int | None = None,
-           fallback: Tensor | None = None, moves: Tensor | None = None) -> MixDraw:
+           fallback: Tensor | None = None, moves: Tensor | None = None, unknown: Tensor | None = None) -> MixDraw:
         """A draw from what a mixer has to say; the rest has the defaults that fit most mixers.
 
         Args:
@@ -63,6 +65,7 @@ class MixDraw:
             noise_seed: See the class.
             fallback: Default: no row.
             moves: See the class.
+            unknown: See the class.
 
         Example:
             >>> MixDraw.of('half', torch.tensor([1, 0]), torch.full((2,), 0.5)).weight
@@ -74,7 +77,7 @@ class MixDraw:
             partner=partner, src=dst if src is None else src, dst=dst, lam=lam,
             weight=torch.stack([lam, 1 - lam], 1) if weight is None else weight, mask=mask, noise_seed=noise_seed,
             fallback=torch.zeros_like(partner, dtype=torch.bool) if fallback is None else fallback, name=name,
-            moves=moves)
+            moves=moves, unknown=unknown)
 
     def __repr__(self) -> str:
         low, high = (float(end) for end in self.lam.aminmax()) if len(self.lam) else (1., 1.)
@@ -96,10 +99,12 @@ class MixDraw:
 
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
-        mask, moves = (None if value is None else value.to(device) for value in (self.mask, self.moves))
+        mask, moves, unknown = (
+            None if value is None else value.to(device) for value in (self.mask, self.moves, self.unknown))
         partner, src, dst, lam, weight, fallback = (
             value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
-        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves)
+        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves,
+                       unknown)
 
 
 @dataclass(frozen=True, slots=True)

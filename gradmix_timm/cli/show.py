@@ -177,7 +177,8 @@ def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Te
         shown.append({
             'class': class_names[int(scene.labels[row])], 'partner_class': class_names[int(scene.labels[partner])],
             'lam': float(draw.lam[row]), 'weight': draw.weight[row].tolist(),
-            'box': draw.dst[row].tolist(), 'fallback': bool(draw.fallback[row])})
+            'box': draw.dst[row].tolist(), 'fallback': bool(draw.fallback[row]),
+            **({} if draw.unknown is None else {'unknown': float(draw.unknown[row])})})
     facts = {'mixer': scene.mixer, 'layers': list(scene.layers), 'images': shown}
     write_atomic(folder / f'{stem}.json', json.dumps(facts, indent=1) + '\n')
     return scene

@@ -130,8 +130,8 @@ def create_mixer(name: str, **options: Any) -> Mixer:
         ValueError: An unknown name or option; the message names the nearest.
 
     Example:
-        >>> create_mixer('cutmix', num_classes=10, alpha=0.5)
-        CutMix(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
+        >>> create_mixer('mixup', num_classes=10, alpha=0.5)
+        Mixup(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
     """
     if '+' in name:
         return _create_switch(name, **options)

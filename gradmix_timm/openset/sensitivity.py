@@ -25,7 +25,8 @@ LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
     'mahalanobis': ('shrinkage', _SHRINKAGE), 'rmahalanobis': ('shrinkage', _SHRINKAGE),
     'vim': ('dim', (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
     'react': ('percentile', _PERCENTILES), 'ash': ('percentile', _PERCENTILES), 'scale': ('percentile', _PERCENTILES),
-    'dice': ('percentile', _PERCENTILES)}
+    'dice': ('percentile', _PERCENTILES), 'nci': ('alpha', (0., 1e-4, 1e-3, 0.01, 0.1)),
+    'gradnorm': ('temperature', _TEMPERATURES)}
 
 
 def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
@@ -61,7 +62,7 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, sets.train, head=sets.head,
+            score = fit_score(name, sets.train, sets.head, sets.held_out,
                               **options if wanted is None else options | {option: wanted})
             area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:

@@ -14,9 +14,9 @@ from tiny_checkpoints import class_folders, save_checkpoint
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.data import labels_of, open_dataset, take
-from gradmix_timm.data.corrupted import corrupted
-from gradmix_timm.evaluation import corruption as corrupt
-from gradmix_timm.evaluation.journal import GroupStore
+from gradmix_timm.data.corruption import corrupted
+from gradmix_timm.evaluation.corruption import run as corrupt
+from gradmix_timm.evaluation.corruption.journal import GroupStore
 
 NAMES = 'fog,gaussian_noise,contrast'
 QUICK = ('--device', 'cpu', '--corruptions', NAMES, '--severities', '1,5')

@@ -8,8 +8,7 @@ from PIL import Image
 from timm.data import create_loader, create_transform
 
 from gradmix_timm.data import class_names, fingerprint, labels_of, open_dataset, select_classes, take
-from gradmix_timm.data.corrupted import corrupted, open_official
-from gradmix_timm.data.corruptions import corrupt
+from gradmix_timm.data.corruption import corrupt, corrupted, open_official
 from gradmix_timm.data.preprocessing import Preprocessing
 
 CONFIG = {'input_size': (3, 24, 24), 'interpolation': 'bicubic', 'crop_pct': 0.875, 'crop_mode': 'center'}

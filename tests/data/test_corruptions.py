@@ -13,8 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 from torch.utils.data import DataLoader, Dataset
 
-from gradmix_timm.data.corruption_kernels import DISTORTIONS, plasma, zoomed
-from gradmix_timm.data.corruptions import (
+from gradmix_timm.data.corruption import (
     SCALES,
     alexnet_errors,
     corrupt,
@@ -24,6 +23,7 @@ from gradmix_timm.data.corruptions import (
     official_name,
     severity_constants,
 )
+from gradmix_timm.data.corruption.kernels import DISTORTIONS, plasma, zoomed
 
 ALL = list(list_corruptions(extra=True))
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gradmix_timm.data import UnreadableImageError, decoding, open_dataset, parse_codec, recode, select_classes
-from gradmix_timm.data.corrupted import corrupted
-from gradmix_timm.data.corruptions import corrupt
+from gradmix_timm.data.corruption import corrupt, corrupted
 from gradmix_timm.data.decoding import MODES, decode, through_rgb
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gradmix_timm.openset.corruption import mean_error_ci
+from gradmix_timm.evaluation.corruption import mean_error_ci
 from gradmix_timm.openset.metrics import delong_ci, summarize
 from gradmix_timm.openset.metrics.intervals import over_trials, paired_delong, paired_difference, top1
 from gradmix_timm.openset.operating import at_threshold

@@ -35,8 +35,9 @@ def close(a, b):
 
 
 def test_the_list():
-    assert NAMES == ['msp', 'mls', 'energy', 'entropy', 'gen', 'knn', 'knn-mean', 'class-knn', 'class-knn-share',
-                     'mahalanobis', 'rmahalanobis', 'vim', 'openmax', 'react', 'ash', 'scale', 'dice']
+    assert NAMES == ['msp', 'mls', 'energy', 'entropy', 'gen', 'klm', 'temperature', 'knn', 'knn-mean', 'class-knn',
+                     'class-knn-share', 'mahalanobis', 'rmahalanobis', 'vim', 'openmax', 'react', 'ash', 'scale',
+                     'dice', 'she', 'fdbd', 'nci', 'gradnorm']
     assert all(line and '\n' not in line for line in list_scores().values())
 
 
@@ -166,7 +167,9 @@ def test_unknown_names_and_options_get_the_nearest(train):
     ('energy', {'temperature': 0.}), ('gen', {'gamma': 0.}), ('gen', {'top': 0}), ('knn', {'k': 0}),
     ('knn', {'k': 2.5}), ('knn', {'k': 241}), ('class-knn', {'k': 0}), ('class-knn', {'k': 100}),
     ('mahalanobis', {'shrinkage': -1.}), ('vim', {'dim': 12}), ('vim', {'dim': 0}), ('openmax', {'tailsize': 1}),
-    ('openmax', {'alpha': 0}), ('react', {'percentile': 100.}), ('dice', {'percentile': 0.9})])
+    ('openmax', {'alpha': 0}), ('she', {'metric': 'manhattan'}), ('fdbd', {'normalizer': 'l1'}),
+    ('nci', {'alpha': -1.}), ('gradnorm', {'temperature': 0.}), ('react', {'percentile': 100.}),
+    ('dice', {'percentile': 0.9})])
 def test_options_out_of_range_are_refused(name, options, train):
     with pytest.raises(ValueError, match='|'.join(options)):
         fit_score(name, train, embedded.make_head(), **options)

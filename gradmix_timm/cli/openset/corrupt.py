@@ -11,7 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.data.corruptions import FAMILIES, SCALES, SEVERITIES
+from gradmix_timm.data.corruption import FAMILIES, SCALES, SEVERITIES
 from gradmix_timm.evaluation.corruption import (
     SMALL,
     CorruptionOptions,

@@ -13,13 +13,14 @@ from .files import (
     read_arrays,
     read_mistakes,
     read_mixes,
+    read_parts,
     read_results,
     read_run,
 )
-from .open_set import Group, OpenSetResults, Threshold
+from .open_set import Group, OpenSetResults, PartResults, Threshold
 
 __all__ = [
     'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'ClosedSet', 'Corruption', 'CorruptionGroup',
-    'CorruptionResults', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults', 'ProbeGroup',
-    'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'Threshold', 'read_arrays', 'read_mistakes', 'read_mixes',
-    'read_results', 'read_run']
+    'CorruptionResults', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults', 'PartResults',
+    'ProbeGroup', 'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'Threshold', 'read_arrays',
+    'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

@@ -3,10 +3,10 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Interval, Name, Names, Results, ScoreFigures, Share, Size
+from .base import Count, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
 
-__all__ = ['AtThreshold', 'Calibration', 'Duplicates', 'Group', 'Mean', 'OpenSetResults', 'PerClass', 'PixelStatistics',
-           'Sensitivity', 'Threshold']
+__all__ = ['AtThreshold', 'Calibration', 'Duplicates', 'Group', 'Mean', 'OpenSetResults', 'PartResults', 'PerClass',
+           'PixelStatistics', 'Sensitivity', 'Threshold']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
@@ -71,6 +71,16 @@ class Group(TypedDict):
     dropped_classes: NotRequired[Names]
     dropped_images: NotRequired[Count]
     known_classes_kept: NotRequired[Names]
+
+
+class PartResults(RunResults):
+    """What ``compare --part`` reads of an evaluation.
+
+    Attributes:
+        groups: Parts of the unknown images by name.
+    """
+
+    groups: dict[Name, Group]
 
 
 class Mean(TypedDict):

@@ -5,20 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from timm.data.readers.reader import Reader
 
+from gradmix_timm.data.decoding import through_rgb
+from gradmix_timm.data.images import ImageSource
+from gradmix_timm.data.sources import open_dataset
+from gradmix_timm.data.subsets import CutDataset, class_names, labels_of
 from gradmix_timm.registry import nearest
 
-from .corruptions import SEVERITIES, corrupt, list_corruptions, official_name
-from .decoding import through_rgb
-from .images import ImageSource
-from .sources import open_dataset
-from .subsets import CutDataset, class_names, labels_of
+from .catalog import SEVERITIES, corrupt, list_corruptions, official_name
 
 __all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'open_official']
 
@@ -28,7 +26,7 @@ class CorruptedSource(ImageSource):
 
     Args:
         source: The clean images.
-        name: Of :func:`~gradmix_timm.data.corruptions.list_corruptions`.
+        name: Of :func:`~gradmix_timm.data.corruption.list_corruptions`.
         severity: 1 to 5.
         seed: With an image's place in ``source`` it decides what is drawn.
         scale: Whose constants; None: by each image's side.
@@ -43,8 +41,6 @@ class CorruptedSource(ImageSource):
 
     def read(self, index: int) -> tuple[Any, ...]:
         """The corrupted image, its target and further features."""
-        if torch.utils.data.get_worker_info() is not None:
-            cv2.setNumThreads(1)  # a loader's processes share the cores already
         image, *rest = self.source.read(index)
         image = image if self.crop is None else self.crop(image)
 

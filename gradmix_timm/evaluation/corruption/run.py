@@ -14,33 +14,34 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gradmix_timm.data import CutDataset, fingerprint, select_classes
-from gradmix_timm.data.corrupted import OfficialSet, corrupted, open_official
-from gradmix_timm.data.corruptions import (
+from gradmix_timm.data.corruption import (
     FAMILIES,
     SCALES,
     SEVERITIES,
+    OfficialSet,
     alexnet_errors,
+    corrupted,
     find_corruptions,
     list_corruptions,
     nearest_scale,
     official_name,
+    open_official,
 )
+from gradmix_timm.evaluation.images import EvaluationImages, list_hash, thinned
+from gradmix_timm.evaluation.manifest import identity, manifest
+from gradmix_timm.evaluation.model import EvaluatedModel
+from gradmix_timm.evaluation.processes import rest_by_first
+from gradmix_timm.evaluation.settings import EvaluationSettings, check_counts
 from gradmix_timm.openset.cache import weights_hash
-from gradmix_timm.openset.corruption import judge_corrupted, summarize_corruptions
 from gradmix_timm.openset.judge import needs_train
 from gradmix_timm.openset.results import read_results
 from gradmix_timm.records import Embeddings
 
-from .images import EvaluationImages, list_hash, thinned
+from .errors import judge_corrupted, summarize_corruptions
 from .journal import GroupStore
-from .manifest import identity, manifest
-from .model import EvaluatedModel
-from .processes import rest_by_first
-from .settings import EvaluationSettings, check_counts
 
 __all__ = ['SMALL', 'CorruptionOptions', 'CorruptionPlan', 'check_scores', 'draw_examples', 'evaluate_corruptions',
-           'open_files',
-           'plan_corruptions']
+           'open_files', 'plan_corruptions']
 
 #: Images up to this side are corrupted as they are stored, as CIFAR-C and Tiny-ImageNet-C were; larger ones cut to the
 #: model's input, as ImageNet-C was.

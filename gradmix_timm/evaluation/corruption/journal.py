@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
-
-from .processes import is_first
+from gradmix_timm.evaluation.processes import is_first
 
 __all__ = ['GroupStore']
 

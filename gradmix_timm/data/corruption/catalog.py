@@ -1,4 +1,4 @@
-"""The corruptions of CIFAR-C, Tiny-ImageNet-C and ImageNet-C made on the fly, seeded; the one place that names them."""
+"""The corruptions of CIFAR-C, Tiny-ImageNet-C and ImageNet-C by name: constants, scales, and one image corrupted."""
 from __future__ import annotations
 
 import json
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.registry import Registry, nearest
 
-from .corruption_kernels import DISTORTIONS, Distortion
+from .kernels import DISTORTIONS, Distortion
 
 __all__ = [
     'FAMILIES', 'SCALES', 'SEVERITIES', 'alexnet_errors', 'corrupt', 'find_corruptions', 'list_corruptions',
@@ -170,7 +170,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0, index: int =
 
 @cache
 def _facts() -> dict[str, Any]:
-    text = (resources.files(__package__) / 'corruption_constants.json').read_text(encoding='utf-8')
+    text = (resources.files(__package__) / 'constants.json').read_text(encoding='utf-8')
     facts: dict[str, Any] = json.loads(text)
     return facts
 

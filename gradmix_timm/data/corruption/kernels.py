@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from .opening import open_image
+from gradmix_timm.data.opening import open_image
 
 # OpenCV's threads do not survive a fork: a loader's worker would wait for them for ever.
 cv2.setNumThreads(0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from gradmix_timm.openset.corruption import (
+from gradmix_timm.evaluation.corruption import (
     corruption_errors,
     judge_corrupted,
     mean_error_ci,

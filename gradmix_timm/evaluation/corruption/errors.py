@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from gradmix_timm.openset.metrics.intervals import rule_of_three, top1
+from gradmix_timm.openset.metrics.summary import summarize
+from gradmix_timm.openset.scores import fit_score
 from gradmix_timm.records import Embeddings
-
-from .metrics.intervals import rule_of_three, top1
-from .metrics.summary import summarize
-from .scores import fit_score
 
 __all__ = ['corruption_errors', 'judge_corrupted', 'mean_error_ci', 'relative_errors', 'summarize_corruptions']
 
