@@ -20,7 +20,8 @@ def ours(net, name, fit_on='train', **options):
 @pytest.mark.parametrize('net', nets.NETS)
 @pytest.mark.parametrize(('name', 'postprocessor'), [
     ('msp', 'msp'), ('mls', 'mls'), ('energy', 'ebo'), ('gen', 'gen'), ('knn', 'knn'), ('rmahalanobis', 'rmds'),
-    ('scale', 'scale'), ('dice', 'dice'), ('she', 'she'), ('fdbd', 'fdbd'), ('nci', 'nci'), ('gradnorm', 'gradnorm')])
+    ('scale', 'scale'), ('dice', 'dice'), ('she', 'she'), ('fdbd', 'fdbd'), ('nci', 'nci'), ('gradnorm', 'gradnorm'),
+    ('relation', 'relation')])
 def test_defaults_rank_as_openood_does(net, name, postprocessor):
     theirs = np.concatenate(nets.openood(net, postprocessor))
     assert spearmanr(ours(net, name), theirs).statistic >= 0.9999
@@ -29,14 +30,15 @@ def test_defaults_rank_as_openood_does(net, name, postprocessor):
 @pytest.mark.parametrize('net', nets.NETS)
 @pytest.mark.parametrize(('name', 'postprocessor'), [
     ('mahalanobis:shrinkage=1e-6', 'mds'), ('vim:dim=32', 'vim'), ('openmax:shift=1', 'openmax'),
-    ('ash:variant=b', 'ash')])
+    ('ash:variant=b', 'ash'), ('nnguide:k=100', 'nnguide')])
 def test_options_give_openoods_ranks_where_the_defaults_are_others(net, name, postprocessor):
     theirs = np.concatenate(nets.openood(net, postprocessor))
     assert spearmanr(ours(net, name), theirs).statistic >= 0.99999
 
 
 @pytest.mark.parametrize('net', nets.NETS)
-@pytest.mark.parametrize(('name', 'postprocessor'), [('react', 'react'), ('klm', 'klm')])
+@pytest.mark.parametrize(('name', 'postprocessor'), [
+    ('react', 'react'), ('klm', 'klm'), ('vra:below=clip', 'vra'), ('residual:dim=32', 'residual')])
 def test_scores_that_openood_fits_on_validation_images(net, name, postprocessor):
     theirs = np.concatenate(nets.openood(net, postprocessor))
     assert spearmanr(ours(net, name, fit_on='validation'), theirs).statistic >= 0.9999
