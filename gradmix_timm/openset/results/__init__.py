@@ -18,9 +18,11 @@ from .files import (
     read_run,
 )
 from .open_set import Group, OpenSetResults, PartResults, Threshold
+from .shortcut import Evidence, ShortcutGroup, ShortcutResults
 
 __all__ = [
     'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'ClosedSet', 'Corruption', 'CorruptionGroup',
-    'CorruptionResults', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults', 'PartResults',
-    'ProbeGroup', 'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'Threshold', 'read_arrays',
-    'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+    'CorruptionResults', 'Evidence', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults',
+    'PartResults', 'ProbeGroup', 'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'ShortcutGroup',
+    'ShortcutResults', 'Threshold', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results',
+    'read_run']

@@ -3,7 +3,7 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .base import ClosedSet, Count, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
 
 __all__ = ['AtThreshold', 'Calibration', 'Duplicates', 'Group', 'Mean', 'OpenSetResults', 'PartResults', 'PerClass',
            'PixelStatistics', 'Sensitivity', 'Threshold']
@@ -52,6 +52,7 @@ class Group(TypedDict):
         n_known: Known test images.
         n_unknown: Unknown images of the group.
         unknown_classes: Their classes.
+        closed_set: ``shortcut``: accuracy on the known images of this view; else that of the evaluation.
         scores: Metrics by name of the score.
         source: ``ood``: what was given to --unknown.
         kind: ``ood``: ``near``, ``far`` or null.
@@ -64,6 +65,7 @@ class Group(TypedDict):
     n_known: Size
     n_unknown: Size
     unknown_classes: NotRequired[Names]
+    closed_set: NotRequired[ClosedSet]
     scores: Scores
     source: NotRequired[str]
     kind: NotRequired[str | None]
