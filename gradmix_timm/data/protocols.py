@@ -63,7 +63,8 @@ class ClassSplit:
         protocol: Name, or None for a list of the user's.
         family: Whose trials, or None.
         trial: Number, from 0, or None.
-        groups: Parts of ``unknown`` that are reported apart ('easy', 'medium', 'hard').
+        groups: Parts of ``unknown`` that are reported apart ('easy', 'medium', 'hard', and as papers report it
+            'hard+medium').
         dataset: Data set whose classes these are, or None.
         unknown_dataset: Data set of the unknowns where it is another, else None.
     """
@@ -173,10 +174,13 @@ def load_split(protocol: str, trial: int = 0, family: str | None = None) -> Clas
     def named(classes: Sequence[int | str], dataset: str = others) -> tuple[str, ...]:
         return tuple(_class_names()[dataset]['names'][at] if isinstance(at, int) else at for at in classes)
 
+    groups = {group: named(part) for group, part in chosen.get('groups', {}).items()}
+    if {'medium', 'hard'} <= set(groups):
+        # The published "hard" of SSB is this union (github.com/sgvaze/osr_closed_set_all_you_need, issue 18).
+        groups['hard+medium'] = groups['hard'] + groups['medium']
     return ClassSplit(
         known=named(_known(chosen), entry.dataset), unknown=named(_unknown(chosen)), protocol=protocol,
-        family=family, trial=trial, groups={group: named(part) for group, part in chosen.get('groups', {}).items()},
-        dataset=entry.dataset, unknown_dataset=entry.unknown_dataset)
+        family=family, trial=trial, groups=groups, dataset=entry.dataset, unknown_dataset=entry.unknown_dataset)
 
 
 def custom_split(known: Sequence[str], all_classes: Sequence[str]) -> ClassSplit:

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -128,8 +130,8 @@ def create_mixer(name: str, **options: Any) -> Mixer:
         ValueError: An unknown name or option; the message names the nearest.
 
     Example:
-        >>> create_mixer('cutmix', num_classes=10, alpha=0.5)
-        CutMix(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
+        >>> create_mixer('mixup', num_classes=10, alpha=0.5)
+        Mixup(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
     """
     if '+' in name:
         return _create_switch(name, **options)
@@ -219,3 +221,29 @@ register_mixer('puzzlemix', 'cells and blocks by the saliency of the loss, appro
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))
+
+
+def _options_text() -> str:
+    """One line a registered mixer: its own options with their defaults; those that all share are left out."""
+    lines = []
+    for name in _MIXERS.describe():
+        entry = _MIXERS[name]
+        target = entry.func if isinstance(entry, partial) else entry
+        if target is GradMix and entry is not target:
+            lines.append(f'{name}: the options of gradmix')
+            continue
+        classes: tuple[Any, ...] = target.__mro__[:-1] if isinstance(target, type) else ()
+        defaults = {parameter.name: parameter.default for source in (*reversed(classes), entry)
+                    for parameter in inspect.signature(source).parameters.values()}
+        if target is GradMix:
+            defaults |= asdict(GradMixOptions())
+        options = [option if defaults.get(option, inspect.Parameter.empty) is inspect.Parameter.empty
+                   else f'{option}={defaults[option]!r}'
+                   for option in sorted(_parameters(entry)) if option not in (*_SHARED, '**')]
+        lines.append(f'{name}: {", ".join(options) or "none of its own"}')
+    return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 12) for line in lines)
+
+
+if create_mixer.__doc__:  # none under python -OO
+    create_mixer.__doc__ = create_mixer.__doc__.replace(
+        '    Returns:\n', f'    Options of each name, with their defaults:\n{_options_text()}\n\n    Returns:\n', 1)

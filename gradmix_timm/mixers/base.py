@@ -240,7 +240,9 @@ class BatchMixer:
         with torch.no_grad():
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
             union = self.multi_label_mix == 'union'
-            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight, union)
+            # A sigmoid for each label needs no share for no class: there it is zeros.
+            unknown = None if self.multi_label else draw.unknown
+            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight, union, unknown)
 
     # ---- what a subclass writes
 

@@ -50,6 +50,12 @@ class SwitchMixer(BatchMixer):
         common = {k: v for k, v in self.first.options.items() if k in shared}
         return {**common, 'switch_prob': self.switch_prob, 'parts': parts}
 
+    def set_step(self, epoch: int, step: int) -> None:
+        """Of both: a schedule of theirs goes by the epoch."""
+        super().set_step(epoch, step)
+        self.first.set_step(epoch, step)
+        self.second.set_step(epoch, step)
+
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Check both."""
         self.first.prepare(model, input_size)

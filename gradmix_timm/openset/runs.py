@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gradmix_timm.registry import nearest
 
 from .metrics.summary import RANK_METRICS
-from .results import RESULTS, Manifest, RunResults, read_run
+from .results import RESULTS, Manifest, PartResults, RunResults, read_parts, read_run
 
 __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', 'notes', 'read_runs']
 
@@ -38,6 +38,7 @@ class Run:
         images: Counts and hashes of the test images.
         facts: Model, objective, ...
         options: Of the mixer.
+        part: Positions among the unknown classes of those that ``values`` are of; None: all.
     """
 
     group: str
@@ -50,6 +51,7 @@ class Run:
     images: tuple[Any, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    part: tuple[int, ...] | None = None
 
     @property
     def cell(self) -> tuple[int | None, int | None]:
@@ -95,17 +97,23 @@ def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]
     return list(found.values())
 
 
-def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',)) -> list[Run]:
+def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',), part: str | None = None) -> list[Run]:
     """Read results.json of each.
 
     Args:
         folders: Of :func:`find_runs`.
         by: What makes a group: 'mixer', 'model', 'objective', 'folder' (its name), options of the mixer.
+        part: Of the unknown images, as results.json calls it ('hard+medium', a data set of ``ood``); None: all.
 
     Raises:
-        ValueError: A file that is no evaluation, holds what no evaluation writes, or lacks what ``by`` names.
+        ValueError: A file that is no evaluation, holds what no evaluation writes, or lacks what ``by`` or ``part``
+            names.
     """
-    return [_run(folder, read_run(folder), by) for folder in folders]
+    runs = []
+    for folder in folders:
+        run = _run(folder, read_run(folder), by)
+        runs.append(run if part is None else _narrowed(run, read_parts(folder), part))
+    return runs
 
 
 def check_runs(runs: Sequence[Run]) -> None:
@@ -161,19 +169,34 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return found
 
 
+def _values(scores: Mapping[str, Any], top1: float) -> dict[tuple[str, str], float]:
+    values: dict[tuple[str, str], float] = {}
+    for score, entry in scores.items():
+        values |= {(score, metric): entry[metric] for metric in RANK_METRICS if metric in entry}
+        values |= {(score, f'ccr_at_fpr_{rate}'): value for rate, value in entry.get('ccr_at_fpr', {}).items()}
+    return values | {(CLOSED_SET, 'top1'): top1}
+
+
+def _narrowed(run: Run, results: PartResults, part: str) -> Run:
+    """The run on a part of its unknown images."""
+    if part not in results['groups']:
+        raise ValueError(f'--part {part}: {run.folder} has no such part of the unknown images: '
+                         f'{nearest(part, results["groups"])}')
+    group, unknown = results['groups'][part], results['unknown_classes']
+    classes = group.get('unknown_classes', [])
+    return replace(run, values=_values(group['scores'], results['closed_set']['top1']),
+                   split=(run.split[0], frozenset(classes)), images=(*run.images, group['n_unknown']),
+                   part=tuple(unknown.index(name) for name in classes))
+
+
 def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
     manifest = results['manifest']
-    values: dict[tuple[str, str], float] = {}
-    for score, entry in results['scores'].items():
-        figures: Mapping[str, Any] = entry
-        values |= {(score, metric): figures[metric] for metric in RANK_METRICS if metric in figures}
-        values |= {(score, f'ccr_at_fpr_{rate}'): value for rate, value in entry.get('ccr_at_fpr', {}).items()}
-    values[CLOSED_SET, 'top1'] = results['closed_set']['top1']
     hashes = manifest.get('list_sha256', {})
     return Run(
         group=_group(folder, manifest, by), folder=folder, protocol=(results['protocol'], results['family']),
         trial=results['trial'], seed=results['seed'],
-        split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])), values=values,
+        split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])),
+        values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
         facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {})
 

@@ -110,6 +110,31 @@ def test_a_single_pair_is_compared_by_its_images(runs, tmp_path):
     assert gap['low'] < gap['value'] < gap['high']
 
 
+def test_a_part_of_the_unknown_images(tmp_path, capsys):
+    """SSB's hard+medium: its own figures, classes and images."""
+    for mixer, lift in (('gradmix', 0.6), ('cutmix', 0.2)):
+        folder = tmp_path / 'runs' / mixer / 'osr'
+        results = evaluation(folder, mixer, 0, 0, lift, unknown_classes=['dog', 'elk', 'fox'])
+        with np.load(folder / 'arrays.npz') as stored:
+            arrays = {**stored, 'unknown_label': np.arange(40) % 3}
+        rows = arrays['unknown_label'] > 0
+        scores = {name: summarize(arrays[f'known/{name}'], np.ones(60), arrays[f'unknown/{name}'][rows], draws=0)
+                  for name in ('msp', 'mls')}
+        results['groups'] = {'hard+medium': {'n_known': 60, 'n_unknown': int(rows.sum()), 'scores': scores,
+                                             'unknown_classes': ['elk', 'fox']}}
+        (folder / RESULTS).write_text(json.dumps(results))
+        np.savez(folder / 'arrays.npz', **arrays)
+    assert run(tmp_path / 'runs', '--paired', '--part', 'hard+medium', output=tmp_path / 'out') == 0
+    assert 'on toy, new, unknowns: hard+medium' in capsys.readouterr().out
+    comparison = json.loads((tmp_path / 'out' / 'comparison.json').read_text())
+    entry = comparison['scores']['mls']['auroc']
+    assert entry['groups']['cutmix']['mean'] == scores['mls']['auroc']
+    assert entry['differences']['cutmix']['n'] == 60 + 26  # image by image, those of the part alone
+    assert 'unknowns: hard+medium' in (tmp_path / 'out' / 'comparison.tex').read_text()
+    assert run(tmp_path / 'runs', '--part', 'hard', output=tmp_path / 'out') == 2
+    assert 'Known: hard+medium' in capsys.readouterr().err
+
+
 def test_means_alone_without_pairs_and_no_stale_picture(runs, tmp_path, capsys):
     out = tmp_path / 'out'
     assert run(runs, '--paired', output=out) == 0

@@ -365,6 +365,10 @@ def test_groups_of_a_protocol_file(tmp_path, capsys):
     results = results_of(tmp_path / 'osr')
     assert results['protocol'] == 'mine'
     assert {name: part['n_unknown'] for name, part in results['groups'].items()} == {'easy': 6, 'hard': 6}
+    printed = capsys.readouterr().out
+    for metric in ('auroc', 'oscr'):
+        figures = [f'{100 * results["groups"][name]["scores"]["mls"][metric]:6.2f}' for name in ('easy', 'hard')]
+        assert f'| mls   | {figures[0]} | {figures[1]} |' in printed
 
 
 def test_unknowns_of_another_data_set(tmp_path, capsys):

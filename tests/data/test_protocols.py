@@ -95,12 +95,14 @@ def test_names_mean_what_the_papers_say():
     assert {'737-200', '737-500'} < set(load_split('aircraft').known)
 
 
-def test_groups_are_parts_of_the_unknowns():
+def test_groups_are_parts_of_the_unknowns_and_papers_put_medium_to_hard():
     sizes = {p: tuple(len(g) for g in load_split(p).groups.values()) for p in ('cub', 'aircraft', 'cars')}
-    assert sizes == {'cub': (32, 34, 34), 'aircraft': (20, 17, 13), 'cars': (76, 15, 7)}
+    assert sizes == {'cub': (32, 34, 34, 68), 'aircraft': (20, 17, 13, 30), 'cars': (76, 15, 7, 22)}
     split = load_split('cub')
-    assert split.unknown == tuple(name for part in split.groups.values() for name in part)
-    assert list(split.groups) == ['easy', 'medium', 'hard']
+    assert list(split.groups) == ['easy', 'medium', 'hard', 'hard+medium']
+    assert split.unknown == tuple(name for part in list(split.groups.values())[:3] for name in part)
+    assert set(split.groups['hard+medium']) == {*split.groups['hard'], *split.groups['medium']}
+    assert 'hard+medium' not in load_split('imagenet').groups  # it has no medium
 
 
 def test_imagenets_known_classes_are_the_heads_order_and_its_hard_list_lost_twenty_people():

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, user_errors
@@ -25,10 +27,11 @@ from gradmix_timm.openset.reports.comparison_tables import (
     metrics_of,
     title_of,
 )
-from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.figures import plot_differences
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
+from gradmix_timm.plots.figure import png
 from gradmix_timm.registry import nearest
 
 from .flags import score_names
@@ -59,6 +62,8 @@ def add_compare(commands: Any) -> None:
     add('--scores', type=score_names, metavar='A,B,...', help='(default: all that every run has)')
     add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
         help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
+    add('--part', metavar='NAME',
+        help='compare on a part of the unknown images: easy, hard+medium, a data set of `ood` (default: all of them)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
     add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
     compare.set_defaults(run=run_compare)
@@ -68,12 +73,13 @@ def run_compare(args: argparse.Namespace) -> int:
     """Read, compare, print, write; the page's path comes last."""
     folder = Path(args.output)
     with user_errors():
-        for name in ('by', 'scores', 'metrics'):
-            if getattr(args, name) == []:
+        for name in ('by', 'scores', 'metrics', 'part'):
+            if getattr(args, name) in ([], ''):
                 raise UsageError(f'--{name}: got no name, expected one or more, as in --{name} A,B')
         check_output(folder)
-        runs = _with_scores(read_runs(find_runs(args.runs), args.by), args.scores)
+        runs = _with_scores(read_runs(find_runs(args.runs), args.by, args.part), args.scores)
         comparison = compare_runs(runs, args.base, args.paired, args.common, args.level, _arrays, args.metrics)
+        comparison['part'] = args.part
         known = metrics_of(comparison)
         for metric in args.metrics:
             if metric not in known:
@@ -97,8 +103,13 @@ def _with_scores(runs: list[Run], names: list[str] | None) -> list[Run]:
 
 
 def _arrays(run: Run) -> dict[str, Any] | None:
-    scores = {score for score, _ in run.values if score}
-    return read_arrays(run.folder, scores) if (run.folder / ARRAYS).is_file() else None
+    if not (run.folder / ARRAYS).is_file():
+        return None
+    arrays = read_arrays(run.folder, {score for score, _ in run.values if score})
+    if run.part is None:
+        return arrays
+    rows = np.isin(arrays['unknown_label'], run.part)
+    return {name: array[rows] if name.startswith('unknown') else array for name, array in arrays.items()}
 
 
 def _print(comparison: dict[str, Any], metrics: list[str]) -> None:
@@ -127,7 +138,7 @@ def _write(folder: Path, comparison: dict[str, Any]) -> None:
         gaps = _gaps(comparison, metric)
         name = f'differences-{metric}.png'
         if gaps:
-            images[name] = draw_differences(gaps, f'difference in {METRICS[metric]} to {comparison["base"]}')
+            images[name] = png(plot_differences(gaps, f'difference in {METRICS[metric]} to {comparison["base"]}'))
             write_atomic(folder / name, images[name])
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier comparison

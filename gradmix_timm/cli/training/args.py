@@ -96,7 +96,7 @@ def _gradmix_flag(name: str) -> Flag:
         return flag(option_string, text=text, type=layer, nargs='+', metavar='LAYER')
     if isinstance(default, tuple):
         return flag(option_string, text=text, type=float, nargs=len(default), metavar='X')
-    kind = type(default) if isinstance(default, float) else str
+    kind = type(default) if isinstance(default, int | float) else str
     return flag(option_string, text=text, type=kind, choices=choices)
 
 

@@ -98,6 +98,11 @@ def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     if given and not set(names) & set(GRADMIX_NAMES):
         raise ValueError(f'--gradmix-{given[0].replace("_", "-")} has no effect with --mixup-mode {args.mixup_mode}; '
                          'expected --mixup-mode gradmix, random-box or center-box')
+    last = min(args.epochs, args.mixup_off_epoch or args.epochs)
+    if 'warmup' in given and args.gradmix_warmup >= last:
+        until = '--mixup-off-epoch' if last < args.epochs else '--epochs'
+        raise ValueError(f'--gradmix-warmup {args.gradmix_warmup} with {until} {last}: nothing would ever be mixed; '
+                         'type fewer epochs of warm-up')
     if args.multi_label_mix is not None and args.mixup_mode in TIMM_MODES:
         raise ValueError(f'--multi-label-mix goes with a registered mixer; --mixup-mode {args.mixup_mode} mixes '
                          'labels by weight in any case')

@@ -136,7 +136,8 @@ def comparison_title(comparison: Values) -> str:
     """Who against whom, and on what."""
     protocol = comparison['protocol'] or 'chosen classes'
     family = f', {comparison["family"]}' if comparison['family'] else ''
-    return f'{" against ".join(comparison["groups"])} on {protocol}{family}'
+    part = f', unknowns: {comparison["part"]}' if comparison.get('part') else ''
+    return f'{" against ".join(comparison["groups"])} on {protocol}{family}{part}'
 
 
 def _mean(entry: Values) -> str:

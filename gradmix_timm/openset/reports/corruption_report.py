@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from gradmix_timm.openset.results import Corruption, CorruptionGroup, CorruptionResults, RankMetric
+from gradmix_timm.plots.figure import png
 
-from .figures import draw_panels
+from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
 from .tables import csv_text, text_table
@@ -90,10 +91,9 @@ def corruption_figures(results: CorruptionResults) -> dict[str, bytes]:
         low, high = group['error_ci']
         lines.setdefault(_plain(group['corruption']), [clean]).append((group['severity'], group['error'], low, high))
     x = f'severity (0: clean), {"official files" if part["official"] else "generated"}'
-    drawn = {'severity.png': draw_panels(panels, x, 'closed-set error')}
+    drawn = {'severity.png': png(plot_panels(panels, x, 'closed-set error'))}
     if results['scores']:
-        drawn['auroc.png'] = draw_panels(_auroc(results), x, 'AUROC, mean over corruptions',
-                                         {'chance': 0.5})
+        drawn['auroc.png'] = png(plot_panels(_auroc(results), x, 'AUROC, mean over corruptions', {'chance': 0.5}))
     return drawn
 
 

@@ -21,6 +21,7 @@ from gradmix_timm.openset.results import (
     read_mixes,
     read_results,
 )
+from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
@@ -43,7 +44,6 @@ _LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'resu
 _COLUMNS: dict[RankMetric, str] = {
     'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 (knowns kept)',
     'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'oscr': 'OSCR'}
-_AREAS: tuple[RankMetric, ...] = ('auroc', 'oscr')
 _CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
 
 Array = NDArray[Any]
@@ -146,26 +146,15 @@ def draw_figures(results: JudgedFigures, arrays: Mapping[str, Array]) -> dict[st
         results: Of results.json.
         arrays: Of arrays.npz.
     """
-    names = list(results['scores'])
-    known = {name: arrays[f'known/{name}'] for name in names}
-    unknown = {name: arrays[f'unknown/{name}'] for name in names}
-    auroc, oscr = ({name: results['scores'][name][key] for name in names} for key in _AREAS)
-    correct = {name: arrays[f'correct/{name}'] for name in names}
-    threshold = results['threshold']
-    main, top1 = threshold['score'], results['closed_set']['top1']
     drawn = {
-        'roc.png': figures.draw_roc(known, unknown, auroc, main),
-        'oscr.png': figures.draw_oscr(known, correct, unknown, oscr, top1, main),
-        'confusion.png': figures.draw_confusion(
-            arrays['confusion'], results['known_classes'], results['unknown_classes']),
-        'reliability.png': figures.draw_reliability(
-            arrays['bin_confidence'], arrays['bin_accuracy'], arrays['bin_share'], results['calibration']['ece'])}
+        'roc.png': png(figures.plot_roc(results, arrays)),
+        'oscr.png': png(figures.plot_oscr(results, arrays)),
+        'confusion.png': png(figures.plot_confusions(results, arrays)),
+        'reliability.png': png(figures.plot_reliability(results, arrays))}
     if 'plane/known' in arrays:
-        planes = {name: arrays[f'plane/{name}'] for name in ('PCA', 't-SNE') if f'plane/{name}' in arrays}
-        drawn['features.png'] = figures.draw_features(planes, arrays['plane/known'])
-    for name in names:
-        line = threshold['value'] if name == main else None
-        drawn[figures.figure_name(f'histogram-{name}')] = figures.draw_histogram(name, known[name], unknown[name], line)
+        drawn['features.png'] = png(figures.plot_features(arrays))
+    for name in results['scores']:
+        drawn[figures.figure_name(f'histogram-{name}')] = png(figures.plot_scores(results, arrays, name))
     return drawn
 
 

@@ -24,6 +24,7 @@ from .files import (
     read_arrays,
     read_mistakes,
     read_mixes,
+    read_parts,
     read_results,
     read_run,
 )
@@ -40,6 +41,7 @@ from .open_set import (
     Mean,
     NearPair,
     OpenSetResults,
+    PartResults,
     PerClass,
     PixelStatistics,
     Sensitivity,
@@ -55,6 +57,6 @@ __all__ = [
     'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
     'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
-    'PerClass', 'PixelStatistics', 'ProbeGroup', 'ProbeParameters', 'ProbeResults', 'RankMetric', 'Results',
-    'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass',
-    'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_results', 'read_run']
+    'PartResults', 'PerClass', 'PixelStatistics', 'ProbeGroup', 'ProbeParameters', 'ProbeResults', 'RankMetric',
+    'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'Statistic', 'Statistics', 'Threshold',
+    'UnknownClass', 'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

@@ -12,10 +12,10 @@ from gradmix_timm.schema import Length, Range, check, read_json, shown
 
 from .base import Count, Name, Results, RunResults, Share, Size
 from .corrupt_and_probe import CorruptionResults, ProbeResults
-from .open_set import NearPair, OpenSetResults
+from .open_set import NearPair, OpenSetResults, PartResults
 
 __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'read_arrays',
-           'read_mistakes', 'read_mixes', 'read_results', 'read_run']
+           'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
 
 #: Names of the files in an evaluation's folder; the last is of the training run.
 RESULTS, ARRAYS, MISTAKES, MIXES = 'results.json', 'arrays.npz', 'mistakes.json', 'mixes.json'
@@ -67,6 +67,16 @@ def read_run(folder: Path) -> RunResults:
         ValueError: None there, or not what its type says.
     """
     results: RunResults = check(_read(folder), RunResults, str(folder / RESULTS))
+    return results
+
+
+def read_parts(folder: Path) -> PartResults:
+    """What a comparison on a part of the unknown images needs of results.json.
+
+    Raises:
+        ValueError: As :func:`read_run`.
+    """
+    results: PartResults = check(_read(folder), PartResults, str(folder / RESULTS))
     return results
 
 

@@ -3,30 +3,12 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Figures, Interval, Name, Names, Results, ScoreFigures, Share, Size
+from .base import Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
 
 __all__ = [
-    'AccuracyGate',
-    'AtThreshold',
-    'Calibration',
-    'CalibrationErrors',
-    'Duplicates',
-    'Fit',
-    'Group',
-    'JudgedFigures',
-    'KnownClass',
-    'Mean',
-    'NearPair',
-    'OpenSetResults',
-    'PerClass',
-    'PixelStatistics',
-    'Sensitivity',
-    'Statistic',
-    'Statistics',
-    'Threshold',
-    'UnknownClass',
-    'UnknownSet',
-]
+    'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
+    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
+    'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
@@ -107,6 +89,16 @@ class Group(UnknownSet):
     unknown_classes: NotRequired[Names]
     scores: Scores
     trivial: NotRequired[PixelStatistics | None]
+
+
+class PartResults(RunResults):
+    """What ``compare --part`` reads of an evaluation.
+
+    Attributes:
+        groups: Parts of the unknown images by name.
+    """
+
+    groups: dict[Name, Group]
 
 
 class Mean(TypedDict):
