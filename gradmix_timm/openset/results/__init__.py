@@ -59,4 +59,5 @@ __all__ = [
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
     'PartResults', 'PerClass', 'PixelStatistics', 'ProbeGroup', 'ProbeParameters', 'ProbeResults', 'RankMetric',
     'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'Statistic', 'Statistics', 'Threshold',
-    'UnknownClass', 'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+    'UnknownClass', 'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts',
+    'read_results', 'read_run']
