@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 __all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw', 'Mixed']
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MixDraw:
     """Everything random about one mixed batch, drawn once; ``mixer.apply`` needs nothing else.
 
@@ -78,6 +79,24 @@ class MixDraw:
             fallback=torch.zeros_like(partner, dtype=torch.bool) if fallback is None else fallback, name=name,
             moves=moves, unknown=unknown)
 
+    def __repr__(self) -> str:
+        low, high = (float(end) for end in self.lam.aminmax()) if len(self.lam) else (1., 1.)
+        extras = ['', *(f'{kind} set' for kind in ('mask', 'noise_seed', 'moves') if getattr(self, kind) is not None)]
+        if count := int(self.fallback.sum()):
+            extras.append(f'{count} placed at random')
+        return f'MixDraw({self.name}: {len(self.partner)} images, kept {low:.0%} to {high:.0%}{", ".join(extras)})'
+
+    def _repr_html_(self) -> str:
+        """One row an image: partner, share kept, box, label weights."""
+        heads = ('image', 'partner', 'kept', 'box (yl, yh, xl, xh)', 'label weights', 'placed at random')
+        rows = zip(self.partner.tolist(), self.lam.tolist(), self.dst.tolist(), self.weight.tolist(),
+                   self.fallback.tolist(), strict=True)
+        cells = [(row, partner, f'{lam:.0%}', tuple(box), ', '.join(f'{weight:.2f}' for weight in weights),
+                  'yes' if fallback else '') for row, (partner, lam, box, weights, fallback) in enumerate(rows)]
+        return ('<table><thead><tr>' + ''.join(f'<th>{head}</th>' for head in heads) + '</tr></thead><tbody>' + ''.join(
+            '<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in cells[:32])
+            + f'</tbody></table><p>{escape(repr(self))}</p>')
+
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
         mask, moves, unknown = (
@@ -120,7 +139,7 @@ class Captured:
     layer: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AttributionMap:
     """Where in each image the model finds its evidence.
 
@@ -133,6 +152,24 @@ class AttributionMap:
     map: Tensor
     degenerate: Tensor
     stride: tuple[float, float]
+
+    def __repr__(self) -> str:
+        count, height, width = self.map.shape
+        return (f'AttributionMap({count} maps of {height} x {width} cells, {self.stride[0]:g} x {self.stride[1]:g} '
+                f'pixels a cell; {int(self.degenerate.sum())} degenerate)')
+
+    def _repr_html_(self) -> str:
+        """The first maps side by side, each scaled to its own maximum; the same as text below."""
+        shown = self.map[:8].detach().cpu().float()
+        shown = shown / shown.amax((1, 2), keepdim=True).clamp_min(torch.finfo(shown.dtype).tiny)
+        cell = max(1, 112 // max(shown.shape[1:]))
+        tables = ''.join(
+            '<table style="display:inline-table;border-collapse:collapse;margin:4px">' + ''.join(
+                '<tr>' + ''.join(
+                    f'<td style="width:{cell}px;height:{cell}px;padding:0;border:0;'
+                    f'background:rgba(213,94,0,{value:.2f})"></td>' for value in row) + '</tr>'
+                for row in one) + '</table>' for one in shown.tolist())
+        return f'<div>{tables}</div><p>{escape(repr(self))}</p>'
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from gradmix_timm import models  # noqa: F401 - timm knows its nets from here on
 from gradmix_timm.schema import shown
 
 from .allowed import check_model_name

@@ -23,6 +23,7 @@ from timm.utils import trim_summary, update_summary
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gradmix_timm.checkpoint import RunRecord, versions
+from gradmix_timm.data import canonical_name
 from gradmix_timm.mixers import create_mixer
 
 from .errors import run_console, user_errors
@@ -227,7 +228,8 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
     return RunRecord(
         model=built.name, model_kwargs=built.kwargs, known_classes=data.known, unknown_output=args.unknown_output,
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
-        family=split.family if split else None, trial=split.trial if split else None, dataset=args.dataset,
+        family=split.family if split else None, trial=split.trial if split else None,
+        dataset=canonical_name(args.dataset),
         data_dir=str(Path(args.data_dir).absolute()) if args.data_dir else None, splits=split_names(args),
         **data.record, data_config=built.preprocessing.as_config(), mixer=plan.name,
         mixer_options=options, objective=args.objective, objective_options=objective_options(args), seed=args.seed,

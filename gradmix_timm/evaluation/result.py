@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
 from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
@@ -142,6 +145,42 @@ class Evaluation:
         head = ''.join(f'<th>{escape(cell)}</th>' for cell in heads)
         return (f'<p>{escape(closed_set_line(self.results))}</p><table><thead><tr>{head}</tr></thead>'
                 f'<tbody>{body}</tbody></table>')
+
+    def plot_roc(self, scores: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
+        """ROC curves, one a score; see :func:`gradmix_timm.openset.reports.figures.plot_roc`.
+
+        Args:
+            scores: Names of evaluated scores; None: all.
+            ax: Axes to draw into; None: a new figure.
+
+        Raises:
+            ValueError: A score that was not evaluated.
+        """
+        return figures.plot_roc(self.results, self.arrays, scores, ax)
+
+    def plot_oscr(self, scores: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
+        """Known images accepted with their own class over unknown images accepted; arguments as of plot_roc."""
+        return figures.plot_oscr(self.results, self.arrays, scores, ax)
+
+    def plot_scores(self, score: str | None = None, ax: Axes | None = None) -> Figure:
+        """Distribution of a score over known and unknown images.
+
+        Args:
+            score: Its name; None: the one that the threshold is set on, with the threshold as a line.
+            ax: Axes to draw into; None: a new figure.
+
+        Raises:
+            ValueError: A score that was not evaluated.
+        """
+        return figures.plot_scores(self.results, self.arrays, score, ax)
+
+    def plot_confusions(self, ax: Axes | None = None) -> Figure:
+        """What the images of each class are predicted as, in shares of each true class, with the threshold applied."""
+        return figures.plot_confusions(self.results, self.arrays, ax)
+
+    def plot_reliability(self, ax: Axes | None = None) -> Figure:
+        """Accuracy over confidence of the closed-set prediction, in bins of equal width."""
+        return figures.plot_reliability(self.results, self.arrays, ax)
 
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.

@@ -13,6 +13,7 @@ from gradmix_timm.data import (
     CutDataset,
     UnreadableImageError,
     check_specs,
+    inner_name,
     open_outside,
     parse_codec,
     parse_unknown,
@@ -96,7 +97,7 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
         sizes=sizes, count=options.made_images, seed=options.made_seed, mode=preprocessing.image_mode,
         exif=preprocessing.exif)
         for spec in specs]
-    place = str(source['dataset'] or source.get('known') or source['data_dir'] or '')
+    place = str(inner_name(source['dataset'] or '') or source.get('known') or source['data_dir'] or '')
     suite = 'imagenet' if imagenet else suite_of(place, known)
     kinds = near_and_far(suite, [spec.name for spec in specs], options.near, options.far)
     source |= {'codec': options.codec, 'unknown_codec': options.unknown_codec or options.codec,

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -222,3 +224,29 @@ register_mixer('openmix', 'the clean batch, then mixes that are of no class (Ope
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))
+
+
+def _options_text() -> str:
+    """One line a registered mixer: its own options with their defaults; those that all share are left out."""
+    lines = []
+    for name in _MIXERS.describe():
+        entry = _MIXERS[name]
+        target = entry.func if isinstance(entry, partial) else entry
+        if target is GradMix and entry is not target:
+            lines.append(f'{name}: the options of gradmix')
+            continue
+        classes: tuple[Any, ...] = target.__mro__[:-1] if isinstance(target, type) else ()
+        defaults = {parameter.name: parameter.default for source in (*reversed(classes), entry)
+                    for parameter in inspect.signature(source).parameters.values()}
+        if target is GradMix:
+            defaults |= asdict(GradMixOptions())
+        options = [option if defaults.get(option, inspect.Parameter.empty) is inspect.Parameter.empty
+                   else f'{option}={defaults[option]!r}'
+                   for option in sorted(_parameters(entry)) if option not in (*_SHARED, '**')]
+        lines.append(f'{name}: {", ".join(options) or "none of its own"}')
+    return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 12) for line in lines)
+
+
+if create_mixer.__doc__:  # none under python -OO
+    create_mixer.__doc__ = create_mixer.__doc__.replace(
+        '    Returns:\n', f'    Options of each name, with their defaults:\n{_options_text()}\n\n    Returns:\n', 1)

@@ -154,7 +154,7 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
             missing[name] = reason
             continue
         try:
-            score = fit_score(name, sets.train, head=sets.head)
+            score = fit_score(name, sets.train, sets.head, sets.held_out)
             known, unknown = _values(name, score(sets.known)), _values(name, score(sets.unknown))
             # A class and its score come from one predictor; class-wise neighbours have their own.
             right = (score.predict(sets.known) == sets.known.label).numpy()
@@ -178,7 +178,7 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
 def _unservable(sets: EmbeddedSets, name: str) -> str:
     """Why a score cannot be served, named or not; '' if nothing stands against it."""
     kind = score_kind(name)
-    if kind.needs_train and sets.train is None:
+    if kind.needs_train and sets.train is None and not (kind.fits_on_held_out and sets.held_out is not None):
         return 'it is fitted on training images, and there are none'
     if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
         return 'the model has no layer at which features could be read: give it a get_classifier()'
@@ -230,7 +230,9 @@ def _values(name: str, values: Any) -> Floats:
 
 
 def _threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> dict[str, Any]:
-    held = sets.held_out
+    held, why = sets.held_out, ''
+    if held is not None and score_kind(name).fits_on_held_out:
+        held, why = None, 'the score is fit on the held-out images'
     # Fewer than 19 held-out images cannot promise 95%.
     if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
         score = fit_score(name, sets.train, head=sets.head)
@@ -239,9 +241,10 @@ def _threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> di
                   f'{_ALPHA:.0%} of new ones at most')
         return {'score': name, 'value': value, 'source': source, 'n': len(held.label), 'held_out': True}
     count = 0 if held is None else len(held.label)
+    why = why or f'{count} images were held out from training, too few for an honest one'
     return {'score': name, 'value': observed_threshold(arrays[f'known/{name}']), 'n': len(sets.known.label),
-            'source': f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({count} images were '
-                      'held out from training, too few for an honest one)', 'held_out': False}
+            'source': f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({why})',
+            'held_out': False}
 
 
 def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> dict[str, Any]:

@@ -17,15 +17,19 @@ _TEMPERATURES = (0.5, 1., 2., 5., 10., 100.)
 _NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SHRINKAGE = (1e-6, 1e-4, 1e-2, 0.1, 1.)
 _PERCENTILES = (10., 30., 50., 65., 80., 85., 90., 95., 99.)
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
 #: Score to its option and the values tried; ``dim`` in shares of the features' width.
 LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
     'msp': ('temperature', _TEMPERATURES), 'energy': ('temperature', _TEMPERATURES),
     'gen': ('gamma', (0.01, 0.05, 0.1, 0.2, 0.5, 1.)), 'knn': ('k', _NEIGHBOURS), 'knn-mean': ('k', _NEIGHBOURS),
     'class-knn': ('k', (1, 3, 5, 10, 20)), 'class-knn-share': ('k', (1, 3, 5, 10, 20)),
     'mahalanobis': ('shrinkage', _SHRINKAGE), 'rmahalanobis': ('shrinkage', _SHRINKAGE),
-    'vim': ('dim', (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
+    'vim': ('dim', _SHARES), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
     'react': ('percentile', _PERCENTILES), 'ash': ('percentile', _PERCENTILES), 'scale': ('percentile', _PERCENTILES),
-    'dice': ('percentile', _PERCENTILES)}
+    'dice': ('percentile', _PERCENTILES), 'nci': ('alpha', (0., 1e-4, 1e-3, 0.01, 0.1)),
+    'gradnorm': ('temperature', _TEMPERATURES), 'nnguide': ('k', _NEIGHBOURS),
+    'relation': ('power', (1., 2., 4., 6., 8.)), 'residual': ('dim', _SHARES), 'gmm': ('shrinkage', _SHRINKAGE),
+    'vra': ('upper', _PERCENTILES)}
 
 
 def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
@@ -61,7 +65,7 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, sets.train, head=sets.head,
+            score = fit_score(name, sets.train, sets.head, sets.held_out,
                               **options if wanted is None else options | {option: wanted})
             area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .figures import draw_panels
+from gradmix_timm.plots.figure import png
+
+from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
 from .tables import csv_text, text_table
@@ -89,10 +91,9 @@ def corruption_figures(results: Values) -> dict[str, bytes]:
         lines.setdefault(_plain(group['corruption']), [clean]).append(
             (group['severity'], group['error'], *group['error_ci']))
     x = f'severity (0: clean), {"official files" if part["official"] else "generated"}'
-    drawn = {'severity.png': draw_panels(panels, x, 'closed-set error')}
+    drawn = {'severity.png': png(plot_panels(panels, x, 'closed-set error'))}
     if results['scores']:
-        drawn['auroc.png'] = draw_panels(_auroc(results), x, 'AUROC, mean over corruptions',
-                                         {'chance': 0.5})
+        drawn['auroc.png'] = png(plot_panels(_auroc(results), x, 'AUROC, mean over corruptions', {'chance': 0.5}))
     return drawn
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .figures import draw_panels
+from gradmix_timm.plots.figure import png
+
+from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
 from .tables import csv_text, text_table
@@ -74,8 +76,8 @@ def probe_figures(results: Values) -> dict[str, bytes]:
         return {}
     lines = {name: group['closed_set']['top1'] for name, group in results['groups'].items()
              if group['probe'] != 'few-shot'}
-    return {'shots.png': draw_panels({'class means of a few shots': {'few-shot': points}}, 'training images of a class',
-                                     'accuracy', lines)}
+    return {'shots.png': png(plot_panels(
+        {'class means of a few shots': {'few-shot': points}}, 'training images of a class', 'accuracy', lines))}
 
 
 def render_probe(results: Values, images: Mapping[str, bytes]) -> str:

@@ -16,6 +16,7 @@ from gradmix_timm.openset.results import (
     read_mixes,
     read_results,
 )
+from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
@@ -143,26 +144,15 @@ def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dic
         results: Of results.json.
         arrays: Of arrays.npz.
     """
-    names = list(results['scores'])
-    known = {name: arrays[f'known/{name}'] for name in names}
-    unknown = {name: arrays[f'unknown/{name}'] for name in names}
-    area = {key: {name: results['scores'][name][key] for name in names} for key in ('auroc', 'oscr')}
-    correct = {name: arrays[f'correct/{name}'] for name in names}
-    threshold = results['threshold']
-    main, top1 = threshold['score'], results['closed_set']['top1']
     drawn = {
-        'roc.png': figures.draw_roc(known, unknown, area['auroc'], main),
-        'oscr.png': figures.draw_oscr(known, correct, unknown, area['oscr'], top1, main),
-        'confusion.png': figures.draw_confusion(
-            arrays['confusion'], results['known_classes'], results['unknown_classes']),
-        'reliability.png': figures.draw_reliability(
-            arrays['bin_confidence'], arrays['bin_accuracy'], arrays['bin_share'], results['calibration']['ece'])}
+        'roc.png': png(figures.plot_roc(results, arrays)),
+        'oscr.png': png(figures.plot_oscr(results, arrays)),
+        'confusion.png': png(figures.plot_confusions(results, arrays)),
+        'reliability.png': png(figures.plot_reliability(results, arrays))}
     if 'plane/known' in arrays:
-        planes = {name: arrays[f'plane/{name}'] for name in ('PCA', 't-SNE') if f'plane/{name}' in arrays}
-        drawn['features.png'] = figures.draw_features(planes, arrays['plane/known'])
-    for name in names:
-        line = threshold['value'] if name == main else None
-        drawn[figures.figure_name(f'histogram-{name}')] = figures.draw_histogram(name, known[name], unknown[name], line)
+        drawn['features.png'] = png(figures.plot_features(arrays))
+    for name in results['scores']:
+        drawn[figures.figure_name(f'histogram-{name}')] = png(figures.plot_scores(results, arrays, name))
     return drawn
 
 
