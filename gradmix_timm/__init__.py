@@ -1,4 +1,4 @@
-"""GradMix and its peers as batch mixers for timm, and a harness that judges what they give in open set recognition."""
+"""GradMix and its peers as batch mixers for timm, and a harness that evaluates open set recognition."""
 from __future__ import annotations
 
 from importlib import import_module
@@ -9,9 +9,12 @@ if TYPE_CHECKING:
     from gradmix_timm.classifier import OpenSetClassifier
     from gradmix_timm.evaluation import evaluate
     from gradmix_timm.mixers import GradMix, create_mixer, list_mixers, register_mixer
+    from gradmix_timm.mixers.scene import plot_mixes
+    from gradmix_timm.plots.pictures import plot_attribution
 
 __version__ = '0.1.0'
-__all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'evaluate', 'list_mixers', 'register_mixer']
+__all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'evaluate', 'list_mixers', 'plot_attribution',
+           'plot_mixes', 'register_mixer']
 
 # Loaded on first use, so that `gradmix_timm.openset` does not import the mixers it judges.
 _HOMES = {
@@ -21,6 +24,8 @@ _HOMES = {
     'create_mixer': 'gradmix_timm.mixers',
     'evaluate': 'gradmix_timm.evaluation',
     'list_mixers': 'gradmix_timm.mixers',
+    'plot_attribution': 'gradmix_timm.plots.pictures',
+    'plot_mixes': 'gradmix_timm.mixers.scene',
     'register_mixer': 'gradmix_timm.mixers',
 }
 

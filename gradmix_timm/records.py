@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 __all__ = ['AttributionMap', 'Captured', 'Embeddings', 'MixDraw', 'Mixed']
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MixDraw:
     """Everything random about one mixed batch, drawn once; ``mixer.apply`` needs nothing else.
 
@@ -32,6 +33,7 @@ class MixDraw:
         name: The mixer that drew.
         moves: Where blocks come from, before images are mixed: for own (0) and partner (1) the block that goes to each
             place of a g x g grid, int64 [B, 2, g * g]; None where nothing moves.
+        unknown: Share of the label that goes to no class, float32 [B], beside ``weight``; None: nothing does.
     """
 
     partner: Tensor
@@ -44,11 +46,12 @@ class MixDraw:
     fallback: Tensor
     name: str
     moves: Tensor | None = None
+    unknown: Tensor | None = None
 
     @classmethod
     def of(cls, name: str, partner: Tensor, lam: Tensor, *, dst: Tensor | None = None, src: Tensor | None = None,
            weight: Tensor | None = None, mask: Tensor | None = None, noise_seed: int | None = None,
-           fallback: Tensor | None = None, moves: Tensor | None = None) -> MixDraw:
+           fallback: Tensor | None = None, moves: Tensor | None = None, unknown: Tensor | None = None) -> MixDraw:
         """A draw from what a mixer has to say; the rest has the defaults that fit most mixers.
 
         Args:
@@ -62,6 +65,7 @@ class MixDraw:
             noise_seed: See the class.
             fallback: Default: no row.
             moves: See the class.
+            unknown: See the class.
 
         Example:
             >>> MixDraw.of('half', torch.tensor([1, 0]), torch.full((2,), 0.5)).weight
@@ -73,14 +77,34 @@ class MixDraw:
             partner=partner, src=dst if src is None else src, dst=dst, lam=lam,
             weight=torch.stack([lam, 1 - lam], 1) if weight is None else weight, mask=mask, noise_seed=noise_seed,
             fallback=torch.zeros_like(partner, dtype=torch.bool) if fallback is None else fallback, name=name,
-            moves=moves)
+            moves=moves, unknown=unknown)
+
+    def __repr__(self) -> str:
+        low, high = (float(end) for end in self.lam.aminmax()) if len(self.lam) else (1., 1.)
+        extras = ['', *(f'{kind} set' for kind in ('mask', 'noise_seed', 'moves') if getattr(self, kind) is not None)]
+        if count := int(self.fallback.sum()):
+            extras.append(f'{count} placed at random')
+        return f'MixDraw({self.name}: {len(self.partner)} images, kept {low:.0%} to {high:.0%}{", ".join(extras)})'
+
+    def _repr_html_(self) -> str:
+        """One row an image: partner, share kept, box, label weights."""
+        heads = ('image', 'partner', 'kept', 'box (yl, yh, xl, xh)', 'label weights', 'placed at random')
+        rows = zip(self.partner.tolist(), self.lam.tolist(), self.dst.tolist(), self.weight.tolist(),
+                   self.fallback.tolist(), strict=True)
+        cells = [(row, partner, f'{lam:.0%}', tuple(box), ', '.join(f'{weight:.2f}' for weight in weights),
+                  'yes' if fallback else '') for row, (partner, lam, box, weights, fallback) in enumerate(rows)]
+        return ('<table><thead><tr>' + ''.join(f'<th>{head}</th>' for head in heads) + '</tr></thead><tbody>' + ''.join(
+            '<tr>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>' for row in cells[:32])
+            + f'</tbody></table><p>{escape(repr(self))}</p>')
 
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
-        mask, moves = (None if value is None else value.to(device) for value in (self.mask, self.moves))
+        mask, moves, unknown = (
+            None if value is None else value.to(device) for value in (self.mask, self.moves, self.unknown))
         partner, src, dst, lam, weight, fallback = (
             value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
-        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves)
+        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves,
+                       unknown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +139,7 @@ class Captured:
     layer: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AttributionMap:
     """Where in each image the model finds its evidence.
 
@@ -128,6 +152,24 @@ class AttributionMap:
     map: Tensor
     degenerate: Tensor
     stride: tuple[float, float]
+
+    def __repr__(self) -> str:
+        count, height, width = self.map.shape
+        return (f'AttributionMap({count} maps of {height} x {width} cells, {self.stride[0]:g} x {self.stride[1]:g} '
+                f'pixels a cell; {int(self.degenerate.sum())} degenerate)')
+
+    def _repr_html_(self) -> str:
+        """The first maps side by side, each scaled to its own maximum; the same as text below."""
+        shown = self.map[:8].detach().cpu().float()
+        shown = shown / shown.amax((1, 2), keepdim=True).clamp_min(torch.finfo(shown.dtype).tiny)
+        cell = max(1, 112 // max(shown.shape[1:]))
+        tables = ''.join(
+            '<table style="display:inline-table;border-collapse:collapse;margin:4px">' + ''.join(
+                '<tr>' + ''.join(
+                    f'<td style="width:{cell}px;height:{cell}px;padding:0;border:0;'
+                    f'background:rgba(213,94,0,{value:.2f})"></td>' for value in row) + '</tr>'
+                for row in one) + '</table>' for one in shown.tolist())
+        return f'<div>{tables}</div><p>{escape(repr(self))}</p>'
 
 
 @dataclass(frozen=True, slots=True)

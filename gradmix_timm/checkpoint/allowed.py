@@ -34,7 +34,9 @@ _CropShare = Annotated[float, Range(0.2, 2)]
 _CropMode = Literal['center', 'squash', 'border']
 
 # Readers of folders, tars, torchvision's sets and scikit-learn's: they neither fetch nor run anything.
-_DATASETS = re.compile(r'(torch/\w+|sklearn/\w+|folder)?', re.ASCII | re.IGNORECASE)
+# A shortcut is drawn on their images: shortcut:NAME:option=value,...
+_IMAGES = r'(torch/\w+|sklearn/\w+|folder)?'
+_DATASETS = re.compile(rf'{_IMAGES}|shortcut:{_IMAGES}(:[\w=.,+-]*)?', re.ASCII | re.IGNORECASE)
 _SCHEME = re.compile(r'[a-zA-Z][\w+.-]+:|//|\\\\')
 _MODEL_NAME = re.compile(r'\w[\w.-]{0,199}', re.ASCII)
 _WORD = re.compile(r'[\w.+-]{0,100}', re.ASCII)

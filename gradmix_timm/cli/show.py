@@ -14,14 +14,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gradmix_timm.attribution.deletion import Place, deletion_drops, log_odds
-from gradmix_timm.checkpoint import Loaded, build_model, check_input, find_device, load_checkpoint, write_atomic
+from gradmix_timm.checkpoint import (
+    Loaded,
+    atomic_path,
+    build_model,
+    check_input,
+    find_device,
+    load_checkpoint,
+    write_atomic,
+)
 from gradmix_timm.cli.errors import ConsoleParser, UsageError, user_errors
-from gradmix_timm.cli.mix_figures import MixScene, draw_mixes, make_scene
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
+from gradmix_timm.mixers.scene import make_scene
+from gradmix_timm.plots.pictures import MixScene, plot_scene
 from gradmix_timm.schema import naming
 
 __all__ = ['build_parser', 'main', 'save_mixes']
@@ -157,7 +166,9 @@ def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Te
     """
     scene = make_scene(mixer, model, images, labels)
     folder = Path(out_dir)
-    draw_mixes(scene, folder / f'{stem}.png', class_names, data_config['mean'], data_config['std'], rows)
+    figure = plot_scene(scene, class_names, data_config['mean'], data_config['std'], rows)
+    with atomic_path(folder / f'{stem}.png') as temporary:
+        figure.savefig(temporary)
     shown = []
     draw = scene.draw
     for row in range(min(rows, len(images)) if draw is not None else 0):
@@ -166,7 +177,8 @@ def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Te
         shown.append({
             'class': class_names[int(scene.labels[row])], 'partner_class': class_names[int(scene.labels[partner])],
             'lam': float(draw.lam[row]), 'weight': draw.weight[row].tolist(),
-            'box': draw.dst[row].tolist(), 'fallback': bool(draw.fallback[row])})
+            'box': draw.dst[row].tolist(), 'fallback': bool(draw.fallback[row]),
+            **({} if draw.unknown is None else {'unknown': float(draw.unknown[row])})})
     facts = {'mixer': scene.mixer, 'layers': list(scene.layers), 'images': shown}
     write_atomic(folder / f'{stem}.json', json.dumps(facts, indent=1) + '\n')
     return scene

@@ -16,6 +16,7 @@ from .protocols import (
     n_trials,
 )
 from .recode import Codec, parse_codec, recode
+from .shortcut import Shortcut, ShortcutSource, bearing, canonical_name, inner_name, parse_shortcut, viewed
 from .sources import is_flat, list_splits, open_dataset
 from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
 from .synthetic import list_made, made_images
@@ -31,9 +32,13 @@ __all__ = [
     'Outside',
     'Overlap',
     'Parts',
+    'Shortcut',
+    'ShortcutSource',
     'TwoViews',
     'UnknownSpec',
     'UnreadableImageError',
+    'bearing',
+    'canonical_name',
     'check_apart',
     'check_specs',
     'check_split',
@@ -45,6 +50,7 @@ __all__ = [
     'fingerprint',
     'held_out_rows',
     'hold_out',
+    'inner_name',
     'is_flat',
     'labels_of',
     'list_families',
@@ -59,6 +65,7 @@ __all__ = [
     'open_outside',
     'overlap',
     'parse_codec',
+    'parse_shortcut',
     'parse_unknown',
     'recode',
     'recorded_parts',
@@ -66,4 +73,5 @@ __all__ = [
     'shared_classes',
     'split_flat',
     'take',
+    'viewed',
 ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from .images import DigitsReader, ImageSource, TorchvisionReader
 from .recode import Recoded
+from .shortcut import ShortcutSource
 from .subsets import CutDataset
 from .synthetic import MadeReader
 
@@ -41,6 +42,9 @@ def _source(source: ImageSource, rows: np.ndarray) -> Iterator[str | bytes] | No
     if isinstance(source, Recoded):
         inner = _source(source.inner, rows)
         return None if inner is None else _chain(f'codec {source.codec}', inner)
+    if isinstance(source, ShortcutSource):
+        inner = _source(source.inner, rows)
+        return None if inner is None else _chain(source.describe(), inner)
     found = _reader(source.reader, rows)
     return None if found is None else _chain(f'mode {source.input_img_mode} exif {source.exif}', found)
 

@@ -17,6 +17,7 @@ from gradmix_timm.registry import nearest
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource
 from .opening import expected_files
 from .readers import FolderReader, TarReader
+from .shortcut import PREFIX, ShortcutSource, inner_name, parse_shortcut
 from .subsets import as_source, class_names, stratified
 
 __all__ = ['is_flat', 'list_splits', 'open_dataset']
@@ -43,7 +44,9 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
 
     Args:
         name: '' or 'folder' for class folders or a tar, 'torch/...', 'hfds/...', 'hfids/...', 'tfds/...', 'wds/...',
-            or 'sklearn/digits' (splits 'train' and 'test', 80 to 20, stratified, always the same).
+            or 'sklearn/digits' (splits 'train' and 'test', 80 to 20, stratified, always the same); 'shortcut:NAME' or
+            'shortcut:NAME:option=value,...': one of these with a shortcut drawn on its images, see
+            :class:`~gradmix_timm.data.Shortcut`.
         root: Folder or tar.
         split: As the data set calls it; for folders a folder or a tar in ``root`` (or timm's synonyms), or ``root``
             itself where it holds none.
@@ -62,6 +65,9 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
         ValueError: No such data set, folder or split; no images, an empty class folder, fewer classes than
             ``min_classes``.
     """
+    if name.startswith(PREFIX):
+        return _with_shortcut(name, root, split, class_map=class_map, download=download, img_mode=img_mode, exif=exif,
+                              min_classes=min_classes, timm_rule=timm_rule, **options)
     prefix, slash, rest = name.partition('/')
     prefix = prefix.lower() if slash else ''
     if slash and prefix not in _PREFIXES:
@@ -101,6 +107,7 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         >>> list_splits('sklearn/digits')
         ('train', 'test')
     """
+    name = inner_name(name)
     if name.lower().startswith('sklearn/'):
         return DIGITS_SPLITS
     if name.lower().removeprefix('torch/') in _TWO_PARTS:
@@ -119,10 +126,20 @@ def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str
         root: Folder or tar.
         splits: Names of splits that are wanted.
     """
-    prefix, slash, rest = name.partition('/')
+    prefix, slash, rest = inner_name(name).partition('/')
     if not root or (slash and not (prefix.lower() == 'torch' and rest.lower() in _TORCH[-2:])):
         return False
     return not list_splits(name, root) and all(_split_root(name, root, split) == str(Path(root)) for split in splits)
+
+
+def _with_shortcut(name: str, root: Any, split: str, **options: Any) -> ShortcutSource:
+    inner, shortcut = parse_shortcut(name)
+    if options.get('target_transform') is not None:
+        raise ValueError(f'{name}: a shortcut tells one class an image, and --task multilabel has several')
+    opened = open_dataset(inner, root, split, **options)
+    if not isinstance(opened, ImageSource):
+        raise ValueError(f'{name}: a shortcut needs rows by number, and {inner} is streamed; use its form on disk')
+    return ShortcutSource(opened, shortcut)
 
 
 def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> ImageSource:

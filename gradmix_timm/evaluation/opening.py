@@ -17,9 +17,11 @@ from gradmix_timm.data import (
     CutDataset,
     ImageSource,
     Parts,
+    bearing,
     check_split,
     class_names,
     find_classes,
+    inner_name,
     is_flat,
     list_protocols,
     list_splits,
@@ -173,7 +175,7 @@ def _other_source(options: DataOptions, split: ClassSplit, source: dict[str, Any
                                  'own data set; leave it out')
         return None
     name = options.unknown_dataset
-    if name is None and source['dataset'].startswith('torch/'):
+    if name is None and inner_name(source['dataset']).startswith('torch/'):
         name = f'torch/{split.unknown_dataset}'
     folder = options.unknown_data_dir or (source['data_dir'] if name else None)
     if name is None and folder is None:
@@ -234,7 +236,7 @@ class _Opener:
         """
         record = self.loaded.record if self.loaded is not None else None
         try:
-            whole = select_classes(self.split('train'), names)
+            whole = select_classes(bearing(self.split('train'), names), names)
         except ValueError as error:
             if needed or self.options.train_split:
                 raise
@@ -260,18 +262,17 @@ def open_split(options: DataOptions, loaded: Loaded | None, split: ClassSplit | 
         ValueError: Data that is not there or does not hold the classes, or test images that are training images.
     """
     opener = _Opener.of(options, loaded, preprocessing)
-    whole = opener.split('test')
-    split = _fitted(split, class_names(whole), unknown_needed)
+    split = _fitted(split, class_names(whole := opener.split('test')), unknown_needed)
     others = _other_source(options, split, opener.source, opener.reading)
     if others is not None:
         split = check_split(split, class_names(whole), class_names(others))
-    unknown = None
+    unknown, whole = None, bearing(whole, split.known)
     if split.unknown:
-        place = whole if others is None else others
+        place = whole if others is None else bearing(whole, split.known, others)
         images = thinned(select_classes(place, split.unknown, unknown=True), most)
         labels = thinned(select_classes(place, split.unknown), most).targets
         unknown = UnknownImages({'': images}, labels)
-    known = select_classes(whole, split.known)
+    known = select_classes(bearing(whole, split.known), split.known)
     train, held, known = _apart(opener, opener.training(split.known, train_needed), known)
     return EvaluationImages(thinned(known, most), split, unknown, train, held, opener.source)
 

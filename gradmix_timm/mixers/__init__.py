@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from .fmix import FMix
 from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .gridmix import GridMix
 from .guidedmix import GuidedMix
+from .openmix import OpenMix
 from .plain import CutMix, Mixup, NoMix
 from .puzzlemix import PuzzleMix
 from .random_erasing import RandomErasing
@@ -45,6 +48,7 @@ __all__ = [
     'Mixer',
     'Mixup',
     'NoMix',
+    'OpenMix',
     'PuzzleMix',
     'RandomErasing',
     'RegMixup',
@@ -61,7 +65,7 @@ __all__ = [
 
 #: Names that build timm's own class.
 TIMM_MODES = ('batch', 'pair', 'elem', 'half')
-_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix')
+_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix', 'unknown_output')
 
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
 
@@ -128,8 +132,8 @@ def create_mixer(name: str, **options: Any) -> Mixer:
         ValueError: An unknown name or option; the message names the nearest.
 
     Example:
-        >>> create_mixer('cutmix', num_classes=10, alpha=0.5)
-        CutMix(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
+        >>> create_mixer('mixup', num_classes=10, alpha=0.5)
+        Mixup(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
     """
     if '+' in name:
         return _create_switch(name, **options)
@@ -216,6 +220,33 @@ register_mixer('attentivemix', "the model's most active cells are kept, the rest
     AttentiveMix)
 register_mixer('snapmix', 'a box in a box, labels by class activation maps (arXiv:2012.04846)')(SnapMix)
 register_mixer('puzzlemix', 'cells and blocks by the saliency of the loss, approximately (arXiv:2009.06962)')(PuzzleMix)
+register_mixer('openmix', 'the clean batch, then mixes that are of no class (OpenMix+, IEEE TCSVT 2023)')(OpenMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))
+
+
+def _options_text() -> str:
+    """One line a registered mixer: its own options with their defaults; those that all share are left out."""
+    lines = []
+    for name in _MIXERS.describe():
+        entry = _MIXERS[name]
+        target = entry.func if isinstance(entry, partial) else entry
+        if target is GradMix and entry is not target:
+            lines.append(f'{name}: the options of gradmix')
+            continue
+        classes: tuple[Any, ...] = target.__mro__[:-1] if isinstance(target, type) else ()
+        defaults = {parameter.name: parameter.default for source in (*reversed(classes), entry)
+                    for parameter in inspect.signature(source).parameters.values()}
+        if target is GradMix:
+            defaults |= asdict(GradMixOptions())
+        options = [option if defaults.get(option, inspect.Parameter.empty) is inspect.Parameter.empty
+                   else f'{option}={defaults[option]!r}'
+                   for option in sorted(_parameters(entry)) if option not in (*_SHARED, '**')]
+        lines.append(f'{name}: {", ".join(options) or "none of its own"}')
+    return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 12) for line in lines)
+
+
+if create_mixer.__doc__:  # none under python -OO
+    create_mixer.__doc__ = create_mixer.__doc__.replace(
+        '    Returns:\n', f'    Options of each name, with their defaults:\n{_options_text()}\n\n    Returns:\n', 1)

@@ -67,11 +67,14 @@ class GradMixOptions:
     center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
                           ('window', 'argmax', 'sample'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
-    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept',
-                         ('area', 'mass', 'keep'))
+    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
+                         'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
+                         'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
+    warmup: int = _option(0, 'epochs before the first mix: the maps of an untrained model name noise')
+    grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
     attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
     keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
@@ -85,6 +88,9 @@ class GradMixOptions:
         if not 0 <= low < high <= 1:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
+        for name in ('warmup', 'grow'):
+            if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f'{name} is a number of epochs, 0 or more, got {getattr(self, name)}')
         if not 0 < self.attr_scale <= 1:
             raise ValueError(f'attr_scale is in (0, 1], got {self.attr_scale}')
 
@@ -110,6 +116,15 @@ class GradMix(BatchMixer):
     hides most of it; the ordinary step follows on the mixed batch. Cost: (4 + p) / 3 of an unmixed step, p the share
     of the forward behind the target layer nearest the input.
 
+    Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
+    that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
+    partner's m in the pasted box, over their sum; 'keep' y. With the two open ones, what is hidden of the label goes
+    to no class instead of to the partner, so that an image without its evidence is taught to be less known: 'open'
+    (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
+    'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
+
+    ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
+
     Args:
         num_classes: K.
         label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed and rank.
@@ -119,6 +134,7 @@ class GradMix(BatchMixer):
         rank: Of the process.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
             logits, as each label has a sigmoid of its own.
+        unknown_output: Where the hidden share of the open labels goes.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
 
     Raises:
@@ -132,8 +148,9 @@ class GradMix(BatchMixer):
     name: str = 'gradmix'
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, **options: Any) -> None:
-        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix)
+                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False,
+                 **options: Any) -> None:
+        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix, unknown_output)
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise ValueError(f'mixer {self.name!r} has no option {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}')
@@ -146,7 +163,7 @@ class GradMix(BatchMixer):
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
-        self.changes_labels = not self._keeps_label()
+        self.changes_labels, self.gives_unknown = not self._keeps_label(), self._open
         # Here the maps are a pass of their own; objectives.KeepCleanTask shares the clean forward.
         self.rows_per_image = 2 if self.config.keep_clean else 1
 
@@ -250,7 +267,11 @@ class GradMix(BatchMixer):
                attribution: AttributionMap | None) -> MixDraw:
         """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
         config, batch, size, device = self.config, images.shape[0], image_size(images), images.device
-        nominal = self._sides(draw_lam(rng, config.lam, batch, config.alpha, config.lam_range), coins, size)
+        kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
+        into = self._epoch - config.warmup + 1
+        if into < config.grow:
+            kept = 1 - into / config.grow * (1 - kept)
+        nominal = self._sides(kept, coins, size)
         u = to_device(rng.random((batch, 2)), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
         # Theirs is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
@@ -268,8 +289,14 @@ class GradMix(BatchMixer):
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
         share = self._own_share(pixels, donors, src, dst, lam)
-        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=torch.stack([share, 1 - share], 1),
-                          noise_seed=noise_seed, fallback=fallback)
+        rest = 1 - share
+        weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
+        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, noise_seed=noise_seed,
+                          fallback=fallback, unknown=rest if self._open else None)
+
+    def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
+        coins, partner = super()._toss(rng, batch)
+        return np.logical_and(coins, self._epoch >= self.config.warmup), partner
 
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""
@@ -299,18 +326,24 @@ class GradMix(BatchMixer):
         return boxes_at(center, sides, size, self.config.placement)
 
     def _keeps_label(self) -> bool:
-        return self.config.label == 'keep' or self.config.fill in ('noise', 'mean')
+        return self.config.label == 'keep' or (self.config.fill in ('noise', 'mean') and not self._open)
+
+    @property
+    def _open(self) -> bool:
+        return self.config.label in ('open', 'open-area')
 
     def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
-        """Weight of the own label, float32 [B]; the partner's has the rest."""
+        """Weight of the own label, float32 [B]; the partner's or no class has the rest."""
         if self._keeps_label():
             return torch.ones_like(lam)
-        if self.config.label == 'area' or pixels is None:
+        if self.config.label in ('area', 'open-area') or pixels is None:
             return lam
-        own = 1 - box_mass(pixels, dst)
+        own, flat = 1 - box_mass(pixels, dst), pixels.flatten(1).sum(1) <= 0
+        if self.config.label == 'open':
+            return torch.where(flat, lam, own)
         donor = box_mass(pixels[partner], src)
         total = own + donor
-        flat = (pixels.flatten(1).sum(1) <= 0) | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
+        flat = flat | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
         empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2])
         share = torch.where(empty, torch.ones_like(own), own / total.clamp_min(1e-12))
         return torch.where(flat & ~empty, lam, share)

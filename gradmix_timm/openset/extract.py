@@ -13,7 +13,7 @@ import torch
 from timm.layers import ClassifierHead, NormMlpClassifierHead
 from timm.utils import unwrap_model
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from gradmix_timm.records import Embeddings
 

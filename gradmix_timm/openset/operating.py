@@ -3,10 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradmix_timm.openset.results import AtThreshold
 
 from .metrics.bootstrap import EVERY_SCORE, bootstrap_ci
 from .metrics.intervals import normal_ci
@@ -21,7 +23,7 @@ LAMBDA = 0.5
 
 
 def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unknown_pred: Array, unknown_scores: Array,
-                 threshold: float, num_classes: int, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+                 threshold: float, num_classes: int, draws: int = 1000, seed: int = 0) -> AtThreshold:
     """Macro-F1 over the known classes and the unknown, balanced and normalised accuracy at a threshold.
 
     Means over classes are over those that have images. Their intervals come from resamples of each class by itself;
@@ -75,7 +77,7 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
                                                     strata=(known_label, None) if name in means else None))
     found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores],
                                np.r_[known_label, others[1]], num_classes)[0]
-    return found
+    return cast(AtThreshold, found)
 
 
 def _standard_errors(known: tuple[Array, Array], unknown: tuple[Array, Array], num_classes: int) -> dict[str, float]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradmix_timm.openset.results import Sensitivity
+
 from .judge import EmbeddedSets
 from .metrics import auroc
 from .scores import fit_score, parse_score
@@ -17,19 +19,23 @@ _TEMPERATURES = (0.5, 1., 2., 5., 10., 100.)
 _NEIGHBOURS = (1, 5, 10, 20, 50, 100, 200, 500, 1000)
 _SHRINKAGE = (1e-6, 1e-4, 1e-2, 0.1, 1.)
 _PERCENTILES = (10., 30., 50., 65., 80., 85., 90., 95., 99.)
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)
 #: Score to its option and the values tried; ``dim`` in shares of the features' width.
 LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
     'msp': ('temperature', _TEMPERATURES), 'energy': ('temperature', _TEMPERATURES),
     'gen': ('gamma', (0.01, 0.05, 0.1, 0.2, 0.5, 1.)), 'knn': ('k', _NEIGHBOURS), 'knn-mean': ('k', _NEIGHBOURS),
     'class-knn': ('k', (1, 3, 5, 10, 20)), 'class-knn-share': ('k', (1, 3, 5, 10, 20)),
     'mahalanobis': ('shrinkage', _SHRINKAGE), 'rmahalanobis': ('shrinkage', _SHRINKAGE),
-    'vim': ('dim', (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
+    'vim': ('dim', _SHARES), 'openmax': ('tailsize', (5, 10, 20, 25, 50)),
     'react': ('percentile', _PERCENTILES), 'ash': ('percentile', _PERCENTILES), 'scale': ('percentile', _PERCENTILES),
-    'dice': ('percentile', _PERCENTILES)}
+    'dice': ('percentile', _PERCENTILES), 'nci': ('alpha', (0., 1e-4, 1e-3, 0.01, 0.1)),
+    'gradnorm': ('temperature', _TEMPERATURES), 'nnguide': ('k', _NEIGHBOURS),
+    'relation': ('power', (1., 2., 4., 6., 8.)), 'residual': ('dim', _SHARES), 'gmm': ('shrinkage', _SHRINKAGE),
+    'vra': ('upper', _PERCENTILES)}
 
 
 def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
-                ) -> dict[str, dict[str, Any]]:
+                ) -> dict[str, Sensitivity]:
     """AUROC of each score at other values of its main option, everything else as it is.
 
     Args:
@@ -38,10 +44,10 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
         on_score: Called with each score's name as its turn comes.
 
     Returns:
-        Score to ``option``, the value ``used``, and ``points``, lists [value, AUROC] in rising order; a value that
+        Score to ``option``, the value ``used``, and ``points``, pairs (value, AUROC) in rising order; a value that
         cannot be fit (more neighbours than samples) is left out.
     """
-    found = {}
+    found: dict[str, Sensitivity] = {}
     for name in names:
         base, options = parse_score(name)
         if base in LADDERS:
@@ -52,7 +58,7 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
     return found
 
 
-def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[list[float]], float | None]:
+def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[tuple[float, float]], float | None]:
     option, values = LADDERS[name]
     if option == 'dim':
         width = sets.known.features.shape[1]
@@ -61,7 +67,7 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, sets.train, head=sets.head,
+            score = fit_score(name, sets.train, sets.head, sets.held_out,
                               **options if wanted is None else options | {option: wanted})
             area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:
@@ -71,4 +77,4 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
             # None stands for a value that the fit takes from the data.
             value = used = score.options[option] if score.options[option] is not None else score.diagnostics[option]
         points[value] = area
-    return [[value, points[value]] for value in sorted(points)], used
+    return [(value, points[value]) for value in sorted(points)], used

@@ -63,8 +63,9 @@ def soft_targets(
     return rows.scatter_(1, targets[:, None], 1 - smoothing + off)
 
 
-def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = False) -> Tensor:
-    """``weight[:, 0] * rows + weight[:, 1] * rows[partner]``, float32 [B, K].
+def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = False, unknown: Tensor | None = None,
+                unknown_output: bool = False) -> Tensor:
+    """``weight[:, 0] * rows + weight[:, 1] * rows[partner] + unknown / K``, float32 [B, K].
 
     Args:
         rows: float32 [B, K].
@@ -72,14 +73,25 @@ def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = Fal
         weight: Label weights (own, partner), float32 [B, 2].
         union: The larger of the two in place of the weighted sum, as far as a weight is above 0: every label of which
             something is seen.
+        unknown: Share of the label that goes to no class and so to all of them alike, float32 [B]; None: nothing.
+        unknown_output: The last of the K columns stands for no class and gets the whole of that share.
 
     Example:
         >>> rows = torch.tensor([[1., 1., 0.], [0., 1., 1.]])
         >>> mix_targets(rows, torch.tensor([1, 0]), torch.tensor([[0.75, 0.25], [1., 0.]]), union=True)
         tensor([[1., 1., 1.],
                 [0., 1., 1.]])
+        >>> mix_targets(torch.eye(2), torch.tensor([1, 0]), torch.tensor([[0.5, 0.], [1., 0.]]),
+        ...             unknown=torch.tensor([0.5, 0.]))
+        tensor([[0.7500, 0.2500],
+                [0.0000, 1.0000]])
     """
     if union:
         seen = (weight > 0).to(rows.dtype)
         return torch.maximum(rows * seen[:, :1], rows[partner] * seen[:, 1:])
-    return rows * weight[:, :1] + rows[partner] * weight[:, 1:]
+    mixed = rows * weight[:, :1] + rows[partner] * weight[:, 1:]
+    if unknown is None:
+        return mixed
+    if unknown_output:
+        return torch.cat([mixed[:, :-1], mixed[:, -1:] + unknown[:, None]], 1)
+    return mixed + unknown[:, None] / rows.shape[1]

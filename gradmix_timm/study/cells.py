@@ -17,7 +17,7 @@ from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
 
-from .plan import Cell
+from .plan import CHECKPOINTS, Cell
 
 __all__ = ['CellFailedError', 'claimed', 'is_done', 'result_files', 'run_cell']
 
@@ -81,7 +81,7 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         for command, flags in cell.evaluate.items():
             started = time.time()
             output = place / _WORK / command
-            _command([*_module('gradmix_timm.openset'), command, '--checkpoint', str(_checkpoint(run)),
+            _command([*_module('gradmix_timm.openset'), command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
                       *as_flags(flags), '--output', str(output)], place, environment, stop)
             seconds[command] = time.time() - started
             found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))
@@ -225,9 +225,9 @@ def _module(name: str) -> list[str]:
     return [sys.executable, '-m', name]
 
 
-def _checkpoint(run: Path) -> Path:
-    best = run / 'model_best.pth.tar'
-    return best if best.is_file() else run / 'last.pth.tar'  # without validation images there is no best
+def _checkpoint(run: Path, which: str) -> Path:
+    chosen = run / CHECKPOINTS[which]
+    return chosen if chosen.is_file() else run / CHECKPOINTS['last']  # without validation images there is no best
 
 
 def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], stop: threading.Event) -> None:

@@ -16,8 +16,10 @@ from gradmix_timm.schema import read_yaml
 __all__ = ['EVALUATIONS', 'Cell', 'Study', 'read_study']
 
 #: Commands of ``gradmix-openset`` that a cell may run on its checkpoint.
-EVALUATIONS = ('osr', 'ood', 'corrupt', 'probe')
-_KEYS = ('name', 'output', 'base', 'train', 'evaluate', 'axes', 'exclude')
+EVALUATIONS = ('osr', 'ood', 'corrupt', 'probe', 'shortcut')
+#: Checkpoint that is evaluated to its file in the run folder.
+CHECKPOINTS = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
+_KEYS = ('name', 'output', 'base', 'train', 'evaluate', 'checkpoint', 'axes', 'exclude')
 # Axes given as a list set the flag of their own name, but for these.
 _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_protocol', 'data': 'dataset'}
 # What the engine sets itself.
@@ -35,11 +37,13 @@ class Cell:
         levels: Axis to the name of its level, in the order of the axes.
         train: Flags of train.py, keyed as in its YAML files.
         evaluate: Command of gradmix-openset to its flags.
+        checkpoint: ``best`` by the validation images, or ``last``.
     """
 
     levels: Mapping[str, str]
     train: Mapping[str, Any]
     evaluate: Mapping[str, Mapping[str, Any]]
+    checkpoint: str = 'best'
 
     @property
     def name(self) -> str:
@@ -48,8 +52,8 @@ class Cell:
         A cell whose flags change gets another name, so that no figure of older flags is taken for one of newer flags.
         """
         words = '-'.join(re.sub(r'[^\w.+]+', '_', f'{level}') for level in self.levels.values())
-        content = json.dumps([dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}],
-                             sort_keys=True, default=str)
+        runs = [dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}]
+        content = json.dumps(runs + [self.checkpoint] * (self.checkpoint != 'best'), sort_keys=True, default=str)
         return f'{words[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
@@ -79,8 +83,9 @@ def read_study(path: str | Path) -> Study:
 
     Keys: ``axes`` (axis to a list of values for the flag of its name, or to a mapping of level names to flags),
     ``train`` (flags of train.py for all cells), ``evaluate`` (command of gradmix-openset to flags; default: ``osr``),
-    ``base`` (level of the first axis that differences are taken to; default: its first), ``exclude`` (list of
-    mappings of axes to levels), ``name`` and ``output`` (default: after the file).
+    ``checkpoint`` (``best`` by the validation images, the default, or ``last``), ``base`` (level of the first axis
+    that differences are taken to; default: its first), ``exclude`` (list of mappings of axes to levels), ``name`` and
+    ``output`` (default: after the file).
 
     Args:
         path: The file. Paths in it are relative to the folder that the study is started in.
@@ -99,18 +104,21 @@ def read_study(path: str | Path) -> Study:
     train = _flags(path, 'train', given.get('train') or {})
     evaluate = {str(command): _flags(path, f'evaluate.{command}', flags or {}, command=str(command))
                 for command, flags in (_mapping(path, given, 'evaluate') or {'osr': {}}).items()}
+    checkpoint = str(given.get('checkpoint', 'best'))
+    if checkpoint not in CHECKPOINTS:
+        raise ValueError(f'{path}: checkpoint: {checkpoint!r}: {nearest(checkpoint, CHECKPOINTS)}')
     excluded = [_excluded(path, rule, axes) for rule in given.get('exclude') or ()]
     first = next(iter(axes))
     base = str(given.get('base', next(iter(axes[first]))))
     if base not in axes[first]:
         raise ValueError(f'{path}: base: {base!r} is no level of the first axis, {first}: {nearest(base, axes[first])}')
-    cells = tuple(_cells(axes, train, evaluate, excluded))
+    cells = tuple(_cells(axes, train, evaluate, checkpoint, excluded))
     return Study(str(given.get('name') or path.stem), Path(given.get('output') or path.with_suffix('')),
                  {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
 
 
 def _cells(axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapping[str, Flags],
-           excluded: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
+           checkpoint: str, excluded: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
     for names in itertools.product(*axes.values()):
         levels = dict(zip(axes, names, strict=True))
         if any(all(levels[axis] == level for axis, level in rule.items()) for rule in excluded):
@@ -118,7 +126,7 @@ def _cells(axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapp
         flags = dict(train)
         for axis, level in levels.items():
             flags |= axes[axis][level]
-        yield Cell(levels, flags, evaluate)
+        yield Cell(levels, flags, evaluate, checkpoint)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -330,3 +330,98 @@ def test_attribute_takes_class_indices_of_any_kind(kind):
     given = labels.tolist() if kind is list else labels.numpy() if kind == 'numpy' else labels.to(kind)
     images = spotted(PLACES)
     assert torch.equal(attribute(Spots(), images, given, 'grid').map, attribute(Spots(), images, labels, 'grid').map)
+
+
+# ---- labels that know what is left to see
+
+@pytest.mark.parametrize('name', ['gradmix', 'random-box', 'center-box', 'cutmix'])
+@pytest.mark.parametrize('label', ['open', 'open-area'])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_open_labels_give_what_is_hidden_to_no_class(name, label, smoothing):
+    """Row by row: the share seen of the own label, the rest alike on all K, nothing to the partner."""
+    if (name, label) == ('cutmix', 'open-area'):
+        pytest.skip('cutmix knows areas alone')
+    images, labels, model = spotted(PLACES), torch.arange(K), Spots()
+    options = {} if name == 'cutmix' else {'layers': 'grid'}
+    mixer = create_mixer(name, num_classes=K, label=label, label_smoothing=smoothing, prob_elem=0.7, seed=3, **options)
+    draw = mixer.draw(images, labels, model)
+    mixed, targets = mixer.apply(images, labels, draw)
+    maps = to_pixels(attribute(model, images, labels, 'grid').map, (16, 16)).double()
+    for row in range(K):
+        yl, yh, xl, xh = draw.dst[row].tolist()
+        hidden = (yh - yl) * (xh - xl) / 256
+        if (name, label) == ('gradmix', 'open'):
+            hidden = float(maps[row, yl:yh, xl:xh].sum() / maps[row].sum())
+        want = torch.full((K,), (1 - hidden) * smoothing / K + hidden / K)
+        want[row] += (1 - hidden) * (1 - smoothing)
+        assert torch.allclose(targets[row], want, atol=1e-5)
+        assert torch.equal(mixed[row, :, yl:yh, xl:xh], images[draw.partner[row], :, yl:yh, xl:xh]), 'pixels as ever'
+    assert torch.allclose(targets.sum(1), torch.ones(K), atol=1e-5)
+    assert mixer.rows_sum_to_one
+    assert repr(create_mixer(name, **mixer.options)) == repr(mixer)
+
+
+@pytest.mark.parametrize('fill', ['noise', 'mean'])
+def test_open_labels_go_with_fills_that_are_no_image(fill):
+    mixer = GradMix(K, label='open-area', fill=fill, layers='grid', recipe='authors', lam_range=(0.5, 0.6))
+    draw = mixer.draw(spotted(PLACES), torch.arange(K), Spots())
+    assert torch.allclose(draw.weight[:, 0], draw.lam)
+    assert torch.allclose(draw.unknown, 1 - draw.lam)
+    assert mixer.changes_labels
+
+
+def test_an_open_label_of_a_flat_map_goes_by_area():
+    images = spotted(PLACES)
+    images[1] = 0.0
+    draw = GradMix(K, label='open', layers='grid', seed=4).draw(images, torch.arange(K), Spots())
+    assert draw.fallback.tolist() == [False, True, False, False]
+    assert torch.equal(draw.weight[1, 0], draw.lam[1])
+
+
+def test_open_multi_labels_fade():
+    """A sigmoid each: what is hidden is towards zero, not towards 1 / K of every label."""
+    rows = torch.tensor([[1., 1., 0., 0.], [0., 1., 1., 0.], [0., 0., 0., 1.], [1., 0., 0., 0.]])
+    mixer = create_mixer('random-box', num_classes=K, label='open', multi_label_mix='weight')
+    draw = mixer.draw(spotted(PLACES), rows)
+    _, targets = mixer.apply(spotted(PLACES), rows, draw)
+    assert torch.allclose(targets, rows * draw.lam[:, None])
+
+
+# ---- the schedule
+
+@pytest.mark.parametrize('name', ['gradmix', 'gradmix+mixup'])
+def test_before_the_warm_up_is_over_nothing_is_mixed_and_no_map_is_made(name):
+    model, calls = Spots(), []
+    model.register_forward_hook(lambda *a: calls.append(1))
+    own = {'warmup': 2, 'layers': 'grid'}
+    plain = create_mixer('gradmix', num_classes=K, layers='grid', seed=1)
+    switch = {'switch_prob': 0.0, 'parts': {'gradmix': own}} if '+' in name else own
+    mixer = create_mixer(name, num_classes=K, seed=1, **switch)
+    images, labels = spotted(PLACES), torch.arange(K)
+    for epoch in range(4):
+        calls.clear()
+        mixer.set_step(epoch, 0)
+        mixed, targets = mixer(images, labels, model)
+        assert bool(calls) == (epoch >= 2)
+        assert torch.equal(mixed, images) == (epoch < 2)
+        assert torch.equal(targets, torch.eye(K)) == (epoch < 2)
+        if name == 'gradmix' and epoch >= 2:
+            plain.set_step(epoch, 0)
+            assert torch.equal(plain(images, labels, model)[0], mixed), 'then as without one'
+
+
+def test_the_hidden_area_grows_in_equal_steps_after_the_warm_up():
+    images, labels = torch.zeros(4, 1, 1000, 1000), torch.arange(K)
+    mixer = create_mixer('random-box', num_classes=K, warmup=1, grow=4, lam_range=(0.5, 0.6), alpha=1e6)
+    hidden = []
+    for epoch in range(7):
+        mixer.set_step(epoch, 0)
+        hidden.append(1 - mixer.draw(images, labels).lam.mean().item())
+    assert hidden == pytest.approx([0, 0.1125, 0.225, 0.3375, 0.45, 0.45, 0.45], abs=2e-3)
+
+
+@pytest.mark.parametrize('option', ['warmup', 'grow'])
+@pytest.mark.parametrize('value', [-1, 1.5])
+def test_a_schedule_is_in_whole_epochs(option, value):
+    with pytest.raises(ValueError, match=f'{option} is a number of epochs'):
+        create_mixer('gradmix', num_classes=K, **{option: value})

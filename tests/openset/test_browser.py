@@ -22,8 +22,9 @@ from gradmix_timm.openset.__main__ import main
 from gradmix_timm.openset.comparison import compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.figures import plot_differences
 from gradmix_timm.openset.reports.report import draw_figures, render_report
+from gradmix_timm.plots.figure import png
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason='no chromium here')]
@@ -114,7 +115,8 @@ def evaluation_page(folder: Path) -> tuple[str, int]:
 def comparison_page(folder: Path) -> tuple[str, int]:
     comparison = compare_runs(made_runs(GAPS), paired=True)
     gaps = {'ours': {'mls': (0.02, 0.01, 0.03)}}
-    return render_comparison(comparison, {'differences-auroc.png': draw_differences(gaps, 'difference in AUROC')}), 1
+    images = {'differences-auroc.png': png(plot_differences(gaps, 'difference in AUROC'))}
+    return render_comparison(comparison, images), 1
 
 
 def command_page(command: str, *flags: str) -> Callable[[Path], tuple[str, int]]:

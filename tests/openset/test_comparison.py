@@ -22,9 +22,10 @@ from gradmix_timm.openset.reports.comparison_tables import (
     comparison_rows,
     grounds,
 )
-from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.figures import plot_differences
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import Run, notes
+from gradmix_timm.plots.figure import png
 
 
 def make_run(group, trial, seed, auroc, split=None, **changes):
@@ -285,7 +286,7 @@ def test_other_differences_among_runs_are_told():
 
 def test_differences_stand_where_they_are_and_no_word_is_cut():
     gaps = {'random-box': {'class-knn-share': (0.05, 0.03, 0.07), 'mls': (-0.05, -0.06, -0.04)}}
-    content = draw_differences(gaps, 'difference in FPR95 (unknowns caught) to center-box-with-a-long-name')
+    content = png(plot_differences(gaps, 'difference in FPR95 (unknowns caught) to center-box-with-a-long-name'))
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert('RGB')).astype(int)
     assert (pixels[:, :3] > 240).all()
     assert (pixels[:, -3:] > 240).all()

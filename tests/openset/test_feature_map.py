@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.reports.figures import draw_features
+from gradmix_timm.openset.reports.figures import plot_features
+from gradmix_timm.plots.figure import png
 
 
 def clouds(count=40, apart=8.):
@@ -64,8 +65,7 @@ def test_a_single_feature_has_a_line():
 
 def test_both_sides_are_seen_in_the_figure():
     found = project_features(*clouds())
-    planes = {name.removeprefix('plane/'): found[name] for name in ('plane/PCA', 'plane/t-SNE')}
-    shown = Image.open(io.BytesIO(draw_features(planes, found['plane/known']))).convert('RGB')
+    shown = Image.open(io.BytesIO(png(plot_features(found)))).convert('RGB')
     assert shown.width == 720
     pixels = np.asarray(shown).astype(int)
     blue, orange = pixels[..., 2] - pixels[..., 0] > 40, pixels[..., 0] - pixels[..., 2] > 40

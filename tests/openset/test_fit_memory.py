@@ -28,7 +28,8 @@ def stored(tmp_path_factory):
 
 @pytest.mark.parametrize(('name', 'options'), [
     ('mahalanobis', {}), ('mahalanobis', {'normalize': True}), ('rmahalanobis', {}), ('vim', {}), ('knn', {}),
-    ('react', {}), ('dice', {}), ('openmax', {})])
+    ('react', {}), ('dice', {}), ('openmax', {}), ('klm', {}), ('nnguide', {}), ('relation', {}), ('residual', {}),
+    ('gmm', {}), ('vra', {}), ('she', {}), ('fdbd', {}), ('nci', {})])
 def test_no_copy_of_the_features(name, options, stored, monkeypatch):
     train, head = stored
     whole = fit_score(name, train, head=head, **options)

@@ -76,6 +76,19 @@ def test_without_enough_held_out_images_the_threshold_is_that_of_the_test_and_sa
     assert found['threshold']['unknown_accepted'] == found['scores']['mls']['fpr_at_95_known']
 
 
+def test_a_score_of_held_out_images_is_fit_on_them_and_no_threshold_set_on_them():
+    given = subjects(train=None)
+    found = judge(given, ['klm'], draws=0)
+    expected = fit_score('klm', given.held_out)(given.known)
+    np.testing.assert_array_equal(found.arrays['known/klm'], expected.numpy())
+    assert found.results['fits']['klm']['diagnostics']['fit_on'] == 'held-out images'
+    threshold = found.results['threshold']
+    assert not threshold['held_out']
+    assert 'test images themselves' in threshold['source']
+    assert 'the score is fit on the held-out images' in threshold['source']
+    assert judge(given, ['klm', 'mls'], draws=0).results['threshold']['held_out']
+
+
 @pytest.mark.parametrize('count', [1, 5, 19, 20, 21, 40, 101])
 def test_observed_threshold_is_the_largest_that_keeps_95_percent(count):
     known = np.random.default_rng(0).permutation(count).astype(float)

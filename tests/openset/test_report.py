@@ -370,9 +370,12 @@ def _dark(content):
 
 def test_curves_stand_where_the_scores_put_them():
     """Perfect scores hug the upper left corner, reversed ones the lower right."""
-    from gradmix_timm.openset.reports.figures import draw_roc
+    from gradmix_timm.openset.reports.figures import plot_roc
+    from gradmix_timm.plots.figure import png as as_png
     up, down = np.arange(10., 20.), np.arange(10.)
-    perfect, reverse = (_dark(draw_roc({'s': a}, {'s': b}, {'s': 1.})) for a, b in ((up, down), (down, up)))
+    results = {'scores': {'s': {'auroc': 1.}}, 'threshold': {'score': ''}}
+    perfect, reverse = (_dark(as_png(plot_roc(results, {'known/s': a, 'unknown/s': b}))) for a, b in (
+        (up, down), (down, up)))
     # Away from the diagonal: a quarter in from the left and from the top of the axes, and the mirror image of it.
     height, width = perfect.shape
     upper = (slice(0, int(0.06 * height)), slice(int(0.35 * width), int(0.8 * width)))

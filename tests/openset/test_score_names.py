@@ -75,7 +75,7 @@ def test_a_file_keeps_the_name():
 
 def test_names_that_pytorch_ood_alone_has_say_so():
     pytest.importorskip('pytorch_ood')
-    with pytest.raises(ValueError, match='pytorch-ood:PNML is one of pytorch-ood'):
+    with pytest.raises(ValueError, match="no score named 'pnml': only through pytorch-ood:PNML"):
         parse_score('pnml')
     assert parse_score('pytorch-ood:KNN:k=3') == ('pytorch-ood:KNN', {'k': 3})
     assert fit_score('pytorch-ood:KNN:k=3', TRAIN).name == 'pytorch-ood:KNN:k=3'

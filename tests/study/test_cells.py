@@ -38,6 +38,14 @@ def test_a_study_runs_each_cell_once_and_keeps_one_small_file(make, stubbed):
             f'--mixup-mode {cell.levels["mixer"]} --seed {cell.levels["seed"]} --output work --experiment run')
 
 
+@pytest.mark.parametrize(('checkpoint', 'top1'), [('best', .6), ('last', .8)])
+def test_the_checkpoint_that_the_study_names_is_evaluated(make, stubbed, checkpoint, top1):
+    study = make(axes={'mixer': ['overfit'], 'seed': [0]}, checkpoint=checkpoint)
+    assert run_study(study) == {}
+    results = json.loads((study.output / study.cells[0].name / 'results.json').read_text())
+    assert results['closed_set']['top1'] == pytest.approx(top1)
+
+
 def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):
     study = make(axes={'mixer': ['broken', 'none'], 'seed': [0, 1]})
     failed = run_study(study)

@@ -38,6 +38,7 @@ def test_cells_can_be_excluded(make):
     ({'axes': {'seed': [1, 1]}}, 'each named once'),
     ({'base': 'cutmix'}, "base: 'cutmix' is no level of the first axis, mixer"),
     ({'evaluate': {'ors': {}}}, "no command 'ors'.*osr"),
+    ({'checkpoint': 'lst'}, "checkpoint: 'lst'.*last"),
     ({'train': {'output': 'x'}}, 'train: output is set for each cell'),
     ({'train': {'amp': None}}, 'amp has no value'),
     ({'train': [1]}, 'train: expected flags'),

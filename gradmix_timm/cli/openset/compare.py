@@ -27,10 +27,11 @@ from gradmix_timm.openset.reports.comparison_tables import (
     metrics_of,
     title_of,
 )
-from gradmix_timm.openset.reports.figures import draw_differences
+from gradmix_timm.openset.reports.figures import plot_differences
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
+from gradmix_timm.plots.figure import png
 from gradmix_timm.registry import nearest
 
 from .flags import score_names
@@ -137,7 +138,7 @@ def _write(folder: Path, comparison: dict[str, Any]) -> None:
         gaps = _gaps(comparison, metric)
         name = f'differences-{metric}.png'
         if gaps:
-            images[name] = draw_differences(gaps, f'difference in {METRICS[metric]} to {comparison["base"]}')
+            images[name] = png(plot_differences(gaps, f'difference in {METRICS[metric]} to {comparison["base"]}'))
             write_atomic(folder / name, images[name])
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier comparison

@@ -26,6 +26,9 @@ _MIXING = (
          text='probability that an image of a mixed batch is mixed; registered mixers only'),
     flag('--multi-label-mix', type=str, choices=('weight', 'union'),
          text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
+    flag('--unknown-output', action='store_true', default=False,
+         text='one more output of the head, for what a mixer gives to no class (openmix, or label open of gradmix, its '
+              'controls and cutmix) in place of a uniform target; hidden from the known classes'),
     flag('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
          text='options of any mixer; with two joined by + each key names its mixer: gradmix.alpha=0.5'),
 )
@@ -96,7 +99,7 @@ def _gradmix_flag(name: str) -> Flag:
         return flag(option_string, text=text, type=layer, nargs='+', metavar='LAYER')
     if isinstance(default, tuple):
         return flag(option_string, text=text, type=float, nargs=len(default), metavar='X')
-    kind = type(default) if isinstance(default, float) else str
+    kind = type(default) if isinstance(default, int | float) else str
     return flag(option_string, text=text, type=kind, choices=choices)
 
 

@@ -14,6 +14,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
 from gradmix_timm.cli.errors import one_line
+from gradmix_timm.data import inner_name
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
@@ -48,6 +49,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
     _complete(args, given)
     complete_objective(args, given)
     _check_folder(args)
+    inner_name(args.dataset)  # refuses options that a shortcut does not take
     if args.drop_connect is not None:
         _logger.warning('--drop-connect is deprecated and unused: --drop-path')
     check_values(args)

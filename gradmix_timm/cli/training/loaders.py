@@ -28,6 +28,7 @@ from gradmix_timm.data import (
     class_names,
     collate_views,
     hold_out,
+    inner_name,
     is_flat,
     list_splits,
     load_split,
@@ -83,9 +84,10 @@ def _test_split(args: argparse.Namespace) -> str:
     named = args.val_split
     if not named or named == args.train_split:
         return 'test'
-    kind = args.dataset.partition('/')[0].lower() if '/' in args.dataset else ''
+    name = inner_name(args.dataset)
+    kind = name.partition('/')[0].lower() if '/' in name else ''
     if kind == 'sklearn' or kind == 'torch':
-        return named if named in list_splits(args.dataset, args.data_dir) else 'test'
+        return named if named in list_splits(name, args.data_dir) else 'test'
     if kind:
         return str(named)  # cannot be told without opening it
     # timm takes any of these words for the others.

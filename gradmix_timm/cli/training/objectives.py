@@ -8,6 +8,7 @@ from timm.task import TrainingTask
 from timm.utils import world_info_from_env
 from torch import nn
 
+from gradmix_timm.data import inner_name
 from gradmix_timm.mixers import create_mixer
 from gradmix_timm.objectives import JointConfig, guiding_mixer
 
@@ -98,7 +99,7 @@ def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
 def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, bool, str]]:
     labels = 'labels enter through the contrastive loss, there is no other; leave it out'
     batches = 'a batch is two views of every image, at one size; leave it out'
-    streamed = args.dataset.partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
+    streamed = inner_name(args.dataset).partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
     return [
         ('--bce-loss' if args.bce_loss else '--jsd-loss' if args.jsd_loss else '--loss', args.loss is not None, labels),
         ('--loss-pos-weight', args.loss_pos_weight is not None, labels),

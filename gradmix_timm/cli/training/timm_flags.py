@@ -36,7 +36,8 @@ def add_flags(container: Any, flags: tuple[Flag, ...]) -> None:
 _DATASET = (
     flag('--data-dir', metavar='DIR', text='root folder of the data'),
     flag('--dataset', metavar='NAME', default='', text='kind/name, e.g. torch/cifar10 or sklearn/digits; a folder of '
-                                                       'class folders where empty'),
+                                                       'class folders where empty; shortcut:NAME draws a '
+                                                       'shortcut on its images, shortcut:NAME:side=5,share=0.9'),
     flag('--train-split', metavar='NAME', default='train', text='split to train on'),
     flag('--val-split', metavar='NAME', default='validation', text='split to validate on; empty for none'),
     flag('--train-num-samples', type=int, metavar='N', text='size of the train split, for streamed data'),

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtr, stdtrit
 
+from gradmix_timm.openset.results import ClosedSet
+
 from .checks import ArrayLike, check_level, correctness, scores, sides
 from .rank_counts import Ladder
 
@@ -89,7 +91,7 @@ def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, f
     return 0. if successes == 0 else middle - half, 1. if successes == total else middle + half
 
 
-def top1(correct: ArrayLike, level: float = 0.95) -> dict[str, float | list[float]]:
+def top1(correct: ArrayLike, level: float = 0.95) -> ClosedSet:
     """Closed set accuracy with Wilson's interval, as results.json has it.
 
     Example:

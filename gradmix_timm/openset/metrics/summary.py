@@ -1,7 +1,9 @@
 """All rank metrics of one score with their intervals, as one block of results.json."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from gradmix_timm.openset.results import RankMetric, ScoreFigures
 
 from . import rank_counts as counts
 from .bootstrap import EVERY_SCORE, rank_intervals
@@ -11,7 +13,7 @@ from .intervals import delong_ci, delong_of_counts
 __all__ = ['RANK_METRICS', 'summarize']
 
 # In the order of the printed table; oscr needs `correct`.
-RANK_METRICS: dict[str, counts.Metric] = {
+RANK_METRICS: dict[RankMetric, counts.Metric] = {
     'auroc': counts.auroc,
     'aupr_in': counts.aupr_in,
     'aupr_out': counts.aupr_out,
@@ -30,7 +32,7 @@ def summarize(
         seed: int = 0,
         level: float = 0.95,
         fprs: tuple[float, ...] = (0.001, 0.01, 0.1),
-) -> dict[str, Any]:
+) -> ScoreFigures:
     """Every rank metric of one score, plain numbers ready for JSON.
 
     Args:
@@ -55,7 +57,8 @@ def summarize(
     scores, others = sides(known, unknown)
     right = None if correct is None else correctness(correct, len(scores))
     values, ladder = counts.count(scores, others, right)
-    metrics = {name: metric for name, metric in RANK_METRICS.items() if right is not None or name != 'oscr'}
+    metrics: dict[str, counts.Metric] = {
+        name: metric for name, metric in RANK_METRICS.items() if right is not None or name != 'oscr'}
     figures: dict[str, Any] = {name: float(metric(ladder)) for name, metric in metrics.items()}
     if right is not None:
         figures['ccr_at_fpr'] = {f'{fpr:g}': float(counts.ccr_at_fpr(fraction('fpr', fpr))(ladder)) for fpr in fprs}
@@ -67,4 +70,4 @@ def summarize(
         drawn = {name: metric for name, metric in metrics.items() if name != 'auroc'}
         intervals = rank_intervals(drawn, scores, others, right, draws, seed, level, (values, ladder))
         figures |= {f'{name}_ci': list(interval) for name, interval in intervals.items()}
-    return figures
+    return cast(ScoreFigures, figures)  # without oscr where `correct` is None

@@ -1,4 +1,4 @@
-"""Scores that reshape the features and ask the classifier again: ReAct, ASH, SCALE, DICE; all end in an energy.
+"""Scores that reshape the features and ask the classifier again: ReAct, VRA, ASH, SCALE, DICE; all end in an energy.
 
 They presume features that are not negative (after a ReLU); on GELU or LayerNorm backbones they may rank the wrong way
 round, and a warning says so.
@@ -18,7 +18,7 @@ from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, Score, blocks, by_rows
 
-__all__ = ['Ash', 'Dice', 'React', 'Scale', 'percentile_of']
+__all__ = ['Ash', 'Dice', 'React', 'Scale', 'Vra', 'percentile_of']
 
 # exp overflows float64 at 709; sums of features that are not negative stay far below.
 _MAX_EXPONENT = 700.
@@ -66,6 +66,13 @@ def _nth_smallest(rows: Tensor, number: int) -> float:
     return float(found.view(np.float32)[0])
 
 
+def _percent(option: str, value: float) -> float:
+    if not 0 <= value < 100 or 0 < value < 1:
+        raise ValueError(f'{option} is in percent, at least 0 and below 100, got {value}'
+                         + (f'; for a share give {100 * value:g}' if 0 < value < 1 else ''))
+    return float(value)
+
+
 class _Reshaped(Score):
     """Energy of the classifier on features that :meth:`reshape` returns.
 
@@ -78,10 +85,7 @@ class _Reshaped(Score):
     needs_train = True
 
     def __init__(self, percentile: float) -> None:
-        if not 0 <= percentile < 100 or 0 < percentile < 1:
-            raise ValueError(f'percentile is in percent, at least 0 and below 100, got {percentile}'
-                             + (f'; for a share give {100 * percentile:g}' if 0 < percentile < 1 else ''))
-        self.percentile = float(percentile)
+        self.percentile = _percent('percentile', percentile)
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """Keep the classifier; warn of negative features."""
@@ -124,6 +128,46 @@ class React(_Reshaped):
     @override
     def reshape(self, features: Tensor) -> Tensor:
         return features.to(torch.float64, copy=True).clamp_(max=self.clip)
+
+
+@SCORES.register('vra', 'energy with low features removed and high ones clipped at percentiles (arXiv:2302.11716)')
+class Vra(_Reshaped):
+    """Energy of the classifier on features that are 0 below a, b above b, and between them moved up by gamma.
+
+    Xu et al., VRA: Variational Rectified Activation for Out-of-distribution Detection, NeurIPS 2023: low and high
+    features are suppressed and those between amplified, by piecewise functions whose ends are percentiles of the
+    training features (VRA-P). OpenOOD's ``vra`` does not amplify, raises low features to a (``below='clip'``) and takes
+    percentiles of validation images; its sweep tries 85 to 99 and 1 to 15.
+
+    Args:
+        upper: b is this percentile of all training activations, in percent.
+        lower: a, the same.
+        below: What becomes of features below a: zero, or clip for a itself.
+        amplify: gamma.
+    """
+
+    def __init__(self, upper: float = 90., lower: float = 10., below: str = 'zero', amplify: float = 0.) -> None:
+        super().__init__(_percent('upper', upper))
+        self.lower, self.below, self.amplify = _percent('lower', lower), below, float(amplify)
+        if lower > upper:
+            raise ValueError(f'vra: lower is a percentile no higher than upper={upper:g}, got {lower:g}')
+        if below not in ('zero', 'clip'):
+            raise ValueError(f'vra: below is zero or clip, got {below!r}')
+        if not math.isfinite(amplify):
+            raise ValueError(f'vra: amplify is a number, got {amplify}')
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Both ends."""
+        assert train is not None
+        super().fit(train, head)
+        self.low, self.high = (percentile_of(train.features, percent) for percent in (self.lower, self.percentile))
+        self.diagnostics |= {'low': self.low, 'high': self.high}
+
+    @override
+    def reshape(self, features: Tensor) -> Tensor:
+        shaped = features.to(torch.float64, copy=True).add_(self.amplify)
+        shaped[features < self.low] = 0. if self.below == 'zero' else self.low
+        return shaped.masked_fill_(features > self.high, self.high)
 
 
 def _largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor, Tensor]:

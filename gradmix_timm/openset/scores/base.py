@@ -67,18 +67,19 @@ def blocks(rows: Tensor) -> Iterator[slice]:
     return chunks(len(rows), max(1, _BLOCK // max(1, rows.shape[1])))
 
 
-def by_rows(function: Callable[[Tensor], Tensor], rows: Tensor, arrays: int = 1) -> Tensor:
+def by_rows(function: Callable[..., Tensor], *fields: Tensor, arrays: int = 1) -> Tensor:
     """What a function of rows gives for each, taken a few rows at a time: float64 [N].
 
     Args:
-        function: From [n, D] to [n], each row by itself.
-        rows: [N, D].
+        function: From [n, D] of each field to [n], each row by itself.
+        *fields: [N, D], each of its own width.
         arrays: Of the size of its input in float64 that the function goes back to; they share the cache.
     """
+    rows = fields[0]
     found = rows.new_empty(len(rows), dtype=torch.float64)
     values = _IN_CACHE // arrays if rows.device.type == 'cpu' else _ON_DEVICE
-    for part in chunks(len(rows), max(1, values // max(1, rows.shape[1]))):
-        found[part] = function(rows[part])
+    for part in chunks(len(rows), max(1, values // max(1, sum(field.shape[1] for field in fields)))):
+        found[part] = function(*(field[part] for field in fields))
     return found
 
 
@@ -92,6 +93,8 @@ class Score(ABC):
         reads: Fields of Embeddings it computes from.
         needs_train: Whether :meth:`fit` uses training embeddings.
         needs_head: Whether it uses the classifier's weights.
+        fits_on_held_out: Whether its paper fits it on known images that took no part in training; where there are
+            none, training images serve.
         least: Training samples that every class must have.
         checks_values: Whether :meth:`knownness` itself refuses values that are not finite, as it reads them.
         name: As registered.
@@ -102,6 +105,7 @@ class Score(ABC):
     reads: tuple[str, ...] = ('logits',)
     needs_train: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
+    fits_on_held_out: ClassVar[bool] = False
     least: ClassVar[int] = 0
     checks_values: ClassVar[bool] = False
 

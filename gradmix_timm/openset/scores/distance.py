@@ -1,8 +1,9 @@
-"""Scores of distances in feature space: Mahalanobis, relative Mahalanobis, ViM. Fits are centred and in float64."""
+"""Scores of distances in feature space: Mahalanobis, relative Mahalanobis, ViM, Residual; fits in float64, centred."""
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, Score, chunks
 
-__all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Vim', 'main_dimensions']
+__all__ = ['Gaussian', 'Mahalanobis', 'RelativeMahalanobis', 'Residual', 'Vim', 'class_means', 'class_scatter',
+           'main_dimensions', 'mean_variance']
 
 _logger = logging.getLogger(__name__)
 # Of the mean variance, added to the diagonal where samples abound; dead ReLU units have no variance of their own.
@@ -78,15 +80,24 @@ class Gaussian:
     def _whiten(self, rows: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(self.factor, (rows.double() - self.origin).T, upper=False).T
 
+    @property
+    def log_determinant(self) -> float:
+        """Of the matrix with its ridge."""
+        return 2 * float(self.factor.diagonal().log().sum())
+
     def nearest(self, features: Tensor) -> Tensor:
         """Smallest squared distance to a centre, float64 [N]."""
-        found = [self._nearest(features[rows]) for rows in chunks(len(features))]
+        return self.over_centres(features, lambda squares: squares.amin(1))
+
+    def over_centres(self, features: Tensor, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a function makes of the squared distances to the centres: of float64 [n, C], to float64 [n]."""
+        found = [of(self._squares(features[rows])) for rows in chunks(len(features))]
         return torch.cat(found) if found else self.origin.new_empty(0)
 
-    def _nearest(self, features: Tensor) -> Tensor:
+    def _squares(self, features: Tensor) -> Tensor:
         white = self._whiten(features)
         squares = white.square().sum(1, keepdim=True) + self.centres.square().sum(1)
-        return (squares - 2 * white @ self.centres.T).clamp(min=0).amin(1)
+        return (squares - 2 * white @ self.centres.T).clamp(min=0)
 
 
 def _prepared(rows: Tensor, normalize: bool) -> Tensor:
@@ -95,7 +106,7 @@ def _prepared(rows: Tensor, normalize: bool) -> Tensor:
     return F.normalize(copy, dim=1) if normalize else copy
 
 
-def _scatter(features: Tensor, label: Tensor, centres: Tensor, normalize: bool) -> Tensor:
+def class_scatter(features: Tensor, label: Tensor, centres: Tensor, normalize: bool) -> Tensor:
     """Sum over rows of (f - centre)(f - centre)', float64 [D, D]."""
     total = centres.new_zeros(centres.shape[1], centres.shape[1])
     for rows in chunks(len(features), _ROWS):
@@ -103,7 +114,7 @@ def _scatter(features: Tensor, label: Tensor, centres: Tensor, normalize: bool) 
     return _mirrored(total)
 
 
-def _mean_variance(covariance: Tensor) -> float:
+def mean_variance(covariance: Tensor) -> float:
     """Trace / D of a covariance, which a ridge is measured in."""
     found = float(covariance.diagonal().mean())
     if not found > 0:
@@ -112,8 +123,8 @@ def _mean_variance(covariance: Tensor) -> float:
     return found
 
 
-def _class_means(features: Tensor, label: Tensor, classes: int, normalize: bool = False) -> Tensor:
-    """float64 [classes, D]."""
+def class_means(features: Tensor, label: Tensor, classes: int, normalize: bool = False) -> Tensor:
+    """Mean of each class, float64 [classes, D]."""
     total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     for rows in chunks(len(features), _ROWS):
         total.index_add_(0, label[rows], _prepared(features[rows], normalize))
@@ -137,8 +148,8 @@ class _Distances(Score):
 
     def _moments(self, train: Embeddings) -> tuple[Tensor, Tensor]:
         """The class means [C, D] and the scatter about them [D, D]."""
-        means = _class_means(train.features, train.label, train.logits.shape[1], self.normalize)
-        return means, _scatter(train.features, train.label, means, self.normalize)
+        means = class_means(train.features, train.label, train.logits.shape[1], self.normalize)
+        return means, class_scatter(train.features, train.label, means, self.normalize)
 
 
 @SCORES.register('mahalanobis', 'minus the squared Mahalanobis distance to the nearest class mean (arXiv:1807.03888)')
@@ -162,7 +173,7 @@ class Mahalanobis(_Distances):
         count, width = train.features.shape
         means, scatter = self._moments(train)
         covariance = scatter / (count - len(means))
-        mean_variance = _mean_variance(covariance)
+        variance = mean_variance(covariance)
         keep, add = 1., _SHRINKAGE if self.shrinkage is None else self.shrinkage
         if self.shrinkage is None and count < _AMPLE * width:
             # A second to import, and most scores do without.
@@ -171,7 +182,7 @@ class Mahalanobis(_Distances):
             off = _prepared(train.features, self.normalize).sub_(means[train.label])
             add = max(add, float(ledoit_wolf_shrinkage(off.cpu().numpy(), assume_centered=True)))
             keep = 1 - add
-        self.within = Gaussian(covariance, means, count, add, add * mean_variance, keep)
+        self.within = Gaussian(covariance, means, count, add, add * variance, keep)
         self.diagnostics = dict(self.within.diagnostics)
 
     @override
@@ -200,7 +211,7 @@ class RelativeMahalanobis(_Distances):
         assert train is not None
         count, share = len(train.label), _RIDGE if self.shrinkage is None else self.shrinkage
         means, scatter = self._moments(train)
-        ridge = share * _mean_variance(scatter / count)
+        ridge = share * mean_variance(scatter / count)
         counts = train.label.bincount(minlength=len(means)).double()[:, None]
         mean = (counts * means).sum(0, keepdim=True) / count
         # Squares about the mean of all are those about the class means and those of the class means: nothing cancels.
@@ -221,19 +232,17 @@ def main_dimensions(width: int) -> int:
     return 1000 if width >= 2048 else 512 if width >= 768 else width // 2
 
 
-@SCORES.register('vim', 'energy less the scaled norm outside the main subspace of the features (arXiv:2203.10807)')
-class Vim(Score):
-    """logsumexp(z) - alpha |R'(f - u)|: R spans the D - d directions in which training features vary least.
+class _Subspace(Score):
+    """The directions in which training features vary least, about the point where the logits vanish.
 
-    u = -W^+ b is where the logits vanish, with singular values below 1e-4 of the largest taken as zero: heads whose
-    rows sum to zero have one that is only rounding. The second moment is about u, not about the mean; alpha makes the
-    mean of the second term on training features the mean of their largest logit.
+    The origin is u = -W^+ b, with singular values below 1e-4 of the largest taken as zero: heads whose rows sum to zero
+    have one that is only rounding. The second moment is about u, not about the mean.
 
     Args:
         dim: d; None: 1000 from width 2048 on, 512 from 768 on, else half the width.
     """
 
-    reads = ('features', 'logits')
+    reads: tuple[str, ...] = ('features',)
     needs_train = True
     needs_head = True
 
@@ -241,13 +250,13 @@ class Vim(Score):
         self.dim = dim
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Origin, residual space and scale."""
+        """Origin and residual space."""
         assert train is not None
         assert head is not None
-        width = train.features.shape[1]
+        name, width = self.name.partition(':')[0], train.features.shape[1]
         dim = main_dimensions(width) if self.dim is None else self.dim
         if not 0 < dim < width:
-            raise ValueError(f'vim: dim is at least 1 and less than the width {width} of the features, got {dim}')
+            raise ValueError(f'{name}: dim is at least 1 and less than the width {width} of the features, got {dim}')
         weight = head.weight.double()
         self.origin = -torch.linalg.pinv(weight, rtol=1e-4) @ head.bias.double()
         moment = weight.new_zeros(width, width)
@@ -255,18 +264,14 @@ class Vim(Score):
             _add_products(moment, train.features[rows].double() - self.origin)
         spectrum, directions = torch.linalg.eigh(_mirrored(moment) / len(train.features))
         self.residual_space = directions[:, :width - dim].contiguous()
-        residual, length = float(self._residual(train.features).mean()), float(spectrum.sum().clamp(min=0).sqrt())
-        top = float(train.logits.amax(1).double().mean())
-        if residual <= 1e-6 * length or top <= 0:
-            raise ValueError(f'vim: features leave {residual:.3g} (of {length:.3g}) outside {dim} dimensions and the '
-                             f'mean largest logit is {top:.3g}; both have to be positive, give a smaller dim '
-                             'or use another score')
-        self.alpha = top / residual
-        origin = float(self.origin.norm())
-        _logger.debug('vim: origin at norm %.4g, alpha %.4g', origin, self.alpha)
+        self.mean_residual = float(self._residual(train.features).mean())
+        length = float(spectrum.sum().clamp(min=0).sqrt())
+        if self.mean_residual <= 1e-6 * length:
+            raise ValueError(f'{name}: features leave {self.mean_residual:.3g} (of {length:.3g}) outside {dim} '
+                             'dimensions, which has to be positive; give a smaller dim or use another score')
         self.options['dim'] = dim
         self.diagnostics = {
-            'samples': len(train.features), 'width': width, 'dim': dim, 'alpha': self.alpha, 'origin_norm': origin,
+            'samples': len(train.features), 'width': width, 'dim': dim, 'origin_norm': float(self.origin.norm()),
             'rank': int(torch.linalg.matrix_rank(weight, rtol=1e-4)),
             'outside': float(spectrum[:width - dim].sum() / spectrum.sum())}
 
@@ -277,9 +282,49 @@ class Vim(Score):
             found[rows] = ((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)
         return found
 
+
+@SCORES.register('vim', 'energy less the scaled norm outside the main subspace of the features (arXiv:2203.10807)')
+class Vim(_Subspace):
+    """logsumexp(z) - alpha |R'(f - u)|: R spans the D - d directions in which training features vary least.
+
+    alpha makes the mean of the second term on training features the mean of their largest logit.
+
+    Args:
+        dim: d; None: 1000 from width 2048 on, 512 from 768 on, else half the width.
+    """
+
+    reads = ('features', 'logits')
+
+    def fit(self, train: Embeddings | None, head: Head | None) -> None:
+        """Origin, residual space and scale."""
+        super().fit(train, head)
+        assert train is not None
+        top = float(train.logits.amax(1).double().mean())
+        if top <= 0:
+            raise ValueError(f'vim: the mean largest logit is {top:.3g}, which has to be positive; use another score')
+        self.alpha = top / self.mean_residual
+        _logger.debug('vim: origin at norm %.4g, alpha %.4g', self.diagnostics['origin_norm'], self.alpha)
+        self.diagnostics['alpha'] = self.alpha
+
     @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
         found = self._residual(embeddings.features).mul_(-self.alpha)
         for rows in chunks(len(found), _ROWS):
             found[rows] += embeddings.logits[rows].double().logsumexp(1)
         return found
+
+
+@SCORES.register('residual', 'minus the norm outside the main subspace of the features (arXiv:2203.10807)')
+class Residual(_Subspace):
+    """-|R'(f - u)|, the part of ViM that does not look at the logits.
+
+    Wang et al., ViM: Out-of-Distribution with Virtual-logit Matching, CVPR 2022, where it is the baseline Residual;
+    OpenOOD's ``residual``, which fits the subspace on validation images and whose ``dim`` is 512.
+
+    Args:
+        dim: d; None: 1000 from width 2048 on, 512 from 768 on, else half the width.
+    """
+
+    @override
+    def knownness(self, embeddings: Embeddings) -> Tensor:
+        return -self._residual(embeddings.features)

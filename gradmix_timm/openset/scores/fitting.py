@@ -23,7 +23,8 @@ def list_scores() -> dict[str, str]:
     return SCORES.describe()
 
 
-def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None = None, **options: Any) -> Score:
+def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None = None,
+              held_out: Embeddings | None = None, **options: Any) -> Score:
     """A score of knownness, fit on training embeddings of the known classes.
 
     Fit on un-augmented training images of the known classes, and choose options on held-out ones: no unknown sample,
@@ -34,6 +35,8 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
             'knn:k=5' and 'ash:variant=b,percentile=65'.
         train: Training embeddings with labels 0..K-1; None will do for scores of the logits alone.
         head: The classifier's weights, or the linear layer itself, for scores that recompute logits.
+        held_out: Embeddings of known images that took no part in training; scores whose papers fit them on such images
+            (``klm``, ``temperature``) take these in place of ``train``.
         **options: The score's own, before those in ``name``; the error for an unknown one lists them.
 
     Returns:
@@ -57,6 +60,8 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
     score = kind(**options)
     score.name, score.diagnostics, score._widths = score_label(name, options), {}, {}
     score.options = defaults_of(kind) | options
+    own_images = kind.fits_on_held_out and held_out is not None and len(held_out.label) > 0
+    train = held_out if own_images else train
     score.reads = score.fields(train)
     if kind.needs_train:
         _check_train(score, train)
@@ -64,6 +69,8 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
         head = _checked_head(score, train, head)
     with torch.no_grad():
         score.fit(train, None if head is None else Head.of(head))
+    if kind.fits_on_held_out:
+        score.diagnostics['fit_on'] = 'held-out images' if own_images else 'training images'
     return score
 
 

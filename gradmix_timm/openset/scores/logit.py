@@ -17,7 +17,8 @@ from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Score, by_rows, checked_rows
 
-__all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'log_odds_parts', 'unsaturated']
+__all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'log_odds_parts', 'positive',
+           'unsaturated']
 
 # Below this distance from 1 a probability goes on by the logarithm of the distance.
 _CLOSE = 1e-9
@@ -68,7 +69,12 @@ def unsaturated(log_p: Tensor, log_rest: Tensor) -> Tensor:
     return torch.where(log_p < -math.log(2), log_p.exp(), 1 - rest)
 
 
-def _positive(name: str, value: float) -> float:
+def positive(name: str, value: float) -> float:
+    """The number, where it is positive and finite.
+
+    Raises:
+        ValueError: It is not.
+    """
     if not 0 < value < math.inf:
         raise ValueError(f'{name} is a positive number, got {value}')
     return float(value)
@@ -91,7 +97,7 @@ class LogitScore(Score):
                 checked_rows(self.name, embeddings, 'logits')
             return self.of(rows.double())
 
-        return by_rows(checked, embeddings.logits, self.arrays)
+        return by_rows(checked, embeddings.logits, arrays=self.arrays)
 
 
 @SCORES.register('msp', 'largest softmax probability (arXiv:1610.02136)')
@@ -103,7 +109,7 @@ class MaxSoftmax(LogitScore):
     """
 
     def __init__(self, temperature: float = 1.) -> None:
-        self.temperature = _positive('temperature', temperature)
+        self.temperature = positive('temperature', temperature)
 
     @override
     def of(self, logits: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ class Energy(LogitScore):
     """
 
     def __init__(self, temperature: float = 1.) -> None:
-        self.temperature = _positive('temperature', temperature)
+        self.temperature = positive('temperature', temperature)
 
     @override
     def of(self, logits: Tensor) -> Tensor:

@@ -11,8 +11,16 @@ from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, Score, chunks
 
-__all__ = ['ClassNeighbourShare', 'ClassNeighbours', 'Neighbour', 'NeighbourMean', 'kth_neighbours',
-           'top_cosines']
+__all__ = [
+    'ClassNeighbourShare',
+    'ClassNeighbours',
+    'Neighbour',
+    'NeighbourMean',
+    'check_k',
+    'kth_neighbours',
+    'top_cosines',
+    'unit',
+]
 
 # Queries and training samples compared at a time: 67 MB of float32.
 _QUERIES, _SAMPLES = 512, 32768
@@ -31,13 +39,13 @@ _TINY = 1e-12
 _FOLD = 16
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
     """Rows of length 1 in float64; a row of zeros stays."""
     return F.normalize(rows.double(), dim=1)
 
 
-def top_cosines(queries: Tensor, samples: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest cosine similarities of each query and where they are, largest first.
+def top_cosines(queries: Tensor, samples: Tensor, k: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The k largest cosine similarities of each query and where they are, largest first; or cosines times a weight.
 
     Candidates, 16 more than k, are found by a product in float32; their cosines are computed in float64, so that
     neither they nor their order depend on how a product is blocked.
@@ -46,12 +54,15 @@ def top_cosines(queries: Tensor, samples: Tensor, k: int) -> tuple[Tensor, Tenso
         queries: [Q, D].
         samples: [N, D], N >= k, kept as they are: blocks are normalised as they are used.
         k: Neighbours.
+        weight: Of each sample, float64 [N], which its cosines are multiplied by first.
 
     Returns:
         Cosines float64 [Q, k] and rows of ``samples``, int64 [Q, k].
     """
-    places = _candidates(queries, samples, min(k + _MARGIN, len(samples)))[1]
+    places = _candidates(queries, samples, min(k + _MARGIN, len(samples)), weight)[1]
     near = _exact(queries, samples, places)
+    if weight is not None:
+        near *= weight[places]
     best, order = near.topk(k, dim=1)
     return best, places.gather(1, order)
 
@@ -82,23 +93,25 @@ def _exact(queries: Tensor, samples: Tensor, places: Tensor) -> Tensor:
     found = queries.new_empty(places.shape, dtype=torch.float64)
     for rows in chunks(len(queries), max(1, 2 ** 20 // max(1, places.shape[1] * queries.shape[1]))):
         near = samples[places[rows].flatten()].double()
-        cosines = (near.view(*places[rows].shape, -1) @ _unit(queries[rows])[:, :, None])[..., 0]
+        cosines = (near.view(*places[rows].shape, -1) @ unit(queries[rows])[:, :, None])[..., 0]
         found[rows] = cosines / near.norm(dim=1).clamp(min=_TINY).view(cosines.shape)
     return found
 
 
-def _candidates(queries: Tensor, samples: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest cosines by float32, largest first, [Q, count], and rows of ``samples``, int64 [Q, count]."""
+def _candidates(queries: Tensor, samples: Tensor, count: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The largest, weighted, by float32 [Q, count], largest first, and rows of ``samples``, int64 [Q, count]."""
     best = queries.new_full((len(queries), 0), 0., dtype=torch.float32)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
     # One array for all products: a new one each time costs a fifth of the product in page faults.
     room = best.new_empty(min(_QUERIES, len(queries)), min(_SAMPLES, len(samples)))
     for block in chunks(len(samples), _SAMPLES):
-        sample = torch.cat([_unit(samples[block][rows]).float() for rows in chunks(len(samples[block]), _QUERIES)])
+        sample = torch.cat([unit(samples[block][rows]).float() for rows in chunks(len(samples[block]), _QUERIES)])
+        if weight is not None:
+            sample *= weight[block, None]
         kept = min(count, best.shape[1] + len(sample))
         values, places = best.new_empty(len(queries), kept), where.new_empty(len(queries), kept)
         for rows in chunks(len(queries), _QUERIES):
-            query = _unit(queries[rows]).float()
+            query = unit(queries[rows]).float()
             out = room.flatten()[:len(query) * len(sample)].view(len(query), len(sample))
             value, place = _largest(torch.mm(query, sample.T, out=out), min(count, len(sample)))
             both, whose = torch.cat([best[rows], value], 1), torch.cat([where[rows], place + block.start], 1)
@@ -122,7 +135,12 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, places.gather(1, order)
 
 
-def _check_k(name: str, k: int | None) -> None:
+def check_k(name: str, k: int | None) -> None:
+    """Refuse a number of neighbours that is none.
+
+    Raises:
+        ValueError: Neither None nor a whole number from 1 on; ``name`` is the score's.
+    """
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise ValueError(f'{name}: k is the number of neighbours, a whole number from 1 on, got {k!r}')
 
@@ -138,7 +156,7 @@ class _Neighbours(Score):
     needs_train = True
 
     def __init__(self, k: int | None = None) -> None:
-        _check_k('knn', k)
+        check_k('knn', k)
         self.k = k or _K
 
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
@@ -165,7 +183,7 @@ class Neighbour(_Neighbours):
     @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
         place = kth_neighbours(embeddings.features, self.samples, self.k)
-        far = [(_unit(embeddings.features[rows]) - _unit(self.samples[place[rows]])).norm(dim=1)
+        far = [(unit(embeddings.features[rows]) - unit(self.samples[place[rows]])).norm(dim=1)
                for rows in chunks(len(place))]
         return -torch.cat(far) if far else place.double()
 
@@ -193,7 +211,7 @@ class ClassNeighbours(Score):
     needs_train = True
 
     def __init__(self, k: int = 3) -> None:
-        _check_k('class-knn', k)
+        check_k('class-knn', k)
         self.k = k
 
     def fields(self, train: Embeddings | None) -> tuple[str, ...]:
@@ -214,11 +232,11 @@ class ClassNeighbours(Score):
         sums = queries.new_empty(len(queries), self.classes, dtype=torch.float64)
         members = self.label.argsort(stable=True).split(self.label.bincount(minlength=self.classes).tolist())
         for rows in chunks(len(queries)):
-            query = _unit(queries[rows])
+            query = unit(queries[rows])
             for label, own in enumerate(members):
                 best = query.new_empty(len(query), 0)
                 for part in chunks(len(own), _CLASS_ROWS):
-                    cosines = query @ _unit(self.samples[own[part]]).T
+                    cosines = query @ unit(self.samples[own[part]]).T
                     best = torch.cat([best, cosines.topk(min(self.k, cosines.shape[1]), dim=1).values], 1)
                     best = best.topk(min(self.k, best.shape[1]), dim=1).values
                 sums[rows, label] = best.sum(1)

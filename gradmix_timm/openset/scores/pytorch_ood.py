@@ -74,7 +74,7 @@ def library_twin(name: str) -> str:
         found = next((entry for entry in _detectors() if entry.casefold() == name.casefold()), None)
     except ValueError:
         return ''
-    return f'{PREFIX}{found} is one of pytorch-ood. ' if found else ''
+    return f'only through {PREFIX}{found}. ' if found else ''
 
 
 def _library() -> ModuleType:

@@ -1,0 +1,1 @@
+"""Figures as matplotlib draws them, shared by commands, reports, notebooks and documents."""

@@ -1,0 +1,122 @@
+"""Figures for notebooks, reports and commands: one way to draw each, in a new figure or in the caller's axes."""
+from __future__ import annotations
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+import gradmix_timm
+from gradmix_timm import attribute, create_mixer, evaluate, plot_attribution, plot_mixes
+from gradmix_timm.openset.reports.report import draw_figures
+from gradmix_timm.plots.figure import png
+from gradmix_timm.records import MixDraw
+
+
+@pytest.fixture(scope='module')
+def evaluation():
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(40, 1, 2, 2, generator=generator), torch.arange(40) % 3
+    data = torch.utils.data.TensorDataset(images, labels)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    return evaluate(net, known=data, unknown=torch.utils.data.TensorDataset(3 - images, labels),
+                    scores=('msp', 'mls'), bootstrap=0)
+
+
+@pytest.fixture
+def axes():
+    figure, axes = plt.subplots(1, 2)
+    yield axes
+    plt.close(figure)
+
+
+PLOTS = ('plot_roc', 'plot_oscr', 'plot_scores', 'plot_confusions', 'plot_reliability')
+
+
+@pytest.mark.parametrize('name', PLOTS)
+def test_an_evaluation_plots_itself(name, evaluation):
+    before = plt.get_fignums()
+    figure = getattr(evaluation, name)()
+    assert isinstance(figure, Figure)
+    assert plt.get_fignums() == before
+    with Image.open(io.BytesIO(figure._repr_png_())) as shown:
+        assert min(shown.size) > 200
+
+
+@pytest.mark.parametrize('name', PLOTS)
+def test_an_evaluation_plots_into_given_axes(name, evaluation, axes):
+    figure = getattr(evaluation, name)(ax=axes[1])
+    assert figure is axes[1].figure
+    assert axes[1].has_data()
+    assert not axes[0].has_data()
+    figure.canvas.draw()
+
+
+def test_scores_are_chosen_by_name(evaluation):
+    labels = evaluation.plot_roc(['mls']).axes[0].get_legend_handles_labels()[1]
+    assert [label.split()[0] for label in labels] == ['mls', 'chance']
+    assert evaluation.plot_scores('msp').axes[0].get_xlabel() == 'msp: knownness'
+    with pytest.raises(ValueError, match=r"no score 'mlz' in this evaluation.*mls"):
+        evaluation.plot_scores('mlz')
+
+
+def test_the_report_holds_the_same_pictures(evaluation):
+    drawn = draw_figures(evaluation.results, {k: v for k, v in evaluation.arrays.items() if 'plane' not in k})
+    for name, figure in (('roc', evaluation.plot_roc()), ('confusion', evaluation.plot_confusions())):
+        assert drawn[f'{name}.png'] == png(figure)
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'cutmix', 'regmixup', 'batch'])
+def test_mixes_are_plotted(name, tiny_cnn, batch, axes):
+    images, labels = batch[0][:4], batch[1][:4]
+    timms = {'cutmix_alpha': 1.0} if name == 'batch' else {}
+    mixer = create_mixer(name, num_classes=10, **timms)
+    figure = plot_mixes(mixer, images, labels, tiny_cnn, rows=2)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles[0] == 'original'
+    assert titles[-1] == 'mixed'
+    first, last = (figure.axes[i].images[-1].get_array() for i in (0, len(titles) - 1))
+    if name in ('gradmix', 'cutmix', 'regmixup'):
+        assert not np.array_equal(first, last)
+    assert plot_mixes(mixer, images, labels, tiny_cnn, rows=2, ax=axes[0]) is axes[0].figure
+
+
+def test_maps_are_plotted_over_their_images(tiny_cnn, batch, axes):
+    images, labels = batch
+    found = attribute(tiny_cnn, images, labels)
+    figure = plot_attribution(found, images, [f'class {k}' for k in range(10)], labels, rows=3)
+    assert len(figure.axes) == 6
+    assert figure.axes[0].get_xlabel() == f'class {int(labels[0])}'
+    assert plot_attribution(found, images, rows=1, ax=axes[1]) is axes[1].figure
+    with pytest.raises(ValueError, match='one map an image'):
+        plot_attribution(found, images[:1])
+    with pytest.raises(ValueError, match='no subplot'):
+        plot_attribution(found, images, ax=axes[0].figure.add_axes((0, 0, 1, 1)))
+
+
+def test_draws_and_maps_read_well(tiny_cnn, batch):
+    images, labels = batch
+    draw = create_mixer('gradmix', num_classes=10).draw(images, labels, tiny_cnn)
+    assert len(repr(draw)) < 120
+    assert repr(draw).startswith(f'MixDraw(gradmix: {len(images)} images, kept ')
+    assert draw._repr_html_().count('<tr>') == len(images) + 1
+    assert repr(MixDraw.of('none', torch.empty(0, dtype=torch.int64), torch.empty(0))).startswith('MixDraw(none: 0 ')
+    found = attribute(tiny_cnn, images, labels)
+    assert len(repr(found)) < 120
+    assert found._repr_html_().count('<table') == min(8, len(images))
+
+
+def test_public_names_are_listed():
+    assert {'plot_mixes', 'plot_attribution', 'evaluate'} <= set(dir(gradmix_timm))
+
+
+def test_help_shows_the_options_of_every_mixer():
+    text = create_mixer.__doc__
+    for name in ('gradmix', 'cutmix', 'fmix', 'elem'):
+        assert f'\n        {name}: ' in text
+    line = next(line for line in text.splitlines() if line.strip().startswith('cutmix: '))
+    assert 'alpha=1.0' in line
