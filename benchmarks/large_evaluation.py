@@ -1,4 +1,4 @@
-"""A million test images by every score, from memory-mapped embeddings: ``python benchmarks/large_evaluation.py FOLDER``.
+"""A million test images by every score, from stored embeddings: ``python benchmarks/large_evaluation.py FOLDER``.
 
 Half of the images are known, half unknown; made features 64 wide, ten classes, 5000 training images; what is timed is
 everything between stored embeddings and results.json: scores, metrics, intervals, threshold.

@@ -117,7 +117,7 @@ def test_resampled_counts_give_what_resampled_scores_give(decimals):
 @pytest.mark.parametrize(('n', 'm', 'gap', 'decimals'), [
     (2000, 2000, 1.5, 9), (2000, 2000, 4., 9), (3000, 150, 1., 9), (300, 3000, 2., 9), (2000, 2000, 1., 1)])
 def test_counts_in_cells_give_the_interval_of_all_scores(n, m, gap, decimals, monkeypatch):
-    """Each end within what another seed moves it: a quantile of 300 draws is .04 widths off, more between few samples."""
+    """Each end within what another seed moves it: a quantile of 300 draws is .04 widths off."""
     rng = np.random.default_rng(n + m)
     known, unknown = rng.normal(gap, 1, n).round(decimals), rng.normal(0, 1, m).round(decimals)
     correct = rng.random(n) < .8
