@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.data import ClassSplit, Codec, CutDataset, recode
 from gradmix_timm.data.identity import check_apart
+from gradmix_timm.openset.results import UnknownSet
 
 __all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
 
@@ -32,10 +33,10 @@ class UnknownImages:
 
     sets: Mapping[str, CutDataset]
     label: NDArray[np.int64]
-    facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, UnknownSet] = field(default_factory=dict)
 
     @classmethod
-    def named(cls, sets: Mapping[str, CutDataset], facts: Mapping[str, dict[str, Any]]) -> UnknownImages:
+    def named(cls, sets: Mapping[str, CutDataset], facts: Mapping[str, UnknownSet]) -> UnknownImages:
         """Whole data sets of unknown images, each a class and a group of its own."""
         sizes = [len(images) for images in sets.values()]
         return cls(sets, np.repeat(np.arange(len(sizes)), sizes), facts)

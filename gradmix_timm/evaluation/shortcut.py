@@ -20,11 +20,12 @@ from gradmix_timm.data import CutDataset, ShortcutSource, viewed
 from gradmix_timm.openset.judge import needs_train
 from gradmix_timm.openset.metrics.intervals import top1
 from gradmix_timm.openset.metrics.summary import summarize
+from gradmix_timm.openset.results import ShortcutGroup, ShortcutResults
 from gradmix_timm.openset.scores import Score, fit_score
 from gradmix_timm.records import Embeddings
 
 from .images import EvaluationImages, thinned
-from .manifest import identity, manifest
+from .manifest import facts_of
 from .model import EvaluatedModel
 from .processes import rest_by_first
 from .settings import check_counts
@@ -63,7 +64,7 @@ class ShortcutOptions:
 
 
 def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: ShortcutOptions, command: str = '',
-                      ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+                      ) -> tuple[ShortcutResults, dict[str, NDArray[Any]]]:
     """Embed known and unknown images in each view, score them, and see where the evidence lies.
 
     Known images bear the mark of their class ('own'), none ('absent') or that of another known class ('conflict');
@@ -87,25 +88,23 @@ def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: 
         view: viewed(images.unknown.sets[''], view) for view in ('own', 'absent')}
     scores = _fit_scores(model, images) if unknown else {}
     others = {view: model.embed(cut, f'unknown images, {view}') for view, cut in unknown.items()}
-    groups: dict[str, Any] = {}
+    groups: dict[str, ShortcutGroup] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for view, cut in known.items():
         found = model.embed(cut, f'known images, {view}')
-        groups[view] = {'view': view, **_group(
-            model, found, others.get('absent' if view == 'absent' else 'own'), scores)}
+        groups[view] = _group(view, model, found, others.get('absent' if view == 'absent' else 'own'), scores)
         arrays |= {'known_label': found.label.numpy(), 'known_index': found.index.numpy(),
                    f'pred/{view}': found.logits.argmax(1).numpy()}
     rest_by_first()
-    split, source = images.split, cast(ShortcutSource, known['own'].source)
-    own = groups['own']
-    return {
-        'format': 1, 'command': 'shortcut', 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-        **identity(model), 'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
+    split, source, own = images.split, cast(ShortcutSource, known['own'].source), groups['own']
+    evidence = _evidence(model, thinned(known['own'], options.images), options)
+    read = {'known': known['own'], **({'unknown': unknown['own']} if unknown else {})}
+    results: dict[str, Any] = {
+        **facts_of(model, images, read, time.monotonic() - began, command), 'command': 'shortcut',
+        'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
         'n_known': own['n_known'], 'n_unknown': own['n_unknown'], 'closed_set': own['closed_set'],
-        'scores': own['scores'], 'groups': groups, 'shortcut': asdict(source.shortcut),
-        'evidence': _evidence(model, thinned(known['own'], options.images), options), 'skipped': model.skipped,
-        'manifest': manifest(model, {'known': known['own'], **({'unknown': unknown['own']} if unknown else {})},
-                             images.source, time.monotonic() - began, command)}, arrays
+        'scores': own['scores'], 'groups': groups, 'shortcut': asdict(source.shortcut), 'evidence': evidence}
+    return cast(ShortcutResults, results), arrays
 
 
 def _fit_scores(model: EvaluatedModel, images: EvaluationImages) -> dict[str, Score]:
@@ -121,8 +120,8 @@ def _fit_scores(model: EvaluatedModel, images: EvaluationImages) -> dict[str, Sc
     return {name: fit_score(name, train, head, held) for name in names}
 
 
-def _group(model: EvaluatedModel, known: Embeddings, unknown: Embeddings | None, scores: Mapping[str, Score],
-           ) -> dict[str, Any]:
+def _group(view: str, model: EvaluatedModel, known: Embeddings, unknown: Embeddings | None,
+           scores: Mapping[str, Score]) -> ShortcutGroup:
     settings, right = model.settings, (known.logits.argmax(1) == known.label).numpy()
     figures = {}
     for name, score in scores.items():
@@ -131,7 +130,7 @@ def _group(model: EvaluatedModel, known: Embeddings, unknown: Embeddings | None,
         figures[name] = summarize(np.asarray(score(known), dtype=np.float64), own,
                                   np.asarray(score(unknown), dtype=np.float64), draws=settings.bootstrap,
                                   seed=settings.seed)
-    return {'n_known': len(right), 'n_unknown': 0 if unknown is None else len(unknown.label),
+    return {'view': view, 'n_known': len(right), 'n_unknown': 0 if unknown is None else len(unknown.label),
             'closed_set': top1(right), 'scores': figures}
 
 

@@ -18,7 +18,7 @@ from gradmix_timm.openset.reports.shortcut_report import (
     shortcut_markdown,
     shortcut_table,
 )
-from gradmix_timm.openset.results import ARRAYS
+from gradmix_timm.openset.results import ARRAYS, ShortcutResults, read_results
 
 from .flags import (
     Names,
@@ -88,4 +88,4 @@ def run_shortcut(args: argparse.Namespace) -> int:
 
 def draw_shortcut(folder: Path) -> None:
     """The page, from files."""
-    draw_plain(folder, {}, render_shortcut)
+    draw_plain(folder, read_results(folder, ShortcutResults), {}, render_shortcut)

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gradmix_timm.openset.results import RankMetric, ShortcutResults
+
 from .html import render_template, run_name
 from .latex import latex_table
 from .tables import csv_text, text_table
@@ -11,16 +13,14 @@ from .tables import csv_text, text_table
 __all__ = ['evidence_lines', 'render_shortcut', 'shortcut_csv', 'shortcut_latex', 'shortcut_line', 'shortcut_markdown',
            'shortcut_table']
 
-Values = Mapping[str, Any]
-
 _VIEWS = {'own': ("its own class's mark", "a known class's mark"), 'absent': ('no mark', 'no mark'),
           'conflict': ("another class's mark", "a known class's mark")}
-_METRICS = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
+_METRICS: tuple[RankMetric, ...] = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
 _WORDS = ('A model that looks at the objects is as accurate in every row; one that answers by the mark is lost where '
           'the mark is of another class, and takes an unknown object that bears a known mark for a known one.')
 
 
-def shortcut_line(results: Values) -> str:
+def shortcut_line(results: ShortcutResults) -> str:
     """The mark, and accuracy with the mark of another class."""
     closed, mark = results['groups']['conflict']['closed_set'], results['shortcut']
     low, high = closed['top1_ci']
@@ -28,18 +28,19 @@ def shortcut_line(results: Values) -> str:
             f'{mark["side"]} px, on {mark["share"]:.0%} of the training images, place {mark["place"]}')
 
 
-def shortcut_table(results: Values) -> str:
+def shortcut_table(results: ShortcutResults) -> str:
     """One row a view, in percent, aligned."""
     return text_table(*_cells(results))
 
 
-def shortcut_csv(results: Values) -> str:
+def shortcut_csv(results: ShortcutResults) -> str:
     """One row a view; fractions."""
     rows = []
     for view, group in results['groups'].items():
         closed = group['closed_set']
-        row = {'view': view, 'n_known': group['n_known'], 'n_unknown': group['n_unknown'], 'top1': closed['top1'],
-               'top1_low': closed['top1_ci'][0], 'top1_high': closed['top1_ci'][1]}
+        row: dict[str, str | float | None] = {
+            'view': view, 'n_known': group['n_known'], 'n_unknown': group['n_unknown'], 'top1': closed['top1'],
+            'top1_low': closed['top1_ci'][0], 'top1_high': closed['top1_ci'][1]}
         for score, values in group['scores'].items():
             row |= {f'{score}_{key}': values[key] for key in _METRICS if key in values}
             row |= {f'{score}_auroc_{end}': value for end, value in zip(('low', 'high'), values['auroc_ci'],
@@ -48,12 +49,12 @@ def shortcut_csv(results: Values) -> str:
     return csv_text(rows)
 
 
-def shortcut_latex(results: Values) -> str:
+def shortcut_latex(results: ShortcutResults) -> str:
     """The table for a paper, percent."""
     return latex_table(*_cells(results), f'{_title(results)}: {shortcut_line(results)}; percent.', 'tab:shortcut')
 
 
-def shortcut_markdown(results: Values) -> str:
+def shortcut_markdown(results: ShortcutResults) -> str:
     """The table, the evidence on the mark, and what it was measured on."""
     lines = [f'# {_title(results)}', '', f'{shortcut_line(results)}.', '', shortcut_table(results), '',
              f'Percent. {_WORDS}', '', *(f'- {line}' for line in evidence_lines(results))]
@@ -64,7 +65,7 @@ def shortcut_markdown(results: Values) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def evidence_lines(results: Values) -> list[str]:
+def evidence_lines(results: ShortcutResults) -> list[str]:
     """Mass of the map on the mark and the deletion test, in words."""
     part = results['evidence']
     if part['mass'] is None:
@@ -79,7 +80,7 @@ def evidence_lines(results: Values) -> list[str]:
         f'difference {part["fall_difference"]:.2f}{_ends(part["fall_difference_ci"])}']
 
 
-def render_shortcut(results: Values, images: Mapping[str, bytes]) -> str:
+def render_shortcut(results: ShortcutResults, images: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
@@ -91,11 +92,11 @@ def render_shortcut(results: Values, images: Mapping[str, bytes]) -> str:
                            words=_WORDS, evidence=evidence_lines(results), line=shortcut_line(results))
 
 
-def _title(results: Values) -> str:
+def _title(results: ShortcutResults) -> str:
     return f'{run_name(results["manifest"])}: {results["shortcut"]["kind"]} as a shortcut'
 
 
-def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
+def _cells(results: ShortcutResults) -> tuple[list[str], list[list[str]]]:
     heads = ['known images bear', 'accuracy', '95% interval', 'unknown images bear']
     for name in results['scores']:
         heads += [f'{name} AUROC', '95% interval']

@@ -3,12 +3,12 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmix_timm.schema import Range, check, read_json, shown
+from gradmix_timm.schema import Length, Range, check, read_json, shown
 
 from .base import Count, Name, Results, RunResults, Share, Size
 from .corrupt_and_probe import CorruptionResults, ProbeResults
@@ -25,26 +25,39 @@ _KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults, '
 
 Array = NDArray[Any]
 T = TypeVar('T')
+R = TypeVar('R', bound=Results)
 
 
 # ---- results.json
 
-def read_results(folder: Path) -> Results:
-    """results.json of an evaluation's folder, whatever command wrote it.
+@overload
+def read_results(folder: Path) -> Results: ...
+@overload
+def read_results(folder: Path, kind: type[R]) -> R: ...
 
-    Returns:
-        :class:`~gradmix_timm.openset.results.OpenSetResults`,
-        :class:`~gradmix_timm.openset.results.CorruptionResults`,
-        :class:`~gradmix_timm.openset.results.ProbeResults` or
-        :class:`~gradmix_timm.openset.results.ShortcutResults`, after its ``command``.
+
+def read_results(folder: Path, kind: Any = None) -> Any:
+    """results.json of an evaluation's folder.
+
+    Args:
+        folder: Of the evaluation.
+        kind: :class:`~gradmix_timm.openset.results.OpenSetResults`,
+            :class:`~gradmix_timm.openset.results.CorruptionResults`,
+            :class:`~gradmix_timm.openset.results.ProbeResults` or
+            :class:`~gradmix_timm.openset.results.ShortcutResults`; None: whichever it is by its ``command``.
 
     Raises:
-        ValueError: None there, or not what its type says.
+        ValueError: None there, not what its type says, or written by another command.
     """
     value = _read(folder)
-    kind = _KINDS.get(str(value.get('command')), OpenSetResults)
-    results: Results = check(value, kind, str(folder / RESULTS))
-    for problem in _inconsistent(results, kind):
+    command = str(value.get('command'))
+    found = _KINDS.get(command, OpenSetResults)
+    if kind not in (None, found):
+        wanted = next((f'openset {name}' for name, other in _KINDS.items() if other is kind), 'openset osr')
+        raise ValueError(f'{folder / RESULTS} is of `openset {command if found in _KINDS.values() else "osr"}`, '
+                         f'expected results of `{wanted}`')
+    results = check(value, found, str(folder / RESULTS))
+    for problem in _inconsistent(results, found):
         raise ValueError(f'{folder / RESULTS}: {problem}')
     return results
 
@@ -143,6 +156,9 @@ def _missing_means(results: CorruptionResults) -> Iterator[str]:
 
 # ---- what lies beside it
 
+_Pixels = Annotated[list[Size], Length(2, 2)]
+
+
 class _Thumbnail(TypedDict):
     """A picture of a test image.
 
@@ -153,7 +169,7 @@ class _Thumbnail(TypedDict):
     """
 
     file: str
-    size: tuple[Size, Size]
+    size: _Pixels
     png: str
 
 
@@ -194,8 +210,8 @@ class ClosePair(NearPair):
 
     unknown_png: str
     known_png: str
-    unknown_size: tuple[Size, Size]
-    known_size: tuple[Size, Size]
+    unknown_size: _Pixels
+    known_size: _Pixels
 
 
 class Mistakes(TypedDict, total=False):
