@@ -4,12 +4,14 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from gradmix_timm import models  # noqa: F401 - timm knows its nets from here on
 from gradmix_timm.schema import shown
 
 from .allowed import check_model_name
@@ -19,6 +21,10 @@ from .reading import Loaded
 def build_model(loaded: Loaded | None, model: str | None = None, num_classes: int | None = None,
                 pretrained: bool = False) -> nn.Module:
     """A model in eval mode, with the weights of a checkpoint or as timm makes it.
+
+    An output for no class (``unknown_output`` of the record) is folded into the others: the model's logits are those
+    of the known classes, z_k - z_unknown, the log-odds of each against no class. Probabilities among the known classes
+    and the predicted class stay what they were; the energy is the log-odds of all known classes against none of them.
 
     Args:
         loaded: A checkpoint, or None for timm's own weights or a random start.
@@ -40,6 +46,8 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
         return _create(name, pretrained, {} if num_classes is None else {'num_classes': num_classes}).eval()
     if pretrained:
         raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')
+    if loaded.record is not None and loaded.record.unknown_output:
+        loaded = _folded(loaded, name)
     kwargs = loaded.model_kwargs
     if name != loaded.model:
         kwargs = {key: kwargs[key] for key in ('num_classes', 'in_chans') if key in kwargs}
@@ -138,11 +146,31 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 def _head_size(name: str, state: Mapping[str, Tensor]) -> tuple[str, int | None]:
     """Prefix of all names, as far as the head tells it, and the head's outputs."""
+    places = [(prefix, f'{prefix}{head}.weight') for prefix in _prefixes(state) for head in _head_names(name)]
+    return next(((prefix, len(state[key])) for prefix, key in places if key in state and state[key].dim()), ('', None))
+
+
+def _head_names(name: str) -> tuple[str, ...]:
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     named = config.classifier if config else None
-    heads = (named,) if isinstance(named, str) else tuple(named or ())
-    places = [(prefix, f'{prefix}{head}.weight') for prefix in _prefixes(state) for head in heads]
-    return next(((prefix, len(state[key])) for prefix, key in places if key in state and state[key].dim()), ('', None))
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
+def _folded(loaded: Loaded, name: str) -> Loaded:
+    """The checkpoint with the last row of every head taken off the others.
+
+    Raises:
+        ValueError: A head that is not found.
+    """
+    prefix, head = _head_size(name, loaded.state_dict)
+    if head is None:
+        raise ValueError(f'{loaded.path}: its head has an output for no class, and timm does not say where the head of '
+                         f'{name} is; train it without --unknown-output')
+    state = dict(loaded.state_dict)
+    for key in (f'{prefix}{part}.{kind}' for part in _head_names(name) for kind in ('weight', 'bias')):
+        if key in state:
+            state[key] = state[key][:-1] - state[key][-1:]
+    return replace(loaded, state_dict=state)
 
 
 def _check_head(loaded: Loaded, head: int | None, num_classes: int | None) -> None:

@@ -32,6 +32,7 @@ class RunRecord:
         model: timm's model name.
         model_kwargs: All that ``timm.create_model`` needs besides: num_classes, in_chans, img_size, ...
         known_classes: Names in head order: position = index of the logit.
+        unknown_output: The head has one output more, the last, for what is of no class.
         unknown_classes: Names kept from training.
         protocol: Open-set protocol, or None.
         family: Family of its trials, or None.
@@ -61,6 +62,7 @@ class RunRecord:
     model: Annotated[str, Length(1, 500)]
     model_kwargs: dict[str, Plain] = field(default_factory=dict)
     known_classes: tuple[Name, ...] = ()
+    unknown_output: bool = False
     unknown_classes: tuple[Name, ...] = ()
     protocol: Name | None = None
     family: Name | None = None
@@ -90,9 +92,10 @@ class RunRecord:
             if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
                 raise ValueError(f'{kind}_classes of a run are different names, got {shown(names)}')
         classes = self.model_kwargs.get('num_classes') or 0
-        if self.known_classes and classes not in (0, len(self.known_classes)):
+        if self.known_classes and classes not in (0, len(self.known_classes) + self.unknown_output):
+            more = ' and one for no class (unknown_output)' if self.unknown_output else ''
             raise ValueError(f'the head has num_classes={classes} outputs and {len(self.known_classes)} known classes '
-                             'are named; one output a class is expected')
+                             f'are named; one output a class{more} is expected')
 
     def to_state(self) -> dict[str, Any]:
         """The record as builtin types, which ``torch.load(weights_only=True)`` takes.

@@ -163,13 +163,14 @@ def _set_up(args: argparse.Namespace, args_text: str,
     resumed = resume_path(args)
     built = build_model(args, hardware, create_model)
     if resumed:
-        check_resume(resumed, built.name, split.known if split else (), args.num_classes, objective=args.objective)
+        check_resume(resumed, built.name, split.known if split else (), built.kwargs['num_classes'],
+                     objective=args.objective)
     if args.objective != 'ce':
         check_head(args, built.model)
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
-        check_resume(resumed, built.name, data.known, args.num_classes, data.record, args.objective)
+        check_resume(resumed, built.name, data.known, built.kwargs['num_classes'], data.record, args.objective)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
@@ -225,7 +226,7 @@ def _record(args: argparse.Namespace, plan: MixPlan, built: Built, mixer: Any, d
     split = data.split
     options = mixer.options if mixer is not None else {k: v for k, v in plan.options.items() if k != 'mode'}
     return RunRecord(
-        model=built.name, model_kwargs=built.kwargs, known_classes=data.known,
+        model=built.name, model_kwargs=built.kwargs, known_classes=data.known, unknown_output=args.unknown_output,
         unknown_classes=split.unknown if split else (), protocol=split.protocol if split else None,
         family=split.family if split else None, trial=split.trial if split else None,
         dataset=canonical_name(args.dataset),
@@ -387,6 +388,7 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     """mixes.png and mixes.json: what the mixer makes of one batch at the end of training."""
     from .show import save_mixes
     names = data.known or tuple(map(str, range(run.args.num_classes)))
+    names = (*names, 'no class') if run.args.unknown_output else names
     images, labels = run.samples
     mixer, model = run.mixer, live_model(run.task)
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing

@@ -4,7 +4,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
 from gradmix_timm.openset.reports.feature_map import project_features
+from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
 from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.openset.sensitivity import sensitivity
 from gradmix_timm.records import Embeddings
@@ -19,7 +19,7 @@ from gradmix_timm.records import Embeddings
 from .accuracy import accuracy_block, as_stored
 from .duplicates import find_duplicates
 from .images import EvaluationImages, UnknownImages
-from .manifest import identity, manifest
+from .manifest import facts_of
 from .mistakes import find_mistakes
 from .model import EvaluatedModel
 from .pixels import trivial_blocks
@@ -79,20 +79,19 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
-    results = {
-        'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial, **identity(model),
-        **judged.results, **_of_sets(judged.results['groups'], images.unknown, trivial), 'accuracy_gate': accuracy,
+    results: OpenSetResults = {
+        **facts_of(model, images, images.cuts(), seconds, command), **judged.results, 'accuracy_gate': accuracy,
         'trivial': trivial.get(''), 'duplicates': duplicates,
-        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {},
-        'skipped': model.skipped,
-        'manifest': manifest(model, images.cuts(), images.source, seconds, command)}
+        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {}}
+    if images.unknown.facts:
+        results['means'] = _complete(results['groups'], images.unknown, trivial)
     files = [images.known.filename(row) for row in known.index.tolist()]
     files += [images.unknown.filename(row) for row in unknown.index.tolist()]
     probability = {side: part.logits.double().softmax(1).amax(1).numpy()
                    for side, part in (('known', known), ('unknown', unknown))}
-    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else {}
-    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
-                      {**mistakes, 'closest': closest})
+    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else Mistakes()
+    mistakes['closest'] = closest
+    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability), mistakes)
 
 
 def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
@@ -122,13 +121,12 @@ def _model_pass(model: EvaluatedModel, images: EvaluationImages, sets: EmbeddedS
     return torch.cat(found)
 
 
-def _of_sets(groups: dict[str, Any], unknown: UnknownImages, trivial: dict[str, Any]) -> dict[str, Any]:
+def _complete(groups: dict[str, Group], unknown: UnknownImages, trivial: dict[str, PixelStatistics | None],
+              ) -> dict[str, Mean]:
     """Completes the groups of named sets; their means over near and far sets."""
-    if not unknown.facts:
-        return {}
     kinds: dict[str, list[str]] = {}
     for name, facts in unknown.facts.items():
         groups[name] |= {**facts, 'trivial': trivial[name]}
-        if facts.get('kind'):
-            kinds.setdefault(facts['kind'], []).append(name)
-    return {'means': set_means(groups, {kind: kinds[kind] for kind in ('near', 'far') if kind in kinds})}
+        if kind := facts.get('kind'):
+            kinds.setdefault(kind, []).append(name)
+    return set_means(groups, {kind: kinds[kind] for kind in ('near', 'far') if kind in kinds})

@@ -19,6 +19,7 @@ from .fmix import FMix
 from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .gridmix import GridMix
 from .guidedmix import GuidedMix
+from .openmix import OpenMix
 from .plain import CutMix, Mixup, NoMix
 from .puzzlemix import PuzzleMix
 from .random_erasing import RandomErasing
@@ -47,6 +48,7 @@ __all__ = [
     'Mixer',
     'Mixup',
     'NoMix',
+    'OpenMix',
     'PuzzleMix',
     'RandomErasing',
     'RegMixup',
@@ -63,7 +65,7 @@ __all__ = [
 
 #: Names that build timm's own class.
 TIMM_MODES = ('batch', 'pair', 'elem', 'half')
-_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix')
+_SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix', 'unknown_output')
 
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')
 
@@ -218,6 +220,7 @@ register_mixer('attentivemix', "the model's most active cells are kept, the rest
     AttentiveMix)
 register_mixer('snapmix', 'a box in a box, labels by class activation maps (arXiv:2012.04846)')(SnapMix)
 register_mixer('puzzlemix', 'cells and blocks by the saliency of the loss, approximately (arXiv:2009.06962)')(PuzzleMix)
+register_mixer('openmix', 'the clean batch, then mixes that are of no class (OpenMix+, IEEE TCSVT 2023)')(OpenMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))

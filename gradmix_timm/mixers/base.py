@@ -87,6 +87,8 @@ class BatchMixer:
         rank: Of the process, so that ranks draw differently.
         multi_label_mix: Take multi-hot targets, rows in [0, 1] that need not sum to one, and mix them as 'weight' (as
             other labels) or 'union' (every label of which something is seen). None: rows sum to one.
+        unknown_output: The last of the K columns stands for no class: what a mixer gives to no class goes there, and
+            not to all K alike. The model has K outputs, of which K - 1 are known classes.
     """
 
     #: Name in the registry.
@@ -101,13 +103,16 @@ class BatchMixer:
     rows_sum_to_one: bool = True
     #: A draw says how much of an image is kept.
     tells_lam: bool = True
+    #: Some of the labels goes to no class.
+    gives_unknown: bool = False
     #: Rows that a call returns for each image: 2 where the clean batch comes before the mix.
     rows_per_image: int = 1
     #: A subclass's own options: attributes of these names.
     option_names: tuple[str, ...] = ()
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None) -> None:
+                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False
+                 ) -> None:
         if multi_label_mix not in (None, 'weight', 'union'):
             raise ValueError(f"multi_label_mix is 'weight', 'union' or None, got {multi_label_mix!r}")
         for field, value in (('prob', prob), ('prob_elem', prob_elem)):
@@ -115,6 +120,9 @@ class BatchMixer:
                 raise ValueError(f'{field} is a probability in [0, 1], got {value}')
         if not 0 <= label_smoothing < 1:
             raise ValueError(f'label_smoothing is in [0, 1), got {label_smoothing}')
+        if unknown_output and multi_label_mix:
+            raise ValueError('unknown_output with multi_label_mix: sigmoids say no class by themselves; leave one of '
+                             'them out')
         if int(num_classes) < 1:
             raise ValueError(f'num_classes is at least 1, got {num_classes}')
         self.num_classes = int(num_classes)
@@ -123,6 +131,7 @@ class BatchMixer:
         self.prob_elem = float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
         self.multi_label_mix = multi_label_mix
+        self.unknown_output = bool(unknown_output)
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
@@ -135,6 +144,8 @@ class BatchMixer:
         own = {name: getattr(self, name) for name in self.option_names}
         if self.multi_label:
             own['multi_label_mix'] = self.multi_label_mix
+        if self.unknown_output:
+            own['unknown_output'] = True
         return {**own, 'num_classes': self.num_classes, 'label_smoothing': self.label_smoothing, 'prob': self.prob,
                 'prob_elem': self.prob_elem, 'seed': self.seed, 'rank': self.rank}
 
@@ -242,7 +253,8 @@ class BatchMixer:
             union = self.multi_label_mix == 'union'
             # A sigmoid for each label needs no share for no class: there it is zeros.
             unknown = None if self.multi_label else draw.unknown
-            return self._paste(images, draw), mix_targets(rows, draw.partner, draw.weight, union, unknown)
+            targets = mix_targets(rows, draw.partner, draw.weight, union, unknown, self.unknown_output)
+            return self._paste(images, draw), targets
 
     # ---- what a subclass writes
 

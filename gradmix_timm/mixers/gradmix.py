@@ -134,6 +134,7 @@ class GradMix(BatchMixer):
         rank: Of the process.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
             logits, as each label has a sigmoid of its own.
+        unknown_output: Where the hidden share of the open labels goes.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
 
     Raises:
@@ -147,8 +148,9 @@ class GradMix(BatchMixer):
     name: str = 'gradmix'
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, **options: Any) -> None:
-        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix)
+                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False,
+                 **options: Any) -> None:
+        super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix, unknown_output)
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:
             raise ValueError(f'mixer {self.name!r} has no option {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}')
@@ -161,7 +163,7 @@ class GradMix(BatchMixer):
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
-        self.changes_labels = not self._keeps_label()
+        self.changes_labels, self.gives_unknown = not self._keeps_label(), self._open
         # Here the maps are a pass of their own; objectives.KeepCleanTask shares the clean forward.
         self.rows_per_image = 2 if self.config.keep_clean else 1
 

@@ -104,7 +104,7 @@ class CutMix(AlphaMixer):
         super().__init__(num_classes, alpha, lam, **common)
         if label not in ('area', 'open'):
             raise ValueError(f"label is 'area' or 'open', got {label!r}")
-        self.label = label
+        self.label, self.gives_unknown = label, label == 'open'
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:

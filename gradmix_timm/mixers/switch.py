@@ -28,10 +28,10 @@ class SwitchMixer(BatchMixer):
         if not 0 <= switch_prob <= 1:
             raise ValueError(f'switch_prob is a probability in [0, 1], got {switch_prob}')
         super().__init__(first.num_classes, first.label_smoothing, seed=first.seed, rank=first.rank,
-                         multi_label_mix=first.multi_label_mix)
+                         multi_label_mix=first.multi_label_mix, unknown_output=first.unknown_output)
         self.first, self.second, self.switch_prob = first, second, float(switch_prob)
         self.name = f'{first.name}+{second.name}'
-        for flag in ('requires_model', 'requires_grad', 'changes_labels'):
+        for flag in ('requires_model', 'requires_grad', 'changes_labels', 'gives_unknown'):
             setattr(self, flag, getattr(first, flag) or getattr(second, flag))
         for flag in ('rows_sum_to_one', 'tells_lam'):
             setattr(self, flag, getattr(first, flag) and getattr(second, flag))
@@ -45,7 +45,8 @@ class SwitchMixer(BatchMixer):
     @property
     def options(self) -> dict[str, Any]:
         """Options of both, by name, and the switch."""
-        shared = ('num_classes', 'label_smoothing', 'seed', 'rank', 'prob', 'prob_elem', 'multi_label_mix')
+        shared = ('num_classes', 'label_smoothing', 'seed', 'rank', 'prob', 'prob_elem', 'multi_label_mix',
+                  'unknown_output')
         parts = {m.name: {k: v for k, v in m.options.items() if k not in shared} for m in (self.first, self.second)}
         common = {k: v for k, v in self.first.options.items() if k in shared}
         return {**common, 'switch_prob': self.switch_prob, 'parts': parts}

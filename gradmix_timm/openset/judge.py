@@ -12,6 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradmix_timm.openset.results import (
+    Calibration,
+    CalibrationErrors,
+    Fit,
+    Group,
+    JudgedFigures,
+    KnownClass,
+    PerClass,
+    ScoreFigures,
+    Threshold,
+    UnknownClass,
+)
 from gradmix_timm.records import Embeddings
 
 from .metrics.calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
@@ -94,7 +106,7 @@ class Judged:
             bool, labels, the classifier's answers, the confusion counts, bins of confidence.
     """
 
-    results: dict[str, Any]
+    results: JudgedFigures
     arrays: dict[str, Array]
 
 
@@ -117,15 +129,17 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     names = check_names(names)
     arrays = _answers(sets)
     scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score)
-    threshold = _threshold(sets, arrays, _HEADLINE if _HEADLINE in scores else next(iter(scores)))
-    accepted = {side: arrays[f'{side}/{threshold["score"]}'] >= threshold['value'] for side in ('known', 'unknown')}
-    threshold |= {f'{side}_accepted': float(rows.mean()) for side, rows in accepted.items()}
-    main = threshold['score']
-    threshold['open_set'] = at_threshold(
-        arrays['known_pred'], arrays['known_label'], arrays[f'known/{main}'], arrays['unknown_pred'],
-        arrays[f'unknown/{main}'], threshold['value'], len(sets.known_classes), draws, seed)
+    main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
+    value, source, count = _set_threshold(sets, arrays, main)
+    accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
+    threshold: Threshold = {
+        'score': main, 'value': value, 'source': source, 'n': count or len(sets.known.label), 'held_out': count > 0,
+        'known_accepted': float(accepted['known'].mean()), 'unknown_accepted': float(accepted['unknown'].mean()),
+        'open_set': at_threshold(
+            arrays['known_pred'], arrays['known_label'], arrays[f'known/{main}'], arrays['unknown_pred'],
+            arrays[f'unknown/{main}'], value, len(sets.known_classes), draws, seed)}
     arrays['confusion'] = _confusion(sets, arrays, accepted)
-    results = {
+    results: JudgedFigures = {
         'known_classes': list(sets.known_classes), 'unknown_classes': list(sets.unknown_classes),
         'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
         'closed_set': top1(arrays['known_correct']), 'scores': scores, 'fits': fits,
@@ -147,10 +161,10 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 
 
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           on_score: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+           on_score: Callable[[str], None]) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
     """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
-    scores: dict[str, Any] = {}
-    fits: dict[str, Any] = {}
+    scores: dict[str, ScoreFigures] = {}
+    fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
     for name in names or list_scores():
         on_score(name)
@@ -241,7 +255,8 @@ def _values(name: str, values: Any) -> Floats:
     return array
 
 
-def _threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> dict[str, Any]:
+def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> tuple[float, str, int]:
+    """The threshold, where it was set in words, and how many held-out images it was set on; 0: on test images."""
     held, why = sets.held_out, ''
     if held is not None and score_kind(name).fits_on_held_out:
         held, why = None, 'the score is fit on the held-out images'
@@ -251,20 +266,19 @@ def _threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> di
         value = conformal_threshold(_values(name, _knownness(sets, score, 'held_out')), _ALPHA)
         source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
                   f'{_ALPHA:.0%} of new ones at most')
-        return {'score': name, 'value': value, 'source': source, 'n': len(held.label), 'held_out': True}
+        return value, source, len(held.label)
     count = 0 if held is None else len(held.label)
     why = why or f'{count} images were held out from training, too few for an honest one'
-    return {'score': name, 'value': observed_threshold(arrays[f'known/{name}']), 'n': len(sets.known.label),
-            'source': f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({why})',
-            'held_out': False}
+    return observed_threshold(arrays[f'known/{name}']), (
+        f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({why})'), 0
 
 
-def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> dict[str, Any]:
+def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> Calibration:
     """Errors of the closed-set probabilities, as they are and at the temperature that suits the held-out images best.
 
     The bins go into ``arrays``.
     """
-    found = _errors(sets.known.logits, sets.known.label)
+    found: Calibration = {**_errors(sets.known.logits, sets.known.label)}
     bins = reliability(sets.known.logits.double().softmax(1).numpy(), sets.known.label.numpy())
     arrays |= {'bin_confidence': bins.confidence, 'bin_accuracy': bins.accuracy,
                'bin_share': bins.count / bins.count.sum()}
@@ -279,7 +293,7 @@ def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> dict[str, Any]:
     return found
 
 
-def _errors(logits: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
+def _errors(logits: torch.Tensor, label: torch.Tensor) -> CalibrationErrors:
     probs, classes = logits.double().softmax(1).numpy(), label.numpy()
     return {'ece': ece(probs, classes), 'adaptive_ece': adaptive_ece(probs, classes),
             'nll': nll(logits.numpy(), classes), 'brier': brier(probs, classes)}
@@ -296,8 +310,8 @@ def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mappin
 
 
 def _groups(sets: EmbeddedSets, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
-            seed: int) -> dict[str, Any]:
-    found = {}
+            seed: int) -> dict[str, Group]:
+    found: dict[str, Group] = {}
     for group, classes in sets.groups.items():
         places = [sets.unknown_classes.index(name) for name in classes]
         rows = np.isin(sets.unknown_label, places)
@@ -311,9 +325,9 @@ def _groups(sets: EmbeddedSets, arrays: Mapping[str, Array], names: Sequence[str
 
 
 def _per_class(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mapping[str, Array],
-               name: str) -> dict[str, list[dict[str, Any]]]:
-    known: list[dict[str, Any]] = []
-    unknown: list[dict[str, Any]] = []
+               name: str) -> PerClass:
+    known: list[KnownClass] = []
+    unknown: list[UnknownClass] = []
     for place, title in enumerate(sets.known_classes):
         rows = arrays['known_label'] == place
         if rows.any():

@@ -63,8 +63,8 @@ def soft_targets(
     return rows.scatter_(1, targets[:, None], 1 - smoothing + off)
 
 
-def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = False, unknown: Tensor | None = None
-                ) -> Tensor:
+def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = False, unknown: Tensor | None = None,
+                unknown_output: bool = False) -> Tensor:
     """``weight[:, 0] * rows + weight[:, 1] * rows[partner] + unknown / K``, float32 [B, K].
 
     Args:
@@ -74,6 +74,7 @@ def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = Fal
         union: The larger of the two in place of the weighted sum, as far as a weight is above 0: every label of which
             something is seen.
         unknown: Share of the label that goes to no class and so to all of them alike, float32 [B]; None: nothing.
+        unknown_output: The last of the K columns stands for no class and gets the whole of that share.
 
     Example:
         >>> rows = torch.tensor([[1., 1., 0.], [0., 1., 1.]])
@@ -89,4 +90,8 @@ def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = Fal
         seen = (weight > 0).to(rows.dtype)
         return torch.maximum(rows * seen[:, :1], rows[partner] * seen[:, 1:])
     mixed = rows * weight[:, :1] + rows[partner] * weight[:, 1:]
-    return mixed if unknown is None else mixed + unknown[:, None] / rows.shape[1]
+    if unknown is None:
+        return mixed
+    if unknown_output:
+        return torch.cat([mixed[:, :-1], mixed[:, -1:] + unknown[:, None]], 1)
+    return mixed + unknown[:, None] / rows.shape[1]

@@ -78,13 +78,15 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
                              '(--device-modules MODULE imports your own)')
     _refuse_foreign_options(args, names)
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
+    if args.unknown_output:
+        _check_unknown_output(args, plan)
     if plan.name is not None:
         _refuse_conflicts(args, plan)
     return plan
 
 
 def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Mixer:
-    """The registered mixer of a plan."""
+    """The registered mixer of a plan; ``num_classes`` is the width of the head."""
     return create_mixer(str(plan.name), num_classes=num_classes, rank=rank, **plan.options)
 
 
@@ -147,6 +149,8 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
               'seed': args.seed}
     if args.multi_label_mix is not None:
         shared['multi_label_mix'] = args.multi_label_mix
+    if args.unknown_output:
+        shared['unknown_output'] = True
     parts = {name: _own_options(args, name) for name in names}
     for key, value in args.mixup_kwargs.items():
         part, name = _addressed(key, names)
@@ -196,6 +200,23 @@ def _warn_unused(args: argparse.Namespace, names: list[str]) -> None:
                         f'alternate with CutMix type --mixup-mode {names[0]}+cutmix')
     if len(names) == 1 and args.mixup_switch_prob != 0.5:
         _logger.warning(f'--mixup-switch-prob unused: --mixup-mode {args.mixup_mode} is one mixer')
+
+
+def _check_unknown_output(args: argparse.Namespace, plan: MixPlan) -> None:
+    """The head of a classifier, and a mixer that gives some of its labels to no class."""
+    for flag, on in (('--objective', args.objective != 'ce'), ('--kd-model-name', args.kd_model_name is not None),
+                     ('--task multilabel', args.task == 'multilabel')):
+        if on:
+            raise ValueError(f'--unknown-output with {flag}: it is for a classifier that learns from labels alone; '
+                             'leave one of them out')
+    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options) if plan.in_step else None
+    if mixer is None or not getattr(mixer, 'gives_unknown', False):
+        raise ValueError(f'--unknown-output with --mixup-mode {args.mixup_mode}: nothing would go to that output; type '
+                         '--mixup-mode openmix, --mixup-mode gradmix --gradmix-label open, or --mixup-mode cutmix '
+                         '--mixup-kwargs label=open')
+    if args.num_classes is None and not (args.osr_protocol or args.known_classes):
+        raise ValueError('--unknown-output adds one output to those of the classes; say how many they are, type '
+                         '--num-classes N')
 
 
 def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:

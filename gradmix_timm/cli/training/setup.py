@@ -114,7 +114,8 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
     model = _placed(args, hardware, model)
     if not args.torchscript:
         _check_input(args, model, preprocessing.input_size, hardware, patch_size)
-    return Built(model, name, {**kwargs, 'num_classes': args.num_classes}, preprocessing, patch_size)
+    return Built(model, name, {**kwargs, 'num_classes': args.num_classes + args.unknown_output}, preprocessing,
+                 patch_size)
 
 
 def _preprocessing(args: argparse.Namespace, model: nn.Module) -> Preprocessing:
@@ -210,7 +211,8 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
         # num_classes=-1 has the head adapted to the model's, whatever the file holds.
         overlay = {'file': args.pretrained_path, 'num_classes': -1, **overlay}
     wanted = {
-        'num_classes': args.num_classes, 'drop_rate': args.drop, 'drop_path_rate': args.drop_path,
+        'num_classes': args.num_classes + 1 if args.unknown_output else args.num_classes,
+        'drop_rate': args.drop, 'drop_path_rate': args.drop_path,
         'drop_block_rate': args.drop_block, 'global_pool': args.gp, 'bn_momentum': args.bn_momentum,
         'bn_eps': args.bn_eps, 'scriptable': args.torchscript, **args.model_kwargs}
     requested = {'in_chans': args.in_chans, 'img_size': args.img_size, 'input_size': args.input_size}
@@ -267,7 +269,7 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
     """
     if not plan.in_step:
         return None
-    mixer = create_step_mixer(plan, args.num_classes, args.rank)
+    mixer = create_step_mixer(plan, args.num_classes + args.unknown_output, args.rank)
     channels, *size = built.preprocessing.input_size
     for height, width in [tuple(size), *((side, side) for side in args.train_img_sizes or ())]:
         mixer.prepare(built.model, (channels, height, width))
@@ -282,7 +284,7 @@ def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: 
         'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
     if args.objective != 'ce':
         return build_objective_task(args, built.model, mixer, common)
-    common['criterion'] = create_loss(args, plan, args.num_classes).to(device=hardware.device)
+    common['criterion'] = create_loss(args, plan, args.num_classes + args.unknown_output).to(device=hardware.device)
     if args.kd_model_name is None:
         if args.task == 'multilabel':
             return RECORDED_TASKS['multilabel'](model=built.model, threshold=args.multilabel_threshold, **common)

@@ -136,6 +136,8 @@ def _judge(args: argparse.Namespace, model: nn.Module, batch: Any, hardware: Har
     with hardware.autocast():
         output = model(input)
         output = output[0] if isinstance(output, tuple | list) else output
+        if args.unknown_output:  # an image of a known class is judged among the known classes, as by the evaluation
+            output = output[:, :-1]
         if args.tta > 1:  # the views of an image lie side by side
             output = output.unfold(0, args.tta, args.tta).mean(dim=2)
             target = target[0:target.size(0):args.tta]
