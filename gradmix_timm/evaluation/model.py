@@ -97,6 +97,7 @@ class EvaluatedModel:
     @classmethod
     def build(cls, settings: EvaluationSettings, loaded: Loaded | None, name: str | None = None,
               num_classes: int | None = None, *, pretrained: bool = False, img_size: int | None = None,
+              input_img_mode: str | None = None, exif: str | None = None,
               device: torch.device | str | None = None) -> EvaluatedModel:
         """The model of a checkpoint, or timm's by name, in evaluation mode.
 
@@ -107,6 +108,8 @@ class EvaluatedModel:
             num_classes: Outputs that its head should have; None: as it comes.
             pretrained: timm's weights, without a checkpoint.
             img_size: Side in pixels; None: as recorded.
+            input_img_mode: PIL mode that files are read in; None: as recorded.
+            exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
             device: None: cuda if there is one.
 
         Raises:
@@ -121,7 +124,9 @@ class EvaluatedModel:
         if img_size and (resize := getattr(net, 'set_input_size', None)) is not None:
             cast(Any, resize)((img_size, img_size))  # of models whose position embeddings fit one size
         with naming(loaded.path if loaded is not None else name):
-            preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
+            recorded = {} if loaded is None else loaded.data_config or {}
+            chosen = {'image_mode': input_img_mode, 'exif': exif}
+            preprocessing = Preprocessing.of({**recorded, **{k: v for k, v in chosen.items() if v}}, net, img_size)
             preprocessing.transform()  # a recorded pipeline refuses another size than it can make
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)

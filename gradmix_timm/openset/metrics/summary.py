@@ -6,9 +6,9 @@ from typing import Any, cast
 from gradmix_timm.openset.results import RankMetric, ScoreFigures
 
 from . import rank_counts as counts
-from .bootstrap import rank_intervals
+from .bootstrap import EVERY_SCORE, rank_intervals
 from .checks import ArrayLike, correctness, fraction, infinite_count, sides
-from .intervals import delong_ci
+from .intervals import delong_ci, delong_of_counts
 
 __all__ = ['RANK_METRICS', 'summarize']
 
@@ -64,9 +64,10 @@ def summarize(
         figures['ccr_at_fpr'] = {f'{fpr:g}': float(counts.ccr_at_fpr(fraction('fpr', fpr))(ladder)) for fpr in fprs}
     figures |= {'tie_share': float(counts.tie_share(ladder)), 'degenerate': len(values) == 1,
                 'infinite': infinite_count(scores, others)}
-    figures['auroc_ci'] = list(delong_ci(scores, others, level))
+    few = len(scores) + len(others) <= EVERY_SCORE
+    figures['auroc_ci'] = list(delong_ci(scores, others, level) if few else delong_of_counts(ladder, level))
     if draws:
         drawn = {name: metric for name, metric in metrics.items() if name != 'auroc'}
-        intervals = rank_intervals(drawn, scores, others, right, draws, seed, level)
+        intervals = rank_intervals(drawn, scores, others, right, draws, seed, level, (values, ladder))
         figures |= {f'{name}_ci': list(interval) for name, interval in intervals.items()}
     return cast(ScoreFigures, figures)  # without oscr where `correct` is None
