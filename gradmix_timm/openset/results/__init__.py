@@ -52,13 +52,14 @@ from .open_set import (
     UnknownClass,
     UnknownSet,
 )
+from .shortcut import Evidence, ShortcutGroup, ShortcutOfRun, ShortcutResults
 
 __all__ = [
     'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'AccuracyGate', 'AtThreshold', 'AurocBySide', 'ByCorruption',
     'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
-    'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
+    'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Evidence', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
     'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
-    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'Statistic', 'Statistics',
-    'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts',
-    'read_results', 'read_run']
+    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
+    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays',
+    'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

@@ -3,7 +3,7 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
@@ -80,6 +80,7 @@ class Group(UnknownSet):
         n_known: Known test images.
         n_unknown: Unknown images of the group.
         unknown_classes: Their classes.
+        closed_set: ``shortcut``: accuracy on the known images of this view; else that of the evaluation.
         scores: Metrics by name of the score.
         trivial: ``ood``: pixel statistics of the set; null where they were not measured.
     """
@@ -87,6 +88,7 @@ class Group(UnknownSet):
     n_known: Size
     n_unknown: Size
     unknown_classes: NotRequired[Names]
+    closed_set: NotRequired[ClosedSet]
     scores: Scores
     trivial: NotRequired[PixelStatistics | None]
 
