@@ -83,7 +83,8 @@ def test_conventions_of_constant_and_of_perfect_scores(value):
 
 def test_a_presets_options_stand_where_a_name_gives_no_other():
     preset = PRESETS['openood']
-    assert preset.named(['ash', 'openmax:tailsize=5', 'knn']) == ('ash:variant=b', 'openmax:tailsize=5,shift=1', 'knn:k=50')
+    assert preset.named(['ash', 'openmax:tailsize=5', 'knn']) == (
+        'ash:variant=b', 'openmax:tailsize=5,shift=1', 'knn:k=50')
     assert EvaluationSettings(preset='openood', scores=('ash',)).scores == ('ash:variant=b',)
     with pytest.raises(ValueError, match="preset=opnood: did you mean 'openood'"):
         EvaluationSettings(preset='opnood')
