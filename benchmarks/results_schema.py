@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-from gradmix_timm.openset.results import base, corrupt_and_probe, files, open_set
+from gradmix_timm.openset.results import base, corrupt_and_probe, files, open_set, shortcut
 from gradmix_timm.schema import Range
 
 HEAD = """# Files of an evaluation
@@ -18,7 +18,8 @@ checked against when `report` and `compare` read it. Keys that are marked *optio
 let keys pass that they do not know. Shares and metrics are fractions from 0 to 1; intervals are `[low, high]`.
 
 - `results.json`: of `osr` and `ood` [OpenSetResults](#opensetresults), of `corrupt`
-  [CorruptionResults](#corruptionresults), of `probe` [ProbeResults](#proberesults).
+  [CorruptionResults](#corruptionresults), of `probe` [ProbeResults](#proberesults), of
+  `shortcut` [ShortcutResults](#shortcutresults).
 - `arrays.npz`: one row an image. `known/SCORE`, `unknown/SCORE` (knownness, float64), `correct/SCORE` (bool),
   `known_label`, `known_pred`, `known_index`, and the same of `unknown`; `confusion` (answer, the last one rejected, by
   true class); `bin_confidence`, `bin_accuracy`, `bin_share`; `plane/known`, `plane/PCA`, `plane/t-SNE`. Of `corrupt`:
@@ -33,9 +34,11 @@ SECTIONS = {
     'Of every command': (base.RunResults, base.Results, base.ClosedSet, base.ScoreFigures, base.Manifest),
     'Of osr and ood': (open_set.OpenSetResults,),
     'Of corrupt and probe': (corrupt_and_probe.CorruptionResults, corrupt_and_probe.ProbeResults),
+    'Of shortcut': (shortcut.ShortcutResults,),
     'Beside results.json': (files.Mistakes, files.Mistake, files.ClosePair, files.Mixes, files.Mix)}
 # Aliases that a reader knows by name.
-NAMES = {base.Share: 'share', base.Count: 'whole number', base.Size: 'whole number, 1 or more'}
+NAMES = {base.Share: 'share', base.Count: 'whole number', base.Size: 'whole number, 1 or more',
+         base.Interval: '[share, share]'}
 
 
 def type_text(kind: Any) -> str:
@@ -71,10 +74,18 @@ def keys_of(kind: Any) -> dict[str, tuple[Any, bool, str]]:
     return {key: (hints[key], key in kind.__optional_keys__, text) for key, text in descriptions(kind).items()}
 
 
-def base_of(kind: Any, others: typing.Iterable[Any]) -> Any:
-    """The type that has the keys which this one inherits; None where it has all of its own."""
-    inherited = set(typing.get_type_hints(kind)) - set(descriptions(kind))
-    return next(other for other in others if set(typing.get_type_hints(other)) == inherited) if inherited else None
+def bases_of(kind: Any) -> list[Any]:
+    """The types whose keys this one has besides those it describes itself, the largest first."""
+    whole = set(typing.get_type_hints(kind))
+    left, found = whole - set(descriptions(kind)), []
+    kinds = {value for module in (base, corrupt_and_probe, open_set, files) for name, value in vars(module).items()
+             if typing.is_typeddict(value) and not name.startswith('_')}
+    for other in sorted(kinds, key=lambda other: (-len(typing.get_type_hints(other)), other.__name__)):
+        keys = set(typing.get_type_hints(other))
+        if keys & left and keys < whole and not keys & set(descriptions(kind)):
+            found.append(other)
+            left -= keys
+    return found
 
 
 def descriptions(kind: Any) -> dict[str, str]:
@@ -92,6 +103,8 @@ def nested(kinds: tuple[Any, ...]) -> list[Any]:
         if typing.is_typeddict(kind):
             if kind not in found:
                 found.append(kind)
+                for base in bases_of(kind):
+                    visit(base)
                 for hint in typing.get_type_hints(kind, include_extras=True).values():
                     visit(hint)
         else:
@@ -106,24 +119,24 @@ def nested(kinds: tuple[Any, ...]) -> list[Any]:
 def page() -> str:
     """docs/results-schema.md."""
     parts, shown = [HEAD], set()
-    everything = nested(tuple(kind for kinds in SECTIONS.values() for kind in kinds))
     for title, kinds in SECTIONS.items():
         parts.append(f'## {title}\n')
         for kind in nested(kinds):
             if kind not in shown:
                 shown.add(kind)
-                parts.append(section(kind, base_of(kind, everything)))
+                parts.append(section(kind))
     return '\n'.join(parts).replace('``', '`')
 
 
-def section(kind: Any, parent: Any) -> str:
+def section(kind: Any) -> str:
     """One type as a table."""
     summary = inspect.cleandoc(kind.__doc__).partition('\n')[0]
-    own = '' if parent is None else f' All keys of [{parent.__name__}](#{parent.__name__.lower()}), and:'
+    links = ' and '.join(f'[{base.__name__}](#{base.__name__.lower()})' for base in bases_of(kind))
+    own = f' All keys of {links}{", and:" if descriptions(kind) else "."}' if links else ''
     rows = [f'| `{key}` | {type_text(hint)}{", *optional*" if optional else ""} | {words} |'
             for key, (hint, optional, words) in keys_of(kind).items()]
-    return '\n'.join([f'### {kind.__name__}', '', f'{summary}{own}', '', '| key | type | meaning |', '|---|---|---|',
-                      *rows, ''])
+    table = ['| key | type | meaning |', '|---|---|---|', *rows, ''] if rows else []
+    return '\n'.join([f'### {kind.__name__}', '', f'{summary}{own}', '', *table])
 
 
 if __name__ == '__main__':

@@ -51,6 +51,8 @@ class Plan:
     score_options: Mapping[str, Any]
     known_classes: Sequence[str] | None
     model: str | None
+    input_img_mode: str | None
+    exif: str | None
     device: torch.device | str | None
     amp_dtype: torch.dtype | None
     batch_size: int
@@ -72,7 +74,8 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     if plan.threshold is None and plan.validation is None:
         _check_held_out(plan, loaded)
     # The embeddings are taken where predictions will be made.
-    model = EvaluatedModel.build(settings, loaded, plan.model, len(names), device=plan.device)
+    model = EvaluatedModel.build(settings, loaded, plan.model, len(names), input_img_mode=plan.input_img_mode,
+                                 exif=plan.exif, device=plan.device)
     train, held = _cuts(plan, model, names)
     embedded = None if train is None else model.embed(train, 'known training images')
     head = head_of(model.net) if score_kind(plan.score).needs_head else None
@@ -92,7 +95,9 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
 # ---- checks that need no image
 
 def _check(plan: Plan) -> None:
-    score_kind(plan.score)  # an unknown name raises, with the nearest
+    if score_kind(plan.score).requires_model:  # an unknown name raises, with the nearest
+        raise ValueError(f'score {plan.score!r} takes passes over the model of its own, and a classifier makes one for '
+                         'each prediction; take a score that is computed from that one, such as mls')
     if not 0 < plan.known_acceptance < 1:
         raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
                          f'{plan.known_acceptance}')

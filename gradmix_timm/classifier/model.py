@@ -124,6 +124,8 @@ class OpenSetClassifier:
             score_options: Mapping[str, Any] | None = None,
             known_classes: Sequence[str] | None = None,
             model: str | None = None,
+            input_img_mode: str | None = None,
+            exif: str | None = None,
             device: torch.device | str | None = None,
             amp_dtype: torch.dtype | None = None,
             batch_size: int = 64,
@@ -148,6 +150,8 @@ class OpenSetClassifier:
             score_options: The score's own.
             known_classes: Names in head order, for checkpoints that do not say them.
             model: timm's model name, for weights that come without.
+            input_img_mode: PIL mode that files are read in; None: as the checkpoint records.
+            exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
             device: Default: cuda where there is one.
             amp_dtype: torch.bfloat16 or torch.float16: mixed precision, here and in every prediction.
             batch_size: Images at a time.
@@ -160,7 +164,8 @@ class OpenSetClassifier:
         """
         plan = calibration.Plan(
             path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
-            score_options=dict(score_options or {}), known_classes=known_classes, model=model, device=device,
+            score_options=dict(score_options or {}), known_classes=known_classes, model=model,
+            input_img_mode=input_img_mode, exif=exif, device=device,
             amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibration.Source(**source))
         net, fitted, facts = calibration.calibrate(plan)
         return cls(net, fitted, Manifest(**facts), device, batch_size)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from gradmix_timm.classifier import UNKNOWN, OpenSetClassifier
 from gradmix_timm.classifier.images import as_image
 from gradmix_timm.classifier.serialization import JSON
+from gradmix_timm.data.decoding import EXIF_RULES, MODES
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files
 from gradmix_timm.openset.scores import list_scores
@@ -26,7 +27,7 @@ __all__ = ['build_parser', 'main']
 
 # What a saved classifier has fixed: flag and attribute.
 _MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classes', 'model', 'amp', 'data_dir',
-           'dataset', 'train_split', 'class_map', 'workers')
+           'dataset', 'train_split', 'class_map', 'workers', 'input_img_mode', 'exif')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
                                                         'the threshold on (default: those the checkpoint held out)')
     add('--known-classes', type=words, metavar='A,B,...', help="in head order (default: the checkpoint's)")
     add('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
+    add('--input-img-mode', choices=tuple(MODES), metavar='MODE',
+        help=f"PIL mode that files are read in: {', '.join(MODES)} (default: the checkpoint's)")
+    add('--exif', choices=EXIF_RULES,
+        help="orientation that a camera wrote beside the pixels (default: the checkpoint's, else ignore)")
     add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
     add('--amp', action='store_true', default=None, help='run the model in bfloat16')
     add('--batch-size', type=int, default=64, metavar='N', help='(default: 64)')
@@ -109,8 +114,8 @@ def _classifier(args: argparse.Namespace) -> OpenSetClassifier:
     if (Path(args.checkpoint) / JSON).is_file():
         if given:
             flag = next(iter(given)).replace('_', '-')
-            raise UsageError(f'{args.checkpoint} is a saved classifier, its score and threshold are fixed; leave out '
-                             f'--{flag}, or give the checkpoint it was made from')
+            raise UsageError(f'{args.checkpoint} is a saved classifier, its score, threshold and preprocessing are '
+                             f'fixed; leave out --{flag}, or give the checkpoint it was made from')
         return OpenSetClassifier.load(args.checkpoint, args.device, args.batch_size)
     if given.pop('amp', False):
         given['amp_dtype'] = torch.bfloat16

@@ -5,7 +5,6 @@ A wrong mean, crop or class order costs accuracy first; figures of unknowns from
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from gradmix_timm.checkpoint import Loaded
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.recode import Recoded
+from gradmix_timm.openset.results import AccuracyGate
 from gradmix_timm.records import Embeddings
 
 __all__ = ['GATES', 'SLACK', 'accuracy_block', 'as_stored', 'check_accuracy', 'recorded_top1']
@@ -23,7 +23,7 @@ GATES = ('refuse', 'warn', 'off')
 SLACK = 0.01
 
 
-def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, source: str) -> dict[str, Any]:
+def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, source: str) -> AccuracyGate:
     """Refuse an accuracy more than one point (and more than one image) below the reference.
 
     Args:
@@ -61,7 +61,7 @@ def recorded_top1(loaded: Loaded | None) -> float | None:
 
 
 def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | None, known: Embeddings,
-                   held_out: Callable[[], Embeddings | None]) -> dict[str, Any] | None:
+                   held_out: Callable[[], Embeddings | None]) -> AccuracyGate | None:
     """The block ``accuracy_gate`` of results.json.
 
     Args:

@@ -184,6 +184,7 @@ def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any,
             handed = open_handed(data, f'images of {name}', model)
             sets[name] = handed.as_unknown() if isinstance(handed, HandedImages) else CutDataset(
                 handed.source, handed.indices, np.full(len(handed), -1), ())
+            images.check_unknown(name, sets[name])
             facts[name] = {'source': _described(data), 'kind': None, 'dropped_classes': [], 'dropped_images': 0,
                            'known_classes_kept': []}
     for kind, names in near_and_far(None, list(sets), options.near, options.far).items():

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import EmbeddedSets
+from gradmix_timm.openset.results import ClosePair, Duplicates, NearPair
 from gradmix_timm.openset.scores.neighbours import top_cosines
 from gradmix_timm.records import Embeddings
 
@@ -78,7 +79,7 @@ def closest_pairs(known: Mapping[str, Embeddings], unknown: Embeddings, count: i
 
 
 def find_duplicates(sets: EmbeddedSets, images: EvaluationImages, count: int,
-                    ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+                    ) -> tuple[Duplicates | None, list[ClosePair]]:
     """Pairs of an unknown image and the known one nearest by features; whether their pixels are the same.
 
     The same pixels give the same features but for rounding, so that a copy is the nearest; in a net whose features have
@@ -102,7 +103,7 @@ def find_duplicates(sets: EmbeddedSets, images: EvaluationImages, count: int,
         return None, []
     alike = [pair for pair in pairs if pair.cosine >= _ALIKE]
     same = [pair for pair in alike if _same_pixels(unknown.picture(pair.unknown), cuts[pair.part].picture(pair.known))]
-    block = {
+    block: Duplicates = {
         'compared_with': {name: len(cut) for name, cut in cuts.items()}, 'looked_at': len(alike),
         'n_identical': len(same), 'identical': [_names(pair, cuts, unknown) for pair in same[:_LISTED]],
         'closest': [_names(pair, cuts, unknown) for pair in pairs[:_SHOWN]], 'warnings': _warnings(same, cuts, unknown)}
@@ -114,7 +115,7 @@ def _same_pixels(one: Image.Image, other: Image.Image) -> bool:
     return one.size == other.size and one.convert('RGB').tobytes() == other.convert('RGB').tobytes()
 
 
-def _names(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> dict[str, Any]:
+def _names(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> NearPair:
     return {'unknown': unknown.filename(pair.unknown), 'known': cuts[pair.part].filename(pair.known),
             'part': pair.part, 'cosine': round(pair.cosine, 6)}
 
@@ -128,9 +129,8 @@ def _warnings(same: Sequence[Pair], cuts: Mapping[str, CutDataset], unknown: Any
             'images, ...): take them out of the unknown set']
 
 
-def _shown(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> dict[str, Any]:
-    told = _names(pair, cuts, unknown)
-    pictures = {'unknown': unknown.picture(pair.unknown), 'known': cuts[pair.part].picture(pair.known)}
-    for side, picture in pictures.items():
-        told[f'{side}_png'], told[f'{side}_size'] = thumbnail(picture)
-    return told
+def _shown(pair: Pair, cuts: Mapping[str, CutDataset], unknown: Any) -> ClosePair:
+    png, size = thumbnail(unknown.picture(pair.unknown))
+    known_png, known_size = thumbnail(cuts[pair.part].picture(pair.known))
+    return {**_names(pair, cuts, unknown), 'unknown_png': png, 'unknown_size': size, 'known_png': known_png,
+            'known_size': known_size}

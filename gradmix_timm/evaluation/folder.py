@@ -6,19 +6,20 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.openset.reports.report import FIGURES, draw_figures, mixes_folder, render_report
-from gradmix_timm.openset.results import MIXES, RESULTS, read_arrays, read_results
+from gradmix_timm.openset.results import MIXES, RESULTS, OpenSetResults, Results, read_arrays, read_results
 
 __all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
            'write_files']
 
 REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
+R = TypeVar('R', bound=Results)
 
 
 def check_output(folder: Path) -> None:
@@ -34,7 +35,7 @@ def check_output(folder: Path) -> None:
         raise ValueError(f'output={folder}: no right to write in {existing}; choose another folder, output=DIR')
 
 
-def write_files(folder: Path, results: Mapping[str, Any], texts: Mapping[str, str],
+def write_files(folder: Path, results: Results, texts: Mapping[str, str],
                 arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None) -> None:
     """Everything that a report is drawn from, each file whole or not at all; results.json last.
 
@@ -61,25 +62,26 @@ def write_files(folder: Path, results: Mapping[str, Any], texts: Mapping[str, st
 
 def draw(folder: Path) -> None:
     """Figures and page of known against unknown, from the files and the mixes of the run."""
-    results = read_results(folder)
+    results = read_results(folder, OpenSetResults)
     for name, png in draw_figures(results, read_arrays(folder)).items():
         write_atomic(folder / FIGURES / name, png)
     _write_page(folder, render_report(folder))
 
 
-def draw_plain(folder: Path, figures: Mapping[str, bytes],
-               render: Callable[[Mapping[str, Any], Mapping[str, bytes]], str]) -> None:
+def draw_plain(folder: Path, results: R, figures: Mapping[str, bytes],
+               render: Callable[[R, Mapping[str, bytes]], str]) -> None:
     """Write figures and the page of an evaluation that has no knowns against unknowns.
 
     Args:
         folder: Of its files.
+        results: Of its results.json.
         figures: PNG by name; others that lie in the folder are shown as well.
         render: The page from the results and all figures.
     """
     for name, png in figures.items():
         write_atomic(folder / FIGURES / name, png)
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
-    _write_page(folder, render(read_results(folder), images))
+    _write_page(folder, render(results, images))
 
 
 def copy_files(folder: Path, place: Path) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.data import ClassSplit, Codec, CutDataset, recode
-from gradmix_timm.data.identity import check_apart
+from gradmix_timm.data.identity import check_apart, overlap
+from gradmix_timm.openset.results import UnknownSet
 
 __all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
 
@@ -32,10 +33,10 @@ class UnknownImages:
 
     sets: Mapping[str, CutDataset]
     label: NDArray[np.int64]
-    facts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    facts: Mapping[str, UnknownSet] = field(default_factory=dict)
 
     @classmethod
-    def named(cls, sets: Mapping[str, CutDataset], facts: Mapping[str, dict[str, Any]]) -> UnknownImages:
+    def named(cls, sets: Mapping[str, CutDataset], facts: Mapping[str, UnknownSet]) -> UnknownImages:
         """Whole data sets of unknown images, each a class and a group of its own."""
         sizes = [len(images) for images in sets.values()]
         return cls(sets, np.repeat(np.arange(len(sizes)), sizes), facts)
@@ -107,18 +108,30 @@ class EvaluationImages:
         """Words for the few test images that ``images`` holds too, '' if there are none; more are refused."""
         remedy = ('a model knows what it was trained on; name two splits, train_split=NAME and test_split=NAME, or '
                   'another data_dir=DIR')
-        theirs, ours = (getattr(part, 'digests', None) for part in (images, self.known))
-        if theirs is None and ours is None:
+        if not (hasattr(images, 'digests') or hasattr(self.known, 'digests')):
             found = check_apart(images, self.known, remedy)
             return found.describe() if found else ''
-        if theirs is None or ours is None:
-            return ''  # files on one side, tensors on the other
-        there = set(theirs)
-        count = sum(digest in there for digest in ours)
-        message = f'{count} of the {len(ours)} test images are training images, pixel by pixel'
-        if count > _STRAY * len(ours):
+        count = _shared_count(images, self.known)
+        message = f'{count} of the {len(self.known)} test images are training images, pixel by pixel'
+        if count > _STRAY * len(self.known):
             raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
         return message if count else ''
+
+    def check_unknown(self, name: str, unknown: CutDataset) -> None:
+        """Refuse a set of unknown images that holds known ones.
+
+        Args:
+            name: Of the set.
+            unknown: Its images.
+
+        Raises:
+            ValueError: More than one in a hundred of them are known images, for test, training or held out.
+        """
+        for title, part in (('test', self.known), ('training', self.train), ('held-out', self.held_out)):
+            count = 0 if part is None else _shared_count(part, unknown)
+            if count > _STRAY * len(unknown):
+                raise ValueError(f'{count} of the {len(unknown)} images of {name} are known {title} images, pixel by '
+                                 'pixel; what is known cannot be unknown: pass other images as unknown=')
 
     def cuts(self) -> dict[str, CutDataset]:
         """Sets of images by what they serve for, as the manifest counts them."""
@@ -138,6 +151,16 @@ class EvaluationImages:
             return self
         train, held = (None if images is None else recode(images, codec) for images in (self.train, self.held_out))
         return replace(self, known=recode(self.known, codec), train=train, held_out=held)
+
+
+def _shared_count(one: CutDataset, other: CutDataset) -> int:
+    """How many rows of ``other`` are images of ``one``; 0 for files on one side and tensors on the other."""
+    theirs, ours = getattr(one, 'digests', None), getattr(other, 'digests', None)
+    if theirs is None and ours is None:
+        found = overlap(one, other)
+        return found.paths + found.contents
+    there = set(theirs or ())
+    return sum(digest in there for digest in ours or ())
 
 
 def thinned(images: CutDataset, most: int | None) -> CutDataset:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gradmix_timm.openset.results import JudgedFigures, Mistake, Mistakes
+
 from .images import EvaluationImages
 
 __all__ = ['find_mistakes', 'thumbnail']
@@ -18,9 +20,9 @@ __all__ = ['find_mistakes', 'thumbnail']
 _SHOWN, _SIDE = 12, 160
 
 
-def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]],
+def find_mistakes(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]],
                   probability: Mapping[str, NDArray[np.float64]], images: EvaluationImages,
-                  ) -> dict[str, list[dict[str, Any]]]:
+                  ) -> Mistakes:
     """Unknown images that were accepted, known ones that were rejected, and known ones taken for another class.
 
     Args:
@@ -34,24 +36,23 @@ def find_mistakes(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     """
     assert images.unknown is not None
     name, threshold = results['threshold']['score'], results['threshold']['value']
+    assert threshold is not None
     known, unknown = arrays[f'known/{name}'], arrays[f'unknown/{name}']
     wrong = np.flatnonzero(~arrays['known_correct'])
-    chosen = {
-        'accepted': [row for row in _first(-unknown) if unknown[row] >= threshold],
-        'rejected': [row for row in _first(known) if known[row] < threshold],
-        'confused': [wrong[place] for place in _first(-probability['known'][wrong])]}
 
-    def told(side: str, row: int) -> dict[str, Any]:
+    def shown(side: str, row: int) -> Mistake:
         cut: Any = images.known if side == 'known' else images.unknown
+        classes = results['known_classes'] if side == 'known' else results['unknown_classes']
         place = int(arrays[f'{side}_index'][row])
         png, size = thumbnail(cut.picture(place))
-        return {'class': results[f'{side}_classes'][arrays[f'{side}_label'][row]],
+        return {'class': classes[arrays[f'{side}_label'][row]],
                 'knownness': float(arrays[f'{side}/{name}'][row]),
                 'answer': results['known_classes'][arrays[f'{side}_pred'][row]], 'file': cut.filename(place),
                 'probability': float(probability[side][row]), 'size': size, 'png': png}
 
-    return {kind: [told('unknown' if kind == 'accepted' else 'known', int(row)) for row in rows]
-            for kind, rows in chosen.items()}
+    return {'accepted': [shown('unknown', row) for row in _first(-unknown) if unknown[row] >= threshold],
+            'rejected': [shown('known', row) for row in _first(known) if known[row] < threshold],
+            'confused': [shown('known', wrong[place]) for place in _first(-probability['known'][wrong])]}
 
 
 def _first(values: NDArray[Any]) -> NDArray[np.int64]:

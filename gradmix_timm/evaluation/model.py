@@ -21,7 +21,9 @@ from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.openset.model_scores import score_images
 from gradmix_timm.openset.scores import Head
+from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.records import Embeddings
 from gradmix_timm.schema import naming
 
@@ -97,6 +99,7 @@ class EvaluatedModel:
     @classmethod
     def build(cls, settings: EvaluationSettings, loaded: Loaded | None, name: str | None = None,
               num_classes: int | None = None, *, pretrained: bool = False, img_size: int | None = None,
+              input_img_mode: str | None = None, exif: str | None = None,
               device: torch.device | str | None = None) -> EvaluatedModel:
         """The model of a checkpoint, or timm's by name, in evaluation mode.
 
@@ -107,6 +110,8 @@ class EvaluatedModel:
             num_classes: Outputs that its head should have; None: as it comes.
             pretrained: timm's weights, without a checkpoint.
             img_size: Side in pixels; None: as recorded.
+            input_img_mode: PIL mode that files are read in; None: as recorded.
+            exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
             device: None: cuda if there is one.
 
         Raises:
@@ -121,7 +126,9 @@ class EvaluatedModel:
         if img_size and (resize := getattr(net, 'set_input_size', None)) is not None:
             cast(Any, resize)((img_size, img_size))  # of models whose position embeddings fit one size
         with naming(loaded.path if loaded is not None else name):
-            preprocessing = Preprocessing.of(None if loaded is None else loaded.data_config, net, img_size)
+            recorded = {} if loaded is None else loaded.data_config or {}
+            chosen = {'image_mode': input_img_mode, 'exif': exif}
+            preprocessing = Preprocessing.of({**recorded, **{k: v for k, v in chosen.items() if v}}, net, img_size)
             preprocessing.transform()  # a recorded pipeline refuses another size than it can make
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)
@@ -200,6 +207,18 @@ class EvaluatedModel:
         """Embeddings of batches (images, labels), as they come; a live module without a layer to read at has none."""
         return extract(self.net, batches, self.device, self.settings.amp_dtype, self.settings.channels_last,
                        progress=title, projection=self.projection, features_needed=self.loaded is not None)
+
+    def knownness(self, score: ModelScore, images: CutDataset, rows: np.ndarray, title: str) -> torch.Tensor:
+        """Knownness of rows of a set by a score that goes back to the model, float64; passes of its own, never cached.
+
+        Raises:
+            ValueError: Images in memory that cannot be read a second time, or not in the same order.
+        """
+        again = getattr(images, 'again', None)  # of a caller's batches
+        batches = self.loader(images.rows(rows)) if again is None else again(title)
+        return score_images(
+            score, self.net, batches, self.device, None if self.preprocessing is None else self.preprocessing.std,
+            self.settings.amp_dtype, self.settings.channels_last, f'{title}, {score.name}')
 
     def outputs(self, images: CutDataset) -> int:
         """Logits that the model gives for an image."""

@@ -16,6 +16,7 @@ from gradmix_timm.data import CutDataset
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.recode import Recoded
 from gradmix_timm.openset.pixel_statistics import STATISTICS, compare_statistics, measure, warnings_of
+from gradmix_timm.openset.results import PixelStatistics
 from gradmix_timm.records import Embeddings
 
 from .images import EvaluationImages
@@ -37,7 +38,7 @@ class _Statistics:
 
 
 def trivial_blocks(model: EvaluatedModel, images: EvaluationImages, known: Embeddings, unknown: Embeddings,
-                   ) -> dict[str, dict[str, Any] | None]:
+                   ) -> dict[str, PixelStatistics | None]:
     """The blocks ``trivial`` of results.json, one for each set of unknown images, with their warnings.
 
     Args:
@@ -51,7 +52,7 @@ def trivial_blocks(model: EvaluatedModel, images: EvaluationImages, known: Embed
     """
     assert images.unknown is not None
     base, index = _statistics(model, images.known, known.index), unknown.index.numpy()
-    found: dict[str, dict[str, Any] | None] = {}
+    found: dict[str, PixelStatistics | None] = {}
     for name, part, start in images.unknown.parts():
         rows = index[(index >= start) & (index < start + len(part))] - start
         other = _statistics(model, part, rows)

@@ -14,12 +14,13 @@ from gradmix_timm.data.subsets import stratified
 from gradmix_timm.openset.metrics.intervals import over_trials, top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_neighbours, fit_prototypes
+from gradmix_timm.openset.results import ClosedSet, ProbeGroup, ProbeParameters, ProbeResults, ScoreFigures
 from gradmix_timm.openset.scores import fit_score
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
 from .images import EvaluationImages
-from .manifest import identity, manifest
+from .manifest import facts_of
 from .model import EvaluatedModel
 from .processes import rest_by_first
 from .settings import EvaluationSettings, check_counts
@@ -95,7 +96,7 @@ class _Task:
 
 
 def evaluate_probes(model: EvaluatedModel, images: EvaluationImages, options: ProbeOptions, command: str = '',
-                    ) -> tuple[dict[str, Any], dict[str, Arrays]]:
+                    ) -> tuple[ProbeResults, dict[str, Arrays]]:
     """Embed, fit, evaluate.
 
     Args:
@@ -115,13 +116,11 @@ def evaluate_probes(model: EvaluatedModel, images: EvaluationImages, options: Pr
     rest_by_first()
     groups, fitted, missing = _probe_all(model, task)
     first, split = next(iter(groups.values())), images.split
-    results = {
-        'format': 1, 'command': 'probe', 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-        **identity(model), 'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
+    results: ProbeResults = {
+        **facts_of(model, images, images.cuts(), time.monotonic() - began, command), 'command': 'probe',
+        'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
         'n_known': first['n_known'], 'n_unknown': first['n_unknown'], 'closed_set': first['closed_set'],
-        'scores': first['scores'], 'groups': groups, 'not_served': missing, 'warnings': _warnings(model, images),
-        'skipped': model.skipped,
-        'manifest': manifest(model, images.cuts(), images.source, time.monotonic() - began, command)}
+        'scores': first['scores'], 'groups': groups, 'not_served': missing, 'warnings': _warnings(model, images)}
     arrays = {'known_label': task.known.label.numpy(), 'known_index': task.known.index.numpy()}
     return results, {'arrays.npz': arrays, 'probes.npz': fitted}
 
@@ -152,9 +151,9 @@ def _check_two_each(labels: NDArray[Any], names: Sequence[str]) -> None:
 
 # ---- fitting
 
-def _probe_all(model: EvaluatedModel, task: _Task) -> tuple[dict[str, Any], Arrays, dict[str, str]]:
+def _probe_all(model: EvaluatedModel, task: _Task) -> tuple[dict[str, ProbeGroup], Arrays, dict[str, str]]:
     """Groups by probe, everything that was fitted, and why a probe could not be served."""
-    groups: dict[str, Any] = {}
+    groups: dict[str, ProbeGroup] = {}
     fitted: Arrays = {}
     missing: dict[str, str] = {}
     options = task.options
@@ -172,12 +171,12 @@ def _probe_all(model: EvaluatedModel, task: _Task) -> tuple[dict[str, Any], Arra
     record = model.loaded.record if model.loaded is not None else None
     if record is not None and task.known.logits.shape[1] == task.num_classes and (
             record.objective == 'ce' or record.probe):
-        groups['own head'] = {'probe': 'head', 'n_train': len(task.fit.label), 'parameters': {}, **_group(
-            task, task.known.logits, dict.fromkeys(('msp', 'mls'), (task.known, task.unknown)))}
+        groups['own head'] = _group(task, 'head', len(task.fit.label), {}, task.known.logits,
+                                    _logit_scores(task.known, task.unknown))
     return groups, fitted, missing
 
 
-def _linear(task: _Task, fitted: Arrays) -> dict[str, Any]:
+def _linear(task: _Task, fitted: Arrays) -> ProbeGroup:
     count, device = task.num_classes, task.device
     fit = (task.fit.features.to(device), task.fit.label.to(device))
     l2, by_l2 = choose_l2(fit, (task.held.features.to(device), task.held.label), count)
@@ -187,27 +186,28 @@ def _linear(task: _Task, fitted: Arrays) -> dict[str, Any]:
     known = replace(task.known, logits=probe.logits(task.known.features.to(device)))
     unknown = None if task.unknown is None else replace(
         task.unknown, logits=probe.logits(task.unknown.features.to(device)))
-    return {'probe': 'linear', 'n_train': len(labels), 'held_out_top1': by_l2[l2],
-            'parameters': {'l2': l2, 'converged': probe.converged,
-                           'held_out_by_l2': {f'{key:g}': value for key, value in by_l2.items()},
-                           'n_held_out': len(task.held.label)},
-            **_group(task, known.logits, dict.fromkeys(('msp', 'mls'), (known, unknown)))}
+    parameters: ProbeParameters = {
+        'l2': l2, 'converged': probe.converged, 'held_out_by_l2': {f'{key:g}': top for key, top in by_l2.items()},
+        'n_held_out': len(task.held.label)}
+    found = _group(task, 'linear', len(labels), parameters, known.logits, _logit_scores(known, unknown))
+    found['held_out_top1'] = by_l2[l2]
+    return found
 
 
-def _neighbours(task: _Task, fitted: Arrays) -> dict[str, Any]:
+def _neighbours(task: _Task, fitted: Arrays) -> ProbeGroup:
     rows, labels = task.train
     probe = fit_neighbours(rows, labels, task.num_classes, task.options.knn_k)
     part = fit_neighbours(task.fit.features, task.fit.label, task.num_classes, task.options.knn_k)
     fitted |= {f'knn/{name}': value for name, value in probe.parameters().items()}
     held = part.logits(task.held.features).argmax(1) == task.held.label
-    bank = replace(task.fit, features=rows, label=labels)
-    return {'probe': 'knn', 'n_train': len(labels), 'held_out_top1': float(held.double().mean()),
-            'parameters': {'k': probe.k},
-            **_group(task, probe.logits(task.known.features),
-                     {'knn': (task.known, task.unknown)}, bank, {'k': probe.k})}
+    score = fit_score('knn', replace(task.fit, features=rows, label=labels), k=probe.k)
+    found = _group(task, 'knn', len(labels), {'k': probe.k}, probe.logits(task.known.features),
+                   {} if task.unknown is None else {'knn': (score(task.known), score(task.unknown))})
+    found['held_out_top1'] = float(held.double().mean())
+    return found
 
 
-def _few_shots(task: _Task, shots: int, fitted: Arrays) -> dict[str, Any]:
+def _few_shots(task: _Task, shots: int, fitted: Arrays) -> ProbeGroup:
     rows, labels = task.train
     found = []
     for draw in range(task.options.draws):
@@ -217,7 +217,7 @@ def _few_shots(task: _Task, shots: int, fitted: Arrays) -> dict[str, Any]:
         right = probe.logits(task.known.features).argmax(1) == task.known.label
         found.append((float(right.double().mean()), right.numpy()))
     values = [value for value, _ in found]
-    closed: dict[str, Any] = top1(found[0][1])
+    closed: ClosedSet = top1(found[0][1])
     if len(values) > 1:
         over = over_trials(values)
         closed = {'top1': over.mean, 'top1_ci': [max(over.low, 0.), min(over.high, 1.)]}
@@ -227,20 +227,23 @@ def _few_shots(task: _Task, shots: int, fitted: Arrays) -> dict[str, Any]:
             'parameters': {'shots': shots, 'draws': task.options.draws, 'top1_by_draw': values}}
 
 
-def _group(task: _Task, logits: torch.Tensor, sides: Mapping[str, tuple[Embeddings, Embeddings | None]],
-           bank: Embeddings | None = None, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Accuracy of logits on the known test images, and scores of knowns against unknowns."""
+def _group(task: _Task, probe: str, n_train: int, parameters: ProbeParameters, logits: torch.Tensor,
+           knownness: Mapping[str, tuple[Any, Any]]) -> ProbeGroup:
+    """Accuracy of logits on the known test images, and metrics of each score's knownness of knowns and unknowns."""
     right = (logits.argmax(1) == task.known.label).numpy()
-    scores = {}
-    for name, (known, unknown) in sides.items():
-        if unknown is None:
-            continue
-        score = fit_score(name, bank, **(options or {}))
-        scores[name] = summarize(
-            np.asarray(score(known), dtype=np.float64), right, np.asarray(score(unknown), dtype=np.float64),
-            draws=task.settings.bootstrap, seed=task.settings.seed)
-    return {'n_known': len(right), 'n_unknown': 0 if task.unknown is None else len(task.unknown.label),
-            'closed_set': top1(right), 'scores': scores}
+    scores: dict[str, ScoreFigures] = {
+        name: summarize(known, right, unknown, draws=task.settings.bootstrap, seed=task.settings.seed)
+        for name, (known, unknown) in knownness.items()}
+    return {'probe': probe, 'n_train': n_train, 'parameters': parameters, 'n_known': len(right),
+            'n_unknown': 0 if task.unknown is None else len(task.unknown.label), 'closed_set': top1(right),
+            'scores': scores}
+
+
+def _logit_scores(known: Embeddings, unknown: Embeddings | None) -> dict[str, tuple[Any, Any]]:
+    if unknown is None:
+        return {}
+    return {name: (score(known), score(unknown)) for name, score in (('msp', fit_score('msp', None)),
+                                                                   ('mls', fit_score('mls', None)))}
 
 
 def _warnings(model: EvaluatedModel, images: EvaluationImages) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,9 +17,22 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.preset_table import preset_csv
 from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
-from gradmix_timm.openset.results import ARRAYS, MISTAKES, read_arrays, read_mistakes, read_results
+from gradmix_timm.openset.results import (
+    ARRAYS,
+    MISTAKES,
+    ClosedSet,
+    Group,
+    JudgedFigures,
+    Mistakes,
+    OpenSetResults,
+    ScoreFigures,
+    read_arrays,
+    read_mistakes,
+    read_results,
+)
 
 from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite, write_files
 
@@ -106,30 +119,30 @@ class Evaluation:
         mistakes: Thumbnails for the report.
     """
 
-    results: dict[str, Any]
+    results: OpenSetResults
     arrays: dict[str, NDArray[Any]]
     predictions: Predictions
-    mistakes: dict[str, Any]
+    mistakes: Mistakes
 
     @property
-    def scores(self) -> dict[str, dict[str, Any]]:
+    def scores(self) -> dict[str, ScoreFigures]:
         """Score to its metrics, fractions in [0, 1]: ``scores['mls']['auroc']``, ``['auroc_ci']``, ..."""
-        return self.results['scores']  # type: ignore[no-any-return]
+        return self.results['scores']
 
     @property
-    def closed_set(self) -> dict[str, Any]:
+    def closed_set(self) -> ClosedSet:
         """Accuracy on the known classes: ``top1``, ``top1_ci``."""
-        return self.results['closed_set']  # type: ignore[no-any-return]
+        return self.results['closed_set']
 
     @property
-    def groups(self) -> dict[str, dict[str, Any]]:
+    def groups(self) -> dict[str, Group]:
         """Parts of the unknown images, or their data sets, to the same metrics."""
-        return self.results['groups']  # type: ignore[no-any-return]
+        return self.results['groups']
 
     @property
     def left_out(self) -> dict[str, str]:
         """Scores that could not be served, with the reason."""
-        return self.results['not_served']  # type: ignore[no-any-return]
+        return self.results['not_served']
 
     def table(self) -> str:
         """Accuracy and one row a score, in percent; Markdown, readable in a terminal."""
@@ -185,6 +198,8 @@ class Evaluation:
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
 
+        After a preset the figures by its conventions too, as PRESET.csv.
+
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
             run_folder: Of the training run, whose picture of mixes is copied and shown in the report.
@@ -200,7 +215,9 @@ class Evaluation:
         write_files(folder, self.results, {
             MISTAKES: json.dumps(finite(self.mistakes)) + '\n', 'results.csv': results_csv(self.results),
             'results.md': results_markdown(self.results), 'results.tex': results_latex(self.results),
-            PREDICTIONS: self.predictions.to_csv()}, {ARRAYS: self.arrays})
+            PREDICTIONS: self.predictions.to_csv(),
+            **({f'{self.results["preset"]["name"]}.csv': preset_csv(self.results)} if 'preset' in self.results else {}),
+        }, {ARRAYS: self.arrays})
         copy_mixes(None if run_folder is None else Path(run_folder), folder)
         draw(folder)
         return folder / REPORT
@@ -213,15 +230,14 @@ class Evaluation:
             ValueError: Files that are missing or are something else.
         """
         folder = Path(folder)
-        results, arrays = cast(dict[str, Any], read_results(folder)), read_arrays(folder)
+        results, arrays = read_results(folder, OpenSetResults), read_arrays(folder)
         for name in (PREDICTIONS, MISTAKES):
             if not (folder / name).is_file():
                 raise ValueError(f'no {name} in {folder}; evaluate again: `openset osr`, or evaluate(...).save(folder)')
-        mistakes = cast(dict[str, Any], read_mistakes(folder))
-        return cls(results, arrays, Predictions.read_csv(folder / PREDICTIONS), mistakes)
+        return cls(results, arrays, Predictions.read_csv(folder / PREDICTIONS), read_mistakes(folder))
 
 
-def predictions_of(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], files: Sequence[str],
+def predictions_of(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]], files: Sequence[str],
                    probability: Mapping[str, NDArray[np.float64]]) -> Predictions:
     """The rows of an evaluation, from its arrays.
 
@@ -232,9 +248,10 @@ def predictions_of(results: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]
         probability: Softmax of each image's answer, by side.
     """
     sides = ('known', 'unknown')
+    classes = {'known': results['known_classes'], 'unknown': results['unknown_classes']}
     columns: dict[str, Sequence[Any]] = {
         'file': list(files),
-        'label': [results[f'{side}_classes'][place] for side in sides for place in arrays[f'{side}_label'].tolist()],
+        'label': [classes[side][place] for side in sides for place in arrays[f'{side}_label'].tolist()],
         'known': [side == 'known' for side in sides for _ in arrays[f'{side}_label']],
         'predicted': [results['known_classes'][place] for side in sides for place in arrays[f'{side}_pred'].tolist()],
         'probability': np.concatenate([probability[side] for side in sides]).tolist()}

@@ -3,18 +3,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
+from gradmix_timm.openset.presets import find_preset
 from gradmix_timm.openset.reports.feature_map import project_features
+from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
+from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.openset.sensitivity import sensitivity
 from gradmix_timm.records import Embeddings
 
 from .accuracy import accuracy_block, as_stored
 from .duplicates import find_duplicates
 from .images import EvaluationImages, UnknownImages
-from .manifest import identity, manifest
+from .manifest import facts_of
 from .mistakes import find_mistakes
 from .model import EvaluatedModel
 from .pixels import trivial_blocks
@@ -67,26 +73,27 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         train=train, known=known, unknown=unknown, held_out=held, head=head, head_missing=missing,
         unknown_label=images.unknown.label[unknown.index.numpy()],  # rows that could not be read have no embedding
         known_classes=split.known, unknown_classes=split.unknown, groups=split.groups)
+    sets = replace(sets, model_pass=lambda score, side: _model_pass(model, images, sets, score, side))
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score,
+                   None if settings.preset is None else find_preset(settings.preset))
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
-    results = {
-        'format': 1, 'protocol': split.protocol, 'family': split.family, 'trial': split.trial, **identity(model),
-        **judged.results, **_of_sets(judged.results['groups'], images.unknown, trivial), 'accuracy_gate': accuracy,
+    results: OpenSetResults = {
+        **facts_of(model, images, images.cuts(), seconds, command), **judged.results, 'accuracy_gate': accuracy,
         'trivial': trivial.get(''), 'duplicates': duplicates,
-        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {},
-        'skipped': model.skipped,
-        'manifest': manifest(model, images.cuts(), images.source, seconds, command)}
+        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {}}
+    if images.unknown.facts:
+        results['means'] = _complete(results['groups'], images.unknown, trivial)
     files = [images.known.filename(row) for row in known.index.tolist()]
     files += [images.unknown.filename(row) for row in unknown.index.tolist()]
     probability = {side: part.logits.double().softmax(1).amax(1).numpy()
                    for side, part in (('known', known), ('unknown', unknown))}
-    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else {}
-    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability),
-                      {**mistakes, 'closest': closest})
+    mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else Mistakes()
+    mistakes['closest'] = closest
+    return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability), mistakes)
 
 
 def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
@@ -98,13 +105,30 @@ def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
     return Embeddings.cat(found)
 
 
-def _of_sets(groups: dict[str, Any], unknown: UnknownImages, trivial: dict[str, Any]) -> dict[str, Any]:
+def _model_pass(model: EvaluatedModel, images: EvaluationImages, sets: EmbeddedSets, score: ModelScore,
+                side: str) -> Tensor:
+    """Knownness of a side by a score that goes back to the model, in the order of the side's embeddings."""
+    assert images.unknown is not None
+    if side == 'unknown':
+        parts = [(f'images of {name}' if name else 'unknown test images', part, start)
+                 for name, part, start in images.unknown.parts()]
+    else:
+        part = images.known if side == 'known' else images.held_out
+        assert part is not None
+        parts = [('known test images' if side == 'known' else 'held-out images', part, 0)]
+    index, found = getattr(sets, side).index, []
+    for title, part, start in parts:
+        rows = index[(index >= start) & (index < start + len(part))] - start
+        found.append(model.knownness(score, part, rows.numpy(), title))
+    return torch.cat(found)
+
+
+def _complete(groups: dict[str, Group], unknown: UnknownImages, trivial: dict[str, PixelStatistics | None],
+              ) -> dict[str, Mean]:
     """Completes the groups of named sets; their means over near and far sets."""
-    if not unknown.facts:
-        return {}
     kinds: dict[str, list[str]] = {}
     for name, facts in unknown.facts.items():
         groups[name] |= {**facts, 'trivial': trivial[name]}
-        if facts.get('kind'):
-            kinds.setdefault(facts['kind'], []).append(name)
-    return {'means': set_means(groups, {kind: kinds[kind] for kind in ('near', 'far') if kind in kinds})}
+        if kind := facts.get('kind'):
+            kinds.setdefault(kind, []).append(name)
+    return set_means(groups, {kind: kinds[kind] for kind in ('near', 'far') if kind in kinds})

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.near_far import near_and_far, suite_of
+from gradmix_timm.openset.results import UnknownSet
 
 from .images import EvaluationImages, UnknownImages
 from .settings import check_counts
@@ -104,7 +104,7 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
                'made_images': options.made_images, 'made_seed': options.made_seed, 'overlap': options.overlap}
     text = options.unknown_codec or options.codec
     codec = parse_codec(text) if text else None
-    facts: dict[str, dict[str, Any]] = {part.spec.name: {
+    facts: dict[str, UnknownSet] = {part.spec.name: {
         'source': word, 'kind': next((kind for kind, sets in kinds.items() if part.spec.name in sets), None),
         'dropped_classes': list(part.dropped), 'dropped_images': part.left_out,
         'known_classes_kept': list(part.shared)} for part, word in zip(opened, options.sets, strict=True)}

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from gradmix_timm.openset.results import Group, Mean
 
 from .metrics.summary import RANK_METRICS
 
@@ -66,7 +67,7 @@ def near_and_far(suite: str | None, names: Sequence[str], near: Sequence[str] = 
     return {kind: sets for kind, sets in found.items() if sets}
 
 
-def set_means(groups: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def set_means(groups: Mapping[str, Group], kinds: Mapping[str, Sequence[str]]) -> dict[str, Mean]:
     """Plain mean over data sets of each metric and score, as benchmarks report near and far.
 
     Args:
@@ -76,7 +77,7 @@ def set_means(groups: Mapping[str, Any], kinds: Mapping[str, Sequence[str]]) -> 
     Returns:
         Kind to 'data_sets' and 'scores' (name to metric to mean).
     """
-    means = {}
+    means: dict[str, Mean] = {}
     for kind, names in kinds.items():
         parts = [groups[name]['scores'] for name in names]
         means[kind] = {'data_sets': list(names), 'n_unknown': sum(groups[name]['n_unknown'] for name in names),

@@ -3,12 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .metrics.bootstrap import bootstrap_ci
+from gradmix_timm.openset.results import AtThreshold
+
+from .metrics.bootstrap import EVERY_SCORE, bootstrap_ci
+from .metrics.intervals import normal_ci
 from .metrics.thresholds import balanced_accuracy, best_f1, macro_f1, normalized_accuracy
 
 __all__ = ['LAMBDA', 'at_threshold']
@@ -20,11 +23,13 @@ LAMBDA = 0.5
 
 
 def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unknown_pred: Array, unknown_scores: Array,
-                 threshold: float, num_classes: int, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+                 threshold: float, num_classes: int, draws: int = 1000, seed: int = 0) -> AtThreshold:
     """Macro-F1 over the known classes and the unknown, balanced and normalised accuracy at a threshold.
 
     Means over classes are over those that have images. Their intervals come from resamples of each class by itself;
-    where a class has a single image, which shows no spread, there is none.
+    where a class has a single image, which shows no spread, there is none. Beyond
+    :data:`~gradmix_timm.openset.metrics.bootstrap.EVERY_SCORE` samples they are normal ones of the same law
+    (:func:`_standard_errors`).
 
     Args:
         known_pred: Closed-set predictions of known samples, int [N].
@@ -55,20 +60,55 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
         'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True)}
     counts = np.bincount(known_label)
     found: dict[str, Any] = {'lambda': LAMBDA, 'classes_with_images': int((counts > 0).sum())}
+    many = len(known_label) + len(unknown_pred) > EVERY_SCORE
+    errors = _standard_errors(given, others, num_classes) if many else {}
     for name, metric in (means | {'normalized_accuracy': partial(normalized_accuracy, weight=LAMBDA)}).items():
         of_both = partial(_joined, metric)
         found[name] = of_both(*given, *others)
         if not draws:
             continue
         alone = (counts == 1).any() or (name != 'balanced_accuracy' and len(unknown_pred) == 1)
-        if name in means:
-            found[f'{name}_ci'] = None if alone else list(
-                bootstrap_ci(of_both, given, others, draws=draws, seed=seed, strata=(known_label, None)))
+        if name in means and alone:
+            found[f'{name}_ci'] = None
+        elif many:
+            found[f'{name}_ci'] = list(normal_ci(found[name], errors[name], int(counts[counts > 0].min())))
         else:
-            found[f'{name}_ci'] = list(bootstrap_ci(of_both, given, others, draws=draws, seed=seed))
+            found[f'{name}_ci'] = list(bootstrap_ci(of_both, given, others, draws=draws, seed=seed,
+                                                    strata=(known_label, None) if name in means else None))
     found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores],
                                np.r_[known_label, others[1]], num_classes)[0]
-    return found
+    return cast(AtThreshold, found)
+
+
+def _standard_errors(known: tuple[Array, Array], unknown: tuple[Array, Array], num_classes: int) -> dict[str, float]:
+    """Standard errors of smooth functions of the counts of answers by class, each class multinomial (delta method).
+
+    Args:
+        known: Answers, -1 for rejected, and labels of the known samples.
+        unknown: The same of the unknown samples, labels -1.
+        num_classes: K.
+    """
+    size = num_classes + 1
+    counts = np.zeros((size, size))
+    for answer, label in (known, unknown):
+        counts += np.bincount(label % size * size + answer % size, minlength=size * size).reshape(size, size)
+    support, taken, hits = counts.sum(1), counts.sum(0), np.diag(counts)
+    some = support > 0
+    share = counts / np.maximum(support, 1)[:, None]
+    recall = np.diag(share)
+    spread = recall * (1 - recall) / np.maximum(support, 1)
+    # What one more answer j to class i adds to the mean F1, 2 hits / (taken + support).
+    both = np.maximum(taken + support, 1)
+    slope = np.where(some, -2 * hits / both ** 2, 0.)[None].repeat(size, 0)
+    slope[np.diag_indices(size)] += np.where(some, 2 / both, 0.)
+    of_f1 = support * ((share * slope ** 2).sum(1) - (share * slope).sum(1) ** 2)
+    right, total = hits[:-1].sum() / support[:-1].sum(), support[:-1].sum()
+    variances = {
+        'macro_f1': of_f1.sum() / some.sum() ** 2,
+        'balanced_accuracy': spread[:-1].sum() / some[:-1].sum() ** 2,
+        'balanced_accuracy_with_unknown': spread.sum() / some.sum() ** 2,
+        'normalized_accuracy': LAMBDA ** 2 * right * (1 - right) / total + (1 - LAMBDA) ** 2 * spread[-1]}
+    return {name: float(max(value, 0.) ** .5) for name, value in variances.items()}
 
 
 def _joined(metric: Metric, pred: Array, label: Array, other_pred: Array, other_label: Array) -> float:

@@ -5,11 +5,12 @@ that does so may have learned no more than that.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gradmix_timm.openset.results import Statistic, Statistics
 
 from .metrics import auroc
 from .metrics.intervals import delong_ci
@@ -61,7 +62,7 @@ def measure(pixels: NDArray[Any], size: tuple[int, int], length: float = np.nan)
         np.log(length)])
 
 
-def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> dict[str, Any]:
+def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> Statistics:
     """How well each statistic, and all together, tell known images from unknown.
 
     Args:
@@ -95,7 +96,7 @@ def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> dict[st
         'worst': max(statistics, key=lambda name: statistics[name]['auroc'])}
 
 
-def combined_auroc(known: Floats, unknown: Floats, seed: int = 0) -> dict[str, Any] | None:
+def combined_auroc(known: Floats, unknown: Floats, seed: int = 0) -> Statistic | None:
     """AUROC of a logistic regression on all statistics and their squares, each image scored by a fit without it.
 
     Args:
@@ -124,7 +125,7 @@ def combined_auroc(known: Floats, unknown: Floats, seed: int = 0) -> dict[str, A
     return {'auroc': auroc(one, other), 'auroc_ci': list(delong_ci(one, other))}
 
 
-def warnings_of(compared: Mapping[str, Any], whose: str = 'the unknown images') -> list[str]:
+def warnings_of(compared: Statistics, whose: str = 'the unknown images') -> list[str]:
     """Words for a set that statistics tell from the knowns: AUROC above 0.6, and by more than chance.
 
     Args:
@@ -134,8 +135,9 @@ def warnings_of(compared: Mapping[str, Any], whose: str = 'the unknown images') 
     Returns:
         One sentence with every such statistic, the largest first; nothing where there is none.
     """
+    by_size = sorted(compared['statistics'].items(), key=lambda item: -item[1]['auroc'])
     found = [f'{name.replace("_", " ")} {values["auroc"]:.2f} ({values["higher"]} higher)'
-             for name, values in _by_size(compared['statistics']) if _alarming(values)]
+             for name, values in by_size if _alarming(values)]
     combined = compared['combined']
     if not found and combined is not None and _alarming(combined):
         found.append(f'all statistics together {combined["auroc"]:.2f}')
@@ -144,16 +146,12 @@ def warnings_of(compared: Mapping[str, Any], whose: str = 'the unknown images') 
     return [f'pixels alone tell {whose} from the known images, without a model; AUROC by {", ".join(found)}']
 
 
-def _by_size(statistics: Mapping[str, Any]) -> Sequence[tuple[str, Any]]:
-    return sorted(statistics.items(), key=lambda item: -item[1]['auroc'])
-
-
-def _alarming(values: Mapping[str, Any]) -> bool:
+def _alarming(values: Statistic) -> bool:
     """Above the bar, and not by chance among few images."""
     return values['auroc'] > WARN_ABOVE and values['auroc_ci'][0] > 0.5
 
 
-def _one(known: Floats, unknown: Floats) -> dict[str, Any]:
+def _one(known: Floats, unknown: Floats) -> Statistic:
     area = auroc(known, unknown)
     low, high = delong_ci(known, unknown)
     if area < 0.5:

@@ -184,7 +184,8 @@ def _narrowed(run: Run, results: PartResults, part: str) -> Run:
                          f'{nearest(part, results["groups"])}')
     group, unknown = results['groups'][part], results['unknown_classes']
     classes = group.get('unknown_classes', [])
-    return replace(run, values=_values(group['scores'], results['closed_set']['top1']),
+    closed = group.get('closed_set', results['closed_set'])
+    return replace(run, values=_values(group['scores'], closed['top1']),
                    split=(run.split[0], frozenset(classes)), images=(*run.images, group['n_unknown']),
                    part=tuple(unknown.index(name) for name in classes))
 

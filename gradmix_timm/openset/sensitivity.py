@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gradmix_timm.openset.results import Sensitivity
+
 from .judge import EmbeddedSets
 from .metrics import auroc
 from .scores import fit_score, parse_score
@@ -33,7 +35,7 @@ LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
-                ) -> dict[str, dict[str, Any]]:
+                ) -> dict[str, Sensitivity]:
     """AUROC of each score at other values of its main option, everything else as it is.
 
     Args:
@@ -42,10 +44,10 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
         on_score: Called with each score's name as its turn comes.
 
     Returns:
-        Score to ``option``, the value ``used``, and ``points``, lists [value, AUROC] in rising order; a value that
+        Score to ``option``, the value ``used``, and ``points``, pairs (value, AUROC) in rising order; a value that
         cannot be fit (more neighbours than samples) is left out.
     """
-    found = {}
+    found: dict[str, Sensitivity] = {}
     for name in names:
         base, options = parse_score(name)
         if base in LADDERS:
@@ -56,7 +58,7 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
     return found
 
 
-def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[list[float]], float | None]:
+def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[tuple[float, float]], float | None]:
     option, values = LADDERS[name]
     if option == 'dim':
         width = sets.known.features.shape[1]
@@ -75,4 +77,4 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
             # None stands for a value that the fit takes from the data.
             value = used = score.options[option] if score.options[option] is not None else score.diagnostics[option]
         points[value] = area
-    return [[value, points[value]] for value in sorted(points)], used
+    return [(value, points[value]) for value in sorted(points)], used

@@ -9,13 +9,14 @@ import pytest
 import torch
 from onnx_steps import pixels_by_metadata
 from PIL import Image
+from tiny_checkpoints import CONFIG, save_checkpoint
 from tiny_training import rows, run_tiny
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.cli import show
+from gradmix_timm.cli import predict, show
 from gradmix_timm.cli.openset import main as openset
 from gradmix_timm.data.preprocessing import Preprocessing
 
@@ -122,6 +123,25 @@ def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, w
         assert show.main(['--checkpoint', str(checkpoint), '--images', str(wide / 'test'), '--num', '12',
                           '--mixer', 'none', '--out', str(folder / 'x.png')]) == 0
     assert shown.images(made) == by_hand([path for path in test if path.parent.name in KNOWN], made)
+
+
+def test_image_mode_and_orientation_may_be_typed_over_what_the_checkpoint_records(wide, tmp_path):
+    """Red before: no flag of ``openset`` and ``predict`` said how files are decoded."""
+    checkpoint = save_checkpoint(tmp_path / 'x.pth.tar', wide, (), known_classes=KNOWN, unknown_classes=('dog',))
+    made = Preprocessing.of({**CONFIG, 'image_mode': 'HSV', 'exif': 'apply'})
+    test = sorted((wide / 'test').glob('*/*.png'))
+    flags = ('--checkpoint', str(checkpoint), '--device', 'cpu', '--input-img-mode', 'HSV', '--exif', 'apply')
+    with Seen() as evaluation:
+        assert openset.main(['osr', *flags, '--workers', '0', *QUICK, '--output', str(tmp_path / 'osr')]) == 0
+    assert evaluation.images(made) == by_hand(test, made)
+    recorded = json.loads((tmp_path / 'osr' / 'results.json').read_text())['manifest']['preprocessing']
+    assert (recorded['image_mode'], recorded['exif']) == ('HSV', 'apply')
+    with Seen() as prediction:
+        assert predict.main([*flags, '--threshold', '0', '--save', str(tmp_path / 'saved'), *map(str, test)]) == 0
+    assert prediction.images(made) == by_hand(test, made)
+    assert OpenSetClassifier.load(tmp_path / 'saved', 'cpu').preprocessing == made
+    with pytest.raises(ValueError, match='preprocessing are fixed; leave out --exif'):
+        predict.main(['--checkpoint', str(tmp_path / 'saved'), '--exif', 'ignore', str(test[0])])
 
 
 def test_corrupted_images_go_through_the_same_resize_and_crop(wide, tmp_path):

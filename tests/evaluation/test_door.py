@@ -110,6 +110,34 @@ def test_test_images_that_are_training_images_are_refused(net, as_loader):
         evaluate(net, train=train, known=data, unknown=tensors(2), **QUICK)
 
 
+@pytest.mark.parametrize('kind', ['test', 'training', 'held-out'])
+def test_unknown_tensors_that_are_known_images_are_refused(net, kind):
+    """Red before: only training against test images was compared."""
+    parts = {'test': tensors(1), 'training': tensors(0, 90), 'held-out': tensors(3)}
+    mixed = torch.cat([tensors(2).tensors[0], parts[kind].tensors[0][:5]])
+    unknown = DataLoader(TensorDataset(mixed, torch.zeros(len(mixed), dtype=torch.int64)), 16)
+    with pytest.raises(ValueError, match=f'5 of the 65 images of far are known {kind} images, pixel by pixel'):
+        evaluate(net, known=parts['test'], train=parts['training'], held_out=parts['held-out'],
+                 unknown={'far': unknown}, **QUICK)
+
+
+def test_unknown_pictures_in_memory_that_are_known_images_are_refused():
+    class Pictures(Dataset):
+        def __init__(self, seeds):
+            self.seeds = list(seeds)
+
+        def __len__(self):
+            return len(self.seeds)
+
+        def __getitem__(self, row):
+            pixels = np.random.default_rng(self.seeds[row]).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            return Image.fromarray(pixels), row % 3
+
+    net = timm.create_model('test_resnet', num_classes=3)
+    with pytest.raises(ValueError, match='10 of the 20 images of unknown are known test images'):
+        evaluate(net, known=Pictures(range(30)), unknown=Pictures(range(20, 40)), **QUICK)
+
+
 def test_a_loader_that_shuffles_or_drops_is_read_whole_and_in_order(net):
     known = tensors(1, 61)
     one = evaluate(net, known=DataLoader(known, 16, shuffle=True, drop_last=True), unknown=tensors(2), scores='mls',

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from gradmix_timm.openset import metrics
-from gradmix_timm.openset.metrics.bootstrap import bootstrap_ci, rank_intervals
+from gradmix_timm.openset.metrics import bootstrap
+from gradmix_timm.openset.metrics.bootstrap import FEW, bootstrap_ci, rank_intervals
 from gradmix_timm.openset.metrics.intervals import (
     delong_ci,
+    delong_of_counts,
     holm,
     over_trials,
     paired_delong,
@@ -20,6 +23,7 @@ from gradmix_timm.openset.metrics.intervals import (
     top1,
     wilson_ci,
 )
+from gradmix_timm.openset.metrics.rank_counts import cells, count
 from gradmix_timm.openset.metrics.summary import RANK_METRICS
 
 
@@ -90,11 +94,11 @@ def test_bootstrap_agrees_with_delong():
 @pytest.mark.parametrize('decimals', [9, 0])
 def test_resampled_counts_give_what_resampled_scores_give(decimals):
     rng = np.random.default_rng(3)
-    known, unknown = rng.normal(1, 1, 80).round(decimals), rng.normal(0, 1, 60).round(decimals)
-    correct = rng.random(80) < .8
+    known, unknown = rng.normal(1, 1, 120).round(decimals), rng.normal(0, 1, FEW).round(decimals)
+    correct = rng.random(120) < .8
     fast = rank_intervals(RANK_METRICS, known, unknown, correct, draws=100, seed=9)
     again = np.random.default_rng(9)  # the same resamples, as samples: knowns of all draws, then unknowns
-    picked = again.integers(0, 80, (100, 80), dtype=np.int32), again.integers(0, 60, (100, 60), dtype=np.int32)
+    picked = again.integers(0, 120, (100, 120), dtype=np.int32), again.integers(0, FEW, (100, FEW), dtype=np.int32)
     for name, interval in fast.items():
         metric = getattr(metrics, name)
         found = np.array([metric(known[k], *([correct[k]] if name == 'oscr' else []), unknown[u])
@@ -108,6 +112,48 @@ def test_resampled_counts_give_what_resampled_scores_give(decimals):
         centres = middle, 2 * middle - odds.mean()
         ends = min(centres) - 1.959964 * odds.std(ddof=1), max(centres) + 1.959964 * odds.std(ddof=1)
         assert interval == pytest.approx(scale * expit(ends), abs=1e-6), name
+
+
+@pytest.mark.parametrize(('n', 'm', 'gap', 'decimals'), [
+    (2000, 2000, 1.5, 9), (2000, 2000, 4., 9), (3000, 150, 1., 9), (300, 3000, 2., 9), (2000, 2000, 1., 1)])
+def test_counts_in_cells_give_the_interval_of_all_scores(n, m, gap, decimals, monkeypatch):
+    """Each end within what another seed moves it: a quantile of 300 draws is .04 widths off."""
+    rng = np.random.default_rng(n + m)
+    known, unknown = rng.normal(gap, 1, n).round(decimals), rng.normal(0, 1, m).round(decimals)
+    correct = rng.random(n) < .8
+    every = rank_intervals(RANK_METRICS, known, unknown, correct, draws=300)
+    monkeypatch.setattr(bootstrap, 'EVERY_SCORE', 0)
+    cut = rank_intervals(RANK_METRICS, known, unknown, correct, draws=300, seed=1)
+    for name, (low, high) in every.items():
+        assert cut[name] == pytest.approx((low, high), abs=(.35 if 'fpr' in name else .15) * (high - low)), name
+    ladder = count(known, unknown, correct)[1]
+    assert delong_of_counts(ladder) == pytest.approx(delong_ci(known, unknown), abs=1e-12)
+    starts = cells(ladder)
+    sizes = np.add.reduceat(ladder.known, starts)
+    assert starts[0] == 0
+    assert sizes.max() <= max(n / 511 + 1, ladder.known.max())
+
+
+def test_sets_up_to_the_stated_size_resample_every_score(monkeypatch):
+    rng = np.random.default_rng(0)
+    known, unknown = rng.normal(1, 1, 150), rng.normal(0, 1, 150)
+    seen = []
+    monkeypatch.setattr(bootstrap, 'cells', lambda ladder: seen.append(1) or cells(ladder))
+    for size, calls in ((300, 0), (299, 1)):
+        monkeypatch.setattr(bootstrap, 'EVERY_SCORE', size)
+        rank_intervals({'oscr': RANK_METRICS['auroc']}, known, unknown, draws=5)
+        assert len(seen) == calls
+
+
+def test_a_million_scores_a_side_have_their_intervals_in_seconds():
+    """400,000 here; the full bootstrap takes a minute."""
+    rng = np.random.default_rng(0)
+    known, unknown, correct = rng.normal(1, 1, 200_000), rng.normal(0, 1, 200_000), rng.random(200_000) < .8
+    began = time.process_time()
+    figures = metrics.summarize(known, correct, unknown)
+    assert time.process_time() - began < 5
+    low, high = figures['oscr_ci']
+    assert low < figures['oscr'] < high < low + .006
 
 
 def test_intervals_are_seeded_and_the_counts_are_stratified():

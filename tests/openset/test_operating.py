@@ -46,3 +46,19 @@ def test_intervals_are_seeded_and_hold_the_figure(samples):
         low, high = found[f'{name}_ci']
         assert low < found[name] < high
         assert 0.01 < high - low < 0.15  # two standard errors each way of 500 images are about .08
+
+
+@pytest.mark.parametrize(('classes', 'spread'), [(3, 1.), (20, .3)])
+def test_many_samples_have_the_intervals_of_the_bootstrap(classes, spread, monkeypatch):
+    """Standard errors from counts, against resamples of every sample."""
+    rng = np.random.default_rng(classes)
+    label, unknown_pred = rng.integers(0, classes, 1500), rng.integers(0, classes, 700)
+    pred = np.where(rng.random(1500) < .8, label, rng.integers(0, classes, 1500))
+    given = (pred, label, rng.normal(1, spread, 1500), unknown_pred, rng.normal(0, spread, 700), .3, classes)
+    every = at_threshold(*given, draws=400)
+    monkeypatch.setattr('gradmix_timm.openset.operating.EVERY_SCORE', 0)
+    cut = at_threshold(*given, draws=400)
+    for name in ('macro_f1', 'balanced_accuracy', 'balanced_accuracy_with_unknown', 'normalized_accuracy'):
+        assert cut[name] == every[name]
+        low, high = every[f'{name}_ci']
+        assert cut[f'{name}_ci'] == pytest.approx((low, high), abs=.15 * (high - low)), name

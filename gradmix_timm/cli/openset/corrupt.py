@@ -32,7 +32,7 @@ from gradmix_timm.openset.reports.corruption_report import (
     corruption_table,
     render_corruption,
 )
-from gradmix_timm.openset.results import ARRAYS, read_results
+from gradmix_timm.openset.results import ARRAYS, CorruptionResults, read_results
 
 from .flags import (
     Names,
@@ -120,7 +120,8 @@ def run_corrupt(args: argparse.Namespace) -> int:
 
 def draw_corrupt(folder: Path) -> None:
     """Figures and page, from files."""
-    draw_plain(folder, corruption_figures(read_results(folder)), render_corruption)
+    results = read_results(folder, CorruptionResults)
+    draw_plain(folder, results, corruption_figures(results), render_corruption)
 
 
 def _watched(names: Sequence[str], total: int) -> Iterator[tuple[str, Callable[[str], None]]]:

@@ -14,9 +14,11 @@ from gradmix_timm.checkpoint import Loaded, load_checkpoint
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, one_line, user_errors
 from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
+from gradmix_timm.data.decoding import EXIF_RULES, MODES
 from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
+from gradmix_timm.openset.presets import PRESETS
 from gradmix_timm.openset.scores import join_options, list_scores
 
 __all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'as_flags', 'build_model', 'flag_errors', 'options_of',
@@ -65,6 +67,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add('--train-split', metavar='NAME', help="split with the training images (default: the checkpoint's)")
     add('--test-split', metavar='NAME', help="split that is judged (default: the checkpoint's)")
     add('--class-map', default='', metavar='FILE', help='class name to label, as in training')
+    add('--input-img-mode', choices=tuple(MODES), metavar='MODE',
+        help=f"PIL mode that files are read in: {', '.join(MODES)} (default: the checkpoint's)")
+    add('--exif', choices=EXIF_RULES,
+        help="orientation that a camera wrote beside the pixels (default: the checkpoint's, else ignore)")
     add('--batch-size', type=int, default=128, metavar='N', help='(default: 128)')
     add('--workers', type=int, metavar='N', help='loader processes (default: by the number of images, at most 4)')
     add('--cache', metavar='DIR', help='keep embeddings there: a second run reads them, one cut short goes on')
@@ -89,6 +95,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--scores', type=score_names, nargs='+', action=Names, metavar='NAME[:OPTION=VALUE,...]',
         help=f'with options as in knn:k=5 ash:variant=b,percentile=65 (default: all of {", ".join(list_scores())}); '
              'pytorch-ood:NAME for a detector of that package')
+    add('--preset', metavar='NAME',
+        help='scores, options and metrics by the conventions of published tables, beside our own figures: '
+             f'{", ".join(PRESETS)} (default: none)')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',
@@ -105,8 +114,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
 
 # ---- from flags to the library
 
-_SETTINGS = ('bootstrap', 'seed', 'batch_size', 'workers', 'channels_last', 'skip_bad', 'cache', 'trivial_images',
-             'duplicates', 'feature_map', 'sensitivity')
+_SETTINGS = ('preset', 'bootstrap', 'seed', 'batch_size', 'workers', 'channels_last', 'skip_bad', 'cache',
+             'trivial_images', 'duplicates', 'feature_map', 'sensitivity')
 
 
 def settings_of(args: argparse.Namespace) -> EvaluationSettings:
@@ -158,7 +167,8 @@ def build_model(args: argparse.Namespace, settings: EvaluationSettings, loaded: 
                 num_classes: int | None) -> EvaluatedModel:
     """The model that flags name."""
     return EvaluatedModel.build(settings, loaded, args.model, num_classes, pretrained=args.pretrained,
-                                img_size=args.img_size, device=args.device)
+                                img_size=args.img_size, input_img_mode=args.input_img_mode, exif=args.exif,
+                                device=args.device)
 
 
 def output_folder(args: argparse.Namespace, command: str) -> Path:

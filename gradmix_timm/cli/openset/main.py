@@ -24,11 +24,12 @@ from .corrupt import add_corrupt, draw_corrupt
 from .ood import add_ood
 from .osr import add_osr
 from .probe import add_probe, draw_probe
+from .shortcut import add_shortcut, draw_shortcut
 
 __all__ = ['build_parser', 'main', 'own_folders']
 
 # What draws again the files of a command; osr and ood leave the same kind.
-_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe}
+_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe, 'shortcut': draw_shortcut}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,13 +40,15 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folders', nargs='+', metavar='DIR',
-                        help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
+                        help='folders that `osr`, `ood`, `corrupt`, `probe` or `shortcut` wrote, run folders, or '
+                             'folders above')
     report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
     add_corrupt(commands)
     add_probe(commands)
+    add_shortcut(commands)
     return parser
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from gradmix_timm.evaluation.opening import open_split, plan_split
 from gradmix_timm.evaluation.steps import evaluate_images
 from gradmix_timm.openset.reports.report import means_table
+from gradmix_timm.openset.results import RankMetric
 
 from .flags import (
     add_evaluation_flags,
@@ -51,7 +52,8 @@ def run_osr(args: argparse.Namespace) -> int:
             evaluation = evaluate_images(model, images, on_score=on_score, command=args.command_line)
     print_results(evaluation.results)
     if evaluation.groups:
-        for metric, title in (('auroc', 'AUROC'), ('oscr', 'OSCR')):
+        titles: dict[RankMetric, str] = {'auroc': 'AUROC', 'oscr': 'OSCR'}
+        for metric, title in titles.items():
             print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0

@@ -18,7 +18,7 @@ from gradmix_timm.openset.reports.probe_report import (
     probe_table,
     render_probe,
 )
-from gradmix_timm.openset.results import read_results
+from gradmix_timm.openset.results import ProbeResults, read_results
 
 from .flags import (
     add_model_flags,
@@ -88,4 +88,5 @@ def _probes_of(args: argparse.Namespace) -> ProbeOptions:
 
 def draw_probe(folder: Path) -> None:
     """Figures and page, from files."""
-    draw_plain(folder, probe_figures(read_results(folder)), render_probe)
+    results = read_results(folder, ProbeResults)
+    draw_plain(folder, results, probe_figures(results), render_probe)

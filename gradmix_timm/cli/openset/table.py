@@ -4,12 +4,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from tqdm import tqdm
 
+from gradmix_timm.openset.reports.preset_table import preset_table
 from gradmix_timm.openset.reports.report import closed_set_line, operating_line, score_table
-from gradmix_timm.openset.reports.tables import pretraining_note
+from gradmix_timm.openset.reports.tables import pixel_statistics_of, pretraining_note, warnings_of
+from gradmix_timm.openset.results import OpenSetResults
 from gradmix_timm.openset.scores import list_scores
 
 __all__ = ['print_results', 'score_bar']
@@ -27,29 +28,26 @@ def score_bar(names: Sequence[str] | None) -> Iterator[Callable[[str], None]]:
         yield on_score
 
 
-def print_results(results: dict[str, Any]) -> None:
+def print_results(results: OpenSetResults) -> None:
     """Accuracy, table, what could not be served, and what to beware of."""
-    for title, names in results['skipped'].items():
+    for title, names in results.get('skipped', {}).items():
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
     print(f'\n{closed_set_line(results)}\n')
     print(score_table(results))
     print(operating_line(results))
+    if table := preset_table(results):
+        print(f'\nBy the conventions of {results["preset"]["name"]}, percent\n\n{table}\n')
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
     for name, found in (results.get('sensitivity') or {}).items():
         points = ', '.join(f'{value:.4g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
                            for value, area in found['points'])
         print(f'{name} by {found["option"]} (* used): AUROC {points}')
-    warnings = [warning for part in (results, *results['groups'].values())
-                for warning in (part.get('trivial') or {}).get('warnings', ())]
-    lost = (results.get('accuracy_gate') or {}).get('warning')
-    for warning in ([lost] if lost else []) + warnings:
+    for warning in warnings_of(results):
         print(f'warning: {warning}')
-    if began := pretraining_note(results):
-        print(f'note: {began}')
-    for warning in (results.get('duplicates') or {}).get('warnings', ()):
-        print(f'warning: {warning}')
-    if warnings:
+    if note := pretraining_note(results['manifest']):
+        print(f'note: {note}')
+    if any(part and part['warnings'] for part in pixel_statistics_of(results)):
         print('A score may owe part of its figure to that: see that both sides went through one resize and one codec '
               '(openset ood has --codec jpeg:85).')
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +9,13 @@ from scipy.special import stdtrit
 
 from gradmix_timm.openset.metrics.intervals import rule_of_three, top1
 from gradmix_timm.openset.metrics.summary import summarize
+from gradmix_timm.openset.results import (
+    AurocBySide,
+    CorruptedFigures,
+    CorruptionGroup,
+    CorruptionMeans,
+    ScoreFigures,
+)
 from gradmix_timm.openset.scores import fit_score
 from gradmix_timm.records import Embeddings
 
@@ -104,7 +110,7 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
 
 
 def judge_corrupted(known: Embeddings, unknown: Embeddings | None, clean_unknown: Embeddings | None,
-                    scores: Sequence[str], draws: int = 0, seed: int = 0) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+                    scores: Sequence[str], draws: int = 0, seed: int = 0) -> tuple[CorruptedFigures, NDArray[np.bool_]]:
     """One group: closed-set accuracy of corrupted knowns, and scores of them against unknowns.
 
     Against corrupted unknowns (``scores``), both sides alike: a detector is then not paid for finding the corruption.
@@ -123,24 +129,25 @@ def judge_corrupted(known: Embeddings, unknown: Embeddings | None, clean_unknown
     """
     right = (known.logits.argmax(1) == known.label).numpy()
     closed = top1(right)
-    low, high = closed['top1_ci']  # type: ignore[misc]  # a pair
-    group: dict[str, Any] = {
+    low, high = closed['top1_ci']
+    fitted = {name: fit_score(name, None) for name in scores}
+
+    def against(others: Embeddings) -> dict[str, ScoreFigures]:
+        return {name: summarize(np.asarray(score(known), dtype=np.float64), right,
+                                np.asarray(score(others), dtype=np.float64), draws=draws, seed=seed)
+                for name, score in fitted.items()}
+
+    group: CorruptedFigures = {
         'n_known': len(right), 'n_unknown': 0 if unknown is None else len(unknown.label), 'closed_set': closed,
-        'error': 1 - float(right.mean()), 'error_ci': [1 - high, 1 - low], 'scores': {}}
-    for key, others in (('scores', unknown), ('scores_clean_unknown', clean_unknown)):
-        if others is None:
-            continue
-        group[key] = {}
-        for name in scores:
-            score = fit_score(name, None)
-            group[key][name] = summarize(
-                np.asarray(score(known), dtype=np.float64), right, np.asarray(score(others), dtype=np.float64),
-                draws=draws, seed=seed)
+        'error': 1 - float(right.mean()), 'error_ci': [1 - high, 1 - low],
+        'scores': {} if unknown is None else against(unknown)}
+    if clean_unknown is not None:
+        group['scores_clean_unknown'] = against(clean_unknown)
     return group, right
 
 
-def summarize_corruptions(groups: Mapping[str, Mapping[str, Any]], clean: float, wrong: NDArray[np.bool_],
-                          reference: Mapping[str, float] | None = None) -> dict[str, Any]:
+def summarize_corruptions(groups: Mapping[str, CorruptionGroup], clean: float, wrong: NDArray[np.bool_],
+                          reference: Mapping[str, float] | None = None) -> CorruptionMeans:
     """Means over severities and corruptions, and over a reference model's errors where they are given.
 
     Args:
@@ -157,20 +164,23 @@ def summarize_corruptions(groups: Mapping[str, Mapping[str, Any]], clean: float,
     for group in groups.values():
         errors.setdefault(group['corruption'], {})[group['severity']] = group['error']
     severities = sorted({group['severity'] for group in groups.values()})
-    found: dict[str, Any] = {
+    found: CorruptionMeans = {
         'clean_error': clean, 'mean_error': float(np.mean([_mean(row) for row in errors.values()])),
         'mean_error_ci': list(mean_error_ci(wrong)), 'severities': severities,
-        'by_corruption': {name: {'error': _mean(row), 'auroc': _mean_auroc(groups, 'corruption', name)}
-                          for name, row in errors.items()},
+        'by_corruption': {name: {
+            'error': _mean(row),
+            'auroc': _mean_auroc([group for group in groups.values() if group['corruption'] == name])}
+            for name, row in errors.items()},
         'by_severity': {str(severity): {
             'error': float(np.mean([row[severity] for row in errors.values() if severity in row])),
-            'auroc': _mean_auroc(groups, 'severity', severity)} for severity in severities}}
+            'auroc': _mean_auroc([group for group in groups.values() if group['severity'] == severity])}
+            for severity in severities}}
     if reference is not None:
         _divide(found, errors, clean, reference)
     return found
 
 
-def _divide(found: dict[str, Any], errors: Errors, clean: float, reference: Mapping[str, float]) -> None:
+def _divide(found: CorruptionMeans, errors: Errors, clean: float, reference: Mapping[str, float]) -> None:
     """Add mCE and relative mCE, in total and by corruption."""
     named = {key: value for key, value in reference.items() if key != 'clean'}
     try:
@@ -189,13 +199,14 @@ def _divide(found: dict[str, Any], errors: Errors, clean: float, reference: Mapp
         found['no_relative_mce'] = str(error)
 
 
-def _mean_auroc(groups: Mapping[str, Mapping[str, Any]], key: str, value: Any) -> dict[str, dict[str, float]]:
-    """Score to mean AUROC against corrupted and against clean unknowns, over the groups of one kind."""
-    chosen = [group for group in groups.values() if group[key] == value]
-    found: dict[str, dict[str, float]] = {}
-    for side, field in (('corrupted', 'scores'), ('clean', 'scores_clean_unknown')):
-        for name in chosen[0].get(field, {}):
-            found.setdefault(name, {})[side] = float(np.mean([group[field][name]['auroc'] for group in chosen]))
+def _mean_auroc(groups: Sequence[CorruptionGroup]) -> dict[str, AurocBySide]:
+    """Score to mean AUROC against corrupted and against clean unknowns."""
+    found: dict[str, AurocBySide] = {name: {'corrupted': float(np.mean([group['scores'][name]['auroc']
+                                                                        for group in groups]))}
+                                     for name in groups[0]['scores']}
+    for name in groups[0].get('scores_clean_unknown', ()):
+        found.setdefault(name, {})['clean'] = float(np.mean([
+            group['scores_clean_unknown'][name]['auroc'] for group in groups]))
     return found
 
 

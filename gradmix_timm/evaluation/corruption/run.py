@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,13 @@ from gradmix_timm.data.corruption import (
     open_official,
 )
 from gradmix_timm.evaluation.images import EvaluationImages, list_hash, thinned
-from gradmix_timm.evaluation.manifest import identity, manifest
+from gradmix_timm.evaluation.manifest import facts_of
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.processes import rest_by_first
 from gradmix_timm.evaluation.settings import EvaluationSettings, check_counts
 from gradmix_timm.openset.cache import weights_hash
 from gradmix_timm.openset.judge import needs_train
-from gradmix_timm.openset.results import read_results
+from gradmix_timm.openset.results import Corruption, CorruptionGroup, CorruptionResults, read_results
 from gradmix_timm.records import Embeddings
 
 from .errors import judge_corrupted, summarize_corruptions
@@ -230,7 +230,7 @@ def plan_corruptions(model: EvaluatedModel, images: EvaluationImages, options: C
 
 
 def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | None = None, command: str = '',
-                         ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+                         ) -> tuple[CorruptionResults, dict[str, NDArray[Any]]]:
     """Embed clean images, then every corruption and severity; groups that the journal holds already are taken from it.
 
     Args:
@@ -255,29 +255,25 @@ def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | Non
     rest_by_first()
     stored = {name: store.groups[name] for name in plan.group_names}
     whole, right = judge_corrupted(clean, others, None, settings.scores or (), settings.bootstrap, settings.seed)
-    groups: dict[str, Any] = {name: kept['group'] for name, kept in stored.items()}
+    groups: dict[str, CorruptionGroup] = {name: kept['group'] for name, kept in stored.items()}
     arrays = {f'right/{name}': np.unpackbits(np.frombuffer(bytes.fromhex(kept['right']), np.uint8),
                                              count=kept['count']).astype(bool) for name, kept in stored.items()}
     sizes = {len(row) for row in arrays.values()}
     if len(sizes) > 1:
         raise RuntimeError(f'corruptions have {min(sizes)} to {max(sizes)} images; they should show the same ones')
-    found = summarize_corruptions(groups, whole['error'], ~np.stack(list(arrays.values())), reference)
-    found |= {'official': plan.official is not None, 'source': plan.described, 'scale': plan.scale, 'at': plan.at,
-              'seed': settings.seed, 'complete': plan.complete, 'reference': plan.options.baseline}
+    summary: Corruption = {
+        **summarize_corruptions(groups, whole['error'], ~np.stack(list(arrays.values())), reference),
+        'official': plan.official is not None, 'source': plan.described, 'scale': plan.scale, 'at': plan.at,
+        'seed': settings.seed, 'complete': plan.complete, 'reference': plan.options.baseline}
     arrays |= {'right/clean': right, 'known_index': clean.index.numpy(), 'known_label': clean.label.numpy()}
     split = plan.images.split
-    facts = manifest(plan.clean_model, _tested(plan.images), plan.images.source, time.monotonic() - began, command)
-    facts['settings']['groups_reused'] = done
-    return {'format': 1, 'command': 'corrupt', 'protocol': split.protocol, 'family': split.family, 'trial': split.trial,
-            **identity(plan.model), 'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
+    # Training images are opened to be kept apart, no more.
+    tested = {name: cut for name, cut in plan.images.cuts().items() if name in ('known', 'unknown')}
+    facts = facts_of(plan.clean_model, plan.images, tested, time.monotonic() - began, command)
+    facts['manifest']['settings']['groups_reused'] = done
+    return {**facts, 'command': 'corrupt', 'known_classes': list(split.known), 'unknown_classes': list(split.unknown),
             'n_known': whole['n_known'], 'n_unknown': whole['n_unknown'], 'closed_set': whole['closed_set'],
-            'scores': whole['scores'], 'groups': groups, 'corruption': found,
-            'skipped': plan.clean_model.skipped, 'manifest': facts}, arrays
-
-
-def _tested(images: EvaluationImages) -> dict[str, CutDataset]:
-    """The sets that are read: training images are opened to be kept apart, no more."""
-    return {name: cut for name, cut in images.cuts().items() if name in ('known', 'unknown')}
+            'scores': whole['scores'], 'groups': groups, 'corruption': summary}, arrays
 
 
 def _unwatched(names: Sequence[str], total: int) -> Iterator[tuple[str, Callable[[str], None]]]:
@@ -293,11 +289,12 @@ def _fill(plan: CorruptionPlan, others: Embeddings | None, store: GroupStore, wa
             corruption, severity = name.split('/')
             known, unknown = plan.pair(corruption, int(severity))
             title = f'{corruption}, severity {severity}'
-            group, right = judge_corrupted(
+            figures, right = judge_corrupted(
                 model.embed(known, title), None if unknown is None else model.embed(unknown, title),
                 others, settings.scores or (), settings.bootstrap, settings.seed)
-            group = {'corruption': corruption, 'severity': int(severity),
-                     'family': _FAMILY.get(official_name(corruption), 'extra'), **group}
+            group: CorruptionGroup = {
+                'corruption': corruption, 'severity': int(severity),
+                'family': _FAMILY.get(official_name(corruption), 'extra'), **figures}
             store.add(name, {'group': group, 'right': np.packbits(right).tobytes().hex(), 'count': len(right)})
             tell(f'error {group["error"]:.1%}')
     except KeyboardInterrupt as stop:
@@ -328,22 +325,20 @@ def _measured(path: Path, plan: CorruptionPlan) -> dict[str, float]:
     """The baseline's errors from the results of another such evaluation on the same images."""
     if not path.exists():
         raise ValueError(f'baseline={path}: no such file; expected results.json of `openset corrupt`, or alexnet')
-    other = cast(dict[str, Any], read_results(path if path.is_dir() else path.parent))
-    part = other.get('corruption')
-    if part is None:
-        raise ValueError(f'baseline={path} is not of `openset corrupt`')
+    other = read_results(path if path.is_dir() else path.parent, CorruptionResults)
+    part: Mapping[str, object] = other['corruption']
     for key, value in plan.compared().items():
-        theirs = other['manifest']['list_sha256']['known'] if key == 'images' else part[key]
+        theirs = other['manifest'].get('list_sha256', {}).get('known') if key == 'images' else part[key]
         if theirs != value:
             raise ValueError(f'baseline={path} was measured with other {key} ({theirs}, here {value}); run it again '
                              'with the same flags')
-    found = {'clean': part['clean_error']}
+    found = {'clean': other['corruption']['clean_error']}
     for name in plan.names:
-        rows = [other['groups'].get(f'{name}/{severity}') for severity in plan.options.severities]
-        if None in rows:
-            raise ValueError(f'baseline={path} lacks {name} at severity {plan.options.severities[rows.index(None)]}; '
-                             'run it again with the same corruptions and severities')
-        found[name] = float(np.mean([row['error'] for row in rows]))
+        rows = {severity: other['groups'].get(f'{name}/{severity}') for severity in plan.options.severities}
+        if missing := [severity for severity, row in rows.items() if row is None]:
+            raise ValueError(f'baseline={path} lacks {name} at severity {missing[0]}; run it again with the same '
+                             'corruptions and severities')
+        found[name] = float(np.mean([row['error'] for row in rows.values() if row is not None]))
     return found
 
 

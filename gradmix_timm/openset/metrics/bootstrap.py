@@ -10,22 +10,29 @@ from scipy.special import expit, logit
 
 from .checks import ArrayLike, as_array, check_level
 from .intervals import rule_of_three
-from .rank_counts import Ladder, Metric, count
+from .rank_counts import Ladder, Metric, cells, count
 
-__all__ = ['bootstrap_ci', 'rank_intervals']
+__all__ = ['EVERY_SCORE', 'FEW', 'bootstrap_ci', 'rank_intervals']
 
 Floats = NDArray[np.float64]
+#: Scores of both sides up to which intervals of rank metrics resample every score; beyond, counts in cells.
+EVERY_SCORE = 50_000
 # Counts drawn at a time: one array of them stays in the cache of a core.
 _CELLS = 1 << 17
-# Metrics whose intervals are taken on a logit scale, and their largest value.
-_SCALES = {'aupr_in': 1., 'aupr_out': 1., 'detection_error': 0.5}
+# Metrics whose intervals are taken on a logit scale: their largest value, and the power of the samples' number by which
+# one of them moves the figure (a pair out of order moves average precision by about 1 / size^2).
+_SCALES = {'aupr_in': (1., 2), 'aupr_out': (1., 2), 'detection_error': (0.5, 1)}
+#: Scores of the smaller side below which percentiles hold too few true values (90% of 95% at 30) and OSCR is taken on
+#: the logit scale as well, the 95% rates by :func:`_rates_at_95`.
+FEW = 100
+_OF_FEW = {'oscr': (1., 1)}
 
 
-def _interval(draws: NDArray[np.float64], value: float, size: int, level: float, scale: float | None = None,
-              ) -> tuple[float, float]:
+def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
+              scale: tuple[float, int] | None = None) -> tuple[float, float]:
     """An interval from the draws that holds the value; by the rule of three where no draw differs.
 
-    Percentiles, or with ``scale`` for a figure in (0, scale) that is skewed near its ends: a normal interval of
+    Percentiles, or with a scale, for a figure in (0, scale) that is skewed near its ends: a normal interval of
     log(value / (scale - value)), once round the value and once round the value less the draws' bias, from the lower of
     the low ends to the upper of the high ends. The least error over all thresholds, chosen on the same samples, is
     biased, and that of resamples is so twice.
@@ -35,26 +42,41 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
         value: The figure.
         size: Samples of the smaller side.
         level: Coverage, in (0, 1).
-        scale: Largest value that the figure can have.
+        scale: Largest value that the figure can have, and the power of ``size`` by which a sample moves it.
     """
     if np.ptp(draws) == 0 and 0 <= value <= 1:
         low, high = rule_of_three(value, size, level)
     elif scale is None:
         low, high = (float(end) for end in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
     else:
-        # Half a step away from the ends, where there is no logarithm: a pair out of order moves average precision by
-        # about 1 / size^2, and a sample an error rate by 1 / size.
-        room = scale / (2 * size ** (2 if scale == 1 else 1) + 2)
-        odds, middle = (logit(np.clip(x, room, scale - room) / scale) for x in (draws, value))
+        top, power = scale
+        room = top / (2 * size ** power + 2)  # half a step away from the ends, where there is no logarithm
+        odds, middle = (logit(np.clip(x, room, top - room) / top) for x in (draws, value))
         half = NormalDist().inv_cdf((1 + level) / 2) * odds.std(ddof=1)
         bias = odds.mean() - middle
-        low, high = (float(scale * expit(end)) for end in (middle - max(bias, 0) - half, middle - min(bias, 0) + half))
+        low, high = (float(top * expit(end)) for end in (middle - max(bias, 0) - half, middle - min(bias, 0) + half))
     return min(low, value), max(high, value)
 
 
 def _check_draws(draws: int) -> None:
     if draws < 1:
         raise ValueError(f'draws is the number of resamples, at least 1 (1000 is usual), got {draws}')
+
+
+class _Cells:
+    """Resampled counts in cells: multinomial, as the counts of resampled samples are.
+
+    Args:
+        counts: Samples in each cell, [m].
+    """
+
+    def __init__(self, counts: Floats) -> None:
+        self.total = int(counts.sum())
+        self.shares = counts / self.total
+
+    def draw(self, rows: int, generator: np.random.Generator) -> Floats:
+        """Counts [rows, m] of as many samples each."""
+        return generator.multinomial(self.total, self.shares, rows).astype(np.float64)
 
 
 class _Resampler:
@@ -83,11 +105,15 @@ def rank_intervals(
         draws: int = 1000,
         seed: int = 0,
         level: float = 0.95,
+        counted: tuple[Floats, Ladder] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of several rank metrics from the same resamples.
 
-    The scores are ranked once; a resample only changes how often each counts. 1000 draws of 10,000 + 10,000 scores and
-    six metrics take a few seconds on a core.
+    The scores are ranked once; a resample only changes how often each counts. Of more than :data:`EVERY_SCORE` scores,
+    what is resampled are counts in about 2,500 cells of neighbouring scores
+    (:func:`~gradmix_timm.openset.metrics.rank_counts.cells`), and the draws are moved by what the cells change in the
+    figure itself: the interval is that of all scores within the noise of the draws, and takes as long for a million of
+    them as for a hundred thousand.
 
     Args:
         metrics: Name to a function of a :class:`~gradmix_timm.openset.metrics.rank_counts.Ladder`.
@@ -97,33 +123,76 @@ def rank_intervals(
         draws: Resamples.
         seed: The same seed gives the same interval.
         level: Coverage aimed at, in (0, 1).
+        counted: What :func:`~gradmix_timm.openset.metrics.rank_counts.count` makes of the scores, where that is there.
 
     Returns:
         Name to (low, high), which holds the estimate: percentiles; for average precision and detection error, which are
-        skewed near their ends, on a logit scale (:func:`_interval`). A metric that no draw moved gets the interval of
-        the rule of three.
+        skewed near their ends, on a logit scale (:func:`_interval`); for OSCR and the 95% rates of fewer than
+        :data:`FEW` scores on a side as said there. A metric that no draw moved gets the interval of the rule of
+        three.
     """
     _check_draws(draws)
     check_level(level)
-    generator = np.random.default_rng(seed)
-    values, ladder = count(known, unknown, correct)
-    size = len(values)
+    values, ladder = count(known, unknown, correct) if counted is None else counted
+    fewest = min(len(known), len(unknown))
     # Right and wrong knowns at a value are two cells of one ladder, drawn together.
     kinds = 1 if correct is None else 2
-    place = np.searchsorted(values, known) * kinds + (0 if correct is None else correct)
-    of_known, of_unknown = _Resampler(place, size * kinds), _Resampler(np.searchsorted(values, unknown), size)
+    if len(known) + len(unknown) <= EVERY_SCORE:
+        place = np.searchsorted(values, known) * kinds + (0 if correct is None else correct)
+        sides = _Resampler(place, len(values) * kinds), _Resampler(np.searchsorted(values, unknown), len(values))
+        found = _drawn(metrics, sides, len(values), kinds, draws, seed)
+    else:
+        starts = cells(ladder)
+        of_known, of_unknown = (np.add.reduceat(side, starts) for side in (ladder.known, ladder.unknown))
+        right = None if ladder.correct is None else np.add.reduceat(ladder.correct, starts)
+        both = of_known if right is None else np.stack([of_known - right, right], 1).ravel()
+        found = _drawn(metrics, (_Cells(both), _Cells(of_unknown)), len(starts), kinds, draws, seed)
+        coarse = Ladder.of(of_known, of_unknown, right)
+        found = {name: np.clip(found[name] + float(metric(ladder)) - float(metric(coarse)), 0, 1)
+                 for name, metric in metrics.items()}
+    scales: dict[str, tuple[float, int]] = _SCALES
+    if fewest < FEW:
+        found |= {name: draws_of for name, draws_of in _rates_at_95(ladder, draws, seed).items() if name in found}
+        scales = _SCALES | _OF_FEW
+    return {name: _interval(found[name], float(metric(ladder)), fewest, level, scales.get(name))
+            for name, metric in metrics.items()}
+
+
+def _rates_at_95(ladder: Ladder, draws: int, seed: int) -> dict[str, Floats]:
+    """Where both rates at a 95% threshold may truly lie, after few samples: float64 [draws] of their names.
+
+    The 5% quantile of n samples lies between the j-th and the next of them with the probability that a binomial law
+    of n and 5% gives to j (beyond the last sample as well, of which resamples know nothing); the share of the other
+    side beyond it has the law of Jeffreys' interval, beta of c + 1/2 and m - c + 1/2.
+    """
+    generator = np.random.default_rng(seed)
+    known, unknown = (side.astype(np.intp) for side in (ladder.known, ladder.unknown))
+    # From the end that is cut off: how many of the other side are counted at each sample.
+    beyond = {'fpr_at_95_known': (np.repeat(ladder.unknown_kept, known), ladder.n_unknown),
+              'fpr_at_95_unknown': (np.repeat(ladder.known_cut, unknown)[::-1], ladder.n_known)}
+    found = {}
+    for name, (counted, total) in beyond.items():
+        ends = np.r_[total, counted, 0]
+        place, between = generator.binomial(len(counted), 0.05, draws), generator.random(draws)
+        count = ends[place] + between * (ends[place + 1] - ends[place])
+        found[name] = generator.beta(count + 0.5, total - count + 0.5)
+    return found
+
+
+def _drawn(metrics: Mapping[str, Metric], sides: tuple[_Resampler, _Resampler] | tuple[_Cells, _Cells], size: int,
+           kinds: int, draws: int, seed: int) -> dict[str, Floats]:
+    """Every metric of resampled counts at ``size`` places, float64 [draws]."""
+    generator = np.random.default_rng(seed)
     found: dict[str, list[Floats]] = {name: [] for name in metrics}
     step = max(1, _CELLS // size)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
-        cells = of_known.draw(rows, generator).reshape(rows, size, kinds)
-        right = None if correct is None else np.ascontiguousarray(cells[..., 1])
-        drawn = Ladder.of(cells.sum(-1), of_unknown.draw(rows, generator), right)
+        counts = sides[0].draw(rows, generator).reshape(rows, size, kinds)
+        right = None if kinds == 1 else np.ascontiguousarray(counts[..., 1])
+        drawn = Ladder.of(counts.sum(-1), sides[1].draw(rows, generator), right)
         for name, metric in metrics.items():
             found[name].append(metric(drawn))
-    fewest = min(len(known), len(unknown))
-    return {name: _interval(np.concatenate(found[name]), float(metric(ladder)), fewest, level, _SCALES.get(name))
-            for name, metric in metrics.items()}
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 class _Picker:

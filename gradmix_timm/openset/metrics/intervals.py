@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, stdtr, stdtrit
 
+from gradmix_timm.openset.results import ClosedSet
+
 from .checks import ArrayLike, check_level, correctness, scores, sides
+from .rank_counts import Ladder
 
 __all__ = [
     'FEWEST_PAIRS',
@@ -17,7 +20,9 @@ __all__ = [
     'Difference',
     'TrialMean',
     'delong_ci',
+    'delong_of_counts',
     'holm',
+    'normal_ci',
     'over_trials',
     'paired_delong',
     'paired_difference',
@@ -34,6 +39,8 @@ FEWEST_PAIRS = 5
 NO_SPREAD = 'cannot say (no spread)'
 # Standard errors between an AUROC and the nearer end of [0, 1] from which on its interval is symmetric.
 _FAR = 4
+# A variance below this is rounding of identical placements.
+_NO_SPREAD = 1e-24
 # A spread below this share of the figures is rounding.
 _ROUNDING = 1e-12
 
@@ -50,6 +57,14 @@ def rule_of_three(value: float, size: int, level: float) -> tuple[float, float]:
     """
     agree = (1 - check_level(level)) ** (1 / size)
     return value * agree, 1 - (1 - value) * agree
+
+
+def normal_ci(value: float, error: float, fewest: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a rate from its standard error, within [0, 1]; by the rule of three where that is 0."""
+    if not error:
+        return rule_of_three(value, fewest, level)
+    half = _normal(level) * error
+    return max(0., value - half), min(1., value + half)
 
 
 def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -76,7 +91,7 @@ def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, f
     return 0. if successes == 0 else middle - half, 1. if successes == total else middle + half
 
 
-def top1(correct: ArrayLike, level: float = 0.95) -> dict[str, float | list[float]]:
+def top1(correct: ArrayLike, level: float = 0.95) -> ClosedSet:
     """Closed set accuracy with Wilson's interval, as results.json has it.
 
     Example:
@@ -103,7 +118,7 @@ def _standard_error(of_known: Floats, of_unknown: Floats) -> float:
     if min(len(of_known), len(of_unknown)) < 2:
         return 0.
     spread = of_known.var(ddof=1) / len(of_known) + of_unknown.var(ddof=1) / len(of_unknown)
-    return float(np.sqrt(spread)) if spread > 1e-24 else 0.  # rounding of identical placements is no spread
+    return float(np.sqrt(spread)) if spread > _NO_SPREAD else 0.
 
 
 def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tuple[float, float]:
@@ -127,12 +142,28 @@ def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tupl
         >>> [round(end, 3) for end in delong_ci(range(100, 200), range(100))]
         [0.97, 1.0]
     """
-    z = _normal(level)
     # In order: the spread does not need the samples' places, and sorted needles are found ten times as fast.
     of_known, of_unknown = _placements(*map(np.sort, sides(known, unknown)))
-    value, error = float(of_known.mean()), _standard_error(of_known, of_unknown)
+    return _delong(float(of_known.mean()), _standard_error(of_known, of_unknown), min(len(of_known), len(of_unknown)),
+                   level)
+
+
+def delong_of_counts(ladder: Ladder, level: float = 0.95) -> tuple[float, float]:
+    """:func:`delong_ci` of scores that are counted already; equal but for rounding."""
+    below = (ladder.n_unknown - ladder.unknown_kept + ladder.unknown / 2) / ladder.n_unknown
+    above = (ladder.known_kept - ladder.known / 2) / ladder.n_known
+    value, spread = float(ladder.known @ below / ladder.n_known), 0.
+    fewest = int(min(ladder.n_known, ladder.n_unknown))
+    if fewest > 1:
+        for counts, place, total in ((ladder.known, below, ladder.n_known), (ladder.unknown, above, ladder.n_unknown)):
+            spread += float(counts @ (place - value) ** 2) / (total - 1) / total
+    return _delong(value, spread ** .5 if spread > _NO_SPREAD else 0., fewest, level)
+
+
+def _delong(value: float, error: float, fewest: int, level: float) -> tuple[float, float]:
+    z = _normal(level)
     if not error:
-        return rule_of_three(value, min(len(of_known), len(of_unknown)), level)
+        return rule_of_three(value, fewest, level)
     if min(value, 1 - value) >= _FAR * error:
         return value - z * error, value + z * error
     odds, half = logit(value), z * error / (value * (1 - value))

@@ -1,17 +1,19 @@
 """All rank metrics of one score with their intervals, as one block of results.json."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from gradmix_timm.openset.results import RankMetric, ScoreFigures
 
 from . import rank_counts as counts
-from .bootstrap import rank_intervals
+from .bootstrap import EVERY_SCORE, rank_intervals
 from .checks import ArrayLike, correctness, fraction, infinite_count, sides
-from .intervals import delong_ci
+from .intervals import delong_ci, delong_of_counts
 
 __all__ = ['RANK_METRICS', 'summarize']
 
 # In the order of the printed table; oscr needs `correct`.
-RANK_METRICS: dict[str, counts.Metric] = {
+RANK_METRICS: dict[RankMetric, counts.Metric] = {
     'auroc': counts.auroc,
     'aupr_in': counts.aupr_in,
     'aupr_out': counts.aupr_out,
@@ -30,7 +32,7 @@ def summarize(
         seed: int = 0,
         level: float = 0.95,
         fprs: tuple[float, ...] = (0.001, 0.01, 0.1),
-) -> dict[str, Any]:
+) -> ScoreFigures:
     """Every rank metric of one score, plain numbers ready for JSON.
 
     Args:
@@ -55,15 +57,17 @@ def summarize(
     scores, others = sides(known, unknown)
     right = None if correct is None else correctness(correct, len(scores))
     values, ladder = counts.count(scores, others, right)
-    metrics = {name: metric for name, metric in RANK_METRICS.items() if right is not None or name != 'oscr'}
+    metrics: dict[str, counts.Metric] = {
+        name: metric for name, metric in RANK_METRICS.items() if right is not None or name != 'oscr'}
     figures: dict[str, Any] = {name: float(metric(ladder)) for name, metric in metrics.items()}
     if right is not None:
         figures['ccr_at_fpr'] = {f'{fpr:g}': float(counts.ccr_at_fpr(fraction('fpr', fpr))(ladder)) for fpr in fprs}
     figures |= {'tie_share': float(counts.tie_share(ladder)), 'degenerate': len(values) == 1,
                 'infinite': infinite_count(scores, others)}
-    figures['auroc_ci'] = list(delong_ci(scores, others, level))
+    few = len(scores) + len(others) <= EVERY_SCORE
+    figures['auroc_ci'] = list(delong_ci(scores, others, level) if few else delong_of_counts(ladder, level))
     if draws:
         drawn = {name: metric for name, metric in metrics.items() if name != 'auroc'}
-        intervals = rank_intervals(drawn, scores, others, right, draws, seed, level)
+        intervals = rank_intervals(drawn, scores, others, right, draws, seed, level, (values, ladder))
         figures |= {f'{name}_ci': list(interval) for name, interval in intervals.items()}
-    return figures
+    return cast(ScoreFigures, figures)  # without oscr where `correct` is None

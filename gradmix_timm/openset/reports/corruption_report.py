@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal, get_args
 
+from gradmix_timm.openset.results import Corruption, CorruptionGroup, CorruptionResults, RankMetric
 from gradmix_timm.plots.figure import png
 
 from .figures import plot_panels
@@ -14,64 +15,63 @@ from .tables import csv_text, text_table
 __all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corruption_line', 'corruption_markdown',
            'corruption_table', 'render_corruption']
 
-Values = Mapping[str, Any]
 Images = Mapping[str, bytes]
 Panels = dict[str, dict[str, list[tuple[float, float, float, float]]]]
-_FIELDS = (
-    'auroc', 'auroc_ci', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr')
+Side = Literal['corrupted', 'clean']
+_METRICS: tuple[RankMetric, ...] = get_args(RankMetric)
 
 
-def corruption_line(results: Values) -> str:
+def corruption_line(results: CorruptionResults) -> str:
     """Clean accuracy, mean error and mCE in one line."""
     part = results['corruption']
     low, high = part['mean_error_ci']
     parts = [f'clean error {part["clean_error"]:.2%}',
              f'mean error under {_counted(part)} {part["mean_error"]:.2%} (95% interval {low:.2%} to {high:.2%})']
-    parts += [f'{title} {part[key]:.2%} of {part["reference"]}'
-              for key, title in (('mce', _mce(part)), ('relative_mce', f'relative {_mce(part)}')) if key in part]
+    parts += [f'{title} {value:.2%} of {part.get("reference")}' for title, value in _divided(part)]
     return '; '.join(parts) + f'; {part["source"]}'
 
 
-def corruption_table(results: Values) -> str:
+def corruption_table(results: CorruptionResults) -> str:
     """One row a corruption: its error at each severity, their mean, and what else there is; percent, aligned."""
     heads, rows = _cells(results)
     return text_table(heads, rows)
 
 
-def corruption_csv(results: Values) -> str:
+def corruption_csv(results: CorruptionResults) -> str:
     """One row a corruption and severity; fractions."""
     rows = []
-    clean = {'corruption': 'clean', 'severity': 0, 'n_known': results['n_known'], 'n_unknown': results['n_unknown'],
-             'error': results['corruption']['clean_error'],
-             'error_ci': [1 - end for end in reversed(results['closed_set']['top1_ci'])], 'scores': results['scores']}
+    clean: CorruptionGroup = {
+        'corruption': 'clean', 'severity': 0, 'family': '', 'n_known': results['n_known'],
+        'n_unknown': results['n_unknown'], 'closed_set': results['closed_set'],
+        'error': results['corruption']['clean_error'],
+        'error_ci': [1 - end for end in reversed(results['closed_set']['top1_ci'])], 'scores': results['scores']}
     for group in (clean, *results['groups'].values()):
         low, high = group['error_ci']
-        row: dict[str, Any] = {key: group[key] for key in ('corruption', 'severity', 'n_known', 'n_unknown', 'error')}
-        row |= {'error_low': low, 'error_high': high}
-        for side, prefix in (('scores', ''), ('scores_clean_unknown', 'clean_unknown_')):
-            for name, values in group.get(side, {}).items():
-                for key in _FIELDS:
-                    if key.endswith('_ci'):
-                        row |= dict(zip((f'{prefix}{name}_auroc_low', f'{prefix}{name}_auroc_high'), values[key],
-                                        strict=True))
-                    elif key in values:
-                        row[f'{prefix}{name}_{key}'] = values[key]
+        row: dict[str, str | float] = {
+            'corruption': group['corruption'], 'severity': group['severity'], 'n_known': group['n_known'],
+            'n_unknown': group['n_unknown'], 'error': group['error'], 'error_low': low, 'error_high': high}
+        for scores, prefix in ((group['scores'], ''), (group.get('scores_clean_unknown', {}), 'clean_unknown_')):
+            for name, values in scores.items():
+                for key in _METRICS:
+                    row[f'{prefix}{name}_{key}'] = values[key]
+                    if key == 'auroc' and (ends := values.get('auroc_ci')):
+                        row[f'{prefix}{name}_auroc_low'], row[f'{prefix}{name}_auroc_high'] = ends
         rows.append(row)
     return csv_text(rows)
 
 
-def corruption_latex(results: Values) -> str:
+def corruption_latex(results: CorruptionResults) -> str:
     """The table for a paper, percent."""
     return latex_table(*_cells(results), f'{_title(results)}: {corruption_line(results)}; percent.', 'tab:corruption')
 
 
-def corruption_markdown(results: Values) -> str:
+def corruption_markdown(results: CorruptionResults) -> str:
     """The table in percent, what it was measured on, and what it is not."""
     part = results['corruption']
     lines = [f'# {_title(results)}', '', f'{corruption_line(results)}.', '', corruption_table(results), '',
              'Percent. ' + _words(part), '']
-    lines += [f'- no {title}: {part[key]}' for key, title in (
-        ('no_mce', _mce(part)), ('no_relative_mce', f'relative {_mce(part)}')) if key in part]
+    lines += [f'- no {title}: {reason}' for title, reason in (
+        (_mce(part), part.get('no_mce')), (f'relative {_mce(part)}', part.get('no_relative_mce'))) if reason]
     lines += [f'- {name}: {value}' for name, value in (
         ('images', part['source']), ('known', ', '.join(results['known_classes'])),
         ('unknown', ', '.join(results['unknown_classes']) or 'none'), ('images of known classes', results['n_known']),
@@ -80,16 +80,16 @@ def corruption_markdown(results: Values) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def corruption_figures(results: Values) -> dict[str, bytes]:
+def corruption_figures(results: CorruptionResults) -> dict[str, bytes]:
     """``severity.png`` (error), and with unknown classes ``auroc.png``, each a PNG file."""
     part = results['corruption']
     low, high = (1 - end for end in reversed(results['closed_set']['top1_ci']))
-    clean = (0, part['clean_error'], low, high)
+    clean = (0., part['clean_error'], low, high)
     panels: Panels = {}
     for group in results['groups'].values():
         lines = panels.setdefault(group['family'], {})
-        lines.setdefault(_plain(group['corruption']), [clean]).append(
-            (group['severity'], group['error'], *group['error_ci']))
+        low, high = group['error_ci']
+        lines.setdefault(_plain(group['corruption']), [clean]).append((group['severity'], group['error'], low, high))
     x = f'severity (0: clean), {"official files" if part["official"] else "generated"}'
     drawn = {'severity.png': png(plot_panels(panels, x, 'closed-set error'))}
     if results['scores']:
@@ -97,7 +97,7 @@ def corruption_figures(results: Values) -> dict[str, bytes]:
     return drawn
 
 
-def render_corruption(results: Values, images: Images) -> str:
+def render_corruption(results: CorruptionResults, images: Images) -> str:
     """The page.
 
     Args:
@@ -105,8 +105,7 @@ def render_corruption(results: Values, images: Images) -> str:
         images: PNG files by name.
     """
     part = results['corruption']
-    references = [(f'{part[key]:.1%}', f'{title} (reference: {part.get("reference")})') for key, title in (
-        ('mce', _mce(part)), ('relative_mce', f'relative {_mce(part)}')) if key in part]
+    references = [(f'{value:.1%}', f'{title} (reference: {part.get("reference")})') for title, value in _divided(part)]
     errors = ', '.join(f'severity {name} {row["error"]:.1%}' for name, row in part['by_severity'].items())
     figures = [
         ('severity.png', 'Error over severity', 'Flat lines are robust; the mean hides which corruption hurts. Bands: '
@@ -123,12 +122,12 @@ def render_corruption(results: Values, images: Images) -> str:
 
 # ---- pieces
 
-def _title(results: Values) -> str:
+def _title(results: CorruptionResults) -> str:
     made = 'official files' if results['corruption']['official'] else 'generated'
     return f'{run_name(results["manifest"])}: under corruption ({made})'
 
 
-def _counted(part: Values) -> str:
+def _counted(part: Corruption) -> str:
     return f'{len(part["by_corruption"])} corruptions at severity {_range(part["severities"])}'
 
 
@@ -137,15 +136,21 @@ def _range(severities: Sequence[int]) -> str:
     return f'{severities[0]} to {severities[-1]}' if whole and len(severities) > 1 else ', '.join(map(str, severities))
 
 
-def _mce(part: Values) -> str:
+def _mce(part: Corruption) -> str:
     return 'mCE' if part['complete'] else f'mean CE of {len(part["by_corruption"])} corruptions'
+
+
+def _divided(part: Corruption) -> list[tuple[str, float]]:
+    """Title and value of mCE and relative mCE, as far as there are any."""
+    values = {_mce(part): part.get('mce'), f'relative {_mce(part)}': part.get('relative_mce')}
+    return [(title, value) for title, value in values.items() if value is not None]
 
 
 def _plain(name: str) -> str:
     return name.replace('_', ' ')
 
 
-def _words(part: Values) -> str:
+def _words(part: Corruption) -> str:
     words = ('Error of the closed set at each severity. ' if part['complete'] else
              "Error of the closed set at each severity; not all of the benchmark's corruptions and severities, so the "
              'means are not comparable with published ones. ')
@@ -160,43 +165,49 @@ def _words(part: Values) -> str:
     return words.strip()
 
 
-def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
+def _cells(results: CorruptionResults) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of the table by corruption, text."""
     part = results['corruption']
-    more = [key for key in ('ce', 'relative_ce') if all(key in row for row in part['by_corruption'].values())]
-    scores = list(next(iter(part['by_corruption'].values()))['auroc'])
-    heads = ['corruption', *map(str, part['severities']), 'mean', *({'ce': 'CE', 'relative_ce': 'relative CE'}[key]
-                                                                    for key in more), *(f'{s} AUROC' for s in scores)]
+    by_corruption = part['by_corruption'].values()
+    divided = [(title, column, mean) for title, column, mean in (
+        ('CE', [row.get('ce') for row in by_corruption], part.get('mce')),
+        ('relative CE', [row.get('relative_ce') for row in by_corruption], part.get('relative_mce')))
+        if None not in column]
+    scores = list(next(iter(by_corruption))['auroc'])
+    heads = ['corruption', *map(str, part['severities']), 'mean', *(title for title, _, _ in divided),
+             *(f'{score} AUROC' for score in scores)]
     errors = {(group['corruption'], group['severity']): group['error'] for group in results['groups'].values()}
     rows = []
-    for name, row in part['by_corruption'].items():
+    for place, (name, row) in enumerate(part['by_corruption'].items()):
         values = [errors.get((name, severity)) for severity in part['severities']]
-        values += [row['error'], *(row[key] for key in more), *(row['auroc'][score][_side(part)] for score in scores)]
+        values += [row['error'], *(column[place] for _, column, _ in divided),
+                   *(row['auroc'][score][_side(part)] for score in scores)]
         rows.append([name, *('' if value is None else f'{100 * value:.1f}' for value in values)])
-    means = [part['by_severity'][str(severity)]['error'] for severity in part['severities']]
-    means += [part['mean_error'], *(part[{'ce': 'mce', 'relative_ce': 'relative_mce'}[key]] for key in more)]
+    means: list[float | None] = [part['by_severity'][str(severity)]['error'] for severity in part['severities']]
+    means += [part['mean_error'], *(mean for _, _, mean in divided)]
     means += [sum(row['auroc'][score][_side(part)] for row in part['by_corruption'].values()) / len(rows)
               for score in scores]
-    rows.append(['mean', *(f'{100 * value:.1f}' for value in means)])
+    rows.append(['mean', *('' if value is None else f'{100 * value:.1f}' for value in means)])
     return heads, rows
 
 
-def _side(part: Values) -> str:
+def _side(part: Corruption) -> Side:
     """'corrupted' where there are unknowns corrupted alike, else 'clean'."""
     rows = [sides for row in part['by_corruption'].values() for sides in row['auroc'].values()]
     return 'corrupted' if all('corrupted' in sides for sides in rows) else 'clean'
 
 
-def _sides(part: Values) -> list[tuple[str, str]]:
-    both = [('corrupted', 'unknowns corrupted alike'), ('clean', 'clean unknowns')]
+def _sides(part: Corruption) -> list[tuple[Side, str]]:
+    both: list[tuple[Side, str]] = [('corrupted', 'unknowns corrupted alike'), ('clean', 'clean unknowns')]
     return both if _side(part) == 'corrupted' else both[1:]
 
 
-def _auroc(results: Values) -> Panels:
+def _auroc(results: CorruptionResults) -> Panels:
     """Score to line to points; an interval would need the images' pairing, so the band is the line itself."""
     panels: Panels = {}
     for score, values in results['scores'].items():
-        clean = (0, *[values['auroc']] * 3)
+        area = values['auroc']
+        clean = (0., area, area, area)
         sides = _sides(results['corruption'])
         panels[score] = {title: [clean] for _, title in sides}
         for severity, row in results['corruption']['by_severity'].items():

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from gradmix_timm.openset.results import Group, OpenSetResults, RankMetric, ScoreFigures
+
+from .tables import interval_of
 
 __all__ = ['escape_latex', 'latex_table', 'results_latex']
 
@@ -11,8 +14,9 @@ _SPECIAL = {
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'\textless{}',
     '>': r'\textgreater{}', '|': r'\textbar{}', '"': r'\textquotedbl{}', '±': r'$\pm$', '−': '$-$',
     **{mark: f'\\{mark}' for mark in '&%$#_{}'}}
-_COLUMNS = {'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 known',
-            'fpr_at_95_unknown': 'FPR95 unknown', 'oscr': 'OSCR'}
+_COLUMNS: dict[RankMetric, str] = {
+    'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 known',
+    'fpr_at_95_unknown': 'FPR95 unknown', 'oscr': 'OSCR'}
 
 
 def escape_latex(text: str) -> str:
@@ -49,7 +53,7 @@ def latex_table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: st
         *map(line, rows), r'    \bottomrule', r'  \end{tabular}', r'\end{table}']) + '\n'
 
 
-def results_latex(results: Mapping[str, Any]) -> str:
+def results_latex(results: OpenSetResults) -> str:
     """The scores of an evaluation, a table for all unknowns and one for each group, with 95% intervals.
 
     Args:
@@ -58,7 +62,7 @@ def results_latex(results: Mapping[str, Any]) -> str:
     what = f'Open set evaluation of {results["manifest"]["model"]}'
     named = {'protocol': results['protocol'], 'family': results['family'], 'trial': results['trial']}
     where = ', '.join(f'{word} {value}' for word, value in named.items() if value is not None)
-    parts: list[tuple[str, str, Any]] = [('', 'all', results)]
+    parts: list[tuple[str, str, OpenSetResults | Group]] = [('', 'all', results)]
     parts += [(f', {name}', name, part) for name, part in results['groups'].items()]
     return '\n'.join(
         latex_table(['score', *_COLUMNS.values()], [
@@ -68,6 +72,6 @@ def results_latex(results: Mapping[str, Any]) -> str:
         for title, label, part in parts)
 
 
-def _cell(values: Any, key: str) -> str:
-    ends = values.get(f'{key}_ci')
+def _cell(values: ScoreFigures, key: RankMetric) -> str:
+    ends = interval_of(values, key)
     return f'{100 * values[key]:.1f}' + (f' [{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]' if ends else '')

@@ -41,7 +41,7 @@ def render_evaluation(results: OpenSetResults, images: Mapping[str, bytes], mist
 
 def _warnings(results: OpenSetResults) -> list[str]:
     """What a reader of the figures has to know first."""
-    note, gate = pretraining_note(results), results.get('accuracy_gate') or {}
+    note, gate = pretraining_note(results['manifest']), results.get('accuracy_gate') or {}
     duplicates = results.get('duplicates')
     return [*([gate['warning']] if gate.get('warning') else []), *([note[0].upper() + note[1:]] if note else []),
             *(duplicates['warnings'] if duplicates else [])]

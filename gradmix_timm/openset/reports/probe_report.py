@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from gradmix_timm.openset.results import ProbeResults, RankMetric
 from gradmix_timm.plots.figure import png
 
 from .figures import plot_panels
@@ -13,15 +13,13 @@ from .tables import csv_text, text_table
 
 __all__ = ['probe_csv', 'probe_figures', 'probe_latex', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
 
-Values = Mapping[str, Any]
-
-_METRICS = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
+_METRICS: tuple[RankMetric, ...] = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
 _WORDS = ('Accuracy on the test images of known classes. Every probe was fitted on training images without '
           'augmentation, through the frozen model in evaluation mode; what is chosen (the strength of the linear '
           "probe's penalty) was chosen on held-out training images. Few shots: mean over draws, with its deviation.")
 
 
-def probe_line(results: Values) -> str:
+def probe_line(results: ProbeResults) -> str:
     """The first probe's accuracy and what it was measured on."""
     name, group = next(iter(results['groups'].items()))
     low, high = group['closed_set']['top1_ci']
@@ -30,32 +28,33 @@ def probe_line(results: Values) -> str:
             f'{group["n_train"]} training images')
 
 
-def probe_table(results: Values) -> str:
+def probe_table(results: ProbeResults) -> str:
     """One row a probe, in percent, aligned."""
     heads, rows = _cells(results)
     return text_table(heads, rows)
 
 
-def probe_csv(results: Values) -> str:
+def probe_csv(results: ProbeResults) -> str:
     """One row a probe; fractions."""
     rows = []
     for name, group in results['groups'].items():
         closed = group['closed_set']
-        row = {'probe': name, 'n_train': group['n_train'], 'n_known': group['n_known'], 'top1': closed['top1'],
-               'top1_low': closed['top1_ci'][0], 'top1_high': closed['top1_ci'][1], 'top1_sd': group.get('top1_sd'),
-               'held_out_top1': group.get('held_out_top1')}
+        row: dict[str, str | float | None] = {
+            'probe': name, 'n_train': group['n_train'], 'n_known': group['n_known'], 'top1': closed['top1'],
+            'top1_low': closed['top1_ci'][0], 'top1_high': closed['top1_ci'][1], 'top1_sd': group.get('top1_sd'),
+            'held_out_top1': group.get('held_out_top1')}
         for score, values in group['scores'].items():
             row |= {f'{score}_{key}': values[key] for key in _METRICS}
         rows.append(row)
     return csv_text(rows)
 
 
-def probe_latex(results: Values) -> str:
+def probe_latex(results: ProbeResults) -> str:
     """The table for a paper, percent."""
     return latex_table(*_cells(results), f'{_title(results)}: {probe_line(results)}; percent.', 'tab:probe')
 
 
-def probe_markdown(results: Values) -> str:
+def probe_markdown(results: ProbeResults) -> str:
     """The table, and what it was measured on."""
     lines = [f'# {_title(results)}', '', f'{probe_line(results)}.', '', probe_table(results), '',
              f'Percent. {_WORDS}', '']
@@ -68,10 +67,11 @@ def probe_markdown(results: Values) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def probe_figures(results: Values) -> dict[str, bytes]:
+def probe_figures(results: ProbeResults) -> dict[str, bytes]:
     """``shots.png``: accuracy over shots with the other probes as lines; nothing without few-shot probes."""
-    points = [(group['parameters']['shots'], group['closed_set']['top1'], *group['closed_set']['top1_ci'])
-              for group in results['groups'].values() if group['probe'] == 'few-shot']
+    points = [(float(group['parameters']['shots']), closed['top1'], closed['top1_ci'][0], closed['top1_ci'][1])
+              for group in results['groups'].values() if group['probe'] == 'few-shot'
+              for closed in [group['closed_set']]]
     if not points:
         return {}
     lines = {name: group['closed_set']['top1'] for name, group in results['groups'].items()
@@ -80,7 +80,7 @@ def probe_figures(results: Values) -> dict[str, bytes]:
         {'class means of a few shots': {'few-shot': points}}, 'training images of a class', 'accuracy', lines))}
 
 
-def render_probe(results: Values, images: Mapping[str, bytes]) -> str:
+def render_probe(results: ProbeResults, images: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
@@ -93,11 +93,11 @@ def render_probe(results: Values, images: Mapping[str, bytes]) -> str:
                            words=_WORDS, shots=f'Accuracy: {shots}')
 
 
-def _title(results: Values) -> str:
+def _title(results: ProbeResults) -> str:
     return f'{run_name(results["manifest"])}: probes of frozen features'
 
 
-def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
+def _cells(results: ProbeResults) -> tuple[list[str], list[list[str]]]:
     scores = list(dict.fromkeys(name for group in results['groups'].values() for name in group['scores']))
     heads = ['probe', 'accuracy', '95% interval', 'deviation', 'held out', 'training images',
              *(f'{name} AUROC' for name in scores)]
@@ -105,7 +105,7 @@ def _cells(results: Values) -> tuple[list[str], list[list[str]]]:
     for name, group in results['groups'].items():
         low, high = group['closed_set']['top1_ci']
         values = [group.get('top1_sd'), group.get('held_out_top1')]
-        aurocs = [group['scores'].get(score, {}).get('auroc') for score in scores]
+        aurocs = [group['scores'][score]['auroc'] if score in group['scores'] else None for score in scores]
         rows.append([name, f'{100 * group["closed_set"]["top1"]:.2f}', f'{100 * low:.2f} to {100 * high:.2f}',
                      *map(_percent, values), str(group['n_train']), *map(_percent, aurocs)])
     return heads, rows

@@ -1,16 +1,21 @@
 """What an evaluation says, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from numpy.typing import NDArray
 
 from gradmix_timm.openset.results import (
     ARRAYS,
+    Figures,
+    JudgedFigures,
     Mixes,
     OpenSetResults,
+    RankMetric,
+    Scored,
+    ScoreFigures,
     read_arrays,
     read_mistakes,
     read_mixes,
@@ -20,7 +25,7 @@ from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
-from .tables import csv_text, pretraining_note, text_table
+from .tables import csv_text, interval_of, pretraining_note, text_table, warnings_of
 
 __all__ = [
     'FIGURES', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder', 'operating_line',
@@ -36,7 +41,7 @@ _DRAWN = ('confusion', 'bin_confidence', 'bin_accuracy', 'bin_share')
 _LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'results.tex')
 
 # Key in results.json and head in a table, in the order printed.
-_COLUMNS = {
+_COLUMNS: dict[RankMetric, str] = {
     'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 (knowns kept)',
     'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'oscr': 'OSCR'}
 _CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
@@ -44,7 +49,7 @@ _CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
 Array = NDArray[Any]
 
 
-def closed_set_line(results: Mapping[str, Any]) -> str:
+def closed_set_line(results: Figures) -> str:
     """Accuracy on the known classes, with its interval and what it was measured on."""
     closed = results['closed_set']
     low, high = closed['top1_ci']
@@ -52,14 +57,14 @@ def closed_set_line(results: Mapping[str, Any]) -> str:
             f'{results["n_known"]} known and {results["n_unknown"]} unknown images')
 
 
-def operating_line(results: Mapping[str, Any]) -> str:
+def operating_line(results: JudgedFigures) -> str:
     """What labels with rejection reach at the threshold; empty for results that do not say."""
     threshold = results['threshold']
     found = threshold.get('open_set')
     if not found:
         return ''
-    low, high = found.get('macro_f1_ci') or (None, None)
-    ends = '' if low is None else f' (95% interval {low:.2%} to {high:.2%})'
+    interval = found.get('macro_f1_ci')
+    ends = f' (95% interval {interval[0]:.2%} to {interval[1]:.2%})' if interval else ''
     some, every = found.get('classes_with_images'), len(results['known_classes'])
     ends += '' if some in (None, every) else f' over the {some} of {every} known classes that have images'
     fixed = 'fixed on held-out known images' if threshold['held_out'] else 'set on the known test images themselves'
@@ -69,7 +74,7 @@ def operating_line(results: Mapping[str, Any]) -> str:
             f'{found["normalized_accuracy"]:.2%}')
 
 
-def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
+def score_table(results: Scored, intervals: bool = False) -> str:
     """One row a score, in percent; Markdown, and readable in a terminal.
 
     Args:
@@ -81,13 +86,11 @@ def score_table(results: Mapping[str, Any], intervals: bool = False) -> str:
         >>> print(score_table({'scores': {'mls': {**values, 'oscr': 0.25}}}).splitlines()[-1])
         | mls   |  50.00 |    50.00 |     50.00 |                50.00 |                    50.00 |  25.00 |
     """
-    rows = [['score', *_COLUMNS.values()]]
-    rows += [[name, *(_percent(values, key, intervals) for key in _COLUMNS)]
-             for name, values in results['scores'].items()]
-    return text_table(rows[0], rows[1:])
+    return text_table(['score', *_COLUMNS.values()], [
+        [name, *(_percent(values, key, intervals) for key in _COLUMNS)] for name, values in results['scores'].items()])
 
 
-def means_table(results: Mapping[str, Any], metric: str = 'auroc') -> str:
+def means_table(results: OpenSetResults, metric: RankMetric = 'auroc') -> str:
     """One metric of every score by data set, then near and far; Markdown, in percent.
 
     Args:
@@ -96,37 +99,36 @@ def means_table(results: Mapping[str, Any], metric: str = 'auroc') -> str:
     """
     groups, means = results['groups'], results.get('means') or {}
     heads = [*groups, *(f'{kind} (mean of {len(part["data_sets"])})' for kind, part in means.items())]
-    parts = [*groups.values(), *means.values()]
-    return text_table(['score', *heads], [
-        [name, *(f'{100 * part["scores"][name][metric]:.2f}' for part in parts)] for name in results['scores']])
+    values = {name: [*(group['scores'][name][metric] for group in groups.values()),
+                     *(mean['scores'][name][metric] for mean in means.values())] for name in results['scores']}
+    return text_table(['score', *heads], [[name, *(f'{100 * value:.2f}' for value in row)]
+                                          for name, row in values.items()])
 
 
-def results_csv(results: Mapping[str, Any]) -> str:
+def results_csv(results: OpenSetResults) -> str:
     """One row a group and score; fractions, with the ends of the intervals; 'all' first, means over sets last."""
-    rows = [{'group': group, 'score': name, **_flat(values)}
-            for group, part in (*_groups(results), *_means(results)) for name, values in part['scores'].items()]
-    return csv_text(rows)
+    parts: dict[str, Mapping[str, Mapping[str, object]]] = {'all': results['scores']}
+    parts |= {name: group['scores'] for name, group in results['groups'].items()}
+    parts |= {f'mean {kind}': mean['scores'] for kind, mean in (results.get('means') or {}).items()}
+    return csv_text([{'group': group, 'score': name, **_flat(values)}
+                     for group, scores in parts.items() for name, values in scores.items()])
 
 
-def results_markdown(results: Mapping[str, Any]) -> str:
+def results_markdown(results: OpenSetResults) -> str:
     """The tables with intervals, in percent, and what they were measured on."""
     lines = [f'# Open set evaluation of {results["manifest"]["model"]}', '', f'{closed_set_line(results)}.', '',
              score_table(results, intervals=True), '']
     lines += [f'{line}.\n' for line in [operating_line(results)] if line]
-    for group, part in list(_groups(results))[1:]:
-        lines += [f'## {group} ({part["n_unknown"]} unknown images)', '', score_table(part, intervals=True), '']
+    for name, group in results['groups'].items():
+        lines += [f'## {name} ({group["n_unknown"]} unknown images)', '', score_table(group, intervals=True), '']
     if results.get('means') is not None:
         lines += ['## AUROC by data set', '', means_table(results), '']
     lines += ['Percent; in brackets 95% intervals. Knownness: higher = more known. AUPR in: knowns are the positives; '
               'out: unknowns are. FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; (unknowns '
               'caught): knowns rejected where 95% of the unknowns are.', '']
-    lines += [f'- note: {note}' for note in [pretraining_note(results)] if note]
+    lines += [f'- note: {note}' for note in [pretraining_note(results['manifest'])] if note]
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
-    if (results.get('accuracy_gate') or {}).get('warning'):
-        lines.append(f'- warning: {results["accuracy_gate"]["warning"]}')
-    lines += [f'- warning: {warning}' for _, part in _groups(results)
-              for warning in (part.get('trivial') or {}).get('warnings', ())]
-    lines += [f'- warning: {warning}' for warning in (results.get('duplicates') or {}).get('warnings', ())]
+    lines += [f'- warning: {warning}' for warning in warnings_of(results)]
     lines += [f'- skipped {len(names)} of the {title} that cannot be read: {", ".join(names[:20])}'
               for title, names in (results.get('skipped') or {}).items()]
     lines += [f'- {name}: {value}' for name, value in (
@@ -137,7 +139,7 @@ def results_markdown(results: Mapping[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def draw_figures(results: Mapping[str, Any], arrays: Mapping[str, Array]) -> dict[str, bytes]:
+def draw_figures(results: JudgedFigures, arrays: Mapping[str, Array]) -> dict[str, bytes]:
     """All figures as PNG files by name.
 
     Args:
@@ -195,7 +197,7 @@ def render_report(folder: Path) -> str:
     Raises:
         ValueError: A file that holds what no command writes.
     """
-    results = cast(OpenSetResults, read_results(folder))
+    results = read_results(folder, OpenSetResults)
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
     mixes: Mixes = {}
     if (place := mixes_folder(folder)) is not None:
@@ -205,25 +207,14 @@ def render_report(folder: Path) -> str:
     return render_evaluation(results, images, read_mistakes(folder), mixes, files)
 
 
-def _groups(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    yield 'all', results
-    yield from results.get('groups', {}).items()
-
-
-def _means(results: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for kind, part in (results.get('means') or {}).items():
-        yield f'mean {kind}', part
-
-
-def _percent(values: Mapping[str, Any], key: str, intervals: bool) -> str:
-    text = f'{100 * values[key]:.2f}'
-    ends = values.get(f'{key}_ci')
+def _percent(values: ScoreFigures, key: RankMetric, intervals: bool) -> str:
+    text, ends = f'{100 * values[key]:.2f}', interval_of(values, key)
     return f'{text} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]' if intervals and ends else text
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(values: Mapping[str, Any]) -> dict[str, object]:
     """A score's entry with ``<metric>_low`` and ``_high`` for intervals and ``ccr_at_fpr_<rate>`` for that dict."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for key in _CSV_METRICS:
         flat[key] = values.get(key)
         if (ends := values.get(f'{key}_ci')) is not None:

@@ -6,7 +6,17 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ['csv_text', 'pretraining_note', 'text_table', 'without_guard']
+from gradmix_timm.openset.results import (
+    Interval,
+    Manifest,
+    OpenSetResults,
+    PixelStatistics,
+    RankMetric,
+    ScoreFigures,
+)
+
+__all__ = [
+    'csv_text', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'text_table', 'warnings_of', 'without_guard']
 
 # What a spreadsheet takes for the start of a formula, or drops before it looks.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
@@ -77,14 +87,33 @@ def _in_a_cell(text: str) -> str:
     return ''.join(mark if mark.isprintable() else '\ufffd' for mark in text).replace('|', '\\|')
 
 
-def pretraining_note(results: Mapping[str, Any]) -> str:
+def pretraining_note(manifest: Manifest) -> str:
     """A sentence where the net did not start from scratch, else empty.
 
     Example:
-        >>> pretraining_note({'manifest': {'pretraining': 'resnet18.a1_in1k'}})[:52]
+        >>> pretraining_note({'model': 'resnet18', 'pretraining': 'resnet18.a1_in1k'})[:52]
         'the weights started from resnet18.a1_in1k, which may'
     """
-    began = results['manifest'].get('pretraining')
+    began = manifest.get('pretraining')
     return '' if began in (None, 'none') else (
         f'the weights started from {began}, which may have seen the unknown classes; do not set these figures beside '
         'those of nets trained from scratch')
+
+
+def pixel_statistics_of(results: OpenSetResults) -> list[PixelStatistics | None]:
+    """Those of all unknown images, then of each group."""
+    return [results.get('trivial'), *(group.get('trivial') for group in results['groups'].values())]
+
+
+def warnings_of(results: OpenSetResults) -> list[str]:
+    """What a reader of the figures has to know first: too low an accuracy, pixels that give the sets away, copies."""
+    gate, duplicates = results.get('accuracy_gate'), results.get('duplicates')
+    return [*([gate['warning']] if gate and 'warning' in gate else []),
+            *(warning for part in pixel_statistics_of(results) if part for warning in part['warnings']),
+            *(duplicates['warnings'] if duplicates else [])]
+
+
+def interval_of(values: ScoreFigures, metric: RankMetric) -> Interval | None:
+    """The 95% interval of a metric, if there is one."""
+    ends: Mapping[str, Any] = {**values}
+    return ends.get(f'{metric}_ci')

@@ -1,6 +1,17 @@
 """What an evaluation leaves in files: types of their content, and reading that checks it."""
-from .base import ClosedSet, Manifest, Results, RunResults, ScoreFigures
-from .corrupt_and_probe import Corruption, CorruptionGroup, CorruptionResults, ProbeGroup, ProbeResults
+from .base import ClosedSet, Facts, Figures, Interval, Manifest, RankMetric, Results, RunResults, Scored, ScoreFigures
+from .corrupt_and_probe import (
+    AurocBySide,
+    ByCorruption,
+    CorruptedFigures,
+    Corruption,
+    CorruptionGroup,
+    CorruptionMeans,
+    CorruptionResults,
+    ProbeGroup,
+    ProbeParameters,
+    ProbeResults,
+)
 from .files import (
     ARRAYS,
     MISTAKES,
@@ -17,10 +28,38 @@ from .files import (
     read_results,
     read_run,
 )
-from .open_set import Group, OpenSetResults, PartResults, Threshold
+from .open_set import (
+    AccuracyGate,
+    AtThreshold,
+    Calibration,
+    CalibrationErrors,
+    Duplicates,
+    Fit,
+    Group,
+    JudgedFigures,
+    KnownClass,
+    Mean,
+    NearPair,
+    OpenSetResults,
+    PartResults,
+    PerClass,
+    PixelStatistics,
+    PresetFigures,
+    Sensitivity,
+    Statistic,
+    Statistics,
+    Threshold,
+    UnknownClass,
+    UnknownSet,
+)
+from .shortcut import Evidence, ShortcutGroup, ShortcutOfRun, ShortcutResults
 
 __all__ = [
-    'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'ClosedSet', 'Corruption', 'CorruptionGroup',
-    'CorruptionResults', 'Group', 'Manifest', 'Mistake', 'Mistakes', 'Mixes', 'OpenSetResults', 'PartResults',
-    'ProbeGroup', 'ProbeResults', 'Results', 'RunResults', 'ScoreFigures', 'Threshold', 'read_arrays',
+    'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'AccuracyGate', 'AtThreshold', 'AurocBySide', 'ByCorruption',
+    'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
+    'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Evidence', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
+    'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
+    'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
+    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
+    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays',
     'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

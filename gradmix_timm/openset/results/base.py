@@ -3,8 +3,8 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-__all__ = ['ClosedSet', 'Count', 'Interval', 'Manifest', 'Name', 'Names', 'Results', 'RunResults', 'ScoreFigures',
-           'Share', 'Size']
+__all__ = ['ClosedSet', 'Count', 'Facts', 'Figures', 'Interval', 'Manifest', 'Name', 'Names', 'RankMetric', 'Results',
+           'RunFacts', 'RunResults', 'ScoreFigures', 'Scored', 'Share', 'Size']
 
 
 def _is_rate(key: str) -> str:
@@ -17,11 +17,14 @@ def _is_rate(key: str) -> str:
 
 # 1 minus the end of an interval may lie a rounding error outside.
 Share = Annotated[float, Range(-1e-9, 1 + 1e-9)]
-Interval = tuple[Share, Share]
+Interval = Annotated[list[Share], Length(2, 2)]
 Count = Annotated[int, Range(0)]
 Size = Annotated[int, Range(1)]
 Name = Annotated[str, Length(1, 4096)]
 Names = list[Name]
+#: Keys of :class:`ScoreFigures` that are metrics, in the order of the printed table.
+RankMetric = Literal[
+    'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr']
 
 
 class ScoreFigures(TypedDict):
@@ -85,36 +88,49 @@ class Manifest(TypedDict):
 
     Attributes:
         model: timm's name.
+        parameters: Their number.
+        checkpoint_sha256: Of the file.
+        epoch: Of the checkpoint.
+        metric: That the checkpoint was selected by.
+        moving_average: Whether the weights are the exponential moving average.
         mixer: Registered name of the run's mixer, or null.
         mixer_options: Its options.
         objective: Of the training run.
-        moving_average: Whether the weights are the exponential moving average.
+        trained_with: Versions of packages in training.
         pretraining: Where the weights started: ``none``, a timm tag, or null where it is not known.
         run_folder: Folder of the checkpoint.
         data: Data set, folder, splits and numbers of images.
         list_sha256: Hash of each list of images.
         preprocessing: From file to tensor.
+        preprocessing_sha256: Its hash.
         settings: Batch size, precision, resamples.
+        extraction: Seconds and images of the forward passes, rows taken from the cache.
         command: As typed.
     """
 
     model: Name
+    parameters: NotRequired[Count]
+    checkpoint_sha256: NotRequired[str | None]
+    epoch: NotRequired[int | None]
+    metric: NotRequired[float | None]
+    moving_average: NotRequired[bool | None]
     mixer: NotRequired[str | None]
     mixer_options: NotRequired[dict[str, Plain] | None]
     objective: NotRequired[str | None]
-    moving_average: NotRequired[bool | None]
+    trained_with: NotRequired[dict[str, str]]
     pretraining: NotRequired[str | None]
     run_folder: NotRequired[str]
     data: NotRequired[dict[str, Plain]]
     list_sha256: NotRequired[dict[str, str]]
     preprocessing: NotRequired[dict[str, Plain]]
+    preprocessing_sha256: NotRequired[str]
     settings: NotRequired[dict[str, Plain]]
+    extraction: NotRequired[dict[str, Plain]]
     command: NotRequired[str]
 
 
-
-class RunResults(TypedDict):
-    """What ``compare`` reads of an evaluation.
+class RunFacts(TypedDict):
+    """What was evaluated, as ``compare`` reads it.
 
     Attributes:
         format: 1.
@@ -123,12 +139,6 @@ class RunResults(TypedDict):
         family: Of the protocol's trials, or null.
         trial: Number, or null.
         seed: Of the training run, or null.
-        known_classes: In head order.
-        unknown_classes: Names; of data sets after ``ood``.
-        n_known: Known test images.
-        n_unknown: Unknown images.
-        closed_set: Accuracy among the known classes.
-        scores: Metrics by name of the score, all unknown images together.
         manifest: What the figures depend on.
     """
 
@@ -138,17 +148,11 @@ class RunResults(TypedDict):
     family: str | None
     trial: int | None
     seed: int | None
-    known_classes: Annotated[Names, Length(1)]
-    unknown_classes: Names
-    n_known: Size
-    n_unknown: Count
-    closed_set: ClosedSet
-    scores: dict[Name, ScoreFigures]
     manifest: Manifest
 
 
-class Results(RunResults):
-    """What all commands write besides.
+class Facts(RunFacts):
+    """What was evaluated, where and when.
 
     Attributes:
         checkpoint: File that was evaluated, or timm's name of the model.
@@ -163,3 +167,39 @@ class Results(RunResults):
     versions: dict[str, str]
     created: str
     skipped: NotRequired[dict[str, list[str]]]
+
+
+class Scored(TypedDict):
+    """Metrics of known against unknown images.
+
+    Attributes:
+        scores: By name of the score, all unknown images together.
+    """
+
+    scores: dict[Name, ScoreFigures]
+
+
+class Figures(Scored):
+    """What every command measures.
+
+    Attributes:
+        known_classes: In head order.
+        unknown_classes: Names; of data sets after ``ood``.
+        n_known: Known test images.
+        n_unknown: Unknown images.
+        closed_set: Accuracy among the known classes.
+    """
+
+    known_classes: Annotated[Names, Length(1)]
+    unknown_classes: Names
+    n_known: Size
+    n_unknown: Count
+    closed_set: ClosedSet
+
+
+class RunResults(RunFacts, Figures):
+    """What ``compare`` reads of an evaluation."""
+
+
+class Results(Facts, RunResults):
+    """What all commands write."""

@@ -5,7 +5,8 @@ from gradmix_timm.schema import Length, Range
 
 from .base import ClosedSet, Count, Interval, Name, Results, ScoreFigures, Share, Size
 
-__all__ = ['Corruption', 'CorruptionGroup', 'CorruptionResults', 'ProbeGroup', 'ProbeResults']
+__all__ = ['AurocBySide', 'ByCorruption', 'CorruptedFigures', 'Corruption', 'CorruptionGroup', 'CorruptionMeans',
+           'CorruptionResults', 'ProbeGroup', 'ProbeParameters', 'ProbeResults']
 
 Severity = Annotated[int, Range(1, 5)]
 
@@ -24,13 +25,10 @@ class AurocBySide(TypedDict, total=False):
     clean: Share
 
 
-class CorruptionGroup(TypedDict):
-    """One corruption at one severity.
+class CorruptedFigures(TypedDict):
+    """Figures of corrupted known images.
 
     Attributes:
-        corruption: Name.
-        severity: From 1 to 5.
-        family: ``noise``, ``blur``, ``weather``, ``digital`` or ``extra``.
         n_known: Known test images.
         n_unknown: Unknown images.
         closed_set: Accuracy on corrupted known images.
@@ -40,9 +38,6 @@ class CorruptionGroup(TypedDict):
         scores_clean_unknown: Against unknown images as they are.
     """
 
-    corruption: Name
-    severity: Severity
-    family: Name
     n_known: Size
     n_unknown: Count
     closed_set: ClosedSet
@@ -50,6 +45,20 @@ class CorruptionGroup(TypedDict):
     error_ci: Interval
     scores: dict[Name, ScoreFigures]
     scores_clean_unknown: NotRequired[dict[Name, ScoreFigures]]
+
+
+class CorruptionGroup(CorruptedFigures):
+    """One corruption at one severity.
+
+    Attributes:
+        corruption: Name.
+        severity: From 1 to 5.
+        family: ``noise``, ``blur``, ``weather``, ``digital`` or ``extra``.
+    """
+
+    corruption: Name
+    severity: Severity
+    family: Name
 
 
 class ByCorruption(TypedDict):
@@ -80,8 +89,8 @@ class BySeverity(TypedDict):
     auroc: dict[Name, AurocBySide]
 
 
-class Corruption(TypedDict):
-    """Summary over corruptions and severities.
+class CorruptionMeans(TypedDict):
+    """Means over corruptions and severities.
 
     Attributes:
         clean_error: Without corruption.
@@ -94,13 +103,6 @@ class Corruption(TypedDict):
         relative_mce: Its relative form.
         no_mce: Why there is none.
         no_relative_mce: Why there is none.
-        official: Whether the images are the benchmark's own files.
-        source: What the images are, in words.
-        scale: Whose constants generated images have.
-        at: ``stored`` or ``input``: the size that was corrupted.
-        seed: Of generated images.
-        complete: Whether all corruptions and severities of the benchmark were evaluated.
-        reference: --baseline, or null.
     """
 
     clean_error: Share
@@ -113,6 +115,21 @@ class Corruption(TypedDict):
     relative_mce: NotRequired[float]
     no_mce: NotRequired[str]
     no_relative_mce: NotRequired[str]
+
+
+class Corruption(CorruptionMeans):
+    """Summary over corruptions and severities, and what they are.
+
+    Attributes:
+        official: Whether the images are the benchmark's own files.
+        source: What the images are, in words.
+        scale: Whose constants generated images have.
+        at: ``stored`` or ``input``: the size that was corrupted.
+        seed: Of generated images.
+        complete: Whether all corruptions and severities of the benchmark were evaluated.
+        reference: --baseline, or null.
+    """
+
     official: bool
     source: str
     scale: NotRequired[str]
@@ -141,6 +158,7 @@ class ProbeParameters(TypedDict, total=False):
 
     Attributes:
         l2: ``linear``: strength of the penalty.
+        converged: ``linear``: whether the fit reached its optimum.
         held_out_by_l2: ``linear``: held-out accuracy by strength, as text.
         n_held_out: ``linear``: images the strength was chosen on.
         k: ``knn``: neighbours.
@@ -150,6 +168,7 @@ class ProbeParameters(TypedDict, total=False):
     """
 
     l2: float
+    converged: bool
     held_out_by_l2: dict[str, Share]
     n_held_out: Count
     k: Count

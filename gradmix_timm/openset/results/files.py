@@ -3,16 +3,17 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmix_timm.schema import Range, check, read_json, shown
+from gradmix_timm.schema import Length, Range, check, read_json, shown
 
 from .base import Count, Name, Results, RunResults, Share, Size
 from .corrupt_and_probe import CorruptionResults, ProbeResults
 from .open_set import NearPair, OpenSetResults, PartResults
+from .shortcut import ShortcutResults
 
 __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'read_arrays',
            'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
@@ -20,29 +21,43 @@ __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mi
 #: Names of the files in an evaluation's folder; the last is of the training run.
 RESULTS, ARRAYS, MISTAKES, MIXES = 'results.json', 'arrays.npz', 'mistakes.json', 'mixes.json'
 _ARRAY_BYTES = 4 * 2 ** 30
-_KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults}
+_KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults, 'shortcut': ShortcutResults}
 
 Array = NDArray[Any]
 T = TypeVar('T')
+R = TypeVar('R', bound=Results)
 
 
 # ---- results.json
 
-def read_results(folder: Path) -> Results:
-    """results.json of an evaluation's folder, whatever command wrote it.
+@overload
+def read_results(folder: Path) -> Results: ...
+@overload
+def read_results(folder: Path, kind: type[R]) -> R: ...
 
-    Returns:
-        :class:`~gradmix_timm.openset.results.OpenSetResults`,
-        :class:`~gradmix_timm.openset.results.CorruptionResults` or
-        :class:`~gradmix_timm.openset.results.ProbeResults`, after its ``command``.
+
+def read_results(folder: Path, kind: Any = None) -> Any:
+    """results.json of an evaluation's folder.
+
+    Args:
+        folder: Of the evaluation.
+        kind: :class:`~gradmix_timm.openset.results.OpenSetResults`,
+            :class:`~gradmix_timm.openset.results.CorruptionResults`,
+            :class:`~gradmix_timm.openset.results.ProbeResults` or
+            :class:`~gradmix_timm.openset.results.ShortcutResults`; None: whichever it is by its ``command``.
 
     Raises:
-        ValueError: None there, or not what its type says.
+        ValueError: None there, not what its type says, or written by another command.
     """
     value = _read(folder)
-    kind = _KINDS.get(str(value.get('command')), OpenSetResults)
-    results: Results = check(value, kind, str(folder / RESULTS))
-    for problem in _inconsistent(results, kind):
+    command = str(value.get('command'))
+    found = _KINDS.get(command, OpenSetResults)
+    if kind not in (None, found):
+        wanted = next((f'openset {name}' for name, other in _KINDS.items() if other is kind), 'openset osr')
+        raise ValueError(f'{folder / RESULTS} is of `openset {command if found in _KINDS.values() else "osr"}`, '
+                         f'expected results of `{wanted}`')
+    results = check(value, found, str(folder / RESULTS))
+    for problem in _inconsistent(results, found):
         raise ValueError(f'{folder / RESULTS}: {problem}')
     return results
 
@@ -86,6 +101,8 @@ def _inconsistent(results: Results, kind: Any) -> Iterator[str]:
         yield from _unknown_scores(cast(OpenSetResults, results))
     elif kind is CorruptionResults:
         yield from _missing_means(cast(CorruptionResults, results))
+    elif kind is ShortcutResults:
+        yield from _other_scores(cast(ShortcutResults, results))
     else:
         for name, group in cast(ProbeResults, results)['groups'].items():
             needed = {'linear': ('l2', 'held_out_by_l2'), 'few-shot': ('shots',)}.get(group['probe'], ())
@@ -112,6 +129,15 @@ def _unknown_scores(results: OpenSetResults) -> Iterator[str]:
                     if 'auroc' not in mean['scores'].get(name, {}))
 
 
+def _other_scores(results: ShortcutResults) -> Iterator[str]:
+    names = list(results['scores'])
+    for view, group in results['groups'].items():
+        if list(group['scores']) != names:
+            yield f'groups.{view}.scores: got {shown(list(group["scores"]))}, expected those of scores, {shown(names)}'
+        yield from (f'groups.{view}.scores.{name}.auroc_ci is missing' for name, entry in group['scores'].items()
+                    if 'auroc_ci' not in entry)
+
+
 def _missing_means(results: CorruptionResults) -> Iterator[str]:
     part, names = results['corruption'], sorted(results['scores'])
     if part['severities'] != sorted(set(part['severities'])):
@@ -130,6 +156,9 @@ def _missing_means(results: CorruptionResults) -> Iterator[str]:
 
 # ---- what lies beside it
 
+_Pixels = Annotated[list[Size], Length(2, 2)]
+
+
 class _Thumbnail(TypedDict):
     """A picture of a test image.
 
@@ -140,7 +169,7 @@ class _Thumbnail(TypedDict):
     """
 
     file: str
-    size: tuple[Size, Size]
+    size: _Pixels
     png: str
 
 
@@ -181,8 +210,8 @@ class ClosePair(NearPair):
 
     unknown_png: str
     known_png: str
-    unknown_size: tuple[Size, Size]
-    known_size: tuple[Size, Size]
+    unknown_size: _Pixels
+    known_size: _Pixels
 
 
 class Mistakes(TypedDict, total=False):

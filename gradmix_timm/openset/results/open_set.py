@@ -3,10 +3,12 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
 
-__all__ = ['AtThreshold', 'Calibration', 'Duplicates', 'Group', 'Mean', 'OpenSetResults', 'PartResults', 'PerClass',
-           'PixelStatistics', 'Sensitivity', 'Threshold']
+__all__ = [
+    'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
+    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
+    'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
@@ -25,7 +27,7 @@ class Statistic(TypedDict):
     higher: NotRequired[str]
 
 
-class PixelStatistics(TypedDict):
+class Statistics(TypedDict):
     """Known against unknown images by pixel statistics, without a model.
 
     Attributes:
@@ -34,7 +36,6 @@ class PixelStatistics(TypedDict):
         statistics: By name of the statistic.
         combined: Cross-validated logistic regression on all of them; null with few images.
         worst: Name of the statistic with the highest AUROC.
-        warnings: Sentences.
     """
 
     n_known: Count
@@ -42,35 +43,54 @@ class PixelStatistics(TypedDict):
     statistics: dict[str, Statistic]
     combined: Statistic | None
     worst: str
+
+
+class PixelStatistics(Statistics):
+    """Pixel statistics, with warnings where they tell the sides apart.
+
+    Attributes:
+        warnings: Sentences.
+    """
+
     warnings: list[str]
 
 
-class Group(TypedDict):
+class UnknownSet(TypedDict, total=False):
+    """What ``ood`` says of a data set of unknown images besides its figures.
+
+    Attributes:
+        source: What was given to --unknown.
+        kind: ``near``, ``far`` or null.
+        dropped_classes: Classes left out as their names are known.
+        dropped_images: Images of those.
+        known_classes_kept: Classes of known names that are counted as unknown all the same.
+    """
+
+    source: str
+    kind: str | None
+    dropped_classes: Names
+    dropped_images: Count
+    known_classes_kept: Names
+
+
+class Group(UnknownSet):
     """A part of the unknown images against all known ones: a protocol's group, or a data set of ``ood``.
 
     Attributes:
         n_known: Known test images.
         n_unknown: Unknown images of the group.
         unknown_classes: Their classes.
+        closed_set: ``shortcut``: accuracy on the known images of this view; else that of the evaluation.
         scores: Metrics by name of the score.
-        source: ``ood``: what was given to --unknown.
-        kind: ``ood``: ``near``, ``far`` or null.
         trivial: ``ood``: pixel statistics of the set; null where they were not measured.
-        dropped_classes: ``ood``: classes left out as their names are known.
-        dropped_images: ``ood``: images of those.
-        known_classes_kept: ``ood``: classes of known names that are counted as unknown all the same.
     """
 
     n_known: Size
     n_unknown: Size
     unknown_classes: NotRequired[Names]
+    closed_set: NotRequired[ClosedSet]
     scores: Scores
-    source: NotRequired[str]
-    kind: NotRequired[str | None]
     trivial: NotRequired[PixelStatistics | None]
-    dropped_classes: NotRequired[Names]
-    dropped_images: NotRequired[Count]
-    known_classes_kept: NotRequired[Names]
 
 
 class PartResults(RunResults):
@@ -313,30 +333,55 @@ class Fit(TypedDict):
     diagnostics: dict[str, Plain]
 
 
-class OpenSetResults(Results):
-    """The results of ``osr`` and ``ood``.
+class PresetFigures(TypedDict):
+    """The scores by the metric conventions of a preset.
+
+    Attributes:
+        name: Of the preset.
+        columns: Its metrics, as its tables call them.
+        scores: By name of the score, then of the part of the unknown images (``all``: all of them): a fraction for each
+            column.
+    """
+
+    name: str
+    columns: list[str]
+    scores: dict[Name, dict[Name, list[float]]]
+
+
+class JudgedFigures(Figures):
+    """What embeddings say of known and unknown images.
 
     Attributes:
         fits: How each score was fitted.
         groups: Parts of the unknown images by name; of ``ood``, one each data set.
-        means: ``ood``: ``near`` and ``far``.
         calibration: Of the closed-set probabilities.
         threshold: One threshold, and what it accepts.
         per_class: Figures class by class.
         not_served: Scores that the model cannot serve, with the reason.
+        preset: With --preset: the scores by its conventions.
+    """
+
+    fits: NotRequired[dict[Name, Fit]]
+    groups: dict[Name, Group]
+    calibration: Calibration
+    threshold: Threshold
+    per_class: PerClass
+    not_served: dict[str, str]
+    preset: NotRequired[PresetFigures]
+
+
+class OpenSetResults(Results, JudgedFigures):
+    """The results of ``osr`` and ``ood``.
+
+    Attributes:
+        means: ``ood``: ``near`` and ``far``.
         accuracy_gate: Closed-set accuracy against a reference; null where none is known.
         trivial: Pixel statistics of all unknown images; null where they were not measured.
         duplicates: Whether unknown images are copies of known ones; null where it was not looked for.
         sensitivity: By name of the score, with --sensitivity.
     """
 
-    fits: NotRequired[dict[Name, Fit]]
-    groups: dict[Name, Group]
     means: NotRequired[dict[str, Mean] | None]
-    calibration: Calibration
-    threshold: Threshold
-    per_class: PerClass
-    not_served: dict[str, str]
     accuracy_gate: NotRequired[AccuracyGate | None]
     trivial: NotRequired[PixelStatistics | None]
     duplicates: NotRequired[Duplicates | None]
