@@ -3,11 +3,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
 
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
+from gradmix_timm.openset.presets import find_preset
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
+from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.openset.sensitivity import sensitivity
 from gradmix_timm.records import Embeddings
 
@@ -67,10 +73,12 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         train=train, known=known, unknown=unknown, held_out=held, head=head, head_missing=missing,
         unknown_label=images.unknown.label[unknown.index.numpy()],  # rows that could not be read have no embedding
         known_classes=split.known, unknown_classes=split.unknown, groups=split.groups)
+    sets = replace(sets, model_pass=lambda score, side: _model_pass(model, images, sets, score, side))
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score,
+                   None if settings.preset is None else find_preset(settings.preset))
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
     results: OpenSetResults = {
@@ -95,6 +103,24 @@ def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
         part = model.embed(images, f'images of {name}' if name else 'unknown test images')
         found.append(Embeddings(part.logits, part.features, part.projection, part.label, part.index + start))
     return Embeddings.cat(found)
+
+
+def _model_pass(model: EvaluatedModel, images: EvaluationImages, sets: EmbeddedSets, score: ModelScore,
+                side: str) -> Tensor:
+    """Knownness of a side by a score that goes back to the model, in the order of the side's embeddings."""
+    assert images.unknown is not None
+    if side == 'unknown':
+        parts = [(f'images of {name}' if name else 'unknown test images', part, start)
+                 for name, part, start in images.unknown.parts()]
+    else:
+        part = images.known if side == 'known' else images.held_out
+        assert part is not None
+        parts = [('known test images' if side == 'known' else 'held-out images', part, 0)]
+    index, found = getattr(sets, side).index, []
+    for title, part, start in parts:
+        rows = index[(index >= start) & (index < start + len(part))] - start
+        found.append(model.knownness(score, part, rows.numpy(), title))
+    return torch.cat(found)
 
 
 def _complete(groups: dict[str, Group], unknown: UnknownImages, trivial: dict[str, PixelStatistics | None],

@@ -18,6 +18,7 @@ from gradmix_timm.data.decoding import EXIF_RULES, MODES
 from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
+from gradmix_timm.openset.presets import PRESETS
 from gradmix_timm.openset.scores import join_options, list_scores
 
 __all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'as_flags', 'build_model', 'flag_errors', 'options_of',
@@ -94,6 +95,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--scores', type=score_names, nargs='+', action=Names, metavar='NAME[:OPTION=VALUE,...]',
         help=f'with options as in knn:k=5 ash:variant=b,percentile=65 (default: all of {", ".join(list_scores())}); '
              'pytorch-ood:NAME for a detector of that package')
+    add('--preset', metavar='NAME',
+        help='scores, options and metrics by the conventions of published tables, beside our own figures: '
+             f'{", ".join(PRESETS)} (default: none)')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',
@@ -110,8 +114,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
 
 # ---- from flags to the library
 
-_SETTINGS = ('bootstrap', 'seed', 'batch_size', 'workers', 'channels_last', 'skip_bad', 'cache', 'trivial_images',
-             'duplicates', 'feature_map', 'sensitivity')
+_SETTINGS = ('preset', 'bootstrap', 'seed', 'batch_size', 'workers', 'channels_last', 'skip_bad', 'cache',
+             'trivial_images', 'duplicates', 'feature_map', 'sensitivity')
 
 
 def settings_of(args: argparse.Namespace) -> EvaluationSettings:

@@ -290,6 +290,8 @@ def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: 
             return RECORDED_TASKS['multilabel'](model=built.model, threshold=args.multilabel_threshold, **common)
         if isinstance(mixer, GradMix) and mixer.config.keep_clean:
             return RECORDED_TASKS['keep-clean'](model=built.model, mixer=mixer, **common)
+        if getattr(mixer, 'labels_after_forward', False):
+            return RECORDED_TASKS['late-labels'](model=built.model, mixer=mixer, **common)
         return RECORDED_TASKS['classification'](model=built.model, **common)
     options: dict[str, Any] = {
         'student_model': built.model, 'teacher_model': args.kd_model_name,
