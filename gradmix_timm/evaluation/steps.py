@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
+from gradmix_timm.openset.presets import find_preset
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
 from gradmix_timm.openset.scores.odin import ModelScore
@@ -76,7 +77,8 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score,
+                   None if settings.preset is None else find_preset(settings.preset))
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
     results: OpenSetResults = {

@@ -31,6 +31,7 @@ from .metrics.intervals import top1
 from .metrics.summary import summarize
 from .metrics.thresholds import conformal_threshold
 from .operating import at_threshold
+from .presets import Preset, preset_figures
 from .scores import Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
 __all__ = ['EmbeddedSets', 'Judged', 'check_names', 'judge', 'needs_train', 'observed_threshold']
@@ -111,7 +112,7 @@ class Judged:
 
 
 def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
-          on_score: Callable[[str], None] = lambda _: None) -> Judged:
+          on_score: Callable[[str], None] = lambda _: None, preset: Preset | None = None) -> Judged:
     """Score, measure, and set one threshold.
 
     Args:
@@ -122,13 +123,15 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         draws: Resamples for the intervals.
         seed: Of the resamples.
         on_score: Called with the name of each score as its turn comes.
+        preset: Whose scores to use where none are named, what to fit on held-out images, and whose metric conventions
+            to add.
 
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
     """
     names = check_names(names)
     arrays = _answers(sets)
-    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score)
+    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset)
     main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
     value, source, count = _set_threshold(sets, arrays, main)
     accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
@@ -146,6 +149,9 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         'groups': _groups(sets, arrays, list(scores), draws, seed),
         'calibration': _calibrate(sets, arrays), 'threshold': threshold,
         'per_class': _per_class(sets, arrays, accepted, main), 'not_served': missing}
+    if preset is not None:
+        rows = {name: _rows_of(sets, classes) for name, classes in sets.groups.items()}
+        results['preset'] = preset_figures(preset, arrays, list(scores), {k: v for k, v in rows.items() if v.any()})
     return Judged(results, arrays)
 
 
@@ -161,18 +167,19 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 
 
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           on_score: Callable[[str], None]) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
+           on_score: Callable[[str], None], preset: Preset | None,
+           ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
     """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
-    for name in names or list_scores():
+    for name in names or (list_scores() if preset is None else preset.labels):
         on_score(name)
         if reason := _unservable(sets, name, named=names is not None):
             missing[name] = reason
             continue
         try:
-            score = fit_score(name, sets.train, sets.head, sets.held_out)
+            score = fit_score(name, _fitted_on(sets, name, preset), sets.head, sets.held_out)
             known, unknown = (_values(name, _knownness(sets, score, side)) for side in ('known', 'unknown'))
             # A class and its score come from one predictor; class-wise neighbours have their own.
             right = (score.predict(sets.known) == sets.known.label).numpy()
@@ -191,6 +198,12 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     return scores, fits, missing
+
+
+def _fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:
+    """Training images, or those that a preset takes."""
+    held_out = preset is not None and parse_score(name)[0] in preset.on_held_out and sets.held_out is not None
+    return sets.held_out if held_out else sets.train
 
 
 def _knownness(sets: EmbeddedSets, score: Score, side: str) -> torch.Tensor:
@@ -309,12 +322,16 @@ def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mappin
     return counts
 
 
+def _rows_of(sets: EmbeddedSets, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Unknown images of these classes."""
+    return np.isin(sets.unknown_label, [sets.unknown_classes.index(name) for name in classes])
+
+
 def _groups(sets: EmbeddedSets, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
             seed: int) -> dict[str, Group]:
     found: dict[str, Group] = {}
     for group, classes in sets.groups.items():
-        places = [sets.unknown_classes.index(name) for name in classes]
-        rows = np.isin(sets.unknown_label, places)
+        rows = _rows_of(sets, classes)
         if not rows.any():
             continue
         found[group] = {

@@ -44,6 +44,7 @@ from .open_set import (
     PartResults,
     PerClass,
     PixelStatistics,
+    PresetFigures,
     Sensitivity,
     Statistic,
     Statistics,
@@ -58,7 +59,7 @@ __all__ = [
     'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
     'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Evidence', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
-    'PartResults', 'PerClass', 'PixelStatistics', 'ProbeGroup', 'ProbeParameters', 'ProbeResults', 'RankMetric',
-    'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
+    'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
+    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
     'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays',
     'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

@@ -333,6 +333,21 @@ class Fit(TypedDict):
     diagnostics: dict[str, Plain]
 
 
+class PresetFigures(TypedDict):
+    """The scores by the metric conventions of a preset.
+
+    Attributes:
+        name: Of the preset.
+        columns: Its metrics, as its tables call them.
+        scores: By name of the score, then of the part of the unknown images (``all``: all of them): a fraction for each
+            column.
+    """
+
+    name: str
+    columns: list[str]
+    scores: dict[Name, dict[Name, list[float]]]
+
+
 class JudgedFigures(Figures):
     """What embeddings say of known and unknown images.
 
@@ -343,6 +358,7 @@ class JudgedFigures(Figures):
         threshold: One threshold, and what it accepts.
         per_class: Figures class by class.
         not_served: Scores that the model cannot serve, with the reason.
+        preset: With --preset: the scores by its conventions.
     """
 
     fits: NotRequired[dict[Name, Fit]]
@@ -351,6 +367,7 @@ class JudgedFigures(Figures):
     threshold: Threshold
     per_class: PerClass
     not_served: dict[str, str]
+    preset: NotRequired[PresetFigures]
 
 
 class OpenSetResults(Results, JudgedFigures):
