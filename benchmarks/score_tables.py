@@ -121,8 +121,8 @@ def main() -> None:
         'of OpenOOD and with that of pytorch-ood, rounded down, so that 1 is the same order. `klm`, `temperature`, '
         '`residual`, `react` and `vra` are fitted on validation images, as OpenOOD does, the others on training '
         "images. An option after a detector's name is set to ours. Every difference has its reason in the last column; "
-        'without one, ranks below 1 are rounding in float32. Made by `python benchmarks/score_agreement.py` (OpenOOD at commit '
-        f'`{agreement["openood_commit"][:10]}` made the confidences in `tests/openset/data`, by '
+        'without one, ranks below 1 are rounding in float32. Made by `python benchmarks/score_agreement.py` (OpenOOD '
+        f'at commit `{agreement["openood_commit"][:10]}` made the confidences in `tests/openset/data`, by '
         '`benchmarks/openood_reference.py`), then `python benchmarks/score_tables.py`.\n',
         score_agreement.table(agreement) + '\n',
         REMARKS,
