@@ -49,6 +49,8 @@ from .open_set import (
     Statistic,
     Statistics,
     Threshold,
+    TunedScore,
+    Tuning,
     UnknownClass,
     UnknownSet,
 )
@@ -61,5 +63,5 @@ __all__ = [
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
     'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
     'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
-    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays',
-    'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
+    'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

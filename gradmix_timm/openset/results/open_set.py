@@ -8,7 +8,7 @@ from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, Run
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
     'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
-    'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
+    'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
@@ -321,6 +321,34 @@ class Sensitivity(TypedDict):
     points: list[tuple[float, Share]]
 
 
+class TunedScore(TypedDict):
+    """Options of a score that were picked on validation images.
+
+    Attributes:
+        chosen: The score with them.
+        tried: AUROC on the validation images by score and options.
+    """
+
+    chosen: Name
+    tried: dict[Name, Share]
+
+
+class Tuning(TypedDict):
+    """How options were picked: by AUROC of held-out images against a validation set of unknown ones.
+
+    Attributes:
+        unknown: The validation set, as given to --tune.
+        n_known: Held-out images.
+        n_unknown: Images of the validation set.
+        scores: By name of the score before.
+    """
+
+    unknown: str
+    n_known: Size
+    n_unknown: Size
+    scores: dict[Name, TunedScore]
+
+
 class Fit(TypedDict):
     """How a score was fitted.
 
@@ -379,6 +407,7 @@ class OpenSetResults(Results, JudgedFigures):
         trivial: Pixel statistics of all unknown images; null where they were not measured.
         duplicates: Whether unknown images are copies of known ones; null where it was not looked for.
         sensitivity: By name of the score, with --sensitivity.
+        tuning: With --tune: how options were picked.
     """
 
     means: NotRequired[dict[str, Mean] | None]
@@ -386,3 +415,4 @@ class OpenSetResults(Results, JudgedFigures):
     trivial: NotRequired[PixelStatistics | None]
     duplicates: NotRequired[Duplicates | None]
     sensitivity: NotRequired[dict[Name, Sensitivity] | None]
+    tuning: NotRequired[Tuning]
