@@ -1,5 +1,6 @@
 """What an evaluation leaves in files: types of their content, and reading that checks it."""
 from .base import ClosedSet, Facts, Figures, Interval, Manifest, RankMetric, Results, RunResults, Scored, ScoreFigures
+from .conventions import PresetFigures, TunedScore, Tuning
 from .corrupt_and_probe import (
     AurocBySide,
     ByCorruption,
@@ -44,13 +45,10 @@ from .open_set import (
     PartResults,
     PerClass,
     PixelStatistics,
-    PresetFigures,
     Sensitivity,
     Statistic,
     Statistics,
     Threshold,
-    TunedScore,
-    Tuning,
     UnknownClass,
     UnknownSet,
 )

@@ -4,11 +4,12 @@ from typing import Annotated, NotRequired, TypedDict
 from gradmix_timm.schema import Length, Plain, Range
 
 from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .conventions import PresetFigures, Tuning
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
     'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
-    'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass', 'UnknownSet']
+    'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
@@ -321,34 +322,6 @@ class Sensitivity(TypedDict):
     points: list[tuple[float, Share]]
 
 
-class TunedScore(TypedDict):
-    """Options of a score that were picked on validation images.
-
-    Attributes:
-        chosen: The score with them.
-        tried: AUROC on the validation images by score and options.
-    """
-
-    chosen: Name
-    tried: dict[Name, Share]
-
-
-class Tuning(TypedDict):
-    """How options were picked: by AUROC of held-out images against a validation set of unknown ones.
-
-    Attributes:
-        unknown: The validation set, as given to --tune.
-        n_known: Held-out images.
-        n_unknown: Images of the validation set.
-        scores: By name of the score before.
-    """
-
-    unknown: str
-    n_known: Size
-    n_unknown: Size
-    scores: dict[Name, TunedScore]
-
-
 class Fit(TypedDict):
     """How a score was fitted.
 
@@ -359,21 +332,6 @@ class Fit(TypedDict):
 
     options: dict[str, Plain]
     diagnostics: dict[str, Plain]
-
-
-class PresetFigures(TypedDict):
-    """The scores by the metric conventions of a preset.
-
-    Attributes:
-        name: Of the preset.
-        columns: Its metrics, as its tables call them.
-        scores: By name of the score, then of the part of the unknown images (``all``: all of them): a fraction for each
-            column.
-    """
-
-    name: str
-    columns: list[str]
-    scores: dict[Name, dict[Name, list[float]]]
 
 
 class JudgedFigures(Figures):
