@@ -73,6 +73,12 @@ def test_a_file_keeps_the_name():
     assert torch.equal(again(QUERIES), score(QUERIES))
 
 
+@pytest.mark.parametrize('name', ['rankfeat', 'RankFeat', 'mds_ensemble', 'MDS-ensemble'])
+def test_methods_that_embeddings_do_not_suffice_for_say_why(name):
+    with pytest.raises(ValueError, match=r'the feature map before pooling|several layers'):
+        parse_score(name)
+
+
 def test_names_that_pytorch_ood_alone_has_say_so():
     pytest.importorskip('pytorch_ood')
     with pytest.raises(ValueError, match="no score named 'pnml': only through pytorch-ood:PNML"):

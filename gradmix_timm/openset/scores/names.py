@@ -12,6 +12,11 @@ from .pytorch_ood import PREFIX, library_score, library_twin
 
 __all__ = ['check_options', 'defaults_of', 'join_options', 'parse_score', 'score_kind', 'score_label']
 
+# Methods of the field that have no score here, and why.
+_ABSENT = {
+    'rankfeat': 'it removes the largest singular value from the feature map before pooling, which pooled features have '
+                'lost',
+    'mds_ensemble': 'it reads several layers, and embeddings hold the last one alone'}
 _WORDS = {'true': True, 'false': False, 'none': None}
 
 
@@ -98,6 +103,8 @@ def _cut(text: str) -> tuple[str, str, str]:
 def _kind(name: str) -> type[Score]:
     if name.startswith(PREFIX):
         return library_score(name)
+    if name not in SCORES and (why := _ABSENT.get(name.casefold().replace('-', '_'))):
+        raise ValueError(f'no score named {name!r}: {why}. Known: {", ".join(sorted(SCORES))}')
     if name not in SCORES:
         raise ValueError(f'no score named {name!r}: {library_twin(name)}{nearest(name, SCORES)}')
     return SCORES[name]
