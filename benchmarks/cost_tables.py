@@ -65,6 +65,21 @@ def mixing_table(figures: dict) -> str:
     return '\n'.join(lines)
 
 
+def mixer_table(figures: dict) -> str:
+    """One row a mixer, two columns a model."""
+    names = list(dict.fromkeys(name for found in figures.values() for name in found['steps']))
+    lines = ['| mixer | ' + ' | '.join(f'{case} x {found["batch"]}: FLOPs / unmixed | time / unmixed (range)'
+                                       for case, found in figures.items()) + ' |', '|---|' + '---|---|' * len(figures)]
+    for name in names:
+        cells = []
+        for found in figures.values():
+            step = found['steps'].get(name)
+            cells += ['-', '-'] if step is None else [
+                f'{step["flop_ratio"]:.3f}', '{:.2f} ({:.2f}-{:.2f})'.format(step['ratio'], *step['ratio_range'])]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
 def half_table(pages: dict) -> str:
     """One row a set of images and way to place the box."""
     lines = ['| images | box from | layer | mean IoU with the exact box | share above 0.5 | fall of log-odds |',
@@ -103,10 +118,17 @@ def main() -> None:
             plot(page['figures'], DOCS / picture)
             parts += [f'## A training step{" on CUDA" if kind else ""}\n', f'{page["date"]}, {machine}.\n',
                       f'![Step time by model and mixer]({picture})\n', step_table(page['figures']) + '\n',
-                      '"by hooks and a full backward" is what one would write by hand: hooks on the same layer, '
+                      '"by hooks and a full backward" is the straightforward implementation: hooks on the same layer, '
                       'cross-entropy, `backward()` into every parameter, gradients thrown away. On small images the '
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
                       'forward lies, so the pass costs more.\n']
+    path = HERE / 'results' / 'mixer_cost.json'
+    if path.exists():
+        page = json.loads(path.read_text())
+        parts += ['## Every mixer\n', f'By `benchmarks/test_mixer_cost.py`, {page["date"]}, one thread beside other '
+                  'work: the counts of a step (forward and backward of the model, products of the mixer, not its '
+                  'FFTs and copies) say more than its times. A dash: the model is refused by name.\n',
+                  mixer_table(page['figures']) + '\n']
     path = HERE / 'results' / 'step_flops.json'
     if path.exists():
         parts += ['## FLOPs of a step against their bound\n',

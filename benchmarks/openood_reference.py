@@ -2,13 +2,15 @@
 
     python benchmarks/openood_reference.py nets
     python benchmarks/openood_reference.py openood --openood CLONE
+    python benchmarks/openood_reference.py odin --openood CLONE
 
 The first trains three of timm's test nets on six classes of scikit-learn's digits (a minute each) and writes their
 embeddings to ``tests/openset/data/nets.npz``: train, held-out, known test and unknown test (the other four classes).
 The second hands these embeddings to the postprocessors of a clone of https://github.com/Jingkang50/OpenOOD, in a
 stand-in for its network that answers with stored features, and writes their confidences to
 ``tests/openset/data/openood.npz``, figures of its evaluator included. It needs faiss-cpu and libmr (what cannot be
-imported is left out and named).
+imported is left out and named). The third runs its ODIN, which goes back to images, on a small net of random weights
+and writes net, images and confidences to ``tests/openset/data/odin.npz``.
 """
 from __future__ import annotations
 
@@ -129,7 +131,8 @@ class StandIn(nn.Module):
 
 def _module(clone: Path, name: str) -> types.ModuleType:
     """One file of the clone, without the packages above it (they import every network and data set)."""
-    for package in ('openood', 'openood.networks', 'openood.postprocessors', 'openood.evaluators'):
+    for package in ('openood', 'openood.networks', 'openood.postprocessors', 'openood.evaluators',
+                    'openood.preprocessors', 'openood.utils'):
         if package not in sys.modules:
             sys.modules[package] = types.ModuleType(package)
             sys.modules[package].__path__ = [str(clone.joinpath(*package.split('.')))]
@@ -210,14 +213,43 @@ def run_openood(clone: Path) -> None:
     np.savez_compressed(DATA / 'openood.npz', **kept)
 
 
+def odin_net(classes: int = 4) -> nn.Sequential:
+    """Two convolutions and a head; one that answers differently for different images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.ReLU(), nn.Flatten(),
+                        nn.Linear(54, classes))
+    net[-1].weight.data.mul_(20)
+    return net.eval()
+
+
+def run_odin(clone: Path) -> None:
+    """ODIN at two settings, with the standard deviations of CIFAR-10."""
+    images = torch.rand(80, 3, 10, 10, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    net = odin_net()
+    made = _module(clone, 'openood.postprocessors.odin_postprocessor').ODINPostprocessor
+    kept = {'images': images.numpy(), 'std': np.array([0.2470, 0.2435, 0.2616], np.float32)}
+    kept |= {f'net/{name}': value.numpy() for name, value in net.state_dict().items()}
+    for temperature, noise in ((1000, .0014), (10, .01)):
+        settings = types.SimpleNamespace(
+            dataset=types.SimpleNamespace(name='cifar10'), postprocessor=types.SimpleNamespace(
+                postprocessor_args=types.SimpleNamespace(temperature=temperature, noise=noise),
+                postprocessor_sweep=None))
+        answer, confidence = made(settings).postprocess(net, images.clone())
+        kept[f'{temperature}/{noise}'] = confidence.numpy()
+        print(temperature, noise, 'answers', answer.bincount().tolist(), 'confidences', confidence.aminmax())
+    np.savez_compressed(DATA / 'odin.npz', **kept)
+
+
 def main() -> None:
     """As the head of the file says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['nets', 'openood'])
+    parser.add_argument('what', choices=['nets', 'openood', 'odin'])
     parser.add_argument('--openood', type=Path, metavar='CLONE')
     args = parser.parse_args()
     if args.what == 'nets':
         make_nets()
+    elif args.what == 'odin':
+        run_odin(args.openood)
     else:
         run_openood(args.openood)
 

@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
-from gradmix_timm.openset.results import base, corrupt_and_probe, files, open_set
+from gradmix_timm.openset.results import base, corrupt_and_probe, files, open_set, shortcut
 from gradmix_timm.schema import Range
 
 HEAD = """# Files of an evaluation
@@ -18,7 +18,8 @@ checked against when `report` and `compare` read it. Keys that are marked *optio
 let keys pass that they do not know. Shares and metrics are fractions from 0 to 1; intervals are `[low, high]`.
 
 - `results.json`: of `osr` and `ood` [OpenSetResults](#opensetresults), of `corrupt`
-  [CorruptionResults](#corruptionresults), of `probe` [ProbeResults](#proberesults).
+  [CorruptionResults](#corruptionresults), of `probe` [ProbeResults](#proberesults), of
+  `shortcut` [ShortcutResults](#shortcutresults).
 - `arrays.npz`: one row an image. `known/SCORE`, `unknown/SCORE` (knownness, float64), `correct/SCORE` (bool),
   `known_label`, `known_pred`, `known_index`, and the same of `unknown`; `confusion` (answer, the last one rejected, by
   true class); `bin_confidence`, `bin_accuracy`, `bin_share`; `plane/known`, `plane/PCA`, `plane/t-SNE`. Of `corrupt`:
@@ -33,6 +34,7 @@ SECTIONS = {
     'Of every command': (base.RunResults, base.Results, base.ClosedSet, base.ScoreFigures, base.Manifest),
     'Of osr and ood': (open_set.OpenSetResults,),
     'Of corrupt and probe': (corrupt_and_probe.CorruptionResults, corrupt_and_probe.ProbeResults),
+    'Of shortcut': (shortcut.ShortcutResults,),
     'Beside results.json': (files.Mistakes, files.Mistake, files.ClosePair, files.Mixes, files.Mix)}
 # Aliases that a reader knows by name.
 NAMES = {base.Share: 'share', base.Count: 'whole number', base.Size: 'whole number, 1 or more',

@@ -115,11 +115,13 @@ class Mixed:
         input: Images [B, C, H, W] (2 B with ``keep_clean``: the clean rows first).
         target: float32 [B, K].
         draw: Of the mix; None where nothing was drawn.
+        rows: Smoothed labels before the mix, float32 [B, K], of mixers that finish theirs after the forward pass.
     """
 
     input: Tensor
     target: Tensor
     draw: MixDraw | None
+    rows: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ ROOMS = {
     'data': {'records', 'registry', 'schema', 'timm'},
     'openset': {'records', 'registry', 'schema', 'ops', 'plots', 'timm'},
     'checkpoint': {'records', 'registry', 'schema', 'models', 'timm'},
-    'evaluation': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'timm'},
+    'evaluation': {'records', 'registry', 'schema', 'attribution', 'data', 'openset', 'checkpoint', 'timm'},
     'classifier': {'records', 'registry', 'schema', 'data', 'openset', 'checkpoint', 'evaluation', 'timm'},
     'study': {'registry', 'schema', 'checkpoint', 'openset'},
     'cli': {'*'},

@@ -1,5 +1,6 @@
 """Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
 from .capture import activations, capture, check_input_gradient, watch
+from .class_attention import check_class_attention, watch_class_attention
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
 from .maps import CONTROLS, METHODS, TARGET_SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
 from .model_guard import borrow, unwrap
@@ -14,6 +15,7 @@ __all__ = [
     'borrow',
     'capture',
     'capture_for',
+    'check_class_attention',
     'check_input_gradient',
     'default_layer',
     'fuse',
@@ -24,4 +26,5 @@ __all__ = [
     'unwrap',
     'usable_layers',
     'watch',
+    'watch_class_attention',
 ]

@@ -97,7 +97,9 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
 # ---- checks that need no image
 
 def _check(plan: Plan) -> None:
-    score_kind(plan.score)  # an unknown name raises, with the nearest
+    if score_kind(plan.score).requires_model:  # an unknown name raises, with the nearest
+        raise ValueError(f'score {plan.score!r} takes passes over the model of its own, and a classifier makes one for '
+                         'each prediction; take a score that is computed from that one, such as mls')
     if not 0 < plan.known_acceptance < 1:
         raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
                          f'{plan.known_acceptance}')

@@ -20,8 +20,8 @@ from gradmix_timm.schema import naming, read_yaml, shown
 from .class_names import find_classes
 
 __all__ = [
-    'ClassSplit', 'check_split', 'custom_split', 'duplicates', 'list_families', 'list_protocols', 'load_split',
-    'n_distinct', 'n_trials']
+    'ClassSplit', 'check_split', 'class_names_of', 'custom_split', 'duplicates', 'list_families', 'list_protocols',
+    'load_split', 'n_distinct', 'n_trials']
 
 # Of a class, in a file; folders and files have 255 at most.
 _NAME_LENGTH = 255
@@ -181,6 +181,11 @@ def load_split(protocol: str, trial: int = 0, family: str | None = None) -> Clas
     return ClassSplit(
         known=named(_known(chosen), entry.dataset), unknown=named(_unknown(chosen)), protocol=protocol,
         family=family, trial=trial, groups=groups, dataset=entry.dataset, unknown_dataset=entry.unknown_dataset)
+
+
+def class_names_of(dataset: str) -> tuple[str, ...]:
+    """Names of a data set's classes in the order of its own labels ('cifar10', 'cifar100', 'cub', ...)."""
+    return tuple(_class_names()[dataset]['names'])
 
 
 def custom_split(known: Sequence[str], all_classes: Sequence[str]) -> ClassSplit:

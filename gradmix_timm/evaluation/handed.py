@@ -30,7 +30,7 @@ _KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H
 
 
 class HandedImages(CutDataset):
-    """Images of a caller's loader, embedded already: it is iterated once, and need not be able to do it again.
+    """Images of a caller's loader, embedded already: it is iterated once, but for scores that go back to the model.
 
     Args:
         source: Names and pictures of the rows.
@@ -38,17 +38,37 @@ class HandedImages(CutDataset):
         digests: Of the pixels of each row.
         classes: Names, if the caller's data set has them, else ().
         pictured: Whether ``source`` can show a row's picture.
+        batches: The loader.
     """
 
     def __init__(self, source: ImageSource, embeddings: Embeddings, digests: Sequence[bytes],
-                 classes: Sequence[str], pictured: bool) -> None:
+                 classes: Sequence[str], pictured: bool, batches: Iterable[Any]) -> None:
         super().__init__(source, np.arange(len(embeddings.label)), embeddings.label.numpy(), classes)
-        self.embeddings, self.digests, self.pictured = embeddings, digests, pictured
+        self.embeddings, self.digests, self.pictured, self.batches = embeddings, digests, pictured, batches
 
     def as_unknown(self) -> HandedImages:
         """The same images, whatever their labels say."""
         label = torch.full_like(self.embeddings.label, -1)
-        return HandedImages(self.source, replace(self.embeddings, label=label), self.digests, (), self.pictured)
+        return HandedImages(self.source, replace(self.embeddings, label=label), self.digests, (), self.pictured,
+                            self.batches)
+
+    def again(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches once more.
+
+        Raises:
+            ValueError: They can be had only once, or came otherwise the first time.
+        """
+        digests: list[bytes] = []
+        for images, labels in _digested(self.batches, digests, title):
+            start = len(digests) - len(images)
+            if digests[start:] != self.digests[start:len(digests)]:
+                raise ValueError(f'{title} come in another order, or otherwise, the second time they are read, as a '
+                                 'score that goes back to the model has to; pass a data set, or a loader without '
+                                 'shuffling and without random transforms')
+            yield images, labels
+        if len(digests) != len(self.digests):
+            raise ValueError(f'{title} can be read only once, and a score that goes back to the model reads them '
+                             'again; pass a data set or a DataLoader')
 
 
 def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
@@ -79,13 +99,13 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
     reader = _Rows(dataset, title, len(embeddings.label))
     names = getattr(_inner(dataset)[0], 'classes', None) if dataset is not None else None
     return HandedImages(ImageSource(reader, None), embeddings, digests, tuple(map(str, names or ())),
-                        dataset is not None)
+                        dataset is not None, loader)
 
 
 def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:
     """The loader, if batches are what is handed over, and the data set whose rows it yields in order, if any."""
     if isinstance(data, DataLoader):
-        plain = type(data) is DataLoader and type(data.batch_sampler) is BatchSampler and (
+        plain = type(data) is DataLoader and type(data.batch_sampler) is BatchSampler and data.batch_size and (
             type(data.sampler) is SequentialSampler or (
                 type(data.sampler) is RandomSampler and not data.sampler.replacement
                 and data.sampler.num_samples == len(data.dataset)))  # type: ignore[arg-type]

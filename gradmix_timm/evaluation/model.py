@@ -21,7 +21,9 @@ from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.cache import EmbeddingCache, weights_hash
 from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.openset.model_scores import score_images
 from gradmix_timm.openset.scores import Head
+from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.records import Embeddings
 from gradmix_timm.schema import naming
 
@@ -205,6 +207,18 @@ class EvaluatedModel:
         """Embeddings of batches (images, labels), as they come; a live module without a layer to read at has none."""
         return extract(self.net, batches, self.device, self.settings.amp_dtype, self.settings.channels_last,
                        progress=title, projection=self.projection, features_needed=self.loaded is not None)
+
+    def knownness(self, score: ModelScore, images: CutDataset, rows: np.ndarray, title: str) -> torch.Tensor:
+        """Knownness of rows of a set by a score that goes back to the model, float64; passes of its own, never cached.
+
+        Raises:
+            ValueError: Images in memory that cannot be read a second time, or not in the same order.
+        """
+        again = getattr(images, 'again', None)  # of a caller's batches
+        batches = self.loader(images.rows(rows)) if again is None else again(title)
+        return score_images(
+            score, self.net, batches, self.device, None if self.preprocessing is None else self.preprocessing.std,
+            self.settings.amp_dtype, self.settings.channels_last, f'{title}, {score.name}')
 
     def outputs(self, images: CutDataset) -> int:
         """Logits that the model gives for an image."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.preset_table import preset_csv
 from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
 from gradmix_timm.openset.results import (
@@ -197,6 +198,8 @@ class Evaluation:
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
 
+        After a preset the figures by its conventions too, as PRESET.csv.
+
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
             run_folder: Of the training run, whose picture of mixes is copied and shown in the report.
@@ -212,7 +215,9 @@ class Evaluation:
         write_files(folder, self.results, {
             MISTAKES: json.dumps(finite(self.mistakes)) + '\n', 'results.csv': results_csv(self.results),
             'results.md': results_markdown(self.results), 'results.tex': results_latex(self.results),
-            PREDICTIONS: self.predictions.to_csv()}, {ARRAYS: self.arrays})
+            PREDICTIONS: self.predictions.to_csv(),
+            **({f'{self.results["preset"]["name"]}.csv': preset_csv(self.results)} if 'preset' in self.results else {}),
+        }, {ARRAYS: self.arrays})
         copy_mixes(None if run_folder is None else Path(run_folder), folder)
         draw(folder)
         return folder / REPORT

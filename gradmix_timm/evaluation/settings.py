@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gradmix_timm.openset.judge import check_names
+from gradmix_timm.openset.presets import find_preset
 
 __all__ = ['DataOptions', 'EvaluationSettings', 'check_counts']
 
@@ -20,6 +21,8 @@ class EvaluationSettings:
     Attributes:
         scores: Names, with options as in 'knn:k=5'; None: all that are registered, those that cannot be served left out
             with their reason.
+        preset: 'openood' or 'paper': whose scores, options and metric conventions (openset/presets.py); None: the
+            library's own.
         bootstrap: Resamples for the intervals; 0: none.
         seed: Of the resamples, of folds and of figures.
         batch_size: Images at a time.
@@ -38,6 +41,7 @@ class EvaluationSettings:
     """
 
     scores: tuple[str, ...] | None = None
+    preset: str | None = None
     bootstrap: int = 1000
     seed: int = 0
     batch_size: int = 128
@@ -60,6 +64,8 @@ class EvaluationSettings:
             if not self.scores:
                 raise ValueError('scores=(): name one score or more; None stands for all')
             object.__setattr__(self, 'scores', check_names(self.scores))
+        if self.preset is not None and (preset := find_preset(self.preset)) and self.scores is not None:
+            object.__setattr__(self, 'scores', preset.named(self.scores))
         if self.amp_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f'amp_dtype={self.amp_dtype}: expected torch.bfloat16, torch.float16 or None')
         check_counts(self)

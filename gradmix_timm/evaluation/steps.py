@@ -3,12 +3,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
+from gradmix_timm.openset.presets import find_preset
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
+from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics, TunedScore
+from gradmix_timm.openset.scores import list_scores
+from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.openset.sensitivity import sensitivity
+from gradmix_timm.openset.tuning import choose_options
 from gradmix_timm.records import Embeddings
 
 from .accuracy import accuracy_block, as_stored
@@ -26,7 +35,7 @@ __all__ = ['evaluate_images']
 
 def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: str = 'warn',
                     reference_top1: float | None = None, on_score: Callable[[str], None] = lambda _: None,
-                    command: str = '') -> Evaluation:
+                    tune: tuple[str, CutDataset] | None = None, command: str = '') -> Evaluation:
     """Embed every set once, score, measure.
 
     Args:
@@ -37,6 +46,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         reference_top1: Percent that it should reach on the known test images; None: what the checkpoint had on its
             held-out images.
         on_score: Called with each score's name as its turn comes.
+        tune: A validation set of unknown images to pick options of scores on: its name, and the images.
         command: For the manifest.
 
     Raises:
@@ -60,6 +70,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     fitted = needs_train(settings.scores) and images.train is not None
     train = model.embed(images.train, 'known training images') if fitted and images.train is not None else None
     unknown = _embed_unknown(model, images.unknown)
+    validation = None if tune is None else model.embed(tune[1], 'validation images of unknown classes')
     rest_by_first()
     seconds = time.monotonic() - began
     head, missing = model.head()
@@ -67,16 +78,26 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         train=train, known=known, unknown=unknown, held_out=held, head=head, head_missing=missing,
         unknown_label=images.unknown.label[unknown.index.numpy()],  # rows that could not be read have no embedding
         known_classes=split.known, unknown_classes=split.unknown, groups=split.groups)
+    sets = replace(sets, model_pass=lambda score, side: _model_pass(model, images, sets, score, side))
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score)
+    preset = None if settings.preset is None else find_preset(settings.preset)
+    tuned: dict[str, TunedScore] = {}
+    if validation is not None:
+        names = settings.scores or (tuple(list_scores()) if preset is None else preset.labels)
+        tuned = choose_options(sets, validation, names, preset, on_score)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score, preset,
+                   {name: found['chosen'] for name, found in tuned.items()})
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
     results: OpenSetResults = {
         **facts_of(model, images, images.cuts(), seconds, command), **judged.results, 'accuracy_gate': accuracy,
         'trivial': trivial.get(''), 'duplicates': duplicates,
         'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {}}
+    if tune is not None and validation is not None and sets.held_out is not None:
+        results['tuning'] = {'unknown': tune[0], 'n_known': len(sets.held_out.label),
+                             'n_unknown': len(validation.label), 'scores': tuned}
     if images.unknown.facts:
         results['means'] = _complete(results['groups'], images.unknown, trivial)
     files = [images.known.filename(row) for row in known.index.tolist()]
@@ -95,6 +116,24 @@ def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
         part = model.embed(images, f'images of {name}' if name else 'unknown test images')
         found.append(Embeddings(part.logits, part.features, part.projection, part.label, part.index + start))
     return Embeddings.cat(found)
+
+
+def _model_pass(model: EvaluatedModel, images: EvaluationImages, sets: EmbeddedSets, score: ModelScore,
+                side: str) -> Tensor:
+    """Knownness of a side by a score that goes back to the model, in the order of the side's embeddings."""
+    assert images.unknown is not None
+    if side == 'unknown':
+        parts = [(f'images of {name}' if name else 'unknown test images', part, start)
+                 for name, part, start in images.unknown.parts()]
+    else:
+        part = images.known if side == 'known' else images.held_out
+        assert part is not None
+        parts = [('known test images' if side == 'known' else 'held-out images', part, 0)]
+    index, found = getattr(sets, side).index, []
+    for title, part, start in parts:
+        rows = index[(index >= start) & (index < start + len(part))] - start
+        found.append(model.knownness(score, part, rows.numpy(), title))
+    return torch.cat(found)
 
 
 def _complete(groups: dict[str, Group], unknown: UnknownImages, trivial: dict[str, PixelStatistics | None],

@@ -20,6 +20,7 @@ from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
 from .gridmix import GridMix
 from .guidedmix import GuidedMix
 from .openmix import OpenMix
+from .pixmix import PixMix
 from .plain import CutMix, Mixup, NoMix
 from .puzzlemix import PuzzleMix
 from .random_erasing import RandomErasing
@@ -29,6 +30,8 @@ from .saliencymix import SaliencyMix
 from .snapmix import SnapMix
 from .switch import SwitchMixer
 from .timm_mix import TimmMixup
+from .tokenmix import TokenMix
+from .transmix import TransMix
 
 __all__ = [
     'OPTIONS',
@@ -49,6 +52,7 @@ __all__ = [
     'Mixup',
     'NoMix',
     'OpenMix',
+    'PixMix',
     'PuzzleMix',
     'RandomErasing',
     'RegMixup',
@@ -57,7 +61,9 @@ __all__ = [
     'SnapMix',
     'SwitchMixer',
     'TimmMixup',
+    'TokenMix',
     'TorchvisionMixer',
+    'TransMix',
     'create_mixer',
     'list_mixers',
     'register_mixer',
@@ -221,6 +227,9 @@ register_mixer('attentivemix', "the model's most active cells are kept, the rest
 register_mixer('snapmix', 'a box in a box, labels by class activation maps (arXiv:2012.04846)')(SnapMix)
 register_mixer('puzzlemix', 'cells and blocks by the saliency of the loss, approximately (arXiv:2009.06962)')(PuzzleMix)
 register_mixer('openmix', 'the clean batch, then mixes that are of no class (OpenMix+, IEEE TCSVT 2023)')(OpenMix)
+register_mixer('transmix', "CutMix, labels by the class token's attention to the mix (arXiv:2111.09833)")(TransMix)
+register_mixer('tokenmix', 'tokens of a partner, labels by the content that is seen (arXiv:2207.08409)')(TokenMix)
+register_mixer('pixmix', 'fractals and augmented copies mixed in, the label stays (arXiv:2112.05135)')(PixMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
     register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
         partial(TorchvisionMixer, _kind))

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def paste_mask(images: Tensor, draw: MixDraw) -> Tensor:
 def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
     """Who meets whom: one cycle through the batch, uniform among all of them, int64 [B].
 
-    Nobody meets itself where there are two images or more, everybody is the partner of one image, and each of the
+    No image is its own partner in batches of two or more, each is the partner of exactly one image, and each of the
     others is as likely. A permutation would pair one image in B with itself: half of the pairs for B = 2.
 
     Example:
@@ -105,6 +106,8 @@ class BatchMixer:
     tells_lam: bool = True
     #: Some of the labels goes to no class.
     gives_unknown: bool = False
+    #: Labels are known after the forward pass of the mix: see :meth:`watch`; until then they are by area.
+    labels_after_forward: bool = False
     #: Rows that a call returns for each image: 2 where the clean batch comes before the mix.
     rows_per_image: int = 1
     #: A subclass's own options: attributes of these names.
@@ -205,7 +208,29 @@ class BatchMixer:
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
             return Mixed(images, rows, None)
         draw = self.draw(images, targets, model)
-        return Mixed(*self.batch_of(images, targets, draw), draw)
+        own = None
+        if self.labels_after_forward:
+            own = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        return Mixed(*self.batch_of(images, targets, draw), draw, own)
+
+    @contextmanager
+    def watch(self, model: nn.Module, mixed: Mixed) -> Iterator[Callable[[object], Tensor]]:
+        """Around the forward pass of a mix: a function that gives its targets once the pass is done.
+
+        Args:
+            model: The live model.
+            mixed: Of :meth:`mix`.
+
+        Example:
+            >>> from gradmix_timm import create_mixer
+            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+            >>> mixer = create_mixer('cutmix', num_classes=2)
+            >>> mixed = mixer.mix(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 1, 0]))
+            >>> with mixer.watch(model, mixed) as finish:
+            ...     output = model(mixed.input)
+            >>> loss = nn.functional.cross_entropy(output, finish(output))
+        """
+        yield lambda output: mixed.target
 
     def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """What is trained on: the mix of :meth:`apply`, behind the clean batch where ``rows_per_image`` is 2."""

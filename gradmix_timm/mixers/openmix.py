@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, image_size, like, spectral_residual
+from gradmix_timm.ops import blend, image_size, like, rotation, spectral_residual, warp
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, to_device
+from .fmix import top_mask
 
-__all__ = ['OpenMix', 'kaleidoscope', 'moved_shapes', 'rotate']
+__all__ = ['OpenMix', 'kaleidoscope', 'moved_shapes']
 
 _MIXUP, _CUTOUT, _CUTMIX = range(3)
 #: Shares of an image between which a foreground lies, as their code asks of GrabCut's.
@@ -105,7 +106,8 @@ class OpenMix(BatchMixer):
         kinds, angle, flips = self._plan(draw.noise_seed, images.shape[0])
         kind = to_device(kinds, images.device)[:, None, None, None]
         folded = kaleidoscope(images, to_device(flips, images.device))
-        turned = rotate(torch.where(kind == _CUTMIX, folded, images), to_device(angle, images.device))
+        turned = warp(torch.where(kind == _CUTMIX, folded, images),
+                      rotation(to_device(angle, images.device), image_size(images)), 'nearest')
         mixed = blend(images, torch.where(kind == _CUTOUT, torch.zeros_like(images), turned), draw.mask)
         return like(torch.where(draw.mask < 1, mixed, images), images)
 
@@ -118,9 +120,8 @@ def foregrounds(images: Tensor, area: Tensor) -> Tensor:
         area: Share of the pixels, float [B].
     """
     size = image_size(images)
-    flat = F.interpolate(spectral_residual(images)[:, None], size=size, mode='bilinear').flatten(1)
-    rank = flat.argsort(1, descending=True).argsort(1)
-    return (rank < (area * flat.shape[1]).round()[:, None]).view(-1, *size)
+    saliency = F.interpolate(spectral_residual(images)[:, None], size=size, mode='bilinear')[:, 0]
+    return top_mask(saliency, area)[:, 0] > 0
 
 
 def moved_shapes(shapes: Tensor, place: Tensor) -> Tensor:
@@ -160,21 +161,3 @@ def kaleidoscope(images: Tensor, flips: Tensor) -> Tensor:
         folded = torch.cat([outwards[length % 2:], outwards.flip(0)])
         images = images.index_select(dim, folded)
     return images
-
-
-def rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Each image turned about its middle; 0 where nothing was.
-
-    Args:
-        images: float [B, C, H, W].
-        angle: Counter-clockwise, radians, float [B].
-    """
-    height, width = image_size(images)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    zero = torch.zeros_like(cos)
-    # In grid_sample's units a pixel is 2 / W wide and 2 / H high.
-    theta = torch.stack([torch.stack([cos, -sin * height / width, zero], 1),
-                         torch.stack([sin * width / height, cos, zero], 1)], 1)
-    with torch.autocast(images.device.type, enabled=False):
-        grid = F.affine_grid(theta, [len(images), 1, height, width], align_corners=False)
-        return F.grid_sample(images.float(), grid, mode='nearest', align_corners=False).to(images.dtype)

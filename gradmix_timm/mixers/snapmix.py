@@ -42,7 +42,7 @@ class SnapMix(AlphaMixer):
     requires_model = True
     requires_grad = True
     rows_sum_to_one = False
-    option_names = ('alpha', 'lam', 'layers')
+    option_names: tuple[str, ...] = ('alpha', 'lam', 'layers')
 
     def __init__(self, num_classes: int, alpha: float = 5.0, lam: str = 'image', layers: Any = -1, **common: Any
                  ) -> None:

@@ -1,14 +1,15 @@
 """Two mixers in turn: ``a+b`` picks b with ``switch_prob`` for each batch."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.records import Captured, MixDraw
+from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .base import BatchMixer
 
@@ -31,7 +32,7 @@ class SwitchMixer(BatchMixer):
                          multi_label_mix=first.multi_label_mix, unknown_output=first.unknown_output)
         self.first, self.second, self.switch_prob = first, second, float(switch_prob)
         self.name = f'{first.name}+{second.name}'
-        for flag in ('requires_model', 'requires_grad', 'changes_labels', 'gives_unknown'):
+        for flag in ('requires_model', 'requires_grad', 'changes_labels', 'gives_unknown', 'labels_after_forward'):
             setattr(self, flag, getattr(first, flag) or getattr(second, flag))
         for flag in ('rows_sum_to_one', 'tells_lam'):
             setattr(self, flag, getattr(first, flag) and getattr(second, flag))
@@ -83,6 +84,13 @@ class SwitchMixer(BatchMixer):
     def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """By the one that drew."""
         return self._drawer(draw).batch_of(images, targets, draw)
+
+    @contextmanager
+    def watch(self, model: nn.Module, mixed: Mixed) -> Iterator[Callable[[object], Tensor]]:
+        """By the one that drew."""
+        one = self if mixed.draw is None else self._drawer(mixed.draw)
+        with super().watch(model, mixed) if one is self else one.watch(model, mixed) as finish:
+            yield finish
 
     def _drawer(self, draw: MixDraw) -> BatchMixer:
         return self.second if draw.name == self.second.name else self.first

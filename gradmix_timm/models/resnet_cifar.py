@@ -39,12 +39,15 @@ class CifarResNet(ResNet):
             raise ValueError(f'width={width}: expected an even number, 2 or more')
         channels = tuple(width * 2 ** stage for stage in range(len(layers)))
         # timm's stem has 64 channels unless it is deep, where it has twice stem_width; its conv1 is replaced.
-        super().__init__(BasicBlock, tuple(layers), in_chans=in_chans, channels=channels, stem_type='deep',
+        block: Any = BasicBlock  # timm's annotation says an instance
+        super().__init__(block, tuple(layers), in_chans=in_chans, channels=channels, stem_type='deep',
                          stem_width=width // 2, zero_init_last=options.pop('zero_init_last', False), **options)
-        place = {key: options.get(key) for key in ('device', 'dtype')}
-        self.conv1 = nn.Conv2d(in_chans, width, 3, stride=1, padding=1, bias=False, **place)
-        nn.init.kaiming_normal_(self.conv1.weight, mode='fan_out', nonlinearity='relu')
-        self.maxpool = nn.Identity()
+        stem = nn.Conv2d(in_chans, width, 3, stride=1, padding=1, bias=False, device=options.get('device'),
+                         dtype=options.get('dtype'))
+        nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')
+        replaced: Any = {'conv1': stem, 'maxpool': nn.Identity()}  # timm's annotations say Sequential
+        for name, module in replaced.items():
+            setattr(self, name, module)
         for info, reduction in zip(self.feature_info, (1, *(2 ** stage for stage in range(len(layers)))), strict=True):
             info['reduction'] = reduction
 
@@ -59,9 +62,6 @@ class CifarResNet(ResNet):
 def resnet18_cifar(pretrained: bool = False, **options: Any) -> CifarResNet:
     """ResNet-18 for images of 32 pixels; ``width=16`` and ``layers=[1,1,1,1]`` make a small one of it."""
     net: CifarResNet = build_model_with_cfg(
-        CifarResNet, 'resnet18_cifar', pretrained, pretrained_filter_fn=_filtered, **options)
+        CifarResNet, 'resnet18_cifar', pretrained, pretrained_filter_fn=lambda weights, net: net.own_names(weights),
+        **options)
     return net
-
-
-def _filtered(weights: Mapping[str, Tensor], net: CifarResNet) -> dict[str, Tensor]:
-    return net.own_names(weights)

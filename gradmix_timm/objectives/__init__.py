@@ -2,6 +2,7 @@
 from .clean import KeepCleanTask
 from .contrastive import ContrastiveTask, JointTask, guiding_mixer
 from .heads import Projected, classifier_layers
+from .late_labels import LateLabelTask
 from .losses import JointConfig, instance_logits, joint_terms, ssl_loss, supcon_loss
 from .moco import MocoTask
 
@@ -10,6 +11,7 @@ __all__ = [
     'JointConfig',
     'JointTask',
     'KeepCleanTask',
+    'LateLabelTask',
     'MocoTask',
     'Projected',
     'classifier_layers',

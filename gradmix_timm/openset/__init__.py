@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gradmix_timm.openset import metrics, scores
     from gradmix_timm.openset.judge import EmbeddedSets
+    from gradmix_timm.openset.model_scores import score_images
     from gradmix_timm.openset.scores import fit_score, list_scores
     from gradmix_timm.records import Embeddings
 
-__all__ = ['EmbeddedSets', 'Embeddings', 'fit_score', 'list_scores', 'metrics', 'scores']
+__all__ = ['EmbeddedSets', 'Embeddings', 'fit_score', 'list_scores', 'metrics', 'score_images', 'scores']
 
 _HOMES = {'EmbeddedSets': 'gradmix_timm.openset.judge', 'Embeddings': 'gradmix_timm.records',
-          'fit_score': 'gradmix_timm.openset.scores', 'list_scores': 'gradmix_timm.openset.scores'}
+          'fit_score': 'gradmix_timm.openset.scores', 'list_scores': 'gradmix_timm.openset.scores',
+          'score_images': 'gradmix_timm.openset.model_scores'}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from gradmix_timm.records import Embeddings
 from .memory import is_out_of_memory
 from .scores.base import Head
 
-__all__ = ['extract', 'head_of']
+__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched']
 
 _logger = logging.getLogger(__name__)
 # A log line after so many seconds without one, where no terminal shows a moving bar.
@@ -72,7 +72,7 @@ def extract(
     logits, features, projected, labels, rows = [], [], [], [], 0
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(_evaluating(inner))
+        stack.enter_context(evaluating(inner))
         read: list[Tensor] = []
         if features_needed or _has_classifier(inner):
             read = stack.enter_context(_classifier_inputs(inner))
@@ -81,11 +81,11 @@ def extract(
             with cast:
                 output = inner(images.to(device, non_blocking=True, memory_format=layout))
             inputs = _inputs(read, len(images), features_needed)
-            return (_logits(output).float().cpu(), inputs.cpu(),
+            return (logits_of(output).float().cpu(), inputs.cpu(),
                     None if projection is None else projection(inputs).float().cpu())
 
-        pieces = _Pieces(answer, progress)
-        for images, target in _watched(loader, progress):
+        pieces = Pieces(answer, progress)
+        for images, target in watched(loader, progress):
             for of_logits, of_features, of_projection in pieces.of(images):
                 logits.append(of_logits)
                 features.append(of_features)
@@ -122,7 +122,7 @@ _REMAINS = 'scores that need no head remain (logits or features alone)'
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; every module's flag as it was afterwards."""
     before = [(module, module.training) for module in model.modules()]
     try:
@@ -205,7 +205,7 @@ def _join(inputs: list[Tensor]) -> Tensor:
     return torch.stack(flat).float().mean(0) if same else torch.cat(flat, dim=1)
 
 
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
     """Logits [B, K] of a tensor, of two heads (their mean), of a field or key ``logits``."""
     output = output.get('logits', output) if isinstance(output, dict) else getattr(output, 'logits', output)
     if isinstance(output, tuple | list) and output and len({getattr(part, 'shape', None) for part in output}) == 1:
@@ -216,14 +216,14 @@ def _logits(output: Any) -> Tensor:
     return output
 
 
-class _Pieces:
+class Pieces:
     """A function of a batch, piece by piece where the device's memory does not take it whole."""
 
-    def __init__(self, answer: Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]], title: str | None) -> None:
+    def __init__(self, answer: Callable[[Tensor], Any], title: str | None) -> None:
         self._answer, self._title, self._most = answer, title, sys.maxsize
         self.count = 0
 
-    def of(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    def of(self, images: Tensor) -> Iterator[Any]:
         """Answers in order; ``count`` says afterwards how many."""
         start = self.count = 0
         while start < len(images):
@@ -234,7 +234,7 @@ class _Pieces:
                 start += len(piece)
                 self.count += 1
 
-    def _tried(self, piece: Tensor) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    def _tried(self, piece: Tensor) -> Any:
         """The answer, or None where memory ran out and pieces are smaller from here on."""
         try:
             return self._answer(piece)
@@ -291,8 +291,8 @@ def _measured(module: nn.Module, inner: nn.Linear | nn.Conv2d) -> tuple[Tensor, 
     return weight.float(), bias.float()
 
 
-def _watched(loader: Iterable[Any], title: str | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches (images, labels), with word of how long it takes."""
+def watched(loader: Iterable[Any], title: str | None) -> Iterator[Any]:
+    """The loader's batches, with word of how long it takes."""
     if title is None or sys.stderr.isatty():
         # The bar appears only where the pass takes longer than a moment.
         yield from (batch[:2] for batch in tqdm(loader, desc=title, unit='batch', disable=title is None, delay=2.,

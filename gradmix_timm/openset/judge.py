@@ -31,9 +31,10 @@ from .metrics.intervals import top1
 from .metrics.summary import summarize
 from .metrics.thresholds import conformal_threshold
 from .operating import at_threshold
-from .scores import Head, fit_score, list_scores, parse_score, score_kind, score_label
+from .presets import Preset, preset_figures
+from .scores import Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
-__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'judge', 'needs_train', 'observed_threshold']
+__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold']
 
 _logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -59,6 +60,8 @@ class EmbeddedSets:
         head: The classifier, or None.
         head_missing: Why there is none.
         groups: Name to unknown classes that are also reported apart.
+        model_pass: From a score that goes back to the model, and 'known', 'unknown' or 'held_out', to the knownness of
+            these images, float64 in the order of their embeddings; None where there are embeddings alone.
     """
 
     train: Embeddings | None
@@ -71,6 +74,7 @@ class EmbeddedSets:
     head: Head | None = None
     head_missing: str = ''
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model_pass: Callable[[Any, str], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         """Refuse labels that name no class, and logits that are not one a known class.
@@ -108,23 +112,28 @@ class Judged:
 
 
 def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
-          on_score: Callable[[str], None] = lambda _: None) -> Judged:
+          on_score: Callable[[str], None] = lambda _: None, preset: Preset | None = None,
+          tuned: Mapping[str, str] | None = None) -> Judged:
     """Score, measure, and set one threshold.
 
     Args:
         sets: Embeddings of known and unknown images.
-        names: Scores; None: all that are registered, those that the model cannot serve left out with their reason.
+        names: Scores; None: all that are registered, those that the model cannot serve, or that take passes over it,
+            left out with their reason.
             Without training embeddings, scores that are fitted are left out too, named or not.
         draws: Resamples for the intervals.
         seed: Of the resamples.
         on_score: Called with the name of each score as its turn comes.
+        preset: Whose scores to use where none are named, what to fit on held-out images, and whose metric conventions
+            to add.
+        tuned: Names of scores to what stands in their place: with options that were picked on validation images.
 
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
     """
     names = check_names(names)
     arrays = _answers(sets)
-    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score)
+    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset, tuned or {})
     main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
     value, source, count = _set_threshold(sets, arrays, main)
     accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
@@ -142,6 +151,9 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         'groups': _groups(sets, arrays, list(scores), draws, seed),
         'calibration': _calibrate(sets, arrays), 'threshold': threshold,
         'per_class': _per_class(sets, arrays, accepted, main), 'not_served': missing}
+    if preset is not None:
+        rows = {name: _rows_of(sets, classes) for name, classes in sets.groups.items()}
+        results['preset'] = preset_figures(preset, arrays, list(scores), {k: v for k, v in rows.items() if v.any()})
     return Judged(results, arrays)
 
 
@@ -157,19 +169,21 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 
 
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           on_score: Callable[[str], None]) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
+           on_score: Callable[[str], None], preset: Preset | None, tuned: Mapping[str, str],
+           ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
     """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
-    for name in names or list_scores():
+    for name in names or (list_scores() if preset is None else preset.labels):
+        name = tuned.get(name, name)
         on_score(name)
-        if reason := _unservable(sets, name):
+        if reason := _unservable(sets, name, named=names is not None):
             missing[name] = reason
             continue
         try:
-            score = fit_score(name, sets.train, sets.head, sets.held_out)
-            known, unknown = _values(name, score(sets.known)), _values(name, score(sets.unknown))
+            score = fit_score(name, fitted_on(sets, name, preset), sets.head, sets.held_out)
+            known, unknown = (_values(name, _knownness(sets, score, side)) for side in ('known', 'unknown'))
             # A class and its score come from one predictor; class-wise neighbours have their own.
             right = (score.predict(sets.known) == sets.known.label).numpy()
             scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
@@ -189,9 +203,23 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     return scores, fits, missing
 
 
-def _unservable(sets: EmbeddedSets, name: str) -> str:
-    """Why a score cannot be served, named or not; '' if nothing stands against it."""
+def fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:
+    """Training images, or those that a preset takes."""
+    held_out = preset is not None and parse_score(name)[0] in preset.on_held_out and sets.held_out is not None
+    return sets.held_out if held_out else sets.train
+
+
+def _knownness(sets: EmbeddedSets, score: Score, side: str) -> torch.Tensor:
+    if score.requires_model and sets.model_pass is not None:
+        return sets.model_pass(score, side)
+    return score(getattr(sets, side))
+
+
+def _unservable(sets: EmbeddedSets, name: str, named: bool) -> str:
+    """Why a score cannot be served; '' if nothing stands against it."""
     kind = score_kind(name)
+    if kind.requires_model and not named:
+        return f'it takes passes over the model of its own, so it is served where it is named: scores={name}'
     if kind.needs_train and sets.train is None and not (kind.fits_on_held_out and sets.held_out is not None):
         return 'it is fitted on training images, and there are none'
     if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
@@ -251,7 +279,7 @@ def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -
     # Fewer than 19 held-out images cannot promise 95%.
     if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
         score = fit_score(name, sets.train, head=sets.head)
-        value = conformal_threshold(_values(name, score(held)), _ALPHA)
+        value = conformal_threshold(_values(name, _knownness(sets, score, 'held_out')), _ALPHA)
         source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
                   f'{_ALPHA:.0%} of new ones at most')
         return value, source, len(held.label)
@@ -297,12 +325,16 @@ def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mappin
     return counts
 
 
+def _rows_of(sets: EmbeddedSets, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Unknown images of these classes."""
+    return np.isin(sets.unknown_label, [sets.unknown_classes.index(name) for name in classes])
+
+
 def _groups(sets: EmbeddedSets, arrays: Mapping[str, Array], names: Sequence[str], draws: int,
             seed: int) -> dict[str, Group]:
     found: dict[str, Group] = {}
     for group, classes in sets.groups.items():
-        places = [sets.unknown_classes.index(name) for name in classes]
-        rows = np.isin(sets.unknown_label, places)
+        rows = _rows_of(sets, classes)
         if not rows.any():
             continue
         found[group] = {

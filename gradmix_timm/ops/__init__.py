@@ -14,6 +14,7 @@ from .boxes import (
 from .paste import blend, like, noise_fill, paste, paste_donors, paste_resized
 from .saliency import spectral_residual
 from .targets import as_targets, mix_targets, soft_targets
+from .warp import rotation, warp
 
 __all__ = [
     'argmax_center',
@@ -31,9 +32,11 @@ __all__ = [
     'paste',
     'paste_donors',
     'paste_resized',
+    'rotation',
     'sample_center',
     'soft_targets',
     'spectral_residual',
+    'warp',
     'whole_boxes',
     'window_boxes',
 ]

@@ -414,3 +414,27 @@ def test_known_classes_can_be_left_out_of_an_unknown_set(places, tmp_path, capsy
     assert (part['n_unknown'], part['dropped_classes'], part['dropped_images']) == (30, ['ant', 'cat'], 60)
     rest = select_classes(open_dataset('', places[1], 'test'), ['bee'])
     assert arrays_of(tmp_path / 'out')['unknown_index'].tolist() == list(range(len(rest)))
+
+
+def test_options_are_picked_on_a_set_apart_from_the_test(places, tmp_path, capsys):
+    """Refused where it has an image or a class that is evaluated, or is the test set itself."""
+    root, _, checkpoint = places
+    apart = class_folders(tmp_path / 'apart', ('yak', 'zebu'), 6, splits=('test',))
+    rng = np.random.default_rng(0)
+    for path in apart.rglob('*.png'):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    argv = ('--checkpoint', checkpoint, '--unknown', f'folder:other={root / "other"}', '--scores', 'scale',
+            '--no-accuracy-gate', '--output', tmp_path / 'out')
+    assert run(*argv, '--tune', f'folder:validation={apart}') == 0
+    results = results_of(tmp_path / 'out')
+    tuning = results['tuning']
+    assert (tuning['n_unknown'], list(tuning['scores'])) == (12, ['scale'])
+    assert list(results['scores']) == [tuning['scores']['scale']['chosen']]
+    assert 'picked on validation images: scale' in capsys.readouterr().out
+    for place, words in ((root / 'other', 'shares'), (root / 'other' / 'test', 'shares')):
+        assert words in refused(capsys, *argv, '--tune', f'folder:validation={place}')
+    same = class_folders(tmp_path / 'same', ('newt', 'yak'), 3, splits=('test',))
+    for path in same.rglob('*.png'):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    assert '1 classes of other' in refused(capsys, *argv, '--tune', f'folder:validation={same}')
+    assert 'did you mean' in refused(capsys, *argv, '--tune', 'noise:unifrm')

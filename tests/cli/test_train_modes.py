@@ -102,3 +102,13 @@ def test_the_script_itself_ends_with_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith('error: no data given: --data-dir DIR')
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_labels_that_are_known_after_the_forward_pass(tmp_path):
+    images = write_images(tmp_path / 'images')
+    folder = run_tiny(images, tmp_path, '--model', 'test_vit', '--mixup-mode', 'mixup+transmix', '--amp', '--amp-dtype',
+                      'bfloat16', '--mixup-switch-prob', 0.8)
+    assert len(rows(folder)) == 2
+    with pytest.raises(ValueError, match='has no class token'):
+        run_tiny(images, tmp_path, '--mixup-mode', 'transmix', name='refused')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -417,3 +418,10 @@ def test_a_users_own_mixer_is_a_name_like_any_other():
     mixer.prepare(nn.Identity(), (3, 8, 8))
     with pytest.raises(ValueError, match='registered already'):
         register_mixer('cutmix', 'again')(lambda: None)
+
+
+def test_the_page_of_mixers_names_them_all():
+    page = (Path(__file__).parent.parent.parent / 'docs' / 'mixers.md').read_text()
+    rows = ' '.join(line.split('|')[1] for line in page.splitlines() if line.startswith('| `'))
+    ours = [name for name in list_mixers() if not name.startswith(('doctest', 'test-'))]
+    assert [name for name in ours if f'`{name}`' not in rows] == []

@@ -8,9 +8,14 @@ import torch
 import torchvision.transforms.functional as TF
 
 from gradmix_timm import create_mixer
-from gradmix_timm.mixers.openmix import foregrounds, kaleidoscope, moved_shapes, rotate
+from gradmix_timm.mixers.openmix import foregrounds, kaleidoscope, moved_shapes
+from gradmix_timm.ops import rotation, warp
 
 K = 10
+
+
+def rotate(images, angle):
+    return warp(images, rotation(angle, images.shape[2:]), 'nearest')
 
 
 def batch(size=8, shape=(3, 16, 16), seed=0):

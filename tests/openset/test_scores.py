@@ -14,7 +14,7 @@ import torch
 from gradmix_timm.openset import metrics
 from gradmix_timm.openset.scores import SCORES, Head, fit_score, list_scores
 
-NAMES = list(list_scores())
+NAMES = [name for name in list_scores() if not SCORES[name].requires_model]
 FITTED = [name for name in NAMES if SCORES[name].needs_train]
 HEADED = [name for name in NAMES if SCORES[name].needs_head]
 
@@ -38,6 +38,7 @@ def test_the_list():
     assert NAMES == ['msp', 'mls', 'energy', 'entropy', 'gen', 'klm', 'temperature', 'knn', 'knn-mean', 'class-knn',
                      'class-knn-share', 'nnguide', 'relation', 'mahalanobis', 'rmahalanobis', 'vim', 'residual', 'gmm',
                      'openmax', 'react', 'vra', 'ash', 'scale', 'dice', 'she', 'fdbd', 'nci', 'gradnorm']
+    assert [name for name in list_scores() if name not in NAMES] == ['odin']
     assert all(line and '\n' not in line for line in list_scores().values())
 
 
@@ -173,7 +174,8 @@ def test_unknown_names_and_options_get_the_nearest(train):
     ('dice', {'percentile': 0.9}), ('vra', {'upper': 100.}), ('vra', {'lower': 0.1}), ('vra', {'lower': 95.}),
     ('vra', {'below': 'mean'}), ('vra', {'amplify': float('nan')}), ('residual', {'dim': 12}), ('nnguide', {'k': 241}),
     ('nnguide', {'share': 0.}), ('relation', {'power': 0.}), ('relation', {'threshold': 1.}),
-    ('gmm', {'covariance': 'diagonal'}), ('gmm', {'shrinkage': -1.})])
+    ('odin', {'temperature': 0.}), ('odin', {'epsilon': -1.}), ('gmm', {'covariance': 'diagonal'}),
+    ('gmm', {'shrinkage': -1.})])
 def test_options_out_of_range_are_refused(name, options, train):
     with pytest.raises(ValueError, match='|'.join(options)):
         fit_score(name, train, embedded.make_head(), **options)

@@ -24,28 +24,32 @@ from .corrupt import add_corrupt, draw_corrupt
 from .ood import add_ood
 from .osr import add_osr
 from .probe import add_probe, draw_probe
+from .shortcut import add_shortcut, draw_shortcut
 
 __all__ = ['build_parser', 'main', 'own_folders']
 
 # What draws again the files of a command; osr and ood leave the same kind.
-_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe}
+_DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe, 'shortcut': draw_shortcut}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser with a parser for each sub-command."""
-    parser = ConsoleParser(prog='gradmix-openset', description='How well a model tells known classes from unknown.')
+    parser = ConsoleParser(prog='gradmix-openset',
+                           description='Evaluate how well a model separates known from unknown classes.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=ConsoleParser)
     add_osr(commands)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folders', nargs='+', metavar='DIR',
-                        help='folders that `osr`, `ood`, `corrupt` or `probe` wrote, run folders, or folders above')
+                        help='folders that `osr`, `ood`, `corrupt`, `probe` or `shortcut` wrote, run folders, or '
+                             'folders above')
     report.add_argument('--output', metavar='DIR', help='write there, files and all (default: where the files are)')
     report.set_defaults(run=run_report)
     add_ood(commands)
     add_compare(commands)
     add_corrupt(commands)
     add_probe(commands)
+    add_shortcut(commands)
     return parser
 
 
@@ -94,7 +98,7 @@ def _run_each(args: argparse.Namespace) -> int:
         The last exit status.
 
     Raises:
-        UsageError: A file that is not there, or two whose results would go to one folder, before any is judged.
+        UsageError: A file that is not there, or two whose results would go to one folder, before any is evaluated.
     """
     status = 0
     parts = list(_parts(args))

@@ -7,9 +7,12 @@ from typing import Any
 
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.data import OVERLAPS
+from gradmix_timm.data.image_lists import SUITES, find_suite
 from gradmix_timm.evaluation.opening import head_names, known_folders, named_split, open_known, with_sets
 from gradmix_timm.evaluation.steps import evaluate_images
+from gradmix_timm.evaluation.suites import list_order, open_suite
 from gradmix_timm.evaluation.unknown import UnknownOptions, open_unknown
+from gradmix_timm.evaluation.validation_unknown import open_validation_unknown
 from gradmix_timm.openset.reports.report import means_table
 
 from .flags import (
@@ -39,8 +42,15 @@ def add_ood(commands: Any) -> None:
     add_model_flags(ood)
     add = ood.add_argument_group('Known and unknown images').add_argument
     add('--known', metavar='DIR', help="known test images by class, a folder or .tar (default: the checkpoint's data)")
-    add('--unknown', nargs='+', action='extend', required=True, metavar='SET',
+    add('--unknown', nargs='+', action='extend', default=[], metavar='SET',
         help='folder:NAME=DIR (or a .tar), torchvision:svhn, timm:NAME=DIR, noise:uniform, noise:blobs, ...')
+    add('--ood-suite', metavar='NAME',
+        help=f"a benchmark of OpenOOD by its own image lists, in place of --known and --unknown: {', '.join(SUITES)}; "
+             'with --preset openood where no other is named')
+    add('--ood-suite-root', metavar='DIR',
+        help='folder with its lists (benchmark_imglist) and images (images_classic, images_largescale)')
+    add('--full-spectrum', action='store_true',
+        help='known images under other conditions (ImageNet-C, -R, -V2, ...) of the suite count as known')
     add('--overlap', choices=OVERLAPS, default='refuse',
         help='what to do where an unknown set has classes of known names (default: refuse)')
     add('--near', type=words, default=[], metavar='A,B,...', help="sets that count as near (default: OpenOOD's table)")
@@ -59,6 +69,7 @@ def add_ood(commands: Any) -> None:
 def run_ood(args: argparse.Namespace) -> int:
     """Open, check the accuracy, evaluate, print the tables, write the files; the report's path comes last."""
     with flag_errors(args):
+        _check_suite(args)
         settings, options, unknown = settings_of(args), options_of(args), _unknown_of(args)
         if args.reference_top1 is not None and not 0 <= args.reference_top1 <= 100:
             raise ValueError(f'reference_top1={args.reference_top1:g}: expected percent, from 0 to 100')
@@ -66,21 +77,48 @@ def run_ood(args: argparse.Namespace) -> int:
         loaded = read_checkpoint(args)
         split = named_split(options, loaded.record if loaded is not None else None)
         model = build_model(args, settings, loaded, None if split is None else len(split.known))
-        names = split.known if split is not None else head_names(
-            model.net, known_folders(options, loaded, args.known), args.known or args.data_dir or 'the data')
-        images = open_known(options, loaded, names, model.reading(), args.known)
-        sets = open_unknown(unknown, images, model.reading(), imagenet=split is None and len(names) == 1000)
-        images = with_sets(images.recoded(unknown.known_codec), sets)
+        if args.ood_suite:
+            suite = find_suite(args.ood_suite)
+            known = split.known if split is not None else head_names(model.net, list_order(suite) or tuple(
+                map(str, range(suite.classes))), suite.name)
+            images = open_suite(suite, args.ood_suite_root, known, model.reading(), args.full_spectrum)
+        else:
+            names = split.known if split is not None else head_names(
+                model.net, known_folders(options, loaded, args.known), args.known or args.data_dir or 'the data')
+            images = open_known(options, loaded, names, model.reading(), args.known)
+            sets = open_unknown(unknown, images, model.reading(), imagenet=split is None and len(names) == 1000)
+            images = with_sets(images.recoded(unknown.known_codec), sets)
+        tune = None if args.tune is None else (args.tune, open_validation_unknown(
+            args.tune, images, model.reading(), args.unknown_data_dir))
         with score_bar(settings.scores) as on_score:
             evaluation = evaluate_images(
                 model, images, gate='off' if args.no_accuracy_gate else 'refuse', reference_top1=args.reference_top1,
-                on_score=on_score, command=args.command_line)
+                on_score=on_score, tune=tune, command=args.command_line)
     print_results(evaluation.results)
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
     print(f'\nAUROC by data set\n\n{means_table(evaluation.results)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
+
+
+def _check_suite(args: argparse.Namespace) -> None:
+    """A suite brings all images; it is published by OpenOOD's conventions."""
+    if not args.ood_suite:
+        for name in ('ood_suite_root', 'full_spectrum'):
+            if getattr(args, name):
+                raise ValueError(f'{name}= is of a suite; add ood_suite=NAME, or leave it out')
+        if not args.unknown:
+            raise ValueError('unknown=: name a set of unknown images, as in unknown=folder:NAME=DIR, or ood_suite=NAME')
+        return
+    find_suite(args.ood_suite)
+    if not args.ood_suite_root:
+        raise ValueError(f'ood_suite={args.ood_suite} is read from a folder with its lists and images; add '
+                         'ood_suite_root=DIR')
+    for name in ('known', 'unknown', 'near', 'far', 'codec', 'unknown_codec'):
+        if getattr(args, name):
+            raise ValueError(f'ood_suite={args.ood_suite} brings its own images; leave out {name}=')
+    args.preset = args.preset or 'openood'
 
 
 def _unknown_of(args: argparse.Namespace) -> UnknownOptions:

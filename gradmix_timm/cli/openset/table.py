@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from gradmix_timm.openset.reports.preset_table import preset_table
 from gradmix_timm.openset.reports.report import closed_set_line, operating_line, score_table
 from gradmix_timm.openset.reports.tables import pixel_statistics_of, pretraining_note, warnings_of
 from gradmix_timm.openset.results import OpenSetResults
@@ -34,8 +35,14 @@ def print_results(results: OpenSetResults) -> None:
     print(f'\n{closed_set_line(results)}\n')
     print(score_table(results))
     print(operating_line(results))
+    if table := preset_table(results):
+        print(f'\nBy the conventions of {results["preset"]["name"]}, percent\n\n{table}\n')
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
+    for name, choice in (results['tuning']['scores'] if 'tuning' in results else {}).items():
+        best = choice['tried'][choice['chosen']]
+        print(f'picked on validation images: {choice["chosen"]} for {name} (AUROC {100 * best:.2f} there, of '
+              f'{len(choice["tried"])} tried)')
     for name, found in (results.get('sensitivity') or {}).items():
         points = ', '.join(f'{value:.4g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
                            for value, area in found['points'])

@@ -246,14 +246,23 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
     if binary and not mixer.rows_sum_to_one:
         raise ValueError(f'--bce-loss with {mode}: its label weights go beyond 1, which binary cross-entropy does not '
                          'take; leave one of them out (multi-label: --multi-label-mix union)')
-    if any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
-        _refuse_clean_conflicts(args, plan)
+    _refuse_forward_conflicts(args, plan, mixer)
     if mixer.requires_model:
         _refuse_model_conflicts(args, mode)
 
 
-def _refuse_clean_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
-    """The clean forward can serve the attribution of one plain, uncompiled classifier."""
+def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer) -> None:
+    """A training forward that also serves the mixer is that of one plain, uncompiled classifier."""
+    late = getattr(mixer, 'labels_after_forward', False)
+    for flag, on in (('--kd-model-name', args.kd_model_name is not None),
+                     ('--task multilabel', args.task == 'multilabel'), ('--torchcompile', bool(args.torchcompile)),
+                     ('--torchscript', args.torchscript), ('--grad-checkpointing', args.grad_checkpointing),
+                     ('--objective', args.objective != 'ce')):
+        if on and late:
+            raise ValueError(f'{flag} with --mixup-mode {plan.name}: its labels are read from the attention of the '
+                             'training forward itself; leave one of them out')
+    if not any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
+        return
     for flag, on in (('--kd-model-name', args.kd_model_name is not None),
                      ('--task multilabel', args.task == 'multilabel'), ('--torchcompile', bool(args.torchcompile)),
                      (f'--mixup-mode {plan.name}', plan.name != 'gradmix')):

@@ -29,7 +29,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import RunFailedError, shortened
-from gradmix_timm.objectives import JointTask, KeepCleanTask, MocoTask
+from gradmix_timm.objectives import JointTask, KeepCleanTask, LateLabelTask, MocoTask
 
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Position', 'Recorded', 'Section', 'check_resume', 'gather_streams',
@@ -72,6 +72,7 @@ RECORDED_TASKS: dict[str, Any] = {
     'feature': _recorded(FeatureDistillationTask),
     'token': _recorded(TokenDistillationTask),
     'keep-clean': _recorded(KeepCleanTask),
+    'late-labels': _recorded(LateLabelTask),
     'supcon+ssl': _recorded(JointTask),
     'simclr': _recorded(JointTask),
     'moco': _recorded(MocoTask),

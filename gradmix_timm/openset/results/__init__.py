@@ -1,5 +1,6 @@
 """What an evaluation leaves in files: types of their content, and reading that checks it."""
 from .base import ClosedSet, Facts, Figures, Interval, Manifest, RankMetric, Results, RunResults, Scored, ScoreFigures
+from .conventions import PresetFigures, TunedScore, Tuning
 from .corrupt_and_probe import (
     AurocBySide,
     ByCorruption,
@@ -51,13 +52,14 @@ from .open_set import (
     UnknownClass,
     UnknownSet,
 )
+from .shortcut import Evidence, ShortcutGroup, ShortcutOfRun, ShortcutResults
 
 __all__ = [
     'ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'AccuracyGate', 'AtThreshold', 'AurocBySide', 'ByCorruption',
     'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
-    'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
+    'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Evidence', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
-    'PartResults', 'PerClass', 'PixelStatistics', 'ProbeGroup', 'ProbeParameters', 'ProbeResults', 'RankMetric',
-    'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'Statistic', 'Statistics', 'Threshold',
-    'UnknownClass', 'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts',
-    'read_results', 'read_run']
+    'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
+    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
+    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
+    'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']

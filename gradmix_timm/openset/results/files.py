@@ -13,6 +13,7 @@ from gradmix_timm.schema import Length, Range, check, read_json, shown
 from .base import Count, Name, Results, RunResults, Share, Size
 from .corrupt_and_probe import CorruptionResults, ProbeResults
 from .open_set import NearPair, OpenSetResults, PartResults
+from .shortcut import ShortcutResults
 
 __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'read_arrays',
            'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
@@ -20,7 +21,7 @@ __all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mi
 #: Names of the files in an evaluation's folder; the last is of the training run.
 RESULTS, ARRAYS, MISTAKES, MIXES = 'results.json', 'arrays.npz', 'mistakes.json', 'mixes.json'
 _ARRAY_BYTES = 4 * 2 ** 30
-_KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults}
+_KINDS: dict[str, Any] = {'corrupt': CorruptionResults, 'probe': ProbeResults, 'shortcut': ShortcutResults}
 
 Array = NDArray[Any]
 T = TypeVar('T')
@@ -41,8 +42,9 @@ def read_results(folder: Path, kind: Any = None) -> Any:
     Args:
         folder: Of the evaluation.
         kind: :class:`~gradmix_timm.openset.results.OpenSetResults`,
-            :class:`~gradmix_timm.openset.results.CorruptionResults` or
-            :class:`~gradmix_timm.openset.results.ProbeResults`; None: whichever it is by its ``command``.
+            :class:`~gradmix_timm.openset.results.CorruptionResults`,
+            :class:`~gradmix_timm.openset.results.ProbeResults` or
+            :class:`~gradmix_timm.openset.results.ShortcutResults`; None: whichever it is by its ``command``.
 
     Raises:
         ValueError: None there, not what its type says, or written by another command.
@@ -99,6 +101,8 @@ def _inconsistent(results: Results, kind: Any) -> Iterator[str]:
         yield from _unknown_scores(cast(OpenSetResults, results))
     elif kind is CorruptionResults:
         yield from _missing_means(cast(CorruptionResults, results))
+    elif kind is ShortcutResults:
+        yield from _other_scores(cast(ShortcutResults, results))
     else:
         for name, group in cast(ProbeResults, results)['groups'].items():
             needed = {'linear': ('l2', 'held_out_by_l2'), 'few-shot': ('shots',)}.get(group['probe'], ())
@@ -123,6 +127,15 @@ def _unknown_scores(results: OpenSetResults) -> Iterator[str]:
     for kind, mean in (results.get('means') or {}).items():
         yield from (f'means.{kind}.scores.{name}.auroc is missing' for name in names
                     if 'auroc' not in mean['scores'].get(name, {}))
+
+
+def _other_scores(results: ShortcutResults) -> Iterator[str]:
+    names = list(results['scores'])
+    for view, group in results['groups'].items():
+        if list(group['scores']) != names:
+            yield f'groups.{view}.scores: got {shown(list(group["scores"]))}, expected those of scores, {shown(names)}'
+        yield from (f'groups.{view}.scores.{name}.auroc_ci is missing' for name, entry in group['scores'].items()
+                    if 'auroc_ci' not in entry)
 
 
 def _missing_means(results: CorruptionResults) -> Iterator[str]:

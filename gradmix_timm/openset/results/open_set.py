@@ -3,7 +3,8 @@ from typing import Annotated, NotRequired, TypedDict
 
 from gradmix_timm.schema import Length, Plain, Range
 
-from .base import Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .conventions import PresetFigures, Tuning
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
@@ -80,6 +81,7 @@ class Group(UnknownSet):
         n_known: Known test images.
         n_unknown: Unknown images of the group.
         unknown_classes: Their classes.
+        closed_set: ``shortcut``: accuracy on the known images of this view; else that of the evaluation.
         scores: Metrics by name of the score.
         trivial: ``ood``: pixel statistics of the set; null where they were not measured.
     """
@@ -87,6 +89,7 @@ class Group(UnknownSet):
     n_known: Size
     n_unknown: Size
     unknown_classes: NotRequired[Names]
+    closed_set: NotRequired[ClosedSet]
     scores: Scores
     trivial: NotRequired[PixelStatistics | None]
 
@@ -341,6 +344,7 @@ class JudgedFigures(Figures):
         threshold: One threshold, and what it accepts.
         per_class: Figures class by class.
         not_served: Scores that the model cannot serve, with the reason.
+        preset: With --preset: the scores by its conventions.
     """
 
     fits: NotRequired[dict[Name, Fit]]
@@ -349,6 +353,7 @@ class JudgedFigures(Figures):
     threshold: Threshold
     per_class: PerClass
     not_served: dict[str, str]
+    preset: NotRequired[PresetFigures]
 
 
 class OpenSetResults(Results, JudgedFigures):
@@ -360,6 +365,7 @@ class OpenSetResults(Results, JudgedFigures):
         trivial: Pixel statistics of all unknown images; null where they were not measured.
         duplicates: Whether unknown images are copies of known ones; null where it was not looked for.
         sensitivity: By name of the score, with --sensitivity.
+        tuning: With --tune: how options were picked.
     """
 
     means: NotRequired[dict[str, Mean] | None]
@@ -367,3 +373,4 @@ class OpenSetResults(Results, JudgedFigures):
     trivial: NotRequired[PixelStatistics | None]
     duplicates: NotRequired[Duplicates | None]
     sensitivity: NotRequired[dict[Name, Sensitivity] | None]
+    tuning: NotRequired[Tuning]

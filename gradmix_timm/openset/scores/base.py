@@ -95,6 +95,8 @@ class Score(ABC):
         needs_head: Whether it uses the classifier's weights.
         fits_on_held_out: Whether its paper fits it on known images that took no part in training; where there are
             none, training images serve.
+        requires_model: Whether it goes back to the model for every image
+            (:class:`~gradmix_timm.openset.scores.odin.ModelScore`), so that embeddings alone do not do.
         least: Training samples that every class must have.
         checks_values: Whether :meth:`knownness` itself refuses values that are not finite, as it reads them.
         name: As registered.
@@ -106,6 +108,7 @@ class Score(ABC):
     needs_train: ClassVar[bool] = False
     needs_head: ClassVar[bool] = False
     fits_on_held_out: ClassVar[bool] = False
+    requires_model: ClassVar[bool] = False
     least: ClassVar[int] = 0
     checks_values: ClassVar[bool] = False
 

@@ -1,6 +1,8 @@
 """Scores of the softmax that are fitted: KL matching, MSP at a fitted temperature."""
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -71,5 +73,8 @@ class TemperatureScaled(MaxSoftmax):
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
         """The temperature."""
         assert train is not None
-        self.temperature = fit_temperature(train.logits.float().cpu().numpy(), train.label.cpu().numpy())
-        self.diagnostics = {'samples': len(train.logits), 'temperature': self.temperature}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            self.temperature = fit_temperature(train.logits.float().cpu().numpy(), train.label.cpu().numpy())
+        self.diagnostics = {'samples': len(train.logits), 'temperature': self.temperature,
+                            'note': str(caught[0].message) if caught else None}

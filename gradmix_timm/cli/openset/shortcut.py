@@ -1,0 +1,91 @@
+"""``gradmix-openset shortcut``: how far a model answers by the mark that was drawn on its training images."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gradmix_timm.attribution import METHODS
+from gradmix_timm.evaluation.folder import REPORT, draw_plain, write_files
+from gradmix_timm.evaluation.opening import open_split, plan_split
+from gradmix_timm.evaluation.shortcut import ShortcutOptions, draw_shortcut_examples, evaluate_shortcut
+from gradmix_timm.openset.reports.shortcut_report import (
+    evidence_lines,
+    render_shortcut,
+    shortcut_csv,
+    shortcut_latex,
+    shortcut_line,
+    shortcut_markdown,
+    shortcut_table,
+)
+from gradmix_timm.openset.results import ARRAYS, ShortcutResults, read_results
+
+from .flags import (
+    Names,
+    add_model_flags,
+    build_model,
+    flag_errors,
+    options_of,
+    output_folder,
+    read_checkpoint,
+    score_names,
+    settings_of,
+)
+
+__all__ = ['add_shortcut', 'draw_shortcut', 'run_shortcut']
+
+
+def add_shortcut(commands: Any) -> None:
+    """Register the sub-command.
+
+    Args:
+        commands: Of ``add_subparsers``.
+    """
+    shortcut = commands.add_parser(
+        'shortcut', help='accuracy and open-set scores with a shortcut present, absent and conflicting',
+        description='Judge a checkpoint that was trained with --dataset shortcut:NAME on test images with the mark of '
+                    'their class, without a mark and with the mark of another class; see how much of the evidence '
+                    'lies on the mark.')
+    add_model_flags(shortcut)
+    add = shortcut.add_argument_group('Evidence').add_argument
+    add('--attribution', default='layercam', metavar='NAME', help=f'method of the map: {", ".join(METHODS)} '
+                                                                  '(default: layercam)')
+    add('--layers', nargs='+', metavar='LAYER', help='where the map is made: module names or numbers, as of '
+                                                     "--gradmix-layers (default: by the map's size)")
+    add('--images', type=int, default=1000, metavar='N', help='known images at most that maps are made of '
+                                                              '(default: 1000)')
+    add = shortcut.add_argument_group('Evaluation').add_argument
+    add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
+        metavar='NAME[:OPTION=VALUE,...]', help='(default: msp,mls)')
+    add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
+    add('--seed', type=int, default=0, metavar='N', help='of resamples and random places (default: 0)')
+    add('--output', metavar='DIR', help='(default: the folder shortcut beside the checkpoint)')
+    shortcut.set_defaults(run=run_shortcut)
+
+
+def run_shortcut(args: argparse.Namespace) -> int:
+    """Embed, score, measure the evidence, print the table, write the files; the report's path comes last."""
+    with flag_errors(args):
+        settings, options = settings_of(args), options_of(args)
+        chosen = ShortcutOptions(attribution=args.attribution, layers=args.layers, images=args.images)
+        folder = output_folder(args, 'shortcut')
+        loaded = read_checkpoint(args)
+        split = plan_split(options, loaded.record if loaded is not None else None)
+        model = build_model(args, settings, loaded, len(split.known))
+        images = open_split(options, loaded, split, model.reading(), unknown_needed=False)
+        results, arrays = evaluate_shortcut(model, images, chosen, args.command_line)
+        examples = draw_shortcut_examples(model, images, chosen)
+    write_files(folder, results, {
+        'results.csv': shortcut_csv(results), 'results.md': shortcut_markdown(results),
+        'results.tex': shortcut_latex(results)}, {ARRAYS: arrays}, {'examples.png': examples})
+    draw_shortcut(folder)
+    print(f'\n{shortcut_line(results)}\n\n{shortcut_table(results)}')
+    for line in evidence_lines(results):
+        print(line)
+    print(folder / REPORT)
+    return 0
+
+
+def draw_shortcut(folder: Path) -> None:
+    """The page, from files."""
+    draw_plain(folder, read_results(folder, ShortcutResults), {}, render_shortcut)

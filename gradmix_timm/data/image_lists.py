@@ -1,0 +1,160 @@
+"""OpenOOD's image lists: one line an image, its path below a folder and its class; and the suites they make up."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from timm.data.readers.reader import Reader
+
+from gradmix_timm.registry import nearest
+from gradmix_timm.schema import shown
+
+from .images import ImageSource
+from .opening import open_regular
+from .subsets import CutDataset
+
+__all__ = ['SUITES', 'ListReader', 'Suite', 'find_suite', 'read_list', 'suite_images']
+
+_CLASSIC, _LARGE = 'images_classic', 'images_largescale'
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A benchmark of OpenOOD v1.5 (openood/evaluation_api/datasets.py).
+
+    Attributes:
+        name: As it is typed, and of the folder of its lists.
+        classes: Known classes.
+        near: Unknown sets that are near.
+        far: The same for far.
+        shifted: Known classes under other conditions, which count as known in the full spectrum.
+        folder: Of the known images.
+    """
+
+    name: str
+    classes: int
+    near: tuple[str, ...]
+    far: tuple[str, ...]
+    shifted: Mapping[str, str]
+    folder: str
+
+    def files(self, part: str) -> tuple[str, str]:
+        """List and folder of images below the suite's root.
+
+        Args:
+            part: 'train', 'val' or 'test' of the known images, an unknown or a shifted set.
+        """
+        if part in ('train', 'val', 'test'):
+            name, folder = f'{part}_{self.name}', self.folder
+        else:
+            name, folder = self.shifted.get(part, f'test_{part}'), self.folder
+            folder = _CLASSIC if part == 'textures' else folder
+        return f'benchmark_imglist/{self.name}/{name}.txt', folder
+
+
+_SMALL_FAR, _LARGE_NEAR = ('mnist', 'svhn', 'texture', 'places365'), ('ssb_hard', 'ninco')
+_LARGE_FAR = ('inaturalist', 'textures', 'openimage_o')
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (
+    Suite('cifar10', 10, ('cifar100', 'tin'), _SMALL_FAR, {'cifar10c': 'test_cifar10c'}, _CLASSIC),
+    Suite('cifar100', 100, ('cifar10', 'tin'), _SMALL_FAR, {}, _CLASSIC),
+    Suite('imagenet200', 200, _LARGE_NEAR, _LARGE_FAR, {
+        f'imagenet_{kind}': f'test_imagenet200_{kind}' for kind in ('v2', 'c', 'r')}, _LARGE),
+    Suite('imagenet', 1000, _LARGE_NEAR, _LARGE_FAR, {
+        f'imagenet_{kind}': f'test_imagenet_{kind}' for kind in ('v2', 'c', 'r', 'es')}, _LARGE))}
+
+
+def find_suite(name: str) -> Suite:
+    """The suite of a name.
+
+    Raises:
+        ValueError: No such suite, with the nearest.
+    """
+    if name not in SUITES:
+        raise ValueError(f'ood_suite={name}: {nearest(name, SUITES)}')
+    return SUITES[name]
+
+
+class ListReader(Reader):
+    """Files by name, as a timm reader.
+
+    Args:
+        root: Above all of them.
+        samples: Path and label of each.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], samples: Sequence[tuple[str, int]]) -> None:
+        super().__init__()
+        self.root, self.samples = str(root), list(samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        return open_regular(path), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+
+
+def read_list(path: Path, folder: Path) -> list[tuple[str, int]]:
+    """Path and label of each line ``PATH LABEL``; in place of a label may be a mapping, which has none (-1).
+
+    Raises:
+        ValueError: No such list, a line of another form, or a path that leads out of the folder.
+    """
+    if not path.is_file():
+        raise ValueError(f'no image list at {path}; expected the lists of OpenOOD (benchmark_imglist/) and its folders '
+                         f'of images ({_CLASSIC}/, {_LARGE}/) in one folder, ood_suite_root=DIR')
+    samples = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        name, _, label = line.strip().partition(' ')
+        if not name:
+            continue
+        place = PurePosixPath(name)
+        if place.is_absolute() or '..' in place.parts:
+            raise ValueError(f'{path}, line {number}: {shown(name)} leads out of the folder of images; expected a path '
+                             'below it')
+        label = label.strip()
+        if not label.startswith('{') and not label.removeprefix('-').isdigit():
+            raise ValueError(f'{path}, line {number}: expected "PATH LABEL", LABEL a number, got {shown(line)}')
+        samples.append((str(folder / place), -1 if label.startswith('{') else int(label)))
+    if not samples:
+        raise ValueError(f'{path} names no image')
+    if not Path(samples[0][0]).is_file():
+        raise ValueError(f'{path} names {samples[0][0]}, which is not there; the folder of images belongs below '
+                         'ood_suite_root=DIR')
+    return samples
+
+
+def suite_images(suite: Suite, root: Path, parts: Sequence[str], classes: Sequence[str], reading: Mapping[str, Any],
+                 known: bool = True) -> CutDataset:
+    """Images of one part of a suite, or of several one after another.
+
+    Args:
+        suite: Which.
+        root: Folder with the lists and images.
+        parts: Of :meth:`Suite.files`.
+        classes: Names of the known classes, in the order of the lists' labels.
+        reading: Options of :class:`ImageSource`.
+        known: Whether labels are classes; else all are -1.
+
+    Raises:
+        ValueError: A list that is not there or holds what no list does, or a label that is no class.
+    """
+    samples = []
+    for part in parts:
+        file, folder = suite.files(part)
+        found = read_list(root / file, root / folder)
+        bad = next((label for _, label in found if not 0 <= label < len(classes)), None) if known else None
+        if bad is not None:
+            raise ValueError(f'{root / file}: label {bad} is none of the {len(classes)} known classes')
+        samples += found
+    source = ImageSource(ListReader(root, samples), **reading)
+    labels = np.array([label for _, label in samples]) if known else np.full(len(samples), -1)
+    return CutDataset(source, np.arange(len(samples)), labels, classes if known else ())
