@@ -48,7 +48,7 @@ def pixels(results: dict) -> str:
     found = results['trivial']
     worst = found['worst']
     alone, together = found['statistics'][worst]['auroc'], found['combined']['auroc']
-    return (f'Pixels alone: {worst} tells unknown from known with an AUROC of {alone:.1%}, all '
+    return (f'Pixels alone: {worst} separates unknown from known with an AUROC of {alone:.1%}, all '
             f'{len(found["statistics"])} statistics together {together:.1%}.')
 
 

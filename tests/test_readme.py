@@ -24,9 +24,18 @@ def test_documents_are_those_that_their_commands_write():
     assert attribution['block']() in (ROOT / 'docs' / 'results' / 'attribution.md').read_text()
 
 
-def test_pictures_and_documents_are_there():
-    for target in re.findall(r'\]\((?!http)([^)#]+)\)', README):
-        assert (ROOT / target).exists(), target
+def test_links_work_on_pypi_and_lead_to_files_that_are_there():
+    url = re.search(r'^url = (\S+)$', (ROOT / 'setup.cfg').read_text(), re.MULTILINE)[1]
+    ours = (f'{url}/blob/main/', url.replace('github.com', 'raw.githubusercontent.com') + '/main/')
+    for target in re.findall(r'\]\((?!#)([^)#]+)', README):
+        assert target.startswith('https://'), f'{target}: PyPI resolves no relative link'
+        for prefix in ours:
+            if target.startswith(prefix):
+                assert (ROOT / target.removeprefix(prefix)).exists(), target
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_mixers_and_flags_that_it_names_exist():

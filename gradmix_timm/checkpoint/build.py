@@ -112,7 +112,7 @@ def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str 
 
     Args:
         args: timm's training arguments, as a checkpoint holds them; None where there are none.
-        name: The model, where it is judged with timm's own weights.
+        name: The model, if it is evaluated with timm's own weights.
 
     Returns:
         'none'; timm's name of the weights with their tag; 'file NAME'; None if it is not recorded.
@@ -145,7 +145,7 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 
 def _head_size(name: str, state: Mapping[str, Tensor]) -> tuple[str, int | None]:
-    """Prefix of all names, as far as the head tells it, and the head's outputs."""
+    """Prefix of all names, if the head shows it, and the head's outputs."""
     places = [(prefix, f'{prefix}{head}.weight') for prefix in _prefixes(state) for head in _head_names(name)]
     return next(((prefix, len(state[key])) for prefix, key in places if key in state and state[key].dim()), ('', None))
 

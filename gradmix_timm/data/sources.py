@@ -101,7 +101,7 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
 
 
 def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
-    """Splits of a data set as far as they can be told without opening it; empty where they cannot.
+    """Splits of a data set as far as they are known without opening it; empty otherwise.
 
     Example:
         >>> list_splits('sklearn/digits')

@@ -39,7 +39,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
              preprocessing: Preprocessing | None = None, pretrained: bool = True, img_size: int | None = None,
              device: torch.device | str | None = None, gate: str = 'warn', reference_top1: float | None = None,
              near: Sequence[str] = (), far: Sequence[str] = (), overlap: str = 'refuse', **settings: Any) -> Evaluation:
-    """Evaluate how well a model names known classes and tells unknown images from them.
+    """Evaluate how well a model classifies known images and separates unknown images from them.
 
     Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
     folder of class folders. Tensors are read as they are, pictures and folders through the model's own preprocessing.

@@ -69,7 +69,7 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
-    """The same, without what other commands wrote of a run that ``openset osr`` judged.
+    """The same, without what other commands wrote of a run that ``openset osr`` evaluated.
 
     Raises:
         ValueError: As :func:`find_evaluations`.
@@ -137,14 +137,14 @@ def check_runs(runs: Sequence[Run]) -> None:
             raise ValueError(f'{which} with other classes: {other.folder} and {run.folder}'
                              f'{_first_difference(other, run)}; compare runs of the same classes')
         if any(a != b for a, b in zip(run.images, other.images, strict=True) if None not in (a, b)):
-            raise ValueError(f'{other.folder} and {run.folder} were judged on different images of the same classes; '
+            raise ValueError(f'{other.folder} and {run.folder} were evaluated on different images of the same classes; '
                              'evaluate both on the same data')
         twin = seen.setdefault((run.group, run.cell), run)
         if twin is not run:
             differ = sorted(key for key in {*twin.options, *run.options} - set(_INCIDENTAL)
                             if twin.options.get(key) != run.options.get(key))
             differ += [key for key in _FACTS if twin.facts.get(key) != run.facts.get(key)]
-            hint = f'tell them apart, --by mixer,{differ[0]}' if differ else 'leave one out, or --by mixer,folder'
+            hint = f'separate them, --by mixer,{differ[0]}' if differ else 'leave one out, or --by mixer,folder'
             raise ValueError(f'two runs of {run.group} for trial {run.trial}, seed {run.seed}: {twin.folder} and '
                              f'{run.folder}; {hint}')
 

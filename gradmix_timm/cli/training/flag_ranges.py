@@ -55,7 +55,7 @@ _PAIRS = ('scale', 'ratio', 'cutmix_minmax')
 
 
 def check_values(args: argparse.Namespace) -> None:
-    """Refuse values that no part of timm takes, or that it takes without a word and cannot honour.
+    """Refuse values that timm rejects, or accepts silently and ignores.
 
     Raises:
         ValueError: Naming the flag, what was got and what is expected.
