@@ -49,8 +49,9 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
 
     Differences are paired by trial and seed and averaged over the seeds of a class split first; their intervals hold
-    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given. ``wins`` counts the pairs in which a level
-    is better than the base; ``cost`` is the ratio of median training seconds.
+    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
+    ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
+    seconds.
 
     Args:
         study: Cells that are not done are left out, and counted.
