@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm import models  # noqa: F401 - timm knows its nets from here on
+from gradmix_timm.models import own_names
 from gradmix_timm.schema import shown
 
 from .allowed import check_model_name
@@ -46,6 +46,7 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
         return _create(name, pretrained, {} if num_classes is None else {'num_classes': num_classes}).eval()
     if pretrained:
         raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')
+    loaded = replace(loaded, state_dict=own_names(name, loaded.state_dict))
     if loaded.record is not None and loaded.record.unknown_output:
         loaded = _folded(loaded, name)
     kwargs = loaded.model_kwargs
