@@ -25,7 +25,9 @@ from gradmix_timm.openset.reports.comparison_tables import comparison_markdown
 from gradmix_timm.openset.runs import Run
 
 pixels, digits = load_digits(return_X_y=True)
+pixels, digits = pixels[:1200], digits[:1200]
 images = torch.nn.functional.interpolate(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, (32, 32))
+images = images.repeat(1, 3, 1, 1)  # grey as RGB, as the net expects it
 held = torch.arange(len(digits)) % 4 == 0
 
 
@@ -40,7 +42,7 @@ def data(split):
 def train(mixer_name, dataset, seed):
     """A small net, two epochs."""
     torch.manual_seed(seed)
-    model = timm.create_model('test_resnet', num_classes=6, in_chans=1)
+    model = timm.create_model('test_resnet', num_classes=6)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     mixer = create_mixer(mixer_name, num_classes=6, prob=0.5, seed=seed)
     for _ in range(2):

@@ -18,7 +18,8 @@ TRAIN, QUERIES, HEAD = embedded.make(240), embedded.make(30, 1, unknown=True), e
     ('ash:variant=b,percentile=65', 'ash', {'variant': 'b', 'percentile': 65}),
     ('openmax:shift=1,alpha=2', 'openmax', {'shift': 1, 'alpha': 2}),
     ('mahalanobis:shrinkage=1e-3,normalize=true', 'mahalanobis', {'shrinkage': 1e-3, 'normalize': True}),
-    ('mahalanobis:shrinkage=none', 'mahalanobis', {'shrinkage': None}), ('knn: k = 5', 'knn', {'k': 5})])
+    ('energy:T=2', 'energy', {'temperature': 2}), ('mahalanobis:shrinkage=none', 'mahalanobis', {'shrinkage': None}),
+    ('knn: k = 5', 'knn', {'k': 5})])
 def test_a_name_with_options_is_the_score_with_these_keywords(text, name, options):
     assert parse_score(text) == (name, options)
     one, other = fit_score(text, TRAIN, HEAD), fit_score(name, TRAIN, HEAD, **options)
