@@ -86,6 +86,8 @@ comparison = compare_runs(runs, base='none', paired=True, metrics=['auroc', 'osc
 Markdown(comparison_markdown(comparison))
 
 # %% [markdown]
+# These nets are barely trained, with two epochs on 900 images, so the table shows the procedure and not a result.
+#
 # Read the interval before the verdict: "not distinguishable" with an interval of several points says that the runs
 # are too few or too short, and not that the mixers are equal. GradMix has to beat `random-box` too, which pastes a
 # box of the same size anywhere; otherwise the attribution map contributes nothing.
