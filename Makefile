@@ -12,12 +12,12 @@ QUICK_EVAL = $(BIN)/python -m gradmix_timm.openset osr --checkpoint $(QUICK_RUN)
 
 # Two processes, whole files to each: fixtures of a module are made once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
-# Documents hold doctests too; the package's are part of the quick suite already.
-DOCTESTS = --doctest-glob='*.md' gradmix_timm $(wildcard README.md docs)
+# Documents hold doctests too; the package's are part of the quick suite already. Tutorials are run by a slow test.
+DOCTESTS = --doctest-glob='*.md' --ignore=docs/tutorials gradmix_timm $(wildcard README.md docs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help quickstart test test-all check lint bench gpu clean stale
+.PHONY: help quickstart test test-all check lint docs bench gpu clean stale
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -36,9 +36,13 @@ test-all: $(VENV)/.full  ## the slow tests too, with the examples' and pytorch-o
 check: lint  ## ruff, mypy, doctests (package and documents) and the quick suite
 	$(PYTEST) tests $(DOCTESTS)
 
-lint: $(VENV)/.test  ## ruff and mypy
+lint: $(VENV)/.test  ## ruff, mypy, and the documentation without warnings
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs: $(VENV)/.test  ## the documentation as a site in site/ (offline)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.test  ## pytest-benchmark's tables
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only
@@ -49,7 +53,7 @@ gpu: $(VENV)/.test  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
 clean:  ## remove .venv, caches, builds and the quickstart's run (other runs in output/ stay)
-	rm -rf $(VENV) $(QUICK_RUN) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(QUICK_RUN) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 comma := ,
@@ -82,7 +86,7 @@ $(VENV)/.base: $(METADATA)
 	$(call install,.,.base)
 
 $(VENV)/.test: $(METADATA)
-	$(call install,.[test],.base .test)
+	$(call install,.[test$(comma)docs],.base .test)
 
 $(VENV)/.full: $(METADATA)
-	$(call install,.[test$(comma)examples$(comma)scores],.base .test .full)
+	$(call install,.[test$(comma)docs$(comma)examples$(comma)scores],.base .test .full)

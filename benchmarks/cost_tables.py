@@ -118,7 +118,7 @@ def main() -> None:
             plot(page['figures'], DOCS / picture)
             parts += [f'## A training step{" on CUDA" if kind else ""}\n', f'{page["date"]}, {machine}.\n',
                       f'![Step time by model and mixer]({picture})\n', step_table(page['figures']) + '\n',
-                      '"by hooks and a full backward" is what one would write by hand: hooks on the same layer, '
+                      '"by hooks and a full backward" is the straightforward implementation: hooks on the same layer, '
                       'cross-entropy, `backward()` into every parameter, gradients thrown away. On small images the '
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
                       'forward lies, so the pass costs more.\n']

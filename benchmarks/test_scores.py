@@ -36,7 +36,15 @@ PAIRS: dict[str, tuple[dict[str, Any], str, dict[str, Any], float]] = {
     'react': ({}, 'ReAct', {'backbone': None, 'head': ...}, 0.9),
     'ash': ({}, 'ASH', {'backbone': None, 'head': ..., 'percentile': 0.9}, 0.9),
     'scale': ({}, 'SCALE', {'backbone': None, 'head': ..., 'percentile': 0.85}, 0.9),
-    'dice': ({}, 'DICE', {'encoder': None, 'w': ..., 'b': ..., 'p': 0.9}, 0.9)}
+    'dice': ({}, 'DICE', {'encoder': None, 'w': ..., 'b': ..., 'p': 0.9}, 0.9),
+    'klm': ({}, 'KLMatching', {'model': None}, 0.9), 'temperature': ({}, 'TemperatureScaling', {'model': None}, 0.9),
+    'she': ({}, 'SHE', {'encoder': None, 'head': ...}, 0.9), 'fdbd': ({}, 'fDBD', {'encoder': None, 'head': ...}, 0.9),
+    'nci': ({}, 'NCI', {'encoder': None, 'head': ..., 'alpha': 1e-4}, 0.9),
+    'nnguide': ({}, 'NNGuide', {'encoder': None, 'head': ..., 'k': 10}, 0.9),
+    'gradnorm': ({}, 'GradNorm', {'model': ..., 'param_filter': lambda name: name == 'weight'}, 10.),
+    'gmm': ({'covariance': 'full'}, 'GMM', {'encoder': None}, 0.9),
+    'vra': ({'below': 'clip'}, 'VRA', {'backbone': None, 'head': ..., 'lower_percentile': .1, 'upper_percentile': .9},
+            0.9)}
 
 
 @pytest.fixture(scope='module')
@@ -58,15 +66,18 @@ def _library(name: str, given: dict[str, Any], head: Head) -> tuple[Any, str]:
     layer = torch.nn.Linear(WIDTH, CLASSES).requires_grad_(False)
     layer.weight.copy_(head.weight)
     layer.bias.copy_(head.bias)
-    parts = {'w': head.weight, 'b': head.bias, 'head': lambda maps: layer(maps.flatten(1))}
     kind = getattr(detectors, name)
-    ending = next(end for end in ('logits', 'features', 'feature_maps') if hasattr(kind, f'predict_{end}'))
+    # Of the gradients of its model, which is the head here.
+    ending = next((f'_{end}' for end in ('logits', 'features', 'feature_maps') if hasattr(kind, f'predict_{end}')), '')
+    of_maps = ending == '_feature_maps'
+    parts = {'w': head.weight, 'b': head.bias, 'model': layer,
+             'head': (lambda maps: layer(maps.flatten(1))) if of_maps else layer}
     return kind(**{key: parts[key] if value is ... else value for key, value in given.items()}), ending
 
 
 def _input(embeddings: Embeddings, ending: str) -> torch.Tensor:
-    values = embeddings.logits if ending == 'logits' else embeddings.features
-    return values[..., None, None] if ending == 'feature_maps' else values
+    values = embeddings.logits if ending == '_logits' else embeddings.features
+    return values[..., None, None] if ending == '_feature_maps' else values
 
 
 def _seconds(function: Callable[[], Any]) -> float:
@@ -94,17 +105,17 @@ def test_against_pytorch_ood(name, embedded, benchmark, record):
     options, library, given, hoped = PAIRS[name]
     torch.set_num_threads(1)
     detector, ending = _library(library, given, head)
-    fits = bool(detector.requires_fit)
+    fits = bool(getattr(detector, 'requires_fit', False))
     score = fit_score(name, train, head=head, **options)
     if fits:
-        getattr(detector, f'fit_{ending}')(_input(train, ending), train.label)
-    predict = getattr(detector, f'predict_{ending}')
+        getattr(detector, f'fit{ending}')(_input(train, ending), train.label)
+    predict = getattr(detector, f'predict{ending}')
     figures = {'library': library, 'hoped': hoped,
                'query': _race(lambda: score(queries), lambda: predict(_input(queries, ending)))}
     if fits:
         figures['fit'] = _race(
             lambda: fit_score(name, train, head=head, **options),
-            lambda: getattr(_library(library, given, head)[0], f'fit_{ending}')(_input(train, ending), train.label))
+            lambda: getattr(_library(library, given, head)[0], f'fit{ending}')(_input(train, ending), train.label))
         ours, theirs = (sum(figures[part][who] for part in ('fit', 'query')) for who in ('ours', 'theirs'))
         figures['both'] = {'ours': round(ours, 5), 'theirs': round(theirs, 5), 'ratio': round(theirs / ours, 3)}
     # What the table of pytest-benchmark shows is our query.

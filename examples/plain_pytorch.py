@@ -12,7 +12,7 @@ from gradmix_timm.openset.metrics import auroc
 
 
 def main(backbone: str = 'test_resnet', epochs: int = 6, batch_size: int = 64) -> dict[str, float]:
-    """Train on six digits, then ask how well the largest logit tells them from the other four."""
+    """Train on six digits, then measure how well the largest logit separates them from the other four."""
     torch.manual_seed(0)
     train, test, unknown = known_and_unknown()
     model = timm.create_model(backbone, num_classes=6, in_chans=1)

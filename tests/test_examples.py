@@ -19,7 +19,7 @@ def _on_path(monkeypatch):
 
 
 def test_no_example_is_without_a_test():
-    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop'}
+    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop', 'hf_trainer', 'torchvision_reference'}
     assert {path.stem for path in EXAMPLES.glob('*.py')} == tested
 
 
@@ -53,3 +53,14 @@ def test_accelerate_loop(precision, monkeypatch):
         epochs=epochs, batch_size=32, cpu=True, mixed_precision=precision)
     accelerate.state.AcceleratorState._reset_state(True)
     assert accuracy > (0.7 if precision == 'no' else 0.0)
+
+
+@pytest.mark.slow
+def test_hf_trainer():
+    pytest.importorskip('transformers')
+    assert importlib.import_module('hf_trainer').main(epochs=3, batch_size=32) > 0.7
+
+
+@pytest.mark.slow
+def test_torchvision_reference():
+    assert importlib.import_module('torchvision_reference').main(epochs=2) > 0.7

@@ -12,21 +12,31 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / 'README.md').read_text()
 
 
-def test_quickstart_figures_are_those_of_the_result_files():
-    assert runpy.run_path(str(ROOT / 'benchmarks' / 'readme_figures.py'))['block']() in README
+def test_tables_are_those_of_the_studies():
+    figures = runpy.run_path(str(ROOT / 'benchmarks' / 'study_figures.py'))
+    for page in figures['PAGES']:
+        text = page.read_text()
+        assert '<!-- table ' in text
+        assert figures['filled'](text) == text
 
 
 def test_documents_are_those_that_their_commands_write():
-    showcase = runpy.run_path(str(ROOT / 'benchmarks' / 'showcase.py'))
-    document = (ROOT / 'docs' / 'results' / 'cifar10.md').read_text()
-    assert showcase['page'](document) == document
     attribution = runpy.run_path(str(ROOT / 'benchmarks' / 'attribution_tables.py'))
     assert attribution['block']() in (ROOT / 'docs' / 'results' / 'attribution.md').read_text()
 
 
-def test_pictures_and_documents_are_there():
-    for target in re.findall(r'\]\((?!http)([^)#]+)\)', README):
-        assert (ROOT / target).exists(), target
+def test_links_work_on_pypi_and_lead_to_files_that_are_there():
+    url = re.search(r'^url = (\S+)$', (ROOT / 'setup.cfg').read_text(), re.MULTILINE)[1]
+    ours = (f'{url}/blob/main/', url.replace('github.com', 'raw.githubusercontent.com') + '/main/')
+    for target in re.findall(r'\]\((?!#)([^)#]+)', README):
+        assert target.startswith('https://'), f'{target}: PyPI resolves no relative link'
+        for prefix in ours:
+            if target.startswith(prefix):
+                assert (ROOT / target.removeprefix(prefix)).exists(), target
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
 
 
 def test_mixers_and_flags_that_it_names_exist():

@@ -52,7 +52,7 @@ class Output:
 
     @property
     def cube(self) -> bool:
-        """[B, n, n, n]: the shape does not tell NCHW from NHWC."""
+        """[B, n, n, n]: the shape fits NCHW as well as NHWC."""
         return self.tensor.dim() == 4 and len(set(self.tensor.shape[1:])) == 1
 
 

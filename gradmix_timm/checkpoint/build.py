@@ -11,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm import models  # noqa: F401 - timm knows its nets from here on
+from gradmix_timm.models import own_names
 from gradmix_timm.schema import shown
 
 from .allowed import check_model_name
@@ -46,6 +46,7 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
         return _create(name, pretrained, {} if num_classes is None else {'num_classes': num_classes}).eval()
     if pretrained:
         raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')
+    loaded = replace(loaded, state_dict=own_names(name, loaded.state_dict))
     if loaded.record is not None and loaded.record.unknown_output:
         loaded = _folded(loaded, name)
     kwargs = loaded.model_kwargs
@@ -112,7 +113,7 @@ def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str 
 
     Args:
         args: timm's training arguments, as a checkpoint holds them; None where there are none.
-        name: The model, where it is judged with timm's own weights.
+        name: The model, if it is evaluated with timm's own weights.
 
     Returns:
         'none'; timm's name of the weights with their tag; 'file NAME'; None if it is not recorded.
@@ -145,7 +146,7 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 
 def _head_size(name: str, state: Mapping[str, Tensor]) -> tuple[str, int | None]:
-    """Prefix of all names, as far as the head tells it, and the head's outputs."""
+    """Prefix of all names, if the head shows it, and the head's outputs."""
     places = [(prefix, f'{prefix}{head}.weight') for prefix in _prefixes(state) for head in _head_names(name)]
     return next(((prefix, len(state[key])) for prefix, key in places if key in state and state[key].dim()), ('', None))
 

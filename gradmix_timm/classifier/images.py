@@ -86,7 +86,7 @@ def _read(path: Path, preprocessing: Preprocessing) -> Image.Image:
         with open_image(path) as image:
             return preprocessing.decode(image, path)
     except Exception as error:  # decoders raise nearly anything on broken bytes
-        raise ValueError(f'{path} cannot be read as an image ({error}); mend or remove it') from error
+        raise ValueError(f'{path} cannot be read as an image ({error}); replace or remove it') from error
 
 
 def _pixels(array: NDArray[Any]) -> NDArray[np.uint8]:

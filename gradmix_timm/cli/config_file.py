@@ -39,7 +39,7 @@ def words(text: str) -> list[str]:
 
 
 def layer(text: str) -> int | str:
-    """A layer in a user's words; what may be the name of a module ('1' in a sequence) is left to the model to tell.
+    """A layer in a user's words; whether a word such as '1' names a module is decided when the model is known.
 
     Example:
         >>> layer('-1'), layer('1'), layer('blocks.10')

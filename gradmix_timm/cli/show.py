@@ -137,7 +137,7 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]],
 
 
 def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Mixer:
-    """The mixer asked for, else the checkpoint's, told to mix every image."""
+    """The requested mixer, or the checkpoint's; it mixes every image."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
         name, options = record.mixer, {**record.mixer_options, 'prob': 1.0, 'prob_elem': 1.0}

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: Flags that cannot be read, status 2.
-        UsageError: Something else that the user can mend, before training begins.
+        UsageError: Another error that the user can fix, before training begins.
         Exception: Training failed, or KeyboardInterrupt; with a note that names the last checkpoint.
     """
     if not logging.root.handlers:

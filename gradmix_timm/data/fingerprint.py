@@ -1,4 +1,4 @@
-"""What tells two lists of images apart: names, targets, and the files behind them by size and time, or the bytes."""
+"""Fingerprint of a list of images: names, targets, and the files behind them by size and time, or the bytes."""
 from __future__ import annotations
 
 import hashlib
@@ -24,7 +24,7 @@ def fingerprint(images: CutDataset) -> str | None:
     bytes; made images by what makes them.
 
     Returns:
-        Hexadecimal; None for a source whose content cannot be told from another's without reading it all.
+        Hexadecimal; None for a source that cannot be fingerprinted without reading it all.
     """
     digest = hashlib.sha256()
     found = _source(images.source, images.indices)

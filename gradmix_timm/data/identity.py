@@ -179,7 +179,7 @@ def _affordable(rows: list[tuple[int, int | None]], by_size: Mapping[int | None,
                 ) -> list[tuple[int, int | None]]:
     """Test rows, evenly spread, for which not too many training files of their sizes are to be opened."""
     sizes = {size for _, size in rows} & set(by_size)
-    if None in sizes and len(by_size[None]) > _MOST_SIZED // 2:  # sizes that are not told spare no file
+    if None in sizes and len(by_size[None]) > _MOST_SIZED // 2:  # unknown sizes exclude no file
         return []
     opened = sum(len(by_size[size]) for size in sizes if size is not None)
     if opened <= _MOST_OPENED:
@@ -204,7 +204,7 @@ def _copies(train: ImageSource, by_size: Mapping[int | None, Sequence[int]], tes
 
 
 def _places(source: ImageSource, rows: np.ndarray) -> Iterable[Any]:
-    """Which file each row is, links of folders followed, without a look at the file; None where it cannot be told."""
+    """Which file each row is, links of folders followed, without a look at the file; None where it is unknown."""
     reader = source.reader
     if isinstance(reader, DigitsReader):
         return (('digits', int(reader.rows[row])) for row in rows)
@@ -220,7 +220,7 @@ def _places(source: ImageSource, rows: np.ndarray) -> Iterable[Any]:
 
 
 def _stats(source: ImageSource, rows: np.ndarray) -> Iterable[tuple[Any, int | None]]:
-    """Of each row the inode, or None, and the size of its file, or None where that is not told."""
+    """Of each row the inode, or None, and the size of its file, or None where that is unknown."""
     reader = source.reader
     samples = getattr(reader, 'samples', None)
     if isinstance(samples, list):

@@ -19,7 +19,7 @@ DIGITS_SPLITS = ('train', 'test')
 
 
 class UnreadableImageError(ValueError):
-    """An image file that is missing, cut short or no image; the message names it. The user can mend it."""
+    """An image file that is missing, cut short or no image; the message names it. An error the user can fix."""
 
     exit_status = 2
 
@@ -54,7 +54,7 @@ class ImageSource(ImageDataset):
         except IndexError:  # the end of the data set, for loops over it
             raise
         except Exception as error:  # decoders raise nearly anything on broken bytes
-            raise UnreadableImageError(f'{self._place(index)} cannot be read as an image ({error}); mend or remove '
+            raise UnreadableImageError(f'{self._place(index)} cannot be read as an image ({error}); replace or remove '
                                        'it') from error
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from PIL import Image
 __all__ = ['MAX_PIXELS', 'expected_files', 'image_extensions', 'image_formats', 'open_image', 'open_regular']
 
 # Pillow knows more: EPS and PDF start Ghostscript, others are icons, stubs, films or formats that hold no photograph.
-# HEIF and JXL are those of plugins, where the user has registered one. TGA comes last, it has no mark to be told by.
+# HEIF and JXL are those of plugins, where the user has registered one. TGA comes last, it has no magic number.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'TIFF', 'GIF', 'PPM', 'AVIF', 'JPEG2000', 'QOI', 'PCX', 'HEIF', 'JXL',
             'TGA')
 _USUAL = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif')

@@ -1,4 +1,4 @@
-"""Images encoded and decoded once more before they are judged, so that a codec does not tell known from unknown."""
+"""Images re-encoded before evaluation, so that the codec does not separate known from unknown."""
 from __future__ import annotations
 
 import io

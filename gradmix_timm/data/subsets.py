@@ -100,7 +100,7 @@ def class_names(dataset: Any, numbers: bool = True) -> tuple[str, ...]:
         named = {int(label): str(name) for name, label in reversed(mapping.items())}
         if sorted(named) != list(range(len(named))):
             raise ValueError(f'the class map should number the classes from 0 without gaps, got labels '
-                             f'{sorted(named)[:5]}...; mend --class-map')
+                             f'{sorted(named)[:5]}...; correct --class-map')
         return tuple(named[label] for label in range(len(named)))
     classes = getattr(reader, 'classes', None)
     if classes is None and not numbers:

@@ -1,4 +1,4 @@
-"""Pixel statistics of the sets of an evaluation: whether brightness or file size alone tells unknown from known."""
+"""Pixel statistics of the sets of an evaluation: whether brightness or file size alone separates unknown from known."""
 from __future__ import annotations
 
 import math

@@ -8,13 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
 from gradmix_timm.openset.presets import find_preset
 from gradmix_timm.openset.reports.feature_map import project_features
-from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics
+from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics, TunedScore
+from gradmix_timm.openset.scores import list_scores
 from gradmix_timm.openset.scores.odin import ModelScore
 from gradmix_timm.openset.sensitivity import sensitivity
+from gradmix_timm.openset.tuning import choose_options
 from gradmix_timm.records import Embeddings
 
 from .accuracy import accuracy_block, as_stored
@@ -32,7 +35,7 @@ __all__ = ['evaluate_images']
 
 def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: str = 'warn',
                     reference_top1: float | None = None, on_score: Callable[[str], None] = lambda _: None,
-                    command: str = '') -> Evaluation:
+                    tune: tuple[str, CutDataset] | None = None, command: str = '') -> Evaluation:
     """Embed every set once, score, measure.
 
     Args:
@@ -43,6 +46,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         reference_top1: Percent that it should reach on the known test images; None: what the checkpoint had on its
             held-out images.
         on_score: Called with each score's name as its turn comes.
+        tune: A validation set of unknown images to pick options of scores on: its name, and the images.
         command: For the manifest.
 
     Raises:
@@ -66,6 +70,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     fitted = needs_train(settings.scores) and images.train is not None
     train = model.embed(images.train, 'known training images') if fitted and images.train is not None else None
     unknown = _embed_unknown(model, images.unknown)
+    validation = None if tune is None else model.embed(tune[1], 'validation images of unknown classes')
     rest_by_first()
     seconds = time.monotonic() - began
     head, missing = model.head()
@@ -77,14 +82,22 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score,
-                   None if settings.preset is None else find_preset(settings.preset))
+    preset = None if settings.preset is None else find_preset(settings.preset)
+    tuned: dict[str, TunedScore] = {}
+    if validation is not None:
+        names = settings.scores or (tuple(list_scores()) if preset is None else preset.labels)
+        tuned = choose_options(sets, validation, names, preset, on_score)
+    judged = judge(sets, settings.scores, settings.bootstrap, settings.seed, on_score, preset,
+                   {name: found['chosen'] for name, found in tuned.items()})
     if known.features.shape[1]:
         judged.arrays.update(project_features(known.features, unknown.features, settings.feature_map, settings.seed))
     results: OpenSetResults = {
         **facts_of(model, images, images.cuts(), seconds, command), **judged.results, 'accuracy_gate': accuracy,
         'trivial': trivial.get(''), 'duplicates': duplicates,
         'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {}}
+    if tune is not None and validation is not None and sets.held_out is not None:
+        results['tuning'] = {'unknown': tune[0], 'n_known': len(sets.held_out.label),
+                             'n_unknown': len(validation.label), 'scores': tuned}
     if images.unknown.facts:
         results['means'] = _complete(results['groups'], images.unknown, trivial)
     files = [images.known.filename(row) for row in known.index.tolist()]

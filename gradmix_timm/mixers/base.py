@@ -46,7 +46,7 @@ def paste_mask(images: Tensor, draw: MixDraw) -> Tensor:
 def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
     """Who meets whom: one cycle through the batch, uniform among all of them, int64 [B].
 
-    Nobody meets itself where there are two images or more, everybody is the partner of one image, and each of the
+    No image is its own partner in batches of two or more, each is the partner of exactly one image, and each of the
     others is as likely. A permutation would pair one image in B with itself: half of the pairs for B = 2.
 
     Example:

@@ -62,9 +62,6 @@ class CifarResNet(ResNet):
 def resnet18_cifar(pretrained: bool = False, **options: Any) -> CifarResNet:
     """ResNet-18 for images of 32 pixels; ``width=16`` and ``layers=[1,1,1,1]`` make a small one of it."""
     net: CifarResNet = build_model_with_cfg(
-        CifarResNet, 'resnet18_cifar', pretrained, pretrained_filter_fn=_filtered, **options)
+        CifarResNet, 'resnet18_cifar', pretrained, pretrained_filter_fn=lambda weights, net: net.own_names(weights),
+        **options)
     return net
-
-
-def _filtered(weights: Mapping[str, Tensor], net: CifarResNet) -> dict[str, Tensor]:
-    return net.own_names(weights)

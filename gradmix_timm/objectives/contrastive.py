@@ -45,7 +45,7 @@ def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
     silent = next((part for part in mixer.parts if not part.tells_lam), None)
     if silent is not None:
         raise ValueError(f'a contrastive objective weighs an image by the share that its draw keeps; {silent.name!r} '
-                         'tells none: register a class with draws (BatchMixer), or use --mixup-mode mixup or cutmix')
+                         'reports none: register a class with draws (BatchMixer), or use --mixup-mode mixup or cutmix')
     guides = [part for part in mixer.parts if isinstance(part, GradMix)]
     foreign = next((part for part in mixer.parts if part.requires_model and part not in guides), None)
     if foreign is not None:
@@ -231,7 +231,7 @@ class JointTask(ContrastiveTask):
     views (:func:`instance_logits`): 'evidence' is the log-odds of the other view, 'loss' is +L_ssl, as theirs. With
     several processes every anchor meets the features of all of them, in the loss and in the maps.
 
-    ``lam`` is the kept share that the draw tells, image by image; an image that the coin leaves as it is counts with 1.
+    ``lam`` is the kept share of each image as drawn; 1 for an image that the coin leaves unmixed.
 
     Args:
         model: timm's classifier.

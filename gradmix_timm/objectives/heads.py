@@ -60,12 +60,12 @@ def feature_width(model: nn.Module) -> int:
     """Width of what the classifier reads.
 
     Raises:
-        ValueError: The model does not tell.
+        ValueError: The model does not declare it.
     """
     inner = unwrap(model)
     for name in ('head_hidden_size', 'num_features'):
         width = getattr(inner, name, None)
         if isinstance(width, int) and width > 0:
             return width
-    raise ValueError(f'{type(inner).__name__} does not tell the width of its features (head_hidden_size); use a timm '
-                     'model')
+    raise ValueError(f'{type(inner).__name__} does not declare the width of its features (head_hidden_size); use a '
+                     'timm model')

@@ -40,7 +40,7 @@ def fit_linear_head(features: Tensor, labels: Tensor, num_classes: int, epochs: 
     """
     _check(features, labels, num_classes, epochs)
     deviation, mean = torch.std_mean(features.float(), 0, correction=0)
-    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # a constant feature tells nothing
+    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # constant: no information
     rows = (features.float() - mean) / scale
     weight = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
     bias = torch.zeros(num_classes, device=features.device, requires_grad=True)

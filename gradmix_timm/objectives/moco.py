@@ -95,7 +95,7 @@ class MocoTask(ContrastiveTask):
     by :meth:`update_ema`, which training loops of timm's kind call after every update. Its BatchNorm uses the
     statistics of its own batches. With several processes their keys join the queue in the order of the ranks; where
     BatchNorm would take statistics of the same images for a query and its key, which give the key away, each process
-    encodes keys of images of all of them (shuffling BN, arXiv:1911.05722, 3.3). One process has nobody to shuffle with.
+    encodes keys of images of all of them (shuffling BN, arXiv:1911.05722, 3.3). A single process does not shuffle.
 
     A step costs 2 F + 4 F on B images and F for the keys, and p F for the maps.
 

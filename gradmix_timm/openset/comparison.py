@@ -99,8 +99,8 @@ def _base(groups: Mapping[str, Any], base: str | None, paired: bool) -> str:
     if base is not None and base not in groups:
         raise ValueError(f'--base {base}: no such group; there are {", ".join(names)}')
     if paired and len(names) < 2:
-        raise ValueError(f'all {len(groups[names[0]])} runs are of {names[0]}; name runs of two groups, or tell them '
-                         'apart, --by model (or an option of the mixer, or folder)')
+        raise ValueError(f'all {len(groups[names[0]])} runs are of {names[0]}; name runs of two groups, or make groups '
+                         'of them, --by model (or an option of the mixer, or folder)')
     return base or ('none' if 'none' in groups else names[-1])
 
 

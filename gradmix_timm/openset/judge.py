@@ -34,7 +34,7 @@ from .operating import at_threshold
 from .presets import Preset, preset_figures
 from .scores import Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
-__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'judge', 'needs_train', 'observed_threshold']
+__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold']
 
 _logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -112,7 +112,8 @@ class Judged:
 
 
 def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1000, seed: int = 0,
-          on_score: Callable[[str], None] = lambda _: None, preset: Preset | None = None) -> Judged:
+          on_score: Callable[[str], None] = lambda _: None, preset: Preset | None = None,
+          tuned: Mapping[str, str] | None = None) -> Judged:
     """Score, measure, and set one threshold.
 
     Args:
@@ -125,13 +126,14 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         on_score: Called with the name of each score as its turn comes.
         preset: Whose scores to use where none are named, what to fit on held-out images, and whose metric conventions
             to add.
+        tuned: Names of scores to what stands in their place: with options that were picked on validation images.
 
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
     """
     names = check_names(names)
     arrays = _answers(sets)
-    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset)
+    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset, tuned or {})
     main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
     value, source, count = _set_threshold(sets, arrays, main)
     accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
@@ -167,19 +169,20 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 
 
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
-           on_score: Callable[[str], None], preset: Preset | None,
+           on_score: Callable[[str], None], preset: Preset | None, tuned: Mapping[str, str],
            ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
     """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
     for name in names or (list_scores() if preset is None else preset.labels):
+        name = tuned.get(name, name)
         on_score(name)
         if reason := _unservable(sets, name, named=names is not None):
             missing[name] = reason
             continue
         try:
-            score = fit_score(name, _fitted_on(sets, name, preset), sets.head, sets.held_out)
+            score = fit_score(name, fitted_on(sets, name, preset), sets.head, sets.held_out)
             known, unknown = (_values(name, _knownness(sets, score, side)) for side in ('known', 'unknown'))
             # A class and its score come from one predictor; class-wise neighbours have their own.
             right = (score.predict(sets.known) == sets.known.label).numpy()
@@ -200,7 +203,7 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     return scores, fits, missing
 
 
-def _fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:
+def fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:
     """Training images, or those that a preset takes."""
     held_out = preset is not None and parse_score(name)[0] in preset.on_held_out and sets.held_out is not None
     return sets.held_out if held_out else sets.train

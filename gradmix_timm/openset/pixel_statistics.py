@@ -1,4 +1,4 @@
-"""What pixels alone give away: statistics that need no model, and how well they tell known images from unknown.
+"""Statistics of pixels that need no model, and how well they separate known from unknown images.
 
 Where two sets went through another resize, codec or camera, mean brightness or sharpness separates them, and a score
 that does so may have learned no more than that.
@@ -63,7 +63,7 @@ def measure(pixels: NDArray[Any], size: tuple[int, int], length: float = np.nan)
 
 
 def compare_statistics(known: Floats, unknown: Floats, seed: int = 0) -> Statistics:
-    """How well each statistic, and all together, tell known images from unknown.
+    """How well each statistic, and all together, separate known from unknown images.
 
     Args:
         known: Of :func:`measure`, float64 [N, 8]; without the bytes where an image of either side has none.
@@ -126,7 +126,7 @@ def combined_auroc(known: Floats, unknown: Floats, seed: int = 0) -> Statistic |
 
 
 def warnings_of(compared: Statistics, whose: str = 'the unknown images') -> list[str]:
-    """Words for a set that statistics tell from the knowns: AUROC above 0.6, and by more than chance.
+    """A warning for a set that statistics separate from the known images: AUROC above 0.6, and by more than chance.
 
     Args:
         compared: Of :func:`compare_statistics`.

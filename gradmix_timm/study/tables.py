@@ -19,6 +19,12 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
+# Of fewer pairs an interval says next to nothing.
+_FEWEST_PAIRS = 5
+# Parts of an evaluation by `openset shortcut`, which have tables of their own.
+_VIEWS: dict[str | None, str] = {
+    'own': "images with their own class's mark", 'absent': 'images without a mark',
+    'conflict': "images with another class's mark"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
 
     Differences are paired by trial and seed and averaged over the seeds of a class split first; their intervals hold
-    simultaneously for all differences of the study's tables (Bonferroni). ``wins`` counts the pairs in which a level
-    is better than the base; ``cost`` is the ratio of median training seconds.
+    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
+    ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
+    seconds.
 
     Args:
         study: Cells that are not done are left out, and counted.
@@ -56,7 +63,7 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
         ValueError: No finished cell, or cells that do not belong together.
     """
     blocks = list(_blocks(study, scores, metrics, level))
-    done = sum(len(block.runs) for block in blocks)
+    done = sum(is_done(study.output, cell) for cell in study.cells)
     lines = [f'{done} of {len(study.cells)} cells; differences to {study.base} with simultaneous '
              f'{level:.0%} intervals', f'commits: {", ".join(_commits(study))}']
     for block in blocks:
@@ -117,13 +124,17 @@ def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], 
     cells = [cell for cell in study.cells if is_done(study.output, cell)]
     if not cells:
         raise ValueError(f'{study.source}: none of its {len(study.cells)} cells is done')
+    views: dict[str | None, str] = {None: ''}
+    if next(iter(cells[0].evaluate)) == 'shortcut':
+        views = dict(_VIEWS)
     parts: list[tuple[str, list[Run], dict[str, list[float]]]] = []
-    for levels in itertools.product(*(study.axes[axis] for axis in apart)):
+    for *levels, view in itertools.product(*(study.axes[axis] for axis in apart), views):
         chosen = [cell for cell in cells if all(cell.levels[axis] == level for axis, level in
                                                 zip(apart, levels, strict=True))]
         if chosen:
-            parts.append((', '.join(f'{axis} {name}' for axis, name in zip(apart, levels, strict=True)),
-                          *_read(study, chosen, first, scores, metrics)))
+            words = [f'{axis} {name}' for axis, name in zip(apart, levels, strict=True)]
+            parts.append((', '.join([*words, views[view]] if view else words),
+                          *_read(study, chosen, first, view, scores, metrics)))
     family = sum((len({run.group for run in runs}) - 1) * len(runs[0].values) for _, runs, _ in parts)
     each = 1 - (1 - level) / max(family, 1)
     for title, runs, seconds in parts:
@@ -133,23 +144,27 @@ def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], 
         yield _Block(title, runs, seconds, {**compared, 'groups_of': _group_means(means)})
 
 
-def _read(study: Study, cells: Sequence[Cell], first: str, scores: Sequence[str] | None, metrics: Sequence[str],
-          ) -> tuple[list[Run], dict[str, list[float]]]:
+def _read(study: Study, cells: Sequence[Cell], first: str, part: str | None, scores: Sequence[str] | None,
+          metrics: Sequence[str]) -> tuple[list[Run], dict[str, list[float]]]:
     runs: list[Run] = []
     seconds: dict[str, list[float]] = {}
     for cell in cells:
         file = next(iter(result_files(study.output, cell).values()))
-        run, = read_runs([file.parent], ['folder'])
-        told = json.loads(file.read_text(encoding='utf-8'))['manifest']['study']
+        run, = read_runs([file.parent], ['folder'], part)
+        results = json.loads(file.read_text(encoding='utf-8'))
         values = {key: value for key, value in run.values.items()
                   if key[0] == CLOSED_SET or ((scores is None or key[0] in scores)
                                               and (not metrics or key[1] in metrics))}
         if scores is not None and not {score for score, _ in values} >= set(scores):
             lacking = next(name for name in scores if name not in {score for score, _ in values})
             raise ValueError(f'{file} has no score {lacking}')
+        if part == 'own' and 'evidence' in results:  # of the attribution map, as a share and in log-odds
+            name = results['evidence']['attribution']
+            values |= {(name, 'mass on the mark'): results['evidence']['mass'],
+                       (name, 'fall without the mark'): results['evidence']['fall_difference']}
         runs.append(replace(run, group=cell.levels[first], values=values,
                             seed=_number(cell, 'seed', run.seed), trial=_number(cell, 'trial', run.trial)))
-        seconds.setdefault(cell.levels[first], []).append(float(told['seconds']['train']))
+        seconds.setdefault(cell.levels[first], []).append(float(results['manifest']['study']['seconds']['train']))
     return runs, seconds
 
 
@@ -176,21 +191,24 @@ def _commits(study: Study) -> list[str]:
 # ---- the table
 
 def _table(study: Study, block: _Block) -> list[str]:
+    """Figures by level; the levels are the rows where they are more than the figures."""
     first = next(iter(study.axes))
     levels = [name for name in study.axes[first] if any(run.group == name for run in block.runs)]
-    lines = [f'| | {" | ".join(levels)} |', f'|---|{"---|" * len(levels)}']
+    table = [['', *levels]]
     entries = [((CLOSED_SET, metric), entry) for metric, entry in block.comparison['closed_set'].items()]
     entries += [((score, metric), entry) for score, row in block.comparison['scores'].items()
                 for metric, entry in row.items()]
     for key, entry in entries:
         title = 'accuracy' if key[0] == CLOSED_SET else f'{key[1]} {key[0]}'
-        lines.append(f'| {title} | {" | ".join(_entry(study, block, key, entry, name) for name in levels)} |')
+        table.append([title, *(_entry(study, block, key, entry, name) for name in levels)])
     base = statistics.median(block.seconds[study.base]) if study.base in block.seconds else None
     if base:
-        ratios = [f'{statistics.median(block.seconds[name]) / base:.2f}' for name in levels]
-        lines.append(f'| cost | {" | ".join(ratios)} |')
-    lines.append(f'| cells | {" | ".join(str(sum(run.group == name for run in block.runs)) for name in levels)} |')
-    return lines
+        table.append(['cost', *(f'{statistics.median(block.seconds[name]) / base:.2f}' for name in levels)])
+    table.append(['cells', *(str(sum(run.group == name for run in block.runs)) for name in levels)])
+    if len(levels) > len(table):
+        table = [list(row) for row in zip(*table, strict=True)]
+    head, *rows = (f'| {" | ".join(row)} |' for row in table)
+    return [head, f'|{"---|" * len(table[0])}', *rows]
 
 
 def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str, Any], name: str) -> str:
@@ -199,8 +217,8 @@ def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str
     gap = entry['differences'].get(name)
     if gap is None:
         return text
-    interval = '' if gap['low'] is None else f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]'
     won, pairs = _wins(study, block, key, name)
+    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if pairs >= _FEWEST_PAIRS and gap['low'] is not None else ''
     return f'{text} ({gap["value"]:+.3f}{interval}, wins {won}/{pairs})'
 
 

@@ -426,7 +426,7 @@ def refused(capsys, *argv):
 
 
 @pytest.mark.parametrize(('argv', 'words'), [
-    ((), 'nothing to judge: --checkpoint FILE, or --model NAME --pretrained'),
+    ((), 'nothing to evaluate: --checkpoint FILE, or --model NAME --pretrained'),
     (('--checkpoint', 'nowhere.pth.tar'), 'no checkpoint at nowhere.pth.tar'),
     (('--checkpoint', '{good}', '--scores', 'mls,enrgy'), "--scores enrgy: no score named 'enrgy': did you mean"),
     (('--checkpoint', '{text}'), 'is text, beginning'),

@@ -238,7 +238,7 @@ def break_image(folders):
 def test_corrupt_image_is_named_where_timm_takes_the_next(folders):
     path = break_image(folders)
     dataset = open_dataset('', folders, 'train')
-    with pytest.raises(UnreadableImageError, match=f'{path} cannot be read as an image .*; mend or remove it'):
+    with pytest.raises(UnreadableImageError, match=f'{path} cannot be read as an image .*; replace or remove it'):
         list(dataset)
     with pytest.raises(ValueError, match=str(path)):
         select_classes(dataset, ['green'])[1]

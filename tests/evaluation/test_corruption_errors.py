@@ -37,7 +37,7 @@ def test_the_reference_model_itself_has_one():
 
 
 def test_a_reference_that_cannot_divide_is_refused():
-    with pytest.raises(ValueError, match='not judged on snow'):
+    with pytest.raises(ValueError, match='not evaluated on snow'):
         corruption_errors(ERRORS, {'fog': 0.5})
     with pytest.raises(ValueError, match='no error on fog'):
         corruption_errors(ERRORS, {'fog': 0., 'snow': 0.5})
@@ -110,7 +110,7 @@ def test_what_the_reference_cannot_serve_is_said_and_the_rest_stands():
     assert 'mce' in found
     assert 'does not make the reference model worse' in found['no_relative_mce']
     assert 'mce' not in summarize_corruptions(groups(), 0.05, wrong)
-    assert 'not judged on snow' in summarize_corruptions(groups(), 0.05, wrong, {'fog': 1., 'clean': 0.})['no_mce']
+    assert 'not evaluated on snow' in summarize_corruptions(groups(), 0.05, wrong, {'fog': 1., 'clean': 0.})['no_mce']
 
 
 def test_the_interval_of_the_mean_takes_the_image_for_its_unit():

@@ -345,7 +345,7 @@ def test_a_function_whose_share_nobody_knows_is_refused(joined, tiny_cnn):
     mixer = CallableMixer('own', lambda images, labels: (images, torch.eye(4)[labels]), num_classes=4)
     if joined:
         mixer = SwitchMixer(create_mixer('cutmix', num_classes=4), mixer, 0.5)
-    with pytest.raises(ValueError, match="'own' tells none"):
+    with pytest.raises(ValueError, match="'own' reports none"):
         JointTask(tiny_cnn, mixer, verbose=False)
 
 

@@ -8,6 +8,7 @@ from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 
 from gradmix_timm.openset import metrics
+from gradmix_timm.openset.metrics import calibration
 
 
 def drawn(temperature: float = 1., n: int = 4000, classes: int = 5):
@@ -77,6 +78,13 @@ def test_the_temperature_that_was_put_in_is_found(temperature):
     assert found == pytest.approx(temperature, rel=.05)
     best = metrics.nll(logits / found, labels)
     assert all(metrics.nll(logits / (found * factor), labels) >= best for factor in (.99, .999, 1.001, 1.01))
+
+
+def test_likelihoods_of_many_samples_are_taken_block_by_block(monkeypatch):
+    logits, labels = drawn(n=1001)
+    whole = metrics.nll(logits, labels), metrics.fit_temperature(logits, labels)
+    monkeypatch.setattr(calibration, '_BLOCK', 300)
+    assert (metrics.nll(logits, labels), metrics.fit_temperature(logits, labels)) == pytest.approx(whole, rel=1e-6)
 
 
 def test_a_temperature_at_the_end_of_the_range_warns():

@@ -18,7 +18,8 @@ TRAIN, QUERIES, HEAD = embedded.make(240), embedded.make(30, 1, unknown=True), e
     ('ash:variant=b,percentile=65', 'ash', {'variant': 'b', 'percentile': 65}),
     ('openmax:shift=1,alpha=2', 'openmax', {'shift': 1, 'alpha': 2}),
     ('mahalanobis:shrinkage=1e-3,normalize=true', 'mahalanobis', {'shrinkage': 1e-3, 'normalize': True}),
-    ('mahalanobis:shrinkage=none', 'mahalanobis', {'shrinkage': None}), ('knn: k = 5', 'knn', {'k': 5})])
+    ('energy:T=2', 'energy', {'temperature': 2}), ('mahalanobis:shrinkage=none', 'mahalanobis', {'shrinkage': None}),
+    ('knn: k = 5', 'knn', {'k': 5})])
 def test_a_name_with_options_is_the_score_with_these_keywords(text, name, options):
     assert parse_score(text) == (name, options)
     one, other = fit_score(text, TRAIN, HEAD), fit_score(name, TRAIN, HEAD, **options)
@@ -71,6 +72,12 @@ def test_a_file_keeps_the_name():
     again = restore_score(*score_state(score))
     assert (again.name, again.options) == ('knn:k=7', {'k': 7})
     assert torch.equal(again(QUERIES), score(QUERIES))
+
+
+@pytest.mark.parametrize('name', ['rankfeat', 'RankFeat', 'mds_ensemble', 'MDS-ensemble'])
+def test_methods_that_embeddings_do_not_suffice_for_say_why(name):
+    with pytest.raises(ValueError, match=r'the feature map before pooling|several layers'):
+        parse_score(name)
 
 
 def test_names_that_pytorch_ood_alone_has_say_so():

@@ -30,12 +30,17 @@ def main() -> None:
     value = .5 + .01 * seed + {'none': 0., 'slow': 0.}.get(mixer, .1)
     scores = {name: {'auroc': value, 'aupr_in': value, 'aupr_out': value, 'oscr': value - .1, 'detection_error': .3,
                      'fpr_at_95_known': 1 - value, 'fpr_at_95_unknown': .4} for name in ('msp', 'mls')}
+    closed_set = {'top1': value, 'top1_ci': [value - .1, value + .1]}
+    groups = {view: {'view': view, 'n_known': 20, 'n_unknown': 10, 'scores': scores,
+                     'closed_set': {**closed_set, 'top1': value - lost}}
+              for view, lost in (('own', 0.), ('absent', .1), ('conflict', .3))} if 'shortcut' in words else {}
     out.mkdir(parents=True, exist_ok=True)
     (out / 'results.json').write_text(json.dumps({
         'format': 1, 'protocol': 'digits', 'family': 'arpl2020', 'trial': 0, 'seed': seed, 'scores': scores,
         'known_classes': ['0', '1'], 'unknown_classes': ['2'], 'n_known': 20, 'n_unknown': 10, 'per_class': {},
-        'closed_set': {'top1': value, 'top1_ci': [value - .1, value + .1]},
+        'closed_set': closed_set, 'groups': groups,
         'manifest': {'mixer': mixer, 'mixer_options': {}, 'model': 'resnet10t', 'objective': 'ce',
+                     'run_folder': str(out.resolve().parent),
                      'list_sha256': {'known': 'a', 'unknown': 'b'}, 'pretraining': 'none'}}))
 
 

@@ -68,6 +68,26 @@ def test_other_axes_make_a_table_each(make, stubbed):
     assert len(draw_study(study).axes) == 2
 
 
+def test_a_shortcut_has_a_table_for_each_view(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
+    run_study(study, jobs=2)
+    page = study_tables(study, scores=['mls'], metrics=['auroc'])
+    assert page.startswith('4 of 4 cells')
+    tables = page.split('**')
+    accuracies = {tables[place]: re.search(r'accuracy \| ([.\d]+)', tables[place + 1]).group(1)
+                  for place in range(1, len(tables), 2)}
+    assert accuracies == {"images with their own class's mark": '0.505', 'images without a mark': '0.405',
+                          "images with another class's mark": '0.205'}
+
+
+def test_many_levels_are_rows(make, stubbed):
+    study = make(axes={'mixer': ['none', 'a', 'b', 'c', 'd', 'e'], 'seed': [0]})
+    run_study(study, jobs=2)
+    table = study_tables(study, scores=['mls'], metrics=['auroc'])
+    assert '|  | accuracy | auroc mls | cost | cells |' in table
+    assert '| none | 0.500 | 0.500 | ' in table
+
+
 def test_the_command_writes_tables_and_a_plot(finished, tmp_path, capsys):
     page, plot = tmp_path / 'study.md', tmp_path / 'study.svg'
     assert main([str(finished.source), '--table', '--write', str(page), '--plot', str(plot)]) == 0

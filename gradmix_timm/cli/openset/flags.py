@@ -52,7 +52,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that evaluates a model; what a checkpoint of ours records need not be given."""
     add = parser.add_argument_group('Model').add_argument
     add('--checkpoint', nargs='+', metavar='FILE',
-        help="of train.py, timm's, or a bare state dict with --model; several are judged one after the other")
+        help="of train.py, timm's, or a bare state dict with --model; several are evaluated one after the other")
     add('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
     add('--pretrained', action='store_true', help="timm's weights, in place of a checkpoint")
     add('--img-size', type=int, metavar='N', help="image side in pixels (default: the checkpoint's)")
@@ -65,7 +65,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add('--data-dir', '--data', metavar='DIR', help="folder of the data (default: the checkpoint's)")
     add('--dataset', metavar='NAME', help="timm's data set name, or sklearn/digits (default: the checkpoint's)")
     add('--train-split', metavar='NAME', help="split with the training images (default: the checkpoint's)")
-    add('--test-split', metavar='NAME', help="split that is judged (default: the checkpoint's)")
+    add('--test-split', metavar='NAME', help="split to evaluate (default: the checkpoint's)")
     add('--class-map', default='', metavar='FILE', help='class name to label, as in training')
     add('--input-img-mode', choices=tuple(MODES), metavar='MODE',
         help=f"PIL mode that files are read in: {', '.join(MODES)} (default: the checkpoint's)")
@@ -98,6 +98,9 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--preset', metavar='NAME',
         help='scores, options and metrics by the conventions of published tables, beside our own figures: '
              f'{", ".join(PRESETS)} (default: none)')
+    add('--tune', metavar='SET',
+        help="pick options of scores by AUROC of held-out known images against this set of unknown ones, by OpenOOD's "
+             'grids; as for `ood --unknown`, apart from the images and classes that are evaluated (default: none)')
     add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',
@@ -159,7 +162,7 @@ def read_checkpoint(args: argparse.Namespace) -> Loaded | None:
             raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')
         return load_checkpoint(args.checkpoint)
     if not args.model:
-        raise ValueError('nothing to judge: --checkpoint FILE, or --model NAME --pretrained')
+        raise ValueError('nothing to evaluate: --checkpoint FILE, or --model NAME --pretrained')
     return None
 
 

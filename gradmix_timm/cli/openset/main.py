@@ -34,7 +34,8 @@ _DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe, 'shortcut': draw_shortcut
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser with a parser for each sub-command."""
-    parser = ConsoleParser(prog='gradmix-openset', description='How well a model tells known classes from unknown.')
+    parser = ConsoleParser(prog='gradmix-openset',
+                           description='Evaluate how well a model separates known from unknown classes.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=ConsoleParser)
     add_osr(commands)
     report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
@@ -97,7 +98,7 @@ def _run_each(args: argparse.Namespace) -> int:
         The last exit status.
 
     Raises:
-        UsageError: A file that is not there, or two whose results would go to one folder, before any is judged.
+        UsageError: A file that is not there, or two whose results would go to one folder, before any is evaluated.
     """
     status = 0
     parts = list(_parts(args))

@@ -12,6 +12,7 @@ from gradmix_timm.evaluation.opening import head_names, known_folders, named_spl
 from gradmix_timm.evaluation.steps import evaluate_images
 from gradmix_timm.evaluation.suites import list_order, open_suite
 from gradmix_timm.evaluation.unknown import UnknownOptions, open_unknown
+from gradmix_timm.evaluation.validation_unknown import open_validation_unknown
 from gradmix_timm.openset.reports.report import means_table
 
 from .flags import (
@@ -87,10 +88,12 @@ def run_ood(args: argparse.Namespace) -> int:
             images = open_known(options, loaded, names, model.reading(), args.known)
             sets = open_unknown(unknown, images, model.reading(), imagenet=split is None and len(names) == 1000)
             images = with_sets(images.recoded(unknown.known_codec), sets)
+        tune = None if args.tune is None else (args.tune, open_validation_unknown(
+            args.tune, images, model.reading(), args.unknown_data_dir))
         with score_bar(settings.scores) as on_score:
             evaluation = evaluate_images(
                 model, images, gate='off' if args.no_accuracy_gate else 'refuse', reference_top1=args.reference_top1,
-                on_score=on_score, command=args.command_line)
+                on_score=on_score, tune=tune, command=args.command_line)
     print_results(evaluation.results)
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')

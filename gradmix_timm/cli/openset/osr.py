@@ -7,6 +7,7 @@ from typing import Any
 
 from gradmix_timm.evaluation.opening import open_split, plan_split
 from gradmix_timm.evaluation.steps import evaluate_images
+from gradmix_timm.evaluation.validation_unknown import open_validation_unknown
 from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.results import RankMetric
 
@@ -47,9 +48,11 @@ def run_osr(args: argparse.Namespace) -> int:
         folder = output_folder(args, 'osr')
         model = build_model(args, settings, loaded, len(split.known))
         images = open_split(options, loaded, split, model.reading())
+        tune = None if args.tune is None else (args.tune, open_validation_unknown(
+            args.tune, images, model.reading(), args.unknown_data_dir))
         with score_bar(settings.scores) as on_score:
             # A broken image or weights that give NaN are the user's to fix as well.
-            evaluation = evaluate_images(model, images, on_score=on_score, command=args.command_line)
+            evaluation = evaluate_images(model, images, on_score=on_score, tune=tune, command=args.command_line)
     print_results(evaluation.results)
     if evaluation.groups:
         titles: dict[RankMetric, str] = {'auroc': 'AUROC', 'oscr': 'OSCR'}

@@ -39,6 +39,10 @@ def print_results(results: OpenSetResults) -> None:
         print(f'\nBy the conventions of {results["preset"]["name"]}, percent\n\n{table}\n')
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
+    for name, choice in (results['tuning']['scores'] if 'tuning' in results else {}).items():
+        best = choice['tried'][choice['chosen']]
+        print(f'picked on validation images: {choice["chosen"]} for {name} (AUROC {100 * best:.2f} there, of '
+              f'{len(choice["tried"])} tried)')
     for name, found in (results.get('sensitivity') or {}).items():
         points = ', '.join(f'{value:.4g}{"*" if value == found["used"] else ""} {100 * area:.2f}'
                            for value, area in found['points'])

@@ -62,7 +62,7 @@ class Data:
     Attributes:
         train: Training images.
         eval: Validation images, or None.
-        known: Class names in head order; empty where they are not told or not one for each output.
+        known: Class names in head order; empty if unknown or not one for each output.
         split: Known and unknown classes of an open-set run, checked against the data; None for a plain run.
         held: Part of the train split that is held out for validation, or None.
         flat_test: Part of the train split that is kept for the test, where the data has no split folders, or None.

@@ -89,7 +89,7 @@ def _test_split(args: argparse.Namespace) -> str:
     if kind == 'sklearn' or kind == 'torch':
         return named if named in list_splits(name, args.data_dir) else 'test'
     if kind:
-        return str(named)  # cannot be told without opening it
+        return str(named)  # unknown without opening it
     # timm takes any of these words for the others.
     words = ('val', 'valid', 'validation', 'eval', 'evaluation')
     tried = [named, *(words if named in words else ())]
@@ -318,13 +318,13 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
     """Loaders of patch sequences, with timm's own mixer for them."""
     mixup = None
     if plan.timm:
-        # It has no modes and no minmax, and is told the epoch by the data set, in workers as well.
+        # It has no modes and no minmax, and gets the epoch from the data set, in workers as well.
         options = {key: value for key, value in plan.options.items() if key not in ('mode', 'cutmix_minmax')}
         mixup = NaFlexMixup(num_classes=args.num_classes, multi_label=args.task == 'multilabel',
                             mixup_off_epoch=args.mixup_off_epoch, **options)
     own = built.patch_size or (16, 16)
     if built.patch_size is None:
-        _logger.warning(f'The patch size of the model could not be told; using {own}.')
+        _logger.warning(f'The patch size of the model is unknown; using {own}.')
     patches: dict[str, Any] = {'patch_size': own}
     if args.naflex_patch_sizes:
         patches = {'patch_size_choices': args.naflex_patch_sizes}

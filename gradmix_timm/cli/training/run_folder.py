@@ -72,7 +72,7 @@ def resume_path(args: argparse.Namespace) -> str:
 
 
 class RunFolder:
-    """Where a run writes, and nobody else until the block ends.
+    """The folder of a run, locked against other processes until the block ends.
 
     The first process holds ``run.lock`` in it: a POSIX record lock, which the system gives back however the process
     ends, on another host too where the network file system has such locks. Where it has none the file's content

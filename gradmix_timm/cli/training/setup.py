@@ -98,7 +98,7 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
         _start_head(args, model)
     if args.num_classes is None:
         if not hasattr(model, 'num_classes'):
-            raise ValueError(f'{args.model} does not tell its number of classes; type --num-classes N')
+            raise ValueError(f'{args.model} does not declare its number of classes; type --num-classes N')
         args.num_classes = model.num_classes
     if args.grad_checkpointing:
         model.set_grad_checkpointing(enable=True)
@@ -235,7 +235,7 @@ def _takes(plain: dict[str, Any], img_size: Any) -> bool:
         try:
             model = timm.create_model(pretrained=False, **plain).eval()
             model(torch.zeros(1, plain.get('in_chans', plain['pretrained_cfg']['input_size'][0]), height, width))
-        except Exception:  # whatever it says: it is then built for the size, where what is wrong is told
+        except Exception:  # the build for the size reports what is wrong
             return False
     return True
 

@@ -216,5 +216,5 @@ def _mean(by_severity: Mapping[int, float]) -> float:
 
 def _reference_of(name: str, reference: Mapping[str, float]) -> float:
     if name not in reference:
-        raise ValueError(f'the reference model was not judged on {name}; it has {", ".join(reference)}')
+        raise ValueError(f'the reference model was not evaluated on {name}; it has {", ".join(reference)}')
     return reference[name]

@@ -14,6 +14,8 @@ from .checks import labels as as_labels
 __all__ = ['Reliability', 'adaptive_ece', 'brier', 'ece', 'fit_temperature', 'nll', 'reliability']
 
 Floats = NDArray[np.float64]
+# Values in float64 at a time, 8 MB.
+_BLOCK = 2 ** 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,16 @@ def nll(logits: ArrayLike, labels: ArrayLike) -> float:
         >>> round(nll([[0., 0.], [0., 0.]], [0, 1]), 4)
         0.6931
     """
-    array, target = _matrix('logits', logits, labels)
-    return float(-log_softmax(array.astype(np.float64), axis=1)[np.arange(len(target)), target].mean())
+    return _nll(*_matrix('logits', logits, labels), 1.)
+
+
+def _nll(array: NDArray, target: NDArray[np.int64], scale: float) -> float:
+    """Of scaled logits; a block of rows in float64 at a time, since those of ImageNet would take 10 GB."""
+    total, rows = 0., max(1, _BLOCK // array.shape[1])
+    for start in range(0, len(array), rows):
+        block, label = array[start:start + rows].astype(np.float64) * scale, target[start:start + rows]
+        total -= log_softmax(block, axis=1)[np.arange(len(label)), label].sum()
+    return float(total / len(array))
 
 
 def brier(probs: ArrayLike, labels: ArrayLike) -> float:
@@ -165,13 +175,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     from scipy.optimize import minimize_scalar  # a second to import, for this alone
 
     array, target = _matrix('logits', logits, labels)
-    array = array.astype(np.float64)
     span = np.log(100.)
     if (array[np.arange(len(target)), target] == array.max(1)).all():
         warnings.warn('the validation samples are all classified right, so the likelihood only grows as the '
                       'temperature falls; 0.01 is the end of the range', stacklevel=2)
         return 0.01
-    found = minimize_scalar(lambda t: nll(array * np.exp(-t), target), bounds=(-span, span), method='bounded',
+    found = minimize_scalar(lambda t: _nll(array, target, np.exp(-t)), bounds=(-span, span), method='bounded',
                             options={'xatol': 1e-9})
     if abs(found.x) > span - 1e-3:
         warnings.warn(f'the best temperature lies at an end of the range ({np.exp(found.x):.3g}); at 100 the logits '

@@ -1,5 +1,6 @@
 """What an evaluation leaves in files: types of their content, and reading that checks it."""
 from .base import ClosedSet, Facts, Figures, Interval, Manifest, RankMetric, Results, RunResults, Scored, ScoreFigures
+from .conventions import PresetFigures, TunedScore, Tuning
 from .corrupt_and_probe import (
     AurocBySide,
     ByCorruption,
@@ -21,7 +22,9 @@ from .files import (
     Mistake,
     Mistakes,
     Mixes,
+    is_figures,
     read_arrays,
+    read_figures,
     read_mistakes,
     read_mixes,
     read_parts,
@@ -44,7 +47,6 @@ from .open_set import (
     PartResults,
     PerClass,
     PixelStatistics,
-    PresetFigures,
     Sensitivity,
     Statistic,
     Statistics,
@@ -61,5 +63,6 @@ __all__ = [
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
     'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
     'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
-    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet', 'read_arrays',
-    'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
+    'UnknownSet', 'is_figures', 'read_arrays', 'read_figures', 'read_mistakes', 'read_mixes', 'read_parts',
+    'read_results', 'read_run']

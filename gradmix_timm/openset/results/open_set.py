@@ -4,6 +4,7 @@ from typing import Annotated, NotRequired, TypedDict
 from gradmix_timm.schema import Length, Plain, Range
 
 from .base import ClosedSet, Count, Figures, Interval, Name, Names, Results, RunResults, ScoreFigures, Share, Size
+from .conventions import PresetFigures, Tuning
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
@@ -333,21 +334,6 @@ class Fit(TypedDict):
     diagnostics: dict[str, Plain]
 
 
-class PresetFigures(TypedDict):
-    """The scores by the metric conventions of a preset.
-
-    Attributes:
-        name: Of the preset.
-        columns: Its metrics, as its tables call them.
-        scores: By name of the score, then of the part of the unknown images (``all``: all of them): a fraction for each
-            column.
-    """
-
-    name: str
-    columns: list[str]
-    scores: dict[Name, dict[Name, list[float]]]
-
-
 class JudgedFigures(Figures):
     """What embeddings say of known and unknown images.
 
@@ -379,6 +365,7 @@ class OpenSetResults(Results, JudgedFigures):
         trivial: Pixel statistics of all unknown images; null where they were not measured.
         duplicates: Whether unknown images are copies of known ones; null where it was not looked for.
         sensitivity: By name of the score, with --sensitivity.
+        tuning: With --tune: how options were picked.
     """
 
     means: NotRequired[dict[str, Mean] | None]
@@ -386,3 +373,4 @@ class OpenSetResults(Results, JudgedFigures):
     trivial: NotRequired[PixelStatistics | None]
     duplicates: NotRequired[Duplicates | None]
     sensitivity: NotRequired[dict[Name, Sensitivity] | None]
+    tuning: NotRequired[Tuning]

@@ -12,6 +12,13 @@ from .pytorch_ood import PREFIX, library_score, library_twin
 
 __all__ = ['check_options', 'defaults_of', 'join_options', 'parse_score', 'score_kind', 'score_label']
 
+# The papers' letters for options.
+_LETTERS = {'T': 'temperature'}
+# Methods of the field that have no score here, and why.
+_ABSENT = {
+    'rankfeat': 'it removes the largest singular value from the feature map before pooling, which pooled features have '
+                'lost',
+    'mds_ensemble': 'it reads several layers, and embeddings hold the last one alone'}
 _WORDS = {'true': True, 'false': False, 'none': None}
 
 
@@ -32,7 +39,7 @@ def join_options(parts: Iterable[str]) -> list[str]:
 
 
 def parse_score(text: str) -> tuple[str, dict[str, Any]]:
-    """A score's name without options, and the options.
+    """A score's name without options, and the options; ``T`` stands for ``temperature``, as in papers.
 
     Raises:
         ValueError: No such score or option (with the nearest), an option without a value or twice.
@@ -46,6 +53,7 @@ def parse_score(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {}
     for part in tail.split(',') if colon else ():
         key, _, value = (piece.strip() for piece in part.partition('='))
+        key = _LETTERS.get(key, key)
         if not (key and value) or key in options:
             raise ValueError(f'{text!r}: expected NAME:option=value,option=value, each option once, got {part!r}')
         options[key] = _value(value)
@@ -98,6 +106,8 @@ def _cut(text: str) -> tuple[str, str, str]:
 def _kind(name: str) -> type[Score]:
     if name.startswith(PREFIX):
         return library_score(name)
+    if name not in SCORES and (why := _ABSENT.get(name.casefold().replace('-', '_'))):
+        raise ValueError(f'no score named {name!r}: {why}. Known: {", ".join(sorted(SCORES))}')
     if name not in SCORES:
         raise ValueError(f'no score named {name!r}: {library_twin(name)}{nearest(name, SCORES)}')
     return SCORES[name]

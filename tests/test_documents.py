@@ -1,0 +1,53 @@
+"""Documents: the tutorials run, their pages show their code, links lead somewhere, and the site builds."""
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / 'docs'
+EXECUTE = runpy.run_path(str(DOCS / 'tutorials' / 'execute.py'))
+
+
+def code_of(script: str) -> list[str]:
+    """The code cells of a script in percent format."""
+    cells = re.split(r'^# %%(.*)$', script, flags=re.MULTILINE)[1:]
+    return [body.strip() for kind, body in zip(cells[::2], cells[1::2], strict=True)
+            if 'markdown' not in kind and body.strip()]
+
+
+@pytest.mark.parametrize('name', EXECUTE['TUTORIALS'])
+def test_pages_of_tutorials_show_the_code_of_their_scripts(name):
+    page = (DOCS / 'tutorials' / f'{name}.md').read_text()
+    shown = [block.strip() for block in re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)]
+    assert shown == code_of((DOCS / 'tutorials' / f'{name}.py').read_text()), 'python docs/tutorials/execute.py'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', EXECUTE['TUTORIALS'])
+def test_tutorials_run(name):
+    pytest.importorskip('jupytext')
+    pytest.importorskip('nbconvert')
+    notebook = EXECUTE['executed'](name)  # an error in a cell raises
+    assert any(cell.get('outputs') for cell in notebook.cells)
+
+
+@pytest.mark.parametrize('path', sorted([*DOCS.rglob('*.md'), ROOT / 'CHANGELOG.md']),
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(path):
+    for target in re.findall(r'\]\((?!http|#)([^)#]+)', re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path):
+    pytest.importorskip('mkdocs')
+    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-q', '-d', tmp_path / 'site'],
+                          cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'create_mixer' in (tmp_path / 'site' / 'reference' / 'mixers' / 'index.html').read_text()
