@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -122,6 +123,18 @@ def test_without_held_out_images_the_error_offers_what_to_pass(data, tmp_path, f
     assert (given.threshold, given.manifest.known_acceptance) == (1.5, None)
     passed = OpenSetClassifier.from_checkpoint(path, validation=files, known_acceptance=0.8, device='cpu')
     assert passed.manifest.n_validation == len([path for path in files if path.parent.name != 'bee']), 'no known class'
+
+
+def test_validation_images_of_unknown_classes_are_left_out_however_they_are_named(data, tmp_path, caplog):
+    """Red before: where no folder had the name of a known class, all images were taken."""
+    path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=())
+    bees, cats = (sorted((data / 'test' / name).iterdir()) for name in ('bee', 'cat'))
+    with pytest.raises(ValueError, match=r'all 30 validation images lie in folders of classes .* not known \(bee\)'):
+        OpenSetClassifier.from_checkpoint(path, validation=bees, known_acceptance=0.8, device='cpu')
+    (tmp_path / 'cat' / 'day1').mkdir(parents=True)
+    inner = [Path(shutil.copy(cat, tmp_path / 'cat' / 'day1')) for cat in cats[:6]]
+    found = OpenSetClassifier.from_checkpoint(path, validation=[*inner, *bees], known_acceptance=0.8, device='cpu')
+    assert found.manifest.n_validation == 6
 
 
 def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):

@@ -14,9 +14,10 @@ CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.3, 
           'crop_pct': 0.9, 'crop_mode': 'center'}
 
 
-def class_folders(root: Path, classes=('ant', 'bee', 'cat'), count: int = 30, splits=('train', 'test')) -> Path:
+def class_folders(root: Path, classes=('ant', 'bee', 'cat'), count: int = 30, splits=('train', 'test'),
+                  seed: int = 0) -> Path:
     """``root/SPLIT/CLASS/N.png``, 20 x 24 pixels of noise round a colour."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for split in splits:
         for place, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)

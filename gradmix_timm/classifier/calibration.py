@@ -26,6 +26,8 @@ from .images import batches
 __all__ = ['Plan', 'Source', 'calibrate']
 
 _logger = logging.getLogger(__name__)
+# Folders above a validation image that may be called by its class.
+_LEVELS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,17 +161,31 @@ def _cuts(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> tuple[CutD
     return parts.train if train_wanted else None, parts.held if held_wanted else None
 
 
-def _of_known_classes(images: Any, names: Sequence[str]) -> Any:
-    """Validation images without those whose folder is called otherwise than any known class, if some are called so."""
+def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str]) -> Any:
+    """Validation images without those of other classes, as far as the folders that they lie in are called by classes.
+
+    Args:
+        images: Paths, or anything else, which is let through.
+        names: Of the known classes.
+        unknown: Names of the classes that training left out.
+
+    Raises:
+        ValueError: All of them are of such classes.
+    """
     if not isinstance(images, Sequence) or not all(isinstance(item, str | os.PathLike) for item in images):
         return images
-    folders = [Path(item).absolute().parent.name for item in images]
-    named = list(dict.fromkeys(folders))
-    known = {named[place] for place in shared_classes(named, names)}
-    others = [folder for folder in named if folder not in known]
-    if not known or not others:
+    chains = [[folder.name for folder in Path(item).absolute().parents[:_LEVELS]] for item in images]
+    listed = list(dict.fromkeys(name for chain in chains for name in chain))
+    known = {listed[place] for place in shared_classes(listed, names)}
+    classes = known | {listed[place] for place in shared_classes(listed, unknown)}
+    folders = [next((name for name in chain if name in classes), chain[0]) for chain in chains]
+    others = [name for name in dict.fromkeys(folders) if name not in known]
+    if not others or not classes:
         return images
     kept = [item for item, folder in zip(images, folders, strict=True) if folder in known]
+    if not kept:
+        raise ValueError(f'all {len(images)} validation images lie in folders of classes that are not known '
+                         f'({", ".join(others[:5])}); name images of {", ".join(names[:5])}')
     _logger.warning(f'{len(images) - len(kept)} of {len(images)} validation images lie in folders of no known class '
                     f'({", ".join(others[:5])}{", ..." if len(others) > 5 else ""}) and are left out')
     return kept
@@ -182,7 +198,9 @@ def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset
     if held is not None:
         embedded = model.embed(held, 'held-out images')
     else:
-        images = batches(_of_known_classes(plan.validation, names), model.reading(), plan.batch_size)
+        record = model.loaded.record if model.loaded is not None else None
+        unknown = () if record is None else record.unknown_classes
+        images = batches(_of_known_classes(plan.validation, names, unknown), model.reading(), plan.batch_size)
         embedded = model.embed_batches(images, 'validation images')
     _check_enough(len(embedded.label), plan.known_acceptance)
     values: Tensor = score(embedded)

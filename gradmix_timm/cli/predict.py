@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(_told(classifier, rows, broken), indent=1))
     elif rows:
         print(_table(rows))
-        print(_summary(classifier, rows))
+        rejected = sum(not row['accepted'] for row in rows)
+        print(f'{len(rows)} images, {rejected} unknown: {classifier.score.name} below {classifier.threshold:.4f}, '
+              f'a threshold {classifier.manifest.threshold_source}')
     for path in (args.save, args.onnx):
         if path and not args.json:
             print(path)
@@ -168,9 +170,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     lines.insert(1, '|' + '|'.join('-' * (width + 1) + (':' if column == 2 else '-')
                                    for column, width in enumerate(widths)) + '|')
     return '\n'.join(lines)
-
-
-def _summary(classifier: OpenSetClassifier, rows: Sequence[dict[str, Any]]) -> str:
-    rejected = sum(not row['accepted'] for row in rows)
-    return (f'{len(rows)} images, {rejected} unknown: {classifier.score.name} below {classifier.threshold:.4f}, '
-            f'a threshold {classifier.manifest.threshold_source}')

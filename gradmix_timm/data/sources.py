@@ -194,17 +194,6 @@ def _split_root(name: str, root: Any, split: str) -> str:
     return str(path)
 
 
-def _check_tars(root: Path) -> None:
-    """A tar that was cut short would silently be read up to there: a whole one ends with a block of zeros."""
-    for path in [root] if root.is_file() else sorted(root.glob('*.tar')):
-        with path.open('rb') as file:
-            plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _TAR_BLOCK))
-            if plain and file.read().strip(b'\0'):
-                raise ValueError(f'{path} is cut short at {size:,} bytes (a tar ends with zeros): fetch it again')
-
-
 def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | None, min_classes: int,
                    timm_rule: bool, options: dict[str, Any]) -> ImageSource:
     """A folder or tar of class folders."""

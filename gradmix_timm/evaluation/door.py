@@ -83,7 +83,8 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         raise TypeError(f'evaluate() has no setting {strays[0]!r}: {nearest(strays[0], allowed)}')
     if gate not in GATES:
         raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
-    chosen = EvaluationSettings(scores=None if scores is None else _names(scores), **settings)
+    names = (scores,) if isinstance(scores, str) else scores
+    chosen = EvaluationSettings(scores=None if names is None else tuple(names), **settings)
     with _random_state_kept():
         subject = _model_of(model, chosen, preprocessing, pretrained, img_size, device, known_classes)
         images = _images_of(subject, known, train, held_out, known_classes)
@@ -114,10 +115,6 @@ def _model_of(model: Any, settings: EvaluationSettings, preprocessing: Preproces
         return EvaluatedModel.build(settings, loaded, num_classes=None if known_classes is None else len(known_classes),
                                     img_size=img_size, device=device)
     return EvaluatedModel.build(settings, None, str(model), pretrained=pretrained, img_size=img_size, device=device)
-
-
-def _names(scores: Sequence[str] | str) -> tuple[str, ...]:
-    return (scores,) if isinstance(scores, str) else tuple(scores)
 
 
 # ---- the images

@@ -130,8 +130,8 @@ class EvaluationImages:
         for title, part in (('test', self.known), ('training', self.train), ('held-out', self.held_out)):
             count = 0 if part is None else _shared_count(part, unknown)
             if count > _STRAY * len(unknown):
-                raise ValueError(f'{count} of the {len(unknown)} images of {name} are known {title} images, pixel by '
-                                 'pixel; what is known cannot be unknown: pass other images as unknown=')
+                raise ValueError(f'{count} of the {len(unknown)} images of {name} are known {title} images, by '
+                                 'path or by content; take them out: what is known cannot be unknown')
 
     def cuts(self) -> dict[str, CutDataset]:
         """Sets of images by what they serve for, as the manifest counts them."""

@@ -87,7 +87,7 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
         imagenet: Whether the known classes are ImageNet's, for near and far.
 
     Raises:
-        ValueError: No such data, an empty set, or known classes in it.
+        ValueError: No such data, an empty set, or known classes or images in it.
     """
     specs = [parse_unknown(text) for text in options.sets]
     source, known = images.source, images.split.known
@@ -97,6 +97,8 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
         sizes=sizes, count=options.made_images, seed=options.made_seed, mode=preprocessing.image_mode,
         exif=preprocessing.exif)
         for spec in specs]
+    for part in opened if options.overlap != 'keep' else ():
+        images.check_unknown(part.spec.name, part.images)
     place = str(inner_name(source['dataset'] or '') or source.get('known') or source['data_dir'] or '')
     suite = 'imagenet' if imagenet else suite_of(place, known)
     kinds = near_and_far(suite, [spec.name for spec in specs], options.near, options.far)

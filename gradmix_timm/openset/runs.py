@@ -9,7 +9,7 @@ from typing import Any
 from gradmix_timm.registry import nearest
 
 from .metrics.summary import RANK_METRICS
-from .results import RESULTS, Manifest, PartResults, RunResults, read_parts, read_run
+from .results import RESULTS, Manifest, PartResults, RunResults, is_figures, read_figures, read_parts, read_run
 
 __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', 'notes', 'read_runs']
 
@@ -17,6 +17,8 @@ __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', '
 CLOSED_SET = ''
 # What makes two runs different ways of doing it, though no group is named by it.
 _FACTS = ('model', 'objective', 'moving_average', 'pretraining')
+# Commands of which a run may have folders beside that of `osr`; cells of a study that are not done keep theirs here.
+_OTHERS, _UNFINISHED = ('ood', 'corrupt', 'probe', 'shortcut'), 'work'
 # Options of a mixer that say nothing of the method.
 _INCIDENTAL = ('seed', 'rank', 'num_classes')
 
@@ -71,10 +73,18 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """The same, without what other commands wrote of a run that ``openset osr`` evaluated.
 
+    Folders of ``gradmix-study`` are read by their finished cells; a folder without evaluations by its JSON files with
+    the figures of one run each, as in benchmarks/results, which may also be named themselves.
+
     Raises:
         ValueError: As :func:`find_evaluations`.
     """
-    return _find(paths, lambda inside: [folder for folder in inside if folder.name == 'osr'] or inside)
+    def of_osr(inside: list[Path]) -> list[Path]:
+        whole = [folder for folder in inside if _UNFINISHED not in folder.parts]
+        return [folder for folder in whole if folder.name == 'osr'] or [
+            folder for folder in whole if not (folder.name in _OTHERS and folder.parent in whole)]
+
+    return _find(paths, of_osr)
 
 
 def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]]) -> list[Path]:
@@ -86,11 +96,12 @@ def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]
         if not path.exists():
             raise ValueError(f'there is no {path}; name run folders, or the folders that `openset osr` wrote')
         if path.is_file():
-            inside = [path.parent] if path.name == RESULTS else []
+            inside = [path.parent if path.name == RESULTS else path] if path.suffix == '.json' else []
         elif (path / RESULTS).is_file():
             inside = [path]
         else:
-            inside = choose(sorted(file.parent for file in path.rglob(RESULTS)))
+            inside = choose(sorted(file.parent for file in path.rglob(RESULTS))) or sorted(
+                file for file in path.glob('*.json') if is_figures(file))
         if not inside:
             raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {path}/model_best.pth.tar` first')
         found |= {folder.resolve(): folder for folder in inside if folder.resolve() not in found}
@@ -111,6 +122,9 @@ def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',), part: str
     """
     runs = []
     for folder in folders:
+        if folder.is_file():
+            runs.append(_of_figures(folder, by, part))
+            continue
         run = _run(folder, read_run(folder), by)
         runs.append(run if part is None else _narrowed(run, read_parts(folder), part))
     return runs
@@ -202,8 +216,22 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {})
 
 
+def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
+    """A run of which one file keeps the figures alone: its folder names the experiment, its trial the classes."""
+    if part is not None:
+        raise ValueError(f'--part {part}: {path} holds the figures of all unknown images alone')
+    if list(by) != ['mixer']:
+        raise ValueError(f'--by {",".join(by)}: {path} names its mixer and nothing else; leave --by out')
+    found = read_figures(path)
+    trial = found['trial']
+    return Run(group=found['mixer'], folder=path, protocol=(path.absolute().parent.name, None), trial=trial,
+               seed=found['seed'], split=(frozenset({f'known of trial {trial}'}), frozenset({f'unknown of {trial}'})),
+               values=_values(found['scores'], found['top1']),
+               images=(found.get('n_known'), found.get('n_unknown'), None, None))
+
+
 def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
-    options = manifest.get('mixer_options') or {}
+    options = {**(manifest.get('mixer_options') or {}), **(manifest.get('study') or {}).get('levels', {})}
     # A run's name says more than the folder of its evaluation, which is called osr in every run.
     named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
              'objective': manifest.get('objective'), 'folder': Path(manifest.get('run_folder') or folder).name}

@@ -93,7 +93,7 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
                 'levels': dict(cell.levels), 'commands': commands, 'commit': _commit(),
                 'seconds': {key: round(value, 1) for key, value in seconds.items()},
                 'machine': f'{os.cpu_count()} cores', 'threads': threads}}
-            write_atomic(file, json.dumps(kept, indent=1, allow_nan=False) + '\n')
+            write_atomic(file, _without_folders(json.dumps(kept, indent=1, allow_nan=False), place) + '\n')
         (place / _LOG).unlink(missing_ok=True)
         if not keep_runs:
             shutil.rmtree(place / _WORK, ignore_errors=True)
@@ -257,9 +257,13 @@ def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], 
 
 
 def _shown(words: Sequence[str], place: Path) -> str:
-    """A command without this machine's folders."""
-    shown = ' '.join(words[1:])
-    return shown.replace(f'{place / _WORK}', _WORK).replace('-m gradmix_timm.cli.train', 'train.py')
+    return _without_folders(' '.join(words[1:]), place).replace('-m gradmix_timm.cli.train', 'train.py')
+
+
+def _without_folders(text: str, place: Path) -> str:
+    """A text that names a cell's run folder as if the study lay there."""
+    work = place / _WORK
+    return text.replace(f'{work.resolve()}', _WORK).replace(f'{work}', _WORK)
 
 
 def _commit() -> str | None:

@@ -19,9 +19,12 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
+# Of fewer pairs an interval says next to nothing.
+_FEWEST_PAIRS = 5
 # Parts of an evaluation by `openset shortcut`, which have tables of their own.
-_VIEWS = {'own': "images with their own class's mark", 'absent': 'images without a mark',
-          'conflict': "images with another class's mark"}
+_VIEWS: dict[str | None, str] = {
+    'own': "images with their own class's mark", 'absent': 'images without a mark',
+    'conflict': "images with another class's mark"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,9 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
 
     Differences are paired by trial and seed and averaged over the seeds of a class split first; their intervals hold
-    simultaneously for all differences of the study's tables (Bonferroni). ``wins`` counts the pairs in which a level
-    is better than the base; ``cost`` is the ratio of median training seconds.
+    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
+    ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
+    seconds.
 
     Args:
         study: Cells that are not done are left out, and counted.
@@ -59,7 +63,7 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
         ValueError: No finished cell, or cells that do not belong together.
     """
     blocks = list(_blocks(study, scores, metrics, level))
-    done = sum(len(block.runs) for block in blocks)
+    done = sum(is_done(study.output, cell) for cell in study.cells)
     lines = [f'{done} of {len(study.cells)} cells; differences to {study.base} with simultaneous '
              f'{level:.0%} intervals', f'commits: {", ".join(_commits(study))}']
     for block in blocks:
@@ -120,9 +124,9 @@ def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], 
     cells = [cell for cell in study.cells if is_done(study.output, cell)]
     if not cells:
         raise ValueError(f'{study.source}: none of its {len(study.cells)} cells is done')
-    views: Mapping[str | None, str] = {None: ''}
+    views: dict[str | None, str] = {None: ''}
     if next(iter(cells[0].evaluate)) == 'shortcut':
-        views = {**_VIEWS}
+        views = dict(_VIEWS)
     parts: list[tuple[str, list[Run], dict[str, list[float]]]] = []
     for *levels, view in itertools.product(*(study.axes[axis] for axis in apart), views):
         chosen = [cell for cell in cells if all(cell.levels[axis] == level for axis, level in
@@ -213,8 +217,8 @@ def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str
     gap = entry['differences'].get(name)
     if gap is None:
         return text
-    interval = '' if gap['low'] is None else f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]'
     won, pairs = _wins(study, block, key, name)
+    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if pairs >= _FEWEST_PAIRS and gap['low'] is not None else ''
     return f'{text} ({gap["value"]:+.3f}{interval}, wins {won}/{pairs})'
 
 

@@ -68,10 +68,55 @@ def test_one_command_prints_the_table_and_writes_every_file(runs, tmp_path, caps
     assert (gap['value'], gap['low'], gap['high'], gap['p']) == pytest.approx(
         (oracle.value, oracle.low, oracle.high, oracle.p))
     assert (gap['n'], gap['n_pairs'], comparison['n_distinct'], comparison['base']) == (3, 6, 3, 'cutmix')
-    row = next(line for line in lines if line.startswith('| mls '))
-    assert f'{100 * gap["value"]:+.2f}' in row
-    assert sum(line.startswith('| mls ') for line in lines) == 2  # AUROC and OSCR
+    rows = [line for line in lines if line.startswith('| mls ')]
+    assert f'{100 * gap["value"]:+.2f}' in rows[1]  # of the tables of AUROC the second, with the differences
+    assert len(rows) == 4
+    assert max(map(len, lines[:-1])) <= 80
     assert any(line.startswith('| classifier ') for line in lines)
+
+
+def test_wide_prints_one_table_a_metric(runs, tmp_path, capsys):
+    assert run(runs, '--paired', '--wide', output=tmp_path / 'out') == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| mls ')]
+    assert len(rows) == 2  # AUROC and OSCR
+    assert 'too few pairs' in rows[0]
+
+
+def test_figures_of_runs_that_keep_nothing_else(tmp_path, capsys):
+    """As benchmarks/results keeps them: one JSON file a run, in a folder of the experiment."""
+    (tmp_path / 'digits').mkdir()
+    for trial in range(5):
+        for mixer, lift in (('gradmix', .02), ('none', 0.)):
+            figures = summarize(np.arange(40.) + 100 * lift, np.ones(40), np.arange(-20., 20.), draws=0)
+            (tmp_path / 'digits' / f'{mixer}-t{trial}.json').write_text(json.dumps(
+                {'mixer': mixer, 'trial': trial, 'seed': 0, 'top1': .9 + trial / 100, 'scores': {'mls': figures},
+                 'command': 'train.py'}))
+    (tmp_path / 'digits' / 'notes.json').write_text('{}')
+    assert run(tmp_path / 'digits', '--paired', output=tmp_path / 'out') == 0
+    assert 'gradmix against none on digits' in capsys.readouterr().out
+    comparison = json.loads((tmp_path / 'out' / 'comparison.json').read_text())
+    assert (comparison['n_distinct'], comparison['base']) == (5, 'none')
+    one = tmp_path / 'digits' / 'none-t0.json'
+    assert run(one, output=tmp_path / 'out') == 0
+    for flag, words in (('--part', 'all unknown images alone'), ('--by', 'leave --by out')):
+        assert run(one, flag, 'folder', output=tmp_path / 'out') == 2
+        assert words in capsys.readouterr().err
+
+
+def test_cells_of_a_study(runs, tmp_path, capsys):
+    """Their files lie in the cell itself; a cell that is not done keeps its own below work."""
+    study = tmp_path / 'study'
+    for trial in range(2):
+        for alpha in (1, 2):
+            cell = study / f'alpha-{alpha}-{trial}'
+            results = evaluation(cell, 'gradmix', trial, 0, alpha / 10)
+            results['manifest']['study'] = {'levels': {'strength': alpha}}
+            (cell / RESULTS).write_text(json.dumps(results))
+            evaluation(cell / 'ood', 'gradmix', trial, 0, 0., protocol='ood')
+    evaluation(study / 'alpha-1-2' / 'work' / 'osr', 'gradmix', 2, 0, 0.)
+    assert run(study, '--by', 'strength', '--paired', output=tmp_path / 'out') == 0
+    groups = json.loads((tmp_path / 'out' / 'comparison.json').read_text())['groups']
+    assert {name: facts['trials'] for name, facts in groups.items()} == {'strength=1': [0, 1], 'strength=2': [0, 1]}
 
 
 def test_files_hold_the_same_figures(runs, tmp_path, capsys):

@@ -5,6 +5,7 @@ import argparse
 import csv
 import io
 import json
+import re
 import shutil
 from contextlib import redirect_stdout
 from types import SimpleNamespace
@@ -56,7 +57,7 @@ def places(tmp_path_factory):
     """Data with a checkpoint whose head knows cat and ant, and folders of other things."""
     root = tmp_path_factory.mktemp('ood')
     data = class_folders(root / 'data')
-    class_folders(root / 'other', ('dog', 'newt'), 7, splits=('test',))
+    class_folders(root / 'other', ('dog', 'newt'), 7, splits=('test',), seed=1)
     return root, data, save_checkpoint(root / 'run' / 'last.pth.tar', data)
 
 
@@ -169,7 +170,7 @@ def test_osr_compares_pixels_too(places, tmp_path, capsys):
 
 def test_known_images_of_a_folder(places, tmp_path, capsys):
     """Another test folder in the place of the checkpoint's, with one of its two classes."""
-    class_folders(tmp_path / 'mine', ('zebra', 'ant'), 5, splits=('test',))
+    class_folders(tmp_path / 'mine', ('zebra', 'ant'), 5, splits=('test',), seed=2)
     assert run('--checkpoint', places[2], '--known', tmp_path / 'mine', '--unknown', 'noise:clouds', '--scores',
                'mls,knn', '--made-images', 4, '--output', tmp_path / 'out') == 0
     results = results_of(tmp_path / 'out')
@@ -191,6 +192,16 @@ def test_a_model_by_name_and_folders_alone(places, tmp_path, capsys):
     assert 'mls' in results['scores']
     assert 'mahalanobis' in results['not_served']
     assert '2 classes and the head 3 outputs' in refused(capsys, *argv, places[0] / 'other')
+
+
+@pytest.mark.parametrize(('split', 'name', 'kind', 'link'), [
+    ('train', 'cat', '(training|held-out)', False), ('test', 'ant', 'test', True)])
+def test_known_images_under_another_name_are_refused(places, tmp_path, capsys, split, name, kind, link):
+    """Red before: a copy of the training images was evaluated as unknown."""
+    _, data, checkpoint = places
+    (shutil.copytree, lambda source, to: to.symlink_to(source))[link](data / split / name, tmp_path / 'pets')
+    line = refused(capsys, '--checkpoint', checkpoint, '--unknown', f'folder:pets={tmp_path}', '--scores', 'mls')
+    assert re.search(f'of the 30 images of pets are known {kind} images, by path or by content', line)
 
 
 @pytest.mark.parametrize('folders', [('n02123045', 'n01440764'), ('tabby cat', 'Tinca_tinca')], ids=['synset', 'name'])

@@ -160,8 +160,8 @@ def test_constant_scores_give_the_value_of_a_tie():
         'auroc': .5, 'aupr_in': .75, 'aupr_out': .25, 'fpr_at_95_known': 1., 'fpr_at_95_unknown': 1.,
         'detection_error': .5, 'tie_share': 1., 'oscr': .25,
         'ccr@0.0': 0., 'ccr@0.01': 0., 'ccr@0.1': 0., 'ccr@0.29': 0., 'ccr@0.5': 0., 'ccr@1.0': .5}
-    assert metrics.is_degenerate(known, unknown)
-    assert not metrics.is_degenerate([7., 7.], [7., 8.])
+    assert metrics.summarize(known, None, unknown, draws=0)['degenerate']
+    assert not metrics.summarize([7., 7.], None, [7., 8.], draws=0)['degenerate']
 
 
 def test_perfect_and_inverted_scores():

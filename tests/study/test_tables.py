@@ -71,7 +71,9 @@ def test_other_axes_make_a_table_each(make, stubbed):
 def test_a_shortcut_has_a_table_for_each_view(make, stubbed):
     study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
     run_study(study, jobs=2)
-    tables = study_tables(study, scores=['mls'], metrics=['auroc']).split('**')
+    page = study_tables(study, scores=['mls'], metrics=['auroc'])
+    assert page.startswith('4 of 4 cells')
+    tables = page.split('**')
     accuracies = {tables[place]: re.search(r'accuracy \| ([.\d]+)', tables[place + 1]).group(1)
                   for place in range(1, len(tables), 2)}
     assert accuracies == {"images with their own class's mark": '0.505', 'images without a mark': '0.405',

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gradmix_timm.openset.reports.comparison_tables import (
     title_of,
 )
 from gradmix_timm.openset.reports.figures import plot_differences
-from gradmix_timm.openset.reports.tables import text_table
+from gradmix_timm.openset.reports.tables import narrow_tables, text_table
 from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.plots.figure import png
@@ -51,7 +52,9 @@ def add_compare(commands: Any) -> None:
     compare = commands.add_parser(
         'compare', help='groups of runs against each other, from results.json files',
         description='Means of groups of runs and paired differences with intervals, from what `osr` wrote.')
-    compare.add_argument('runs', nargs='+', metavar='RUN', help='run folders, folders of evaluations, or folders above')
+    compare.add_argument('runs', nargs='+', metavar='RUN',
+                         help='run folders, folders of evaluations, studies, or folders above; files of the figures '
+                              'of one run each, as in benchmarks/results')
     add = compare.add_argument
     add('--paired', action='store_true', help='differences between runs of the same trial and seed')
     add('--base', metavar='GROUP', help='that differences are taken to (default: none where there is such a group, '
@@ -65,6 +68,8 @@ def add_compare(commands: Any) -> None:
     add('--part', metavar='NAME',
         help='compare on a part of the unknown images: easy, hard+medium, a data set of `ood` (default: all of them)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
+    add('--wide', action='store_true',
+        help='print one table a metric, however wide (default: tables of 80 columns, one below the other)')
     add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
     compare.set_defaults(run=run_compare)
 
@@ -84,7 +89,7 @@ def run_compare(args: argparse.Namespace) -> int:
         for metric in args.metrics:
             if metric not in known:
                 raise UsageError(f'--metrics: no metric {metric!r}: {nearest(metric, known)}')
-    _print(comparison, args.metrics)
+    _print(comparison, args.metrics, args.wide)
     _write(folder, comparison)
     print(folder / f'{_NAME}.html')
     return 0
@@ -112,19 +117,34 @@ def _arrays(run: Run) -> dict[str, Any] | None:
     return {name: array[rows] if name.startswith('unknown') else array for name, array in arrays.items()}
 
 
-def _print(comparison: dict[str, Any], metrics: list[str]) -> None:
-    print(f'\n{comparison_title(comparison)}\n{grounds(comparison)}')
+def _print(comparison: dict[str, Any], metrics: list[str], wide: bool) -> None:
+    print(_folded(f'\n{comparison_title(comparison)}\n{grounds(comparison)}', wide))
     for metric in ('top1', *metrics):
         heads, rows = comparison_rows(comparison, metric)
         if rows:
-            print(f'\n{title_of(metric)}, percent\n{text_table(heads, rows)}')
-    print(f'\n{how_decided(comparison)}\n' if comparison['paired'] else '')
+            print(f'\n{title_of(metric)}, percent\n{_tables(comparison, heads, rows, wide)}')
+    print(_folded(f'\n{how_decided(comparison)}\n', wide) if comparison['paired'] else '')
     for note in comparison['notes']:
         print(f'note: {note}')
     for score, why in comparison['left_out'].items():
         print(f'left out: {score}: {why}')
     for name in comparison['left_out_runs']:
         print(f'left out: {name}: no partner')
+
+
+def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]], wide: bool) -> str:
+    """Means of the groups, then difference, p and verdict of each: within 80 columns, or all in one row."""
+    if wide:
+        return text_table(heads, rows)
+    means = 1 + len(comparison['groups'])
+    parts = [narrow_tables(heads[:means], [row[:means] for row in rows])]
+    if len(heads) > means:
+        parts.append(narrow_tables(heads[:1] + heads[means:], [row[:1] + row[means:] for row in rows], together=3))
+    return '\n\n'.join(parts)
+
+
+def _folded(text: str, wide: bool) -> str:
+    return text if wide else '\n'.join(textwrap.fill(line, 80) for line in text.splitlines())
 
 
 def _write(folder: Path, comparison: dict[str, Any]) -> None:

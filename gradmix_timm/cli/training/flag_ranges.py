@@ -70,7 +70,9 @@ def check_values(args: argparse.Namespace) -> None:
         if value is not None and value not in words:
             raise ValueError(f'{_flag(name)} {value}: {nearest(value, filter(None, words))}')
     for name in _PAIRS:
-        _check_pair(name, getattr(args, name))
+        values = getattr(args, name)
+        if values is not None and (len(values) != 2 or values[0] > values[1]):
+            raise ValueError(f'{_flag(name)} takes two numbers, the smaller first, got {_listed(values)}')
     if args.lr_noise is not None and len(args.lr_noise) > 2:
         raise ValueError(f'--lr-noise takes one or two shares of the epochs, got {_listed(args.lr_noise)}')
     if args.decay_milestones != sorted(args.decay_milestones):
@@ -97,11 +99,6 @@ def _phrase(bounds: str) -> str:
     if not bounds.endswith('inf)'):
         return f'in {bounds}'
     return f'above {low}' if bounds[0] == '(' else f'{low} or more'
-
-
-def _check_pair(name: str, values: list[float] | None) -> None:
-    if values is not None and (len(values) != 2 or values[0] > values[1]):
-        raise ValueError(f'{_flag(name)} takes two numbers, the smaller first, got {_listed(values)}')
 
 
 def _check_sizes(args: argparse.Namespace) -> None:

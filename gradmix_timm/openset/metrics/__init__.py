@@ -6,8 +6,6 @@ empty side; infinities rank. Figures are fractions in [0, 1].
 """
 from __future__ import annotations
 
-import numpy as np
-
 from . import arpl
 from . import rank_counts as counts
 from .calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
@@ -44,7 +42,6 @@ __all__ = [
     'fpr_at_95_unknown',
     'gate',
     'infinite_count',
-    'is_degenerate',
     'macro_f1',
     'nll',
     'normalized_accuracy',
@@ -205,8 +202,3 @@ def ccr_at_fpr(known: ArrayLike, correct: ArrayLike, unknown: ArrayLike, fpr: fl
 def tie_share(known: ArrayLike, unknown: ArrayLike) -> float:
     """Share of known-unknown pairs with equal scores: by half of it AUROC could move under another rule for ties."""
     return _of(counts.tie_share, known, unknown)
-
-
-def is_degenerate(known: ArrayLike, unknown: ArrayLike) -> bool:
-    """Whether all scores are one and the same value, so that every metric shows the rule for ties and nothing else."""
-    return len(np.unique(np.concatenate(sides(known, unknown)))) == 1

@@ -149,13 +149,10 @@ def _difference(entry: Values) -> list[str]:
     value = signed(entry['value'])
     if entry['low'] is not None:
         value += f' [{signed(entry["low"])}, {signed(entry["high"])}]'
-    return [value, '' if entry['p_holm'] is None else _p(entry['p_holm']), entry['verdict'] or 'not asked for']
+    p = entry['p_holm']
+    return [value, '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}', entry['verdict'] or 'not asked for']
 
 
 def signed(value: float) -> str:
     """A difference in percentage points, with its sign."""
     return f'{100 * value:+.2f}'.replace('-', '−')
-
-
-def _p(value: float) -> str:
-    return '<0.001' if value < 0.001 else f'{value:.3f}'

@@ -89,7 +89,8 @@ def corruption_figures(results: CorruptionResults) -> dict[str, bytes]:
     for group in results['groups'].values():
         lines = panels.setdefault(group['family'], {})
         low, high = group['error_ci']
-        lines.setdefault(_plain(group['corruption']), [clean]).append((group['severity'], group['error'], low, high))
+        lines.setdefault(group['corruption'].replace('_', ' '), [clean]).append(
+            (group['severity'], group['error'], low, high))
     x = f'severity (0: clean), {"official files" if part["official"] else "generated"}'
     drawn = {'severity.png': png(plot_panels(panels, x, 'closed-set error'))}
     if results['scores']:
@@ -144,10 +145,6 @@ def _divided(part: Corruption) -> list[tuple[str, float]]:
     """Title and value of mCE and relative mCE, as far as there are any."""
     values = {_mce(part): part.get('mce'), f'relative {_mce(part)}': part.get('relative_mce')}
     return [(title, value) for title, value in values.items() if value is not None]
-
-
-def _plain(name: str) -> str:
-    return name.replace('_', ' ')
 
 
 def _words(part: Corruption) -> str:

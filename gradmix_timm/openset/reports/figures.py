@@ -158,7 +158,8 @@ def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) ->
     axes = single_axes(ax, min(max(WIDTH * rows / columns, 1.6), 6.) + (1.5 if few else 0.9))
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
     if few:
-        axes.set_xticks(range(columns), [*known, *unknown], rotation=90 if _long([*known, *unknown]) else 0)
+        long = max(map(len, [*known, *unknown])) * columns > 36
+        axes.set_xticks(range(columns), [*known, *unknown], rotation=90 if long else 0)
         axes.set_yticks(range(rows), [*known, 'rejected'])
         _write_shares(axes, share)
     else:
@@ -327,10 +328,6 @@ def _rates(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-
-
-def _long(names: Sequence[str]) -> bool:
-    return max(map(len, names)) * len(names) > 36
 
 
 def _write_shares(axes: Axes, share: Floats) -> None:

@@ -16,7 +16,8 @@ from gradmix_timm.openset.results import (
 )
 
 __all__ = [
-    'csv_text', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'text_table', 'warnings_of', 'without_guard']
+    'csv_text', 'interval_of', 'narrow_tables', 'pixel_statistics_of', 'pretraining_note', 'text_table', 'warnings_of',
+    'without_guard']
 
 # What a spreadsheet takes for the start of a formula, or drops before it looks.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
@@ -44,6 +45,40 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
     return '\n'.join([line(heads), rule, *map(line, rows)])
+
+
+def narrow_tables(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80, together: int = 1) -> str:
+    """The same in as many tables below each other as keep to a width, each with the first column.
+
+    Args:
+        heads: Of the columns.
+        rows: Cells.
+        width: Of a terminal, in characters; a first column and one group of columns may take more.
+        together: Columns that stay in one table, counted from the second on.
+
+    Example:
+        >>> print(narrow_tables(['score', 'a', 'b'], [['mls', '1', '2']], width=20))
+        | score |      a |
+        |-------|-------:|
+        | mls   |      1 |
+        <BLANKLINE>
+        | score |      b |
+        |-------|-------:|
+        | mls   |      2 |
+    """
+    tables: list[list[int]] = []
+    for start in range(1, len(heads), together):
+        columns = [*range(start, min(start + together, len(heads)))]
+        wider = [*tables[-1], *columns] if tables else []
+        if tables and len(_columns(heads, rows, wider).partition('\n')[0]) <= width:
+            tables[-1] = wider
+        else:
+            tables.append([0, *columns])
+    return '\n\n'.join(_columns(heads, rows, columns) for columns in tables)
+
+
+def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int]) -> str:
+    return text_table([heads[place] for place in places], [[row[place] for place in places] for row in rows])
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:

@@ -22,7 +22,9 @@ from .files import (
     Mistake,
     Mistakes,
     Mixes,
+    is_figures,
     read_arrays,
+    read_figures,
     read_mistakes,
     read_mixes,
     read_parts,
@@ -62,4 +64,5 @@ __all__ = [
     'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
     'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
     'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
-    'UnknownSet', 'read_arrays', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+    'UnknownSet', 'is_figures', 'read_arrays', 'read_figures', 'read_mistakes', 'read_mixes', 'read_parts',
+    'read_results', 'read_run']

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 from gradmix_timm.schema import Length, Plain, Range
 
 __all__ = ['ClosedSet', 'Count', 'Facts', 'Figures', 'Interval', 'Manifest', 'Name', 'Names', 'RankMetric', 'Results',
-           'RunFacts', 'RunResults', 'ScoreFigures', 'Scored', 'Share', 'Size']
+           'RunFacts', 'RunResults', 'ScoreFigures', 'Scored', 'Share', 'Size', 'StudyCell']
 
 
 def _is_rate(key: str) -> str:
@@ -83,6 +83,16 @@ class ClosedSet(TypedDict):
     top1_ci: Interval
 
 
+class StudyCell(TypedDict):
+    """Which cell of a study a run is.
+
+    Attributes:
+        levels: Level of each axis.
+    """
+
+    levels: NotRequired[dict[str, Plain]]
+
+
 class Manifest(TypedDict):
     """What the figures depend on. Entries differ by command; all are shown at the end of the report.
 
@@ -106,6 +116,7 @@ class Manifest(TypedDict):
         settings: Batch size, precision, resamples.
         extraction: Seconds and images of the forward passes, rows taken from the cache.
         command: As typed.
+        study: Of a cell of ``gradmix-study``.
     """
 
     model: Name
@@ -127,6 +138,7 @@ class Manifest(TypedDict):
     settings: NotRequired[dict[str, Plain]]
     extraction: NotRequired[dict[str, Plain]]
     command: NotRequired[str]
+    study: NotRequired[StudyCell]
 
 
 class RunFacts(TypedDict):

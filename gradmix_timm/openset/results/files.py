@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from gradmix_timm.schema import Length, Range, check, read_json, shown
 
-from .base import Count, Name, Results, RunResults, Share, Size
+from .base import Count, Name, Results, RunResults, ScoreFigures, Share, Size
 from .corrupt_and_probe import CorruptionResults, ProbeResults
 from .open_set import NearPair, OpenSetResults, PartResults
 from .shortcut import ShortcutResults
 
-__all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'read_arrays',
-           'read_mistakes', 'read_mixes', 'read_parts', 'read_results', 'read_run']
+__all__ = ['ARRAYS', 'MISTAKES', 'MIXES', 'RESULTS', 'ClosePair', 'Mistake', 'Mistakes', 'Mixes', 'RunFigures',
+           'is_figures', 'read_arrays', 'read_figures', 'read_mistakes', 'read_mixes', 'read_parts', 'read_results',
+           'read_run']
 
 #: Names of the files in an evaluation's folder; the last is of the training run.
 RESULTS, ARRAYS, MISTAKES, MIXES = 'results.json', 'arrays.npz', 'mistakes.json', 'mixes.json'
@@ -80,6 +81,47 @@ def read_parts(folder: Path) -> PartResults:
     """
     results: PartResults = check(_read(folder), PartResults, str(folder / RESULTS))
     return results
+
+
+class RunFigures(TypedDict):
+    """The figures of one run in a file of their own, as benchmarks/results keeps them.
+
+    Attributes:
+        mixer: Registered name.
+        trial: Of its protocol.
+        seed: Of the training run.
+        top1: Closed-set accuracy.
+        scores: Metrics by name of the score.
+        n_known: Known test images.
+        n_unknown: Unknown images.
+    """
+
+    mixer: Name
+    trial: int
+    seed: int
+    top1: Share
+    scores: dict[Name, ScoreFigures]
+    n_known: NotRequired[Size]
+    n_unknown: NotRequired[Size]
+
+
+def read_figures(path: Path) -> RunFigures:
+    """The figures of one run, of a JSON file by itself.
+
+    Raises:
+        ValueError: Not what its type says.
+    """
+    found: RunFigures = check(read_json(path), RunFigures, str(path))
+    return found
+
+
+def is_figures(path: Path) -> bool:
+    """Whether a JSON file looks like those of :func:`read_figures`."""
+    try:
+        value = read_json(path)
+    except (ValueError, OSError):
+        return False
+    return isinstance(value, dict) and {'mixer', 'trial', 'seed', 'top1', 'scores'} <= set(value)
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""Tables of README and docs/results/study.md from the JSON of studies: ``python benchmarks/study_figures.py``.
+
+Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The studies are ``benchmarks/studies/*.yaml``;
+``gradmix-study benchmarks/studies/NAME.yaml`` runs the cells that are missing.
+"""
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from gradmix_timm.study import Cell, Study, read_study, study_tables
+
+ROOT = Path(__file__).parent.parent
+STUDIES = ROOT / 'benchmarks' / 'studies'
+PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
+QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
+
+
+def opened(name: str) -> Study:
+    """A study whose files are found from every folder."""
+    study = read_study(STUDIES / f'{name}.yaml')
+    return replace(study, output=ROOT / study.output)
+
+
+def finished(name: str) -> Iterator[tuple[Cell, dict]]:
+    """Cells of a study that are done, and their results."""
+    study = opened(name)
+    for cell in study.cells:
+        file = study.output / cell.name / 'results.json'
+        if file.is_file():
+            yield cell, json.loads(file.read_text())
+
+
+def percent(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    spread = f' ± {100 * statistics.stdev(values):.1f}' if len(values) > 1 else ''
+    return f'{100 * statistics.mean(values):.1f}{spread}'
+
+
+def quickstart() -> str:
+    """README's figures of ``make quickstart``."""
+    runs = [results for _, results in finished('quickstart')]
+    lines = [f'Mean ± standard deviation in percent over {len(runs)} seeds ({runs[0]["n_known"]} known and '
+             f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`):', '',
+             f'closed-set accuracy {percent([run["closed_set"]["top1"] for run in runs])}', '',
+             '| score | AUROC | OSCR |', '|---|---|---|']
+    lines += [f'| {name} | {percent([run["scores"][name]["auroc"] for run in runs])} | '
+              f'{percent([run["scores"][name]["oscr"] for run in runs])} |' for name in QUICK_SCORES]
+    return '\n'.join(lines)
+
+
+def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
+    """One row a method: accuracy by view, AUROC by what the unknown images bear."""
+    rows: dict[str, list[dict]] = {}
+    for cell, results in finished(name):
+        rows.setdefault(cell.levels['method'], []).append(results['groups'])
+    head = ('training', 'accuracy, own mark', 'no mark', "another class's mark", 'AUROC (MLS), own mark', 'no mark',
+            "another class's mark", 'n')
+    lines = [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    for method in methods or rows:
+        found = rows[method]
+        accuracy = [percent([groups[view]['closed_set']['top1'] for groups in found]) for view in found[0]]
+        auroc = [percent([groups[view]['scores']['mls']['auroc'] for groups in found]) for view in found[0]]
+        lines.append(f'| {method} | {" | ".join(accuracy)} | {" | ".join(auroc)} | {len(found)} |')
+    return '\n'.join(lines)
+
+
+def table(name: str) -> str:
+    """A table by the name in its marker: 'quickstart', a study, or a study and 'differences'."""
+    study, _, which = name.partition(' ')
+    if which == 'differences':
+        return study_tables(opened(study), ['mls'], ['auroc']).strip()
+    return quickstart() if study == 'quickstart' else shortcut(study)
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the files have them."""
+    return re.sub(r'<!-- table ([\w -]+) -->\n.*?<!-- end -->',
+                  lambda match: f'<!-- table {match[1]} -->\n\n{table(match[1])}\n\n<!-- end -->', text,
+                  flags=re.DOTALL)
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))
+
+
+if __name__ == '__main__':
+    main()
