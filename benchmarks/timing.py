@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 
-def once(function: Callable[[], object], device: torch.device) -> float:
+def once(function: Callable[[], object], device: torch.device, clock: Callable[[], float] = time.perf_counter
+         ) -> float:
     """Seconds of one call: by events on CUDA, by the clock elsewhere."""
     if device.type == 'cuda':
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -17,20 +18,24 @@ def once(function: Callable[[], object], device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1000
-    begin = time.perf_counter()
+    begin = clock()
     function()
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
-def interleaved(variants: dict[str, Callable[[], object]], base: str, device: torch.device, rounds: int = 9) -> dict:
-    """Median seconds of each variant, and the median (and range) of its ratio to ``base`` within a round."""
+def interleaved(variants: dict[str, Callable[[], object]], base: str, device: torch.device, rounds: int = 9,
+                clock: Callable[[], float] = time.perf_counter) -> dict:
+    """Median seconds of each variant, and the median (and range) of its ratio to ``base`` within a round.
+
+    ``time.process_time`` as the clock leaves out what other processes take of the machine.
+    """
     for function in variants.values():
         function()
     times: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(rounds):
         order = list(variants) if turn % 2 else list(reversed(variants))
         for name in order:
-            times[name].append(once(variants[name], device))
+            times[name].append(once(variants[name], device, clock))
     figures = {}
     for name, values in times.items():
         ratios = sorted(v / b for v, b in zip(values, times[base], strict=True))

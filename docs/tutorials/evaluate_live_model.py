@@ -20,6 +20,7 @@ from gradmix_timm import evaluate
 torch.manual_seed(0)
 pixels, digits = load_digits(return_X_y=True)
 images = torch.nn.functional.interpolate(torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16, (32, 32))
+images = images.repeat(1, 3, 1, 1)  # grey as RGB, as the net expects it
 digits = torch.from_numpy(digits)
 known = digits < 6
 held = torch.arange(len(digits)) % 4 == 0
@@ -27,7 +28,7 @@ train = TensorDataset(images[known & ~held], digits[known & ~held])
 test = TensorDataset(images[known & held], digits[known & held])
 unknown = TensorDataset(images[~known], digits[~known])
 
-model = timm.create_model('test_resnet', num_classes=6, in_chans=1)
+model = timm.create_model('test_resnet', num_classes=6)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 for _ in range(5):
     for x, y in DataLoader(train, 64, shuffle=True):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import logging
 import re
@@ -29,10 +30,23 @@ _FORMER = {
 def words(text: str) -> list[str]:
     """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list).
 
+    A name that holds a comma stands in double quotes, as in a CSV file.
+
     Raises:
-        argparse.ArgumentTypeError: One of the words is empty.
+        argparse.ArgumentTypeError: One of the words is empty, or a quote is not closed.
+
+    Example:
+        >>> words('cat, "dog, wild"')
+        ['cat', 'dog, wild']
     """
-    found = [word.strip() for word in str(text).split(',')]
+    parts = str(text).split(',')
+    if '"' in str(text):
+        try:
+            parts = next(csv.reader([str(text)], skipinitialspace=True, strict=True))
+        except csv.Error as error:
+            raise argparse.ArgumentTypeError(f'{text!r}: {error}; expected A,B,..., a name with a comma in double '
+                                             'quotes') from error
+    found = [word.strip() for word in parts]
     if not all(found):
         raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
     return found

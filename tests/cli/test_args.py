@@ -142,6 +142,13 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
     assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
 
 
+@pytest.mark.parametrize(('text', 'expected'), [
+    ('cat,"a,b", dog', ['cat', 'a,b', 'dog']), ('x,5" disk', ['x', '5" disk']), ('a\nb,c', ['a\nb', 'c'])])
+def test_a_class_name_with_a_comma_can_be_typed(text, expected):
+    """Red before: every comma ended a name."""
+    assert parse('--known-classes', text, '--data-dir', '.').known_classes == expected
+
+
 @pytest.mark.parametrize(('text', 'words'), [('- a\n- b\n', 'a list'), ('', 'nothing'), ('a: [', 'not YAML')])
 def test_a_file_that_is_no_mapping_is_refused(text, words, tmp_path, capsys):
     (tmp_path / 'c.yaml').write_text(text)

@@ -76,7 +76,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add('--cache', metavar='DIR', help='keep embeddings there: a second run reads them, one cut short goes on')
     add('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
     add = parser.add_argument_group('Known and unknown classes').add_argument
-    add('--known-classes', type=words, metavar='A,B,...', help='in head order; all others are unknown')
+    add('--known-classes', type=words, metavar='A,B,...',
+        help='in head order; all others are unknown; a name with a comma in double quotes')
     add('--osr-protocol', metavar='NAME', help='a protocol or a YAML file; see train.py --help')
     add('--osr-trial', type=int, metavar='N', help='trial of the protocol (default: 0)')
     add('--osr-family', metavar='NAME', help="whose trials (default: the protocol's own)")

@@ -171,6 +171,10 @@ def check_files(folder: Path) -> None:
                    if name not in arrays]
         if missing:
             raise ValueError(f'{folder / ARRAYS}: no {missing[0]}; run `openset osr` again')
+        bins = [list(arrays[name].shape) for name in _DRAWN if name.startswith('bin_')]
+        if len(bins[0]) != 1 or any(shape != bins[0] for shape in bins):
+            raise ValueError(f'{folder / ARRAYS}: bin_confidence, bin_accuracy and bin_share: got arrays of shapes '
+                             f'{", ".join(map(str, bins))}, expected one entry a bin in each; run `openset osr` again')
         shape, known, unknown = arrays['confusion'].shape, results['known_classes'], results['unknown_classes']
         if shape != (len(known) + 1, len(known) + len(unknown)):
             raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '
