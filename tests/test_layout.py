@@ -93,6 +93,12 @@ def test_no_files_import_each_other_in_a_circle():
     list(TopologicalSorter(graph).static_order())  # a CycleError names the circle
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by name, and collects nothing where two share one."""
+    names = [path.name for path in Path(__file__).parent.rglob('test_*.py')]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_no_room_is_called_utils():
     assert not list(ROOT.rglob('*util*'))
 
