@@ -137,7 +137,7 @@ def _group(view: str, model: EvaluatedModel, known: Embeddings, unknown: Embeddi
 # ---- evidence on the mark
 
 def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOptions) -> dict[str, Any]:
-    """Mass of the map on the mark, and drop of the label's log-odds when it is hidden, on images with their own mark."""
+    """Mass of the map on the mark, and drop of the label's log-odds when it is hidden, of images with their own."""
     size = model.reading().input_size
     layers = [] if options.attribution == 'input-gradient' else [
         str(layer) for layer in resolve_layers(model.net, size, options.layers)]
