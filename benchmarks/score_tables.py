@@ -68,8 +68,8 @@ def faiss_text(page: dict[str, Any]) -> str:
     """Search of neighbours with and without faiss."""
     cases = '; '.join(f'{case}: {found["torch_seconds"]:.1f} s and with faiss {found["faiss_seconds"]:.1f} s'
                       for case, found in page['figures'].items())
-    return (f"With `pip install gradmix-timm[faiss]` the kNN scores of a CPU search large training sets by faiss's exact "
-            f'index and give the same figures (processor seconds on one thread, k = {page["k"]}; '
+    return (f"With `pip install gradmix-timm[faiss]` the kNN scores of a CPU search large training sets by faiss's "
+            f'exact index and give the same figures (processor seconds on one thread, k = {page["k"]}; '
             f'`python benchmarks/neighbour_search.py`): {cases}.\n')
 
 
