@@ -246,8 +246,8 @@ def _check_fixed(node: Mapping[str, Any], where: str) -> None:
     """Reject random transforms, file access and excessive sizes in an evaluation pipeline."""
     name = str(node[_NAME]).rpartition('.')[2]
     if name not in _FIXED:
-        raise ValueError(f'{where}: {name} draws at random or reads other files, and an evaluation gives the same '
-                         f'answer twice; expected {", ".join(_FIXED)}')
+        raise ValueError(f'{where}: {name} draws at random or reads other files, and an evaluation has to be '
+                         f'deterministic; expected {", ".join(_FIXED)}')
     for key, value in node.items():
         if any(isinstance(entry, int) and abs(entry) > _LARGEST for entry in (
                 value if isinstance(value, list | tuple) else [value])):
@@ -262,19 +262,19 @@ def _check_repeats(pipeline: Any, where: str, size: tuple[int, int, int]) -> Non
     while parts:
         part = parts.pop()
         if part.p != 1:
-            raise ValueError(f'{where}: {type(part).__name__} happens with p={part.p}, and an evaluation gives the '
-                             'same answer twice; write p: 1.0')
+            raise ValueError(f'{where}: {type(part).__name__} happens with p={part.p}, and an evaluation has to be '
+                             'deterministic; write p: 1.0')
         parts += getattr(part, 'transforms', [])
     channels, height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height + height // 2 + 3, width + width // 3 + 1, channels))
     images = [noise.astype(np.uint8), (100 + noise // 16).astype(np.uint8)]  # a picture of little contrast too
-    answers = set()
+    outputs = set()
     for seed in range(_SEEDS):
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        answers.add(b''.join(np.ascontiguousarray(pipeline(image=image)['image']).tobytes() for image in images))
-    if len(answers) > 1:
-        raise ValueError(f'{where}: the same image comes out in {len(answers)} ways under {_SEEDS} seeds, and an '
-                         'evaluation gives the same answer twice; write single values in place of ranges')
+        outputs.add(b''.join(np.ascontiguousarray(pipeline(image=image)['image']).tobytes() for image in images))
+    if len(outputs) > 1:
+        raise ValueError(f'{where}: {_SEEDS} seeds give {len(outputs)} results for the same image, and an '
+                         'evaluation has to be deterministic; write single values in place of ranges')
 
 
 # ---- building

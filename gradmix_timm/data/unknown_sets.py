@@ -185,13 +185,12 @@ def _cut(spec: UnknownSpec, source: ImageSource, known: Sequence[str], overlap: 
         shown = ', '.join(repr(names[place]) for place in list(shared)[:5]) + (', ...' if len(shared) > 5 else '')
         raise ValueError(
             f'--unknown: {spec.name} has {len(shared)} of {len(names)} classes that the model knows ({shown}), so its '
-            'images are not all unknown; --overlap drop leaves them out, --overlap keep judges them as unknown all '
-            'the same')
+            'images are not all unknown; --overlap drop leaves those out, --overlap keep counts them as unknown')
     spelled = tuple(names[place] for place in shared)
     if shared and overlap == 'drop':
         rows = np.flatnonzero(~np.isin(labels, list(shared)))
         if not len(rows):
-            raise ValueError(f'--unknown: all classes of {spec.name} are known; nothing is left of it')
+            raise ValueError(f'--unknown: all classes of {spec.name} are known, so no image is left')
         names = tuple(name for place, name in enumerate(names) if place not in shared)
     cut = CutDataset(source, rows, np.full(len(rows), -1), names)
     dropped, kept = (spelled, ()) if overlap == 'drop' else ((), spelled)
