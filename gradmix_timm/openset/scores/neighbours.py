@@ -160,7 +160,7 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def check_k(name: str, k: int | None) -> None:
-    """Refuse a number of neighbours that is none.
+    """Reject an invalid number of neighbours.
 
     Raises:
         ValueError: Neither None nor a whole number from 1 on; ``name`` is the score's.
