@@ -175,10 +175,12 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
-    for name in names or (list_scores() if preset is None else preset.labels):
+    # Scores that take passes of their own over the model are costly: only where they are named.
+    usual = [name for name in list_scores() if not score_kind(name).requires_model]
+    for name in names or (usual if preset is None else preset.labels):
         name = tuned.get(name, name)
         on_score(name)
-        if reason := _unservable(sets, name, named=names is not None):
+        if reason := _unservable(sets, name):
             missing[name] = reason
             continue
         try:
@@ -215,11 +217,9 @@ def _knownness(sets: EmbeddedSets, score: Score, side: str) -> torch.Tensor:
     return score(getattr(sets, side))
 
 
-def _unservable(sets: EmbeddedSets, name: str, named: bool) -> str:
+def _unservable(sets: EmbeddedSets, name: str) -> str:
     """Why a score cannot be served; '' if it can."""
     kind = score_kind(name)
-    if kind.requires_model and not named:
-        return f'it takes passes over the model of its own, so it is served where it is named: scores={name}'
     if kind.needs_train and sets.train is None and not (kind.fits_on_held_out and sets.held_out is not None):
         return 'it is fitted on training images, and there are none'
     if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):

@@ -20,7 +20,7 @@ OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_m
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
-        'log_tensorboard', 'log_mixes_interval',
+        'log_tensorboard', 'log_mixes_interval', 'unknown_output',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
 
