@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.attribution import activations, resolve_layers
 from gradmix_timm.ops import image_size
@@ -43,8 +44,8 @@ class AttentiveMix(BatchMixer):
             raise ValueError(f'share of the cells is in (0, 1), got {share}')
         self.share, self.layers = float(share), layers
 
+    @override
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        """Resolve and check the layer."""
         resolve_layers(model, input_size, self.layers)
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.ops import as_targets, box_lam, image_size, soft_targets
 from gradmix_timm.records import MixDraw
@@ -73,8 +74,8 @@ class CallableMixer(BatchMixer):
         self.function, self.own = function, options
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """Every option as plain values."""
         return {**self.own, **super().options}
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.attribution import (
     CONTROLS,
@@ -168,8 +169,8 @@ class GradMix(BatchMixer):
         self.rows_per_image = 2 if self.config.keep_clean else 1
 
     @property
+    @override
     def options(self) -> dict[str, Any]:
-        """Every option as plain values."""
         return {**asdict(self.config), **super().options}
 
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.attribution import capture_for, resolve_layers, to_pixels
 from gradmix_timm.ops import box_lam, box_mass, boxes_at, image_size, paste_resized
@@ -49,8 +50,8 @@ class SnapMix(AlphaMixer):
         super().__init__(num_classes, alpha, lam, **common)
         self.layers = layers
 
+    @override
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        """Resolve and check the layer."""
         resolve_layers(model, input_size, self.layers)
 
     def class_maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
@@ -39,8 +40,8 @@ class SwitchMixer(BatchMixer):
         self.rows_per_image = max(first.rows_per_image, second.rows_per_image)
 
     @property
+    @override
     def parts(self) -> tuple[BatchMixer, ...]:
-        """Those of both."""
         return (*self.first.parts, *self.second.parts)
 
     @property
@@ -52,14 +53,14 @@ class SwitchMixer(BatchMixer):
         common = {k: v for k, v in self.first.options.items() if k in shared}
         return {**common, 'switch_prob': self.switch_prob, 'parts': parts}
 
+    @override
     def set_step(self, epoch: int, step: int) -> None:
-        """Of both: a schedule of theirs goes by the epoch."""
         super().set_step(epoch, step)
         self.first.set_step(epoch, step)
         self.second.set_step(epoch, step)
 
+    @override
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        """Check both."""
         self.first.prepare(model, input_size)
         self.second.prepare(model, input_size)
 
@@ -70,24 +71,24 @@ class SwitchMixer(BatchMixer):
         chosen = self.second if rng.random() < self.switch_prob else self.first
         return chosen.draw(images, targets, model, rng)
 
+    @override
     def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
                   generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
-        """The same with maps from layers already captured."""
         rng = self._generator(generator)
         chosen = self.second if rng.random() < self.switch_prob else self.first
         return chosen.draw_from(images, captured, rows, rng)
 
+    @override
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """By the one that drew."""
         return self._drawer(draw).apply(images, targets, draw)
 
+    @override
     def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """By the one that drew."""
         return self._drawer(draw).batch_of(images, targets, draw)
 
     @contextmanager
+    @override
     def watch(self, model: nn.Module, mixed: Mixed) -> Iterator[Callable[[object], Tensor]]:
-        """By the one that drew."""
         one = self if mixed.draw is None else self._drawer(mixed.draw)
         with super().watch(model, mixed) if one is self else one.watch(model, mixed) as finish:
             yield finish

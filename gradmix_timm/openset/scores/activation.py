@@ -118,8 +118,8 @@ class React(_Reshaped):
     def __init__(self, percentile: float = 90.) -> None:
         super().__init__(percentile)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """The clip."""
         assert train is not None
         super().fit(train, head)
         self.clip = percentile_of(train.features, self.percentile)
@@ -156,8 +156,8 @@ class Vra(_Reshaped):
         if not math.isfinite(amplify):
             raise ValueError(f'vra: amplify is a number, got {amplify}')
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Both ends."""
         assert train is not None
         super().fit(train, head)
         self.low, self.high = (percentile_of(train.features, percent) for percent in (self.lower, self.percentile))
@@ -238,8 +238,8 @@ class Dice(_Reshaped):
     def __init__(self, percentile: float = 90.) -> None:
         super().__init__(percentile)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """The mask."""
         assert train is not None
         assert head is not None
         super().fit(train, head)

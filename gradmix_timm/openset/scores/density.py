@@ -45,8 +45,8 @@ class GaussianMixture(Score):
             raise ValueError(f'gmm: shrinkage is a share of the mean variance, 0 or more, got {shrinkage}')
         self.covariance, self.shrinkage = covariance, float(shrinkage)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Means, shares and covariances."""
         assert train is not None
         classes, (count, width) = train.logits.shape[1], train.features.shape
         if self.covariance == 'full' and 8 * classes * width ** 2 > _MOST:

@@ -167,8 +167,8 @@ class Mahalanobis(_Distances):
     def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
         super().__init__(shrinkage, normalize)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Class means and the covariance about them."""
         assert train is not None
         count, width = train.features.shape
         means, scatter = self._moments(train)
@@ -206,8 +206,8 @@ class RelativeMahalanobis(_Distances):
     def __init__(self, shrinkage: float | None = None, normalize: bool = False) -> None:
         super().__init__(shrinkage, normalize)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Both covariances."""
         assert train is not None
         count, share = len(train.label), _RIDGE if self.shrinkage is None else self.shrinkage
         means, scatter = self._moments(train)
@@ -249,8 +249,8 @@ class _Subspace(Score):
     def __init__(self, dim: int | None = None) -> None:
         self.dim = dim
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Origin and residual space."""
         assert train is not None
         assert head is not None
         name, width = self.name.partition(':')[0], train.features.shape[1]
@@ -295,8 +295,8 @@ class Vim(_Subspace):
 
     reads = ('features', 'logits')
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Origin, residual space and scale."""
         super().fit(train, head)
         assert train is not None
         top = float(train.logits.amax(1).double().mean())

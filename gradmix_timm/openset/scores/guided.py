@@ -40,8 +40,8 @@ class NeighbourGuide(Score):
             raise ValueError(f'nnguide: share is a share of the training samples in (0, 1], got {share}')
         self.k, self.share = k or 10, float(share)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Keep the samples and their energies."""
         assert train is not None
         count = max(1, round(self.share * len(train.features)))
         if count < len(train.features):
@@ -89,8 +89,8 @@ class Relation(Score):
                              f'power={power}, threshold={threshold}')
         self.power, self.threshold = float(power), float(threshold)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Keep the samples; their order in blocks, and what a block's samples give at most."""
         assert train is not None
         answer = train.label.new_empty(len(train.label))
         top, other = (train.logits.new_zeros(len(train.label), dtype=torch.float64) for _ in range(2))

@@ -45,8 +45,8 @@ class Hopfield(Score):
             raise ValueError(f'she: metric is inner_product, euclidean or cosine, got {metric!r}')
         self.metric = metric
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Mean feature of each class."""
         assert train is not None
         classes = train.logits.shape[1]
         total = train.features.new_zeros(classes, train.features.shape[1], dtype=torch.float64)
@@ -95,8 +95,8 @@ class BoundaryDistance(Score):
             raise ValueError(f'fdbd: normalizer is distance (to the training mean) or norm, got {normalizer!r}')
         self.normalizer = normalizer
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """The training mean, and one over the distances between the classes' weights."""
         assert train is not None
         assert head is not None
         self.mean = feature_mean(train.features)
@@ -137,8 +137,8 @@ class NeuralCollapse(Score):
             raise ValueError(f'nci: alpha is the weight of the L1 norm, 0 or more, got {alpha}')
         self.alpha = float(alpha)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """The training mean."""
         assert train is not None
         assert head is not None
         self.mean, self.weight = feature_mean(train.features), head.weight.double()

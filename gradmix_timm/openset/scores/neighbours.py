@@ -183,8 +183,8 @@ class _Neighbours(Score):
         check_k('knn', k)
         self.k = k or _K
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Keep the features."""
         assert train is not None
         count = len(train.features)
         if self.k > count:
@@ -242,8 +242,8 @@ class ClassNeighbours(Score):
         """The projection where the model has one."""
         return ('features',) if train is None or train.projection is None else ('projection',)
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Keep the samples."""
         assert train is not None
         rows = getattr(train, self.reads[0])
         self.samples, self.label, self.classes = rows, train.label, train.logits.shape[1]

@@ -85,8 +85,8 @@ class OpenMax(Score):
                              f'tailsize={tailsize}, alpha={alpha}, shift={shift}')
         self.tailsize, self.alpha, self.shift = tailsize, alpha, shift
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Means and tails."""
         assert train is not None
         classes = train.logits.shape[1]
         right = (train.logits.argmax(1) == train.label).nonzero()[:, 0]

@@ -33,8 +33,8 @@ class KLMatching(LogitScore):
     fits_on_held_out = True
     arrays = 3
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """Mean softmax by predicted class."""
         assert train is not None
         classes = train.logits.shape[1]
         total = train.logits.new_zeros(classes, classes, dtype=torch.float64)
@@ -70,8 +70,8 @@ class TemperatureScaled(MaxSoftmax):
     def __init__(self) -> None:
         super().__init__()
 
+    @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
-        """The temperature."""
         assert train is not None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
