@@ -1,4 +1,4 @@
-"""The registry of batch mixers: timm's own, their peers, GradMix and its controls, and yours."""
+"""The registry of batch mixers: timm's own, published methods, GradMix and its controls, and user-defined ones."""
 from __future__ import annotations
 
 import inspect
@@ -83,8 +83,8 @@ def register_mixer(name: str, summary: str, function: bool = False
     Args:
         name: For :func:`create_mixer`; a word without ``+``.
         summary: One line for :func:`list_mixers`.
-        function: What is decorated is no class or factory of mixers but a mixer itself, ``(images, labels, **options)
-            -> (images, soft targets)``; see :class:`CallableMixer` for what it gets and how it is seeded.
+        function: The decorated object is not a class or factory but the mixer itself, ``(images, labels, **options)
+            -> (images, soft targets)``; see :class:`CallableMixer` for its arguments and its seeding.
 
     Raises:
         ValueError: The name is taken.
@@ -128,7 +128,7 @@ def create_mixer(name: str, **options: Any) -> Mixer:
 
     Args:
         name: A registered name, or two joined by ``+``, which alternate by ``switch_prob`` batch by batch.
-        **options: ``num_classes`` and what the mixer takes; every one of ours takes label_smoothing, prob, prob_elem,
+        **options: ``num_classes`` and the mixer's own; every one of ours takes label_smoothing, prob, prob_elem,
             seed and rank. For ``a+b``: these, ``switch_prob``, and ``parts={'a': {...}, 'b': {...}}``.
 
     Returns:
@@ -178,7 +178,7 @@ def _alternating(name: str, mixer: Mixer) -> BatchMixer:
 
 
 def _parameters(entry: Callable[..., Any]) -> set[str]:
-    """Keywords that an entry takes, those of its base class and of GradMix's options included."""
+    """Keywords of an entry, including those of its base class and of GradMix's options."""
     names: set[str] = set()
     target = entry.func if isinstance(entry, partial) else entry
     for parameter in inspect.signature(entry).parameters.values():
@@ -236,7 +236,7 @@ for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
 
 
 def _options_text() -> str:
-    """One line a registered mixer: its own options with their defaults; those that all share are left out."""
+    """One line per registered mixer: its own options with their defaults, without the shared ones."""
     lines = []
     for name in _MIXERS.describe():
         entry = _MIXERS[name]

@@ -25,7 +25,7 @@ class AttentiveMix(BatchMixer):
     Classification", arXiv:2003.13048, equations 1-2: the 6 most active cells of 49, so that an image keeps an eighth of
     itself and of its label. Activity is the mean over channels of |A| at one layer (of a ReLU's output: the mean).
     Theirs is a pretrained ResNet-50's last stage at 224 px; here it is the model given, by default its layer as
-    GradMix chooses it. For a frozen network give that: ``mixer(images, labels, frozen)``. One forward, no backward.
+    GradMix chooses it. For a frozen network pass that: ``mixer(images, labels, frozen)``. One forward, no backward.
 
     Args:
         num_classes: K.

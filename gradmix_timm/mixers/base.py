@@ -1,4 +1,4 @@
-"""The contract of every mixer: draw once, apply deterministically, call as timm's Mixup with the live model behind."""
+"""Base class of mixers: draw once, apply deterministically, call like timm's Mixup with the live model as well."""
 from __future__ import annotations
 
 import math
@@ -22,12 +22,12 @@ __all__ = [
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A small host array on the device without waiting for it."""
+    """Copy a small host array to the device without synchronising."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
 def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
-    """The draw that leaves a batch as it is."""
+    """The draw that leaves a batch unchanged."""
     return MixDraw.of(name, torch.arange(batch, device=device), torch.ones(batch, device=device))
 
 
@@ -38,16 +38,16 @@ def kept_weight(partner: Tensor) -> Tensor:
 
 
 def paste_mask(images: Tensor, draw: MixDraw) -> Tensor:
-    """Own pixels where the draw's mask is 1, the partner's where it is 0, bit-equal to theirs."""
+    """Own pixels where the draw's mask is 1, the partner's where it is 0, bit-equal to the originals."""
     assert draw.mask is not None
     return like(torch.where(draw.mask > 0.5, images, images.index_select(0, draw.partner)), images)
 
 
 def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
-    """Who meets whom: one cycle through the batch, uniform among all of them, int64 [B].
+    """The partner of each image: one random cycle through the batch, uniform among all cycles, int64 [B].
 
     No image is its own partner in batches of two or more, each is the partner of exactly one image, and each of the
-    others is as likely. A permutation would pair one image in B with itself: half of the pairs for B = 2.
+    others is equally likely. A random permutation pairs one image in B with itself: half of the images for B = 2.
 
     Example:
         >>> partners(np.random.default_rng(0), 2)
@@ -74,8 +74,8 @@ class BatchMixer:
     """A batch mixer: ``images, targets = mixer(images, labels, model)``.
 
     A subclass draws (:meth:`_draw`) and pastes (:meth:`_paste`); checking, coins, seeding and labels are here.
-    Every draw is a function of (seed, rank, epoch, step) alone, from a generator of its own: no other random stream
-    moves and nothing has to be saved with a checkpoint. In a worker of a data loader (a mixer in ``collate_fn``) that
+    Every draw is a function of (seed, rank, epoch, step) alone, from a separate generator: no other random stream
+    advances and nothing has to be saved with a checkpoint. In a data loader's worker (a mixer in ``collate_fn``) that
     has not called :meth:`set_step` itself, the worker's seed is a part of it: workers hold copies of the mixer, whose
     counters all begin at the same step. PyTorch draws these seeds anew in each epoch, from ``torch.manual_seed``.
 
@@ -88,8 +88,8 @@ class BatchMixer:
         rank: Of the process, so that ranks draw differently.
         multi_label_mix: Take multi-hot targets, rows in [0, 1] that need not sum to one, and mix them as 'weight' (as
             other labels) or 'union' (every label of which something is seen). None: rows sum to one.
-        unknown_output: The last of the K columns stands for no class: what a mixer gives to no class goes there, and
-            not to all K alike. The model has K outputs, of which K - 1 are known classes.
+        unknown_output: The last of the K columns means no class: the share that a mixer gives to no class goes there
+            instead of uniformly to all K. The model has K outputs, of which K - 1 are known classes.
     """
 
     #: Name in the registry.
@@ -102,9 +102,9 @@ class BatchMixer:
     changes_labels: bool = True
     #: Rows of the returned targets sum to one where the given ones do.
     rows_sum_to_one: bool = True
-    #: A draw says how much of an image is kept.
+    #: Whether ``lam`` of a draw is the share of an image that is kept.
     tells_lam: bool = True
-    #: Some of the labels goes to no class.
+    #: Whether part of the labels goes to no class.
     gives_unknown: bool = False
     #: Labels are known after the forward pass of the mix: see :meth:`watch`; until then they are by area.
     labels_after_forward: bool = False
@@ -139,7 +139,7 @@ class BatchMixer:
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
 
-    # ---- what a caller uses
+    # ---- for callers
 
     @property
     def options(self) -> dict[str, Any]:
@@ -162,11 +162,11 @@ class BatchMixer:
 
     @property
     def parts(self) -> tuple[BatchMixer, ...]:
-        """The mixers that it alternates, or itself."""
+        """The mixers that it alternates, or the mixer itself."""
         return (self,)
 
     def bound_to(self, model: nn.Module) -> BoundMixer:
-        """A callable ``(images, targets)``, for loops that know of no model; see :class:`BoundMixer`."""
+        """A callable ``(images, targets)``, for training loops without the model argument; see :class:`BoundMixer`."""
         return BoundMixer(self, model)
 
     def set_step(self, epoch: int, step: int) -> None:
@@ -178,7 +178,7 @@ class BatchMixer:
         """Check once, before any data is loaded, that the mixer can serve the model at (C, H, W).
 
         Raises:
-            ValueError: It cannot; the message names both and the remedy.
+            ValueError: It cannot; the message names model, mixer and remedy.
         """
 
     def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ class BatchMixer:
             images: float [B, C, H, W], any size, channels, dtype and memory format.
             targets: Class indices [B] in 0..K-1 (a tensor of any integer type, an array, a list), or float [B, K] with
                 rows that sum to one.
-            model: The live model, for mixers that need one; it is left bit for bit as it was.
+            model: The live model, for mixers that need one; it is left bit for bit unchanged.
 
         Returns:
             New images like the given ones, and targets float32 [B, K]. With ``mixup_enabled = False`` the same
@@ -196,13 +196,13 @@ class BatchMixer:
 
         Raises:
             ValueError: Images or labels of another shape, kind or range.
-            TypeError: Images that are no tensor (a packed batch among them), labels that are no numbers.
+            TypeError: Images are not a tensor (a packed batch among them), or labels are not numbers.
         """
         mixed = self.mix(images, targets, model)
         return mixed.input, mixed.target
 
     def mix(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> Mixed:
-        """As the call, with the draw beside the batch."""
+        """Mix one batch as by a call; the result also holds the draw."""
         if not self.mixup_enabled:
             targets = self._check_batch(images, targets)
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
@@ -215,7 +215,7 @@ class BatchMixer:
 
     @contextmanager
     def watch(self, model: nn.Module, mixed: Mixed) -> Iterator[Callable[[object], Tensor]]:
-        """Around the forward pass of a mix: a function that gives its targets once the pass is done.
+        """A context around the forward pass of a mix; yields a function that returns its targets after the pass.
 
         Args:
             model: The live model.
@@ -233,7 +233,7 @@ class BatchMixer:
         yield lambda output: mixed.target
 
     def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """What is trained on: the mix of :meth:`apply`, behind the clean batch where ``rows_per_image`` is 2."""
+        """The training batch: the mix of :meth:`apply`, after the clean batch if ``rows_per_image`` is 2."""
         mixed, rows = self.apply(images, targets, draw)
         if self.rows_per_image == 1:
             return mixed, rows
@@ -242,7 +242,7 @@ class BatchMixer:
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
-        """Everything random about the mix of this batch, once; advances the step counter unless ``generator`` is given.
+        """Draw all random parts of the mix of this batch; advances the step counter unless ``generator`` is given.
 
         Args:
             images: float [B, C, H, W].
@@ -268,20 +268,20 @@ class BatchMixer:
 
     def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
                   generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
-        """As :meth:`draw`, with maps from layers already captured; a mixer without a model draws as ever."""
+        """As :meth:`draw`, with maps from layers already captured; a mixer without maps ignores them."""
         return self.draw(images, torch.zeros(images.shape[0], dtype=torch.int64), None, generator)
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """The mix that ``draw`` describes; deterministic, no randomness of its own, no model."""
+        """The mix that ``draw`` describes; deterministic and without the model."""
         with torch.no_grad():
             rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
             union = self.multi_label_mix == 'union'
-            # A sigmoid for each label needs no share for no class: there it is zeros.
+            # With a sigmoid for each label, no class means all zeros.
             unknown = None if self.multi_label else draw.unknown
             targets = mix_targets(rows, draw.partner, draw.weight, union, unknown, self.unknown_output)
             return self._paste(images, draw), targets
 
-    # ---- what a subclass writes
+    # ---- for subclasses
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
@@ -295,10 +295,10 @@ class BatchMixer:
     def _needs_partner(self) -> bool:
         return True
 
-    # ---- inside
+    # ---- internal
 
     def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which images are mixed, bool [B], and with whom; an image that is left as it is may well be a partner."""
+        """Which images are mixed, bool [B], and their partners; an unmixed image may be a partner."""
         coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
         return coins, partners(rng, batch)
 
@@ -310,7 +310,7 @@ class BatchMixer:
             return np.random.default_rng(int(seed))
         if given is not None:
             raise TypeError(f'generator is a torch or NumPy generator, got {type(given).__name__}')
-        # SeedSequence takes non-negative words; a negative seed is folded rather than refused.
+        # SeedSequence takes non-negative words, so a negative seed is wrapped around.
         words = [w % 2 ** 64 for w in (self.seed, self.rank, self._epoch, self._step)]
         worker = _worker_seed()
         if worker is not None and worker != self._stepped_in:
@@ -321,7 +321,7 @@ class BatchMixer:
     def _check_batch(self, images: Tensor, targets: Any) -> Tensor:
         """The labels as a tensor, with images and labels checked.
 
-        Shapes and dtypes always; label values on the CPU, on a GPU in the first steps only (reading them waits).
+        Shapes and dtypes always; label values on the CPU, on a GPU only in the first steps (reading them synchronises).
         """
         check_images(images)
         targets = as_targets(targets)
@@ -358,10 +358,10 @@ class BatchMixer:
 
 
 def check_images(images: Any) -> None:
-    """Images as every mixer takes them.
+    """Check images.
 
     Raises:
-        TypeError: No tensor.
+        TypeError: They are not a tensor.
         ValueError: Not float [B, C, H, W].
     """
     if isinstance(images, list | tuple | dict):

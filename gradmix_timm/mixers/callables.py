@@ -1,4 +1,4 @@
-"""Mixers written by others as one call, (images, labels) -> (images, soft targets), under this registry's contract."""
+"""Foreign mixers of the form (images, labels) -> (images, soft targets) under this registry's contract."""
 from __future__ import annotations
 
 import inspect
@@ -23,11 +23,11 @@ __all__ = ['CallableMixer', 'TorchvisionMixer', 'seeded_streams']
 
 @contextmanager
 def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Python's, NumPy's and torch's global random streams start at ``seed`` inside and go on as before behind.
+    """Seed Python's, NumPy's and torch's global random streams inside the block, and restore them on exit.
 
     Args:
         seed: Not negative.
-        device: Its stream is taken care of besides the CPU's.
+        device: Its stream is included besides the CPU's.
     """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a foreign mixer draws from
     devices = [] if device.type in ('cpu', 'meta') else [device]
@@ -48,8 +48,8 @@ class CallableMixer(BatchMixer):
     """A function ``(images, labels, **options) -> (images, soft targets)`` as a mixer.
 
     The function gets copies, labels as they come (int64 [B] or float [B, K], not smoothed), and global random streams
-    that are seeded for the step and put back afterwards, so that it reproduces itself whatever it draws from. What it
-    did is known to it alone: in its draws ``lam`` is 0 for every image that was handed to it and ``partner`` the image
+    that are seeded for the step and restored afterwards, so it is reproducible with any source of randomness. Its
+    effect is not recorded: in its draws ``lam`` is 0 for every image passed to it and ``partner`` the image
     itself.
 
     Args:
@@ -79,10 +79,10 @@ class CallableMixer(BatchMixer):
         return {**self.own, **super().options}
 
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
-        """What the function makes of the batch from the draw's seed.
+        """Apply the function to the batch with the draw's seed.
 
         Raises:
-            ValueError: It returns something else than images of the same shape and targets [B] or [B, K].
+            ValueError: It does not return images of the same shape and targets [B] or [B, K].
         """
         if draw.noise_seed is None:
             return super().apply(images, targets, draw)
@@ -118,9 +118,9 @@ class CallableMixer(BatchMixer):
 
 
 class TorchvisionMixer(BatchMixer):
-    """``torchvision.transforms.v2.MixUp`` or ``CutMix`` with a seed of its own: one lam a batch, partner the row above.
+    """``torchvision.transforms.v2.MixUp`` or ``CutMix`` with its own seed: one lam per batch, partner the previous row.
 
-    Images are bit for bit what torchvision makes of the same seed; smoothing, ``prob`` and ``prob_elem`` are this
+    Images equal torchvision's for the same seed bit for bit; smoothing, ``prob`` and ``prob_elem`` are this
     registry's.
 
     Args:
@@ -135,7 +135,7 @@ class TorchvisionMixer(BatchMixer):
     NAMES: ClassVar[dict[str, str]] = {'MixUp': 'torchvision-mixup', 'CutMix': 'torchvision-cutmix'}
 
     def __init__(self, kind: str, num_classes: int, alpha: float = 1.0, **common: Any) -> None:
-        from torchvision.transforms import v2  # slow to import, and only these mixers need it
+        from torchvision.transforms import v2  # imported here, as it is slow and only these mixers need it
         super().__init__(num_classes, **common)
         self.name = self.NAMES[kind]
         self.alpha = check_alpha(alpha)

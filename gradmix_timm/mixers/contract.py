@@ -1,4 +1,4 @@
-"""What every mixer is to its callers, whoever wrote it; and a mixer that carries its model along."""
+"""The interface of every mixer, foreign ones included; and a mixer bound to its model."""
 from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ class Mixer(Protocol):
         requires_grad: The model is differentiated.
         changes_labels: Labels may change.
         rows_sum_to_one: Rows of the returned targets sum to one where the given ones do.
-        tells_lam: A draw says how much of an image is kept.
+        tells_lam: Whether ``lam`` of a draw is the share of an image that is kept.
         rows_per_image: Rows that a call returns for each image; 2: the clean batch, then the mix.
     """
 
@@ -44,16 +44,16 @@ class Mixer(Protocol):
 
     @property
     def parts(self) -> tuple[Mixer, ...]:
-        """The mixers that it alternates, or itself."""
+        """The mixers that it alternates, or the mixer itself."""
 
     def set_step(self, epoch: int, step: int) -> None:
         """The next draw is that of (epoch, step)."""
 
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        """Check once that the mixer can serve the model at (C, H, W); ValueError with the remedy where it cannot."""
+        """Check once that the mixer can serve the model at (C, H, W); ValueError with the remedy if it cannot."""
 
     def bound_to(self, model: nn.Module) -> BoundMixer:
-        """A callable ``(images, targets)``, for loops that know of no model."""
+        """A callable ``(images, targets)``, for training loops without the model argument."""
 
     def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """New images and soft targets float32 [B, K]."""
@@ -66,7 +66,7 @@ class BoundMixer:
     timm's does at ``--mixup-off-epoch``, ends the mixing.
 
     Args:
-        mixer: What mixes.
+        mixer: The mixer.
         model: The live model, read at every call.
 
     Example:
@@ -83,7 +83,7 @@ class BoundMixer:
     model: nn.Module
 
     def __init__(self, mixer: Mixer, model: nn.Module) -> None:
-        # The model is no submodule of anything here and is not copied: what trains is what is read.
+        # A reference, neither a submodule nor a copy: the mixer reads the model that trains.
         vars(self).update(mixer=mixer, model=model)
 
     def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ class BoundMixer:
         return self.mixer(images, targets, self.model)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ('mixer', 'model'):  # not there yet, while a pickle is read
+        if name in ('mixer', 'model'):  # not set yet while unpickling
             raise AttributeError(name)
         return getattr(self.mixer, name)
 
@@ -106,7 +106,7 @@ class BoundMixer:
 
 
 class _Adopted:
-    """Somebody's own class, with the contract's defaults for what it does not declare."""
+    """A foreign class, with the contract's defaults for undeclared attributes."""
 
     def __init__(self, name: str, inner: Any, num_classes: int) -> None:
         self.inner, self.name, self.num_classes = inner, name, num_classes
@@ -153,7 +153,7 @@ class _Adopted:
 
 
 def adopt(name: str, made: Any, num_classes: int) -> Mixer:
-    """What a registered class or factory made, as a mixer: itself where it keeps the contract.
+    """The result of a registered class or factory as a mixer: unchanged if it fulfils the contract.
 
     Raises:
         TypeError: It cannot be called.

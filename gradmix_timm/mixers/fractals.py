@@ -10,7 +10,7 @@ from torch import Tensor
 __all__ = ['fractal', 'fractals']
 
 _POINTS, _STEPS, _WARM = 1000, 50, 10
-# Share of the pixels that have to be met: some systems are a line, or a few dots.
+# Least share of the pixels that are hit: some systems are a line, or a few dots.
 _LEAST = 0.15
 
 
@@ -62,7 +62,7 @@ def fractal(rng: np.random.Generator, side: int) -> np.ndarray:
 def fractals(count: int, side: int, seed: int = 0) -> Tensor:
     """A bank of fractals, float32 [count, 3, side, side] in [0, 1]; each a function of (seed, position, side) alone.
 
-    Made at the first call, about 0.01 s each, and kept; not to be written to.
+    Made at the first call, about 0.01 s each, and cached; do not modify it.
 
     Example:
         >>> bank = fractals(2, 32)

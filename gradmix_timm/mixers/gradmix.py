@@ -1,4 +1,4 @@
-"""GradMix: cover the place where the model finds its evidence with another image's pixels (arXiv:2505.12803)."""
+"""GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class GradMixOptions:
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
-    warmup: int = _option(0, 'epochs before the first mix: the maps of an untrained model name noise')
+    warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
     grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
     attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
@@ -99,10 +99,10 @@ class GradMixOptions:
 #: Option name to its dataclass field; ``metadata`` holds help and choices.
 OPTIONS = {option.name: option for option in fields(GradMixOptions)}
 
-#: What a run of the authors' code does, where it differs from our defaults. Their scripts default to one layer (the
-#: third or the last stage, by date); (-2, -1) is what others of their runs fuse. Not taken over: without AMP the line
+#: Settings of the authors' code that differ from our defaults. Their scripts default to one layer (the
+#: third or the last stage, by date); others of their runs fuse (-2, -1). Not adopted: without AMP the line
 #: that adds their mixed term to the loss is commented out; their attribution leaves gradients in ``.grad``; and its
-#: extra forward in training mode moves BatchNorm's statistics once more a step.
+#: extra forward in training mode updates BatchNorm's statistics a second time per step.
 RECIPES: dict[str, dict[str, Any]] = {
     'default': {},
     'authors': {'score': 'loss', 'layers': (-2, -1), 'fill': 'noise', 'center': 'argmax', 'label': 'keep',
@@ -111,7 +111,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class GradMix(BatchMixer):
-    """A box over the evidence of each image, filled from a partner; labels by what is left to see.
+    """A box over the evidence of each image, filled from a partner; labels by the visible shares.
 
     One step: a borrowed forward and a backward down to the target layer give each image's map; the box goes where it
     hides most of it; the ordinary step follows on the mixed batch. Cost: (4 + p) / 3 of an unmixed step, p the share
@@ -119,9 +119,9 @@ class GradMix(BatchMixer):
 
     Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
     that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
-    partner's m in the pasted box, over their sum; 'keep' y. With the two open ones, what is hidden of the label goes
-    to no class instead of to the partner, so that an image without its evidence is taught to be less known: 'open'
-    (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
+    partner's m in the pasted box, over their sum; 'keep' y. With the two open ones, the hidden part of the label goes
+    to no class instead of to the partner, so the model becomes less certain of images without their evidence:
+    'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
@@ -129,8 +129,8 @@ class GradMix(BatchMixer):
     Args:
         num_classes: K.
         label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed and rank.
-        prob: Batches that fall out cost no attribution.
-        prob_elem: Images that fall out cost no attribution.
+        prob: Unmixed batches cost no attribution.
+        prob_elem: Unmixed images cost no attribution.
         seed: Of the draws.
         rank: Of the process.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
@@ -195,7 +195,7 @@ class GradMix(BatchMixer):
     # ---- maps
 
     def maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> AttributionMap:
-        """The fused map of every image as this mixer sees it, from one borrowed pass."""
+        """The fused map of every image as this mixer uses it, from one borrowed pass."""
         return self.fused(self.captured(model, images, targets), image_size(images))
 
     def captured(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Captured]:
@@ -211,7 +211,7 @@ class GradMix(BatchMixer):
         fused = fuse(layer_maps(captured, self.config.attribution), size)
         if self.config.recipe != 'authors':
             return fused
-        # One broken row would otherwise spoil the minimum and maximum that all rows share.
+        # One non-finite row would otherwise spoil the minimum and maximum, which all rows share.
         broken = fused.degenerate[:, None, None, None]
         sound = [replace(c, activation=c.activation.masked_fill(broken, 0), gradient=c.gradient.masked_fill(broken, 0))
                  for c in captured]
@@ -223,7 +223,7 @@ class GradMix(BatchMixer):
         return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
 
     def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray) -> AttributionMap:
-        """Maps of the rows that need one, the others all zero; only those rows pass through the model."""
+        """Maps of the selected rows, zeros for the others; only the selected rows pass through the model."""
         if len(rows) == images.shape[0]:
             return self.maps(model, images, targets)
         index = to_device(rows, images.device)
@@ -241,8 +241,8 @@ class GradMix(BatchMixer):
 
         Args:
             images: [B, C, H, W].
-            captured: Layers of a forward pass that these images were part of.
-            rows: Where in that pass's batch they were.
+            captured: Layers of a forward pass that included these images.
+            rows: Their positions in that pass's batch.
             generator: See :meth:`draw`.
         """
         if not self.requires_model:
@@ -275,7 +275,7 @@ class GradMix(BatchMixer):
         nominal = self._sides(kept, coins, size)
         u = to_device(rng.random((batch, 2)), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
-        # Theirs is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
+        # The authors' box is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
         dst = self._boxes(pixels, sides, u, size)
@@ -306,7 +306,7 @@ class GradMix(BatchMixer):
         return box_sides(kept, coins, size)
 
     def _boxes(self, pixels: Tensor | None, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
-        """Where the box goes, before degenerate rows fall back to a random place."""
+        """Positions of the boxes, before degenerate rows fall back to a random one."""
         config = self.config
         if config.attribution == 'center':
             middle = torch.stack([torch.full_like(sides[:, 0], n // 2) for n in size], 1)
@@ -320,7 +320,7 @@ class GradMix(BatchMixer):
         return boxes_at(sample_center(pixels, u[:, 0], config.sign), sides, size, config.placement)
 
     def _random_boxes(self, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
-        """A random place for a box that covers as much as the guided one would: whole for window and shift."""
+        """A random position for a box of the same area as the guided one: inside the image for window and shift."""
         if self.config.center == 'window' or self.config.placement == 'shift':
             return boxes_inside(u, sides, size)
         center = torch.stack([(u[:, i] * n).long() for i, n in enumerate(size)], 1)
@@ -334,7 +334,7 @@ class GradMix(BatchMixer):
         return self.config.label in ('open', 'open-area')
 
     def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
-        """Weight of the own label, float32 [B]; the partner's or no class has the rest."""
+        """Weight of the own label, float32 [B]; the rest goes to the partner's or to no class."""
         if self._keeps_label():
             return torch.ones_like(lam)
         if self.config.label in ('area', 'open-area') or pixels is None:

@@ -21,7 +21,7 @@ class GridMix(AlphaMixer):
     """x~ = M * x_i + (1 - M) * x_partner with a mask M that is constant on the cells of a grid.
 
     Baek, Bang & Shim, "GridMix: Strong regularization through local context mapping", Pattern Recognition 109 (2021),
-    the mixing alone: their second head, which predicts a label for every cell, is outside of a batch mixer. The
+    the mixing alone: their second head, which predicts a label for every cell, is beyond a batch mixer. The
     nearest whole number of cells to lam * n * n, lam ~ Beta(alpha, alpha), is the image's own, drawn without
     replacement. (What OpenMixup and the package GridMixup call GridMix is another method: a lattice of holes.)
     Labels go by the mask's share of own pixels.

@@ -16,7 +16,7 @@ __all__ = ['GuidedMix', 'greedy_cycle']
 
 
 def greedy_cycle(distance: np.ndarray, start: int) -> np.ndarray:
-    """A cycle through all images in which each is followed by the farthest of those that are left, int64 [B].
+    """A cycle through all images in which each is followed by the farthest of the remaining ones, int64 [B].
 
     Args:
         distance: [B, B].
@@ -45,8 +45,8 @@ class GuidedMix(BatchMixer):
     Guided-SR, equations 2-5 and algorithm 1: s is the amplitude of the spectral residual, blurred twice with sigma 3
     (here once with 4.2) and divided by its sum. Partners follow each other in a greedy cycle, each the image farthest
     (L2 between saliency maps) of those that are left. Departure: their cycle begins with the pair farthest apart,
-    which leaves no chance; here it begins with a random image. The distances are read on the host, which waits for
-    the device.
+    which is deterministic; here it begins with a random image. The distances are read on the host, which synchronises
+    with the device.
 
     Args:
         num_classes: K.

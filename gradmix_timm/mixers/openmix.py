@@ -1,4 +1,4 @@
-"""OpenMix+: mixes of an image with itself stand for unknown, beside the clean batch."""
+"""OpenMix+: mixes of an image with itself are labelled unknown, beside the clean batch."""
 from __future__ import annotations
 
 import math
@@ -23,16 +23,16 @@ _FOREGROUND = (0.1, 0.8)
 
 
 class OpenMix(BatchMixer):
-    """The clean batch, then one of OpenMixup, OpenCutout and OpenCutmix of each image, labelled as of no class.
+    """The clean batch, then one of OpenMixup, OpenCutout and OpenCutmix of each image, labelled as no class.
 
     Jiang et al., "OpenMix+: Revisiting Data Augmentation for Open Set Recognition", IEEE TCSVT 2023 (document
-    10106029): mixes whose labels stay those of the known classes buy closed-set accuracy with open-space risk; here a
-    mix is what the model must not know. The rules are those of their public code (t9liverpool/OpenMix):
+    10106029): mixes labelled with known classes gain closed-set accuracy at the cost of open-space risk; here a
+    mix is labelled unknown. The rules are those of their public code (t9liverpool/OpenMix):
 
     - OpenMixup: x~ = (x + rot(x)) / 2, the image and itself turned by a uniform angle: unknown.
-    - OpenCutout: the foreground is blanked: unknown. So that a hole alone does not give it away, as many images have a
+    - OpenCutout: the foreground is blanked: unknown. So that a hole alone does not reveal it, as many images have a
       hole beside the foreground (the foreground of another image, half as large, anywhere) and keep their label; where
-      it would touch the foreground, the image stays whole.
+      it would touch the foreground, the image is unchanged.
     - OpenCutmix: the same with a filler in place of the hole: a kaleidoscope of one quarter of the image, its corner in
       the middle, turned by a uniform angle.
 
@@ -52,7 +52,7 @@ class OpenMix(BatchMixer):
         **common: See :class:`BatchMixer`.
 
     Raises:
-        ValueError: A ratio that is not three numbers, none below 0 and one above.
+        ValueError: ``ratio`` is not three numbers, none below 0 and one above.
     """
 
     name = 'openmix'
@@ -125,7 +125,7 @@ def foregrounds(images: Tensor, area: Tensor) -> Tensor:
 
 
 def moved_shapes(shapes: Tensor, place: Tensor) -> Tensor:
-    """Each shape at half its size about a centre anywhere in the image; what lies outside is lost.
+    """Each shape at half its size around a centre anywhere in the image, clipped to the image.
 
     Args:
         shapes: bool [B, H, W].

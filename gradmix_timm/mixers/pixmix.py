@@ -17,7 +17,7 @@ from .fractals import fractals
 
 __all__ = ['PixMix', 'PixPlan', 'augmented', 'combine']
 
-#: Their nine operations; those of the corruption benchmarks (colour, contrast, brightness, sharpness) stay out.
+#: Their nine operations, without those of the corruption benchmarks (colour, contrast, brightness, sharpness).
 OPERATIONS = ('autocontrast', 'equalize', 'posterize', 'solarize', 'rotate', 'shear-x', 'shear-y', 'translate-x',
               'translate-y')
 _PHOTOMETRIC = 4
@@ -63,7 +63,7 @@ class PixMix(BatchMixer):
     Pixels have to lie in [0, 1] for that. ``mean`` and ``std`` undo the normalisation; without them the smallest and
     the largest value of each channel in the batch count as 0 and 1.
 
-    ``lam`` of a draw is 0 for mixed images, and says no more.
+    ``lam`` of a draw is 0 for mixed images and carries no further information.
 
     Args:
         num_classes: K.
@@ -141,7 +141,7 @@ class PixMix(BatchMixer):
         return combine(mixed, picture, share, to_device(plan.multiplied[number], device))
 
     def _range(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands for 0, and the distance from there to 1: float32 [1, C, 1, 1]."""
+        """The value that counts as 0, and its distance to that of 1: float32 [1, C, 1, 1]."""
         if self.mean is not None and self.std is not None:
             mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (self.mean, self.std))
             return -mean / std, 1 / std
@@ -182,7 +182,7 @@ def cropped(pictures: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def augmented(images: Tensor, operation: np.ndarray, level: np.ndarray) -> Tensor:
-    """Each image through one of :data:`OPERATIONS`, all channels alike, black where nothing was.
+    """Each image through one of :data:`OPERATIONS`, all channels alike, padded with black.
 
     Args:
         images: float32 [B, C, H, W] in [0, 1].

@@ -30,7 +30,7 @@ def box_sides(lam: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.n
 
 
 class NoMix(BatchMixer):
-    """Nothing is mixed: the same images, smoothed one-hots. The control that keeps the loss the same."""
+    """No mixing: the same images with smoothed one-hots. The control with the same loss."""
 
     name: str = 'none'
     changes_labels: bool = False

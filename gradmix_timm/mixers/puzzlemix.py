@@ -1,4 +1,4 @@
-"""PuzzleMix, approximately: which cells of two images are kept, and where they move, by the saliency of the loss."""
+"""PuzzleMix, approximately: cells of two images are selected and moved by the saliency of the loss."""
 from __future__ import annotations
 
 import math
@@ -55,12 +55,12 @@ class Energy:
         mask = self.levels[self.cost.argmin(1)]
         place = torch.arange(grid, device=mask.device)
         colour = (place[:, None] + place) % 2
-        for sweep in range(2 * _SWEEPS):  # cells of one colour of a chessboard do not see each other
+        for sweep in range(2 * _SWEEPS):  # cells of one colour of a chessboard are not neighbours
             mask = torch.where(colour == sweep % 2, self.levels[self._given(mask).argmin(1)], mask)
         return mask
 
     def _given(self, mask: Tensor) -> Tensor:
-        """What each level costs at each cell with the neighbours as they are: [B, 3, g, g]."""
+        """Cost of each level at each cell given the present neighbours: [B, 3, g, g]."""
         apart = (self.levels.view(1, 3, 1, 1) - mask[:, None]).square()
         down, right, cost = self.down[:, None], self.right[:, None], self.cost.clone()
         cost[:, :, :-1] += down * apart[:, :, 1:]
@@ -71,14 +71,14 @@ class Energy:
 
 
 def transport(mask: Tensor, saliency: Tensor, eps: float) -> Tensor:
-    """Which block moves to each place so that salient blocks are seen: g rounds of bids.
+    """Assign blocks to positions so that salient blocks are visible, in g rounds of bids.
 
     Every block bids for the place where eps |a - b|^2 / (g - 1)^2 - saliency_a [mask_b > 0] is least; of several
     bidders the cheapest wins and the others pay 1 more there. (In their code a bid above 0 loses to those who do not
-    bid.) A place that is without a winner after the last round keeps its own block, where theirs goes black.
+    bid.) A position without a winner after the last round keeps its own block, where theirs becomes black.
 
     Args:
-        mask: What is shown of the image at each place, float [B, g, g].
+        mask: Visible share of the image at each position, float [B, g, g].
         saliency: Of each block, float [B, g, g].
         eps: Price of moving.
 
@@ -201,7 +201,7 @@ class PuzzleMix(AlphaMixer):
         """
         grid = saliency.shape[1]
         smooth = self.beta / (16 * grid)
-        lost, gained = saliency.clone(), saliency[partner].clone()  # what masks 0 and 1 hide
+        lost, gained = saliency.clone(), saliency[partner].clone()  # saliency hidden by masks 0 and 1
         edges = []
         for side in (1, 2):
             one, other, mixed = _jumps(images, partner, grid, side, smooth * self.gamma)

@@ -1,4 +1,4 @@
-"""Mix one batch and keep what led to it, for a picture."""
+"""Mix one batch and keep the intermediate results, for a picture."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
         The figure; the last line of a notebook's cell shows it, ``figure.savefig('mixes.png')`` writes it.
 
     Raises:
-        ValueError: What the mixer cannot serve.
+        ValueError: The mixer cannot serve the model or the images.
 
     Example:
         >>> from gradmix_timm import create_mixer
@@ -52,7 +52,7 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
 
 
 def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Tensor) -> MixScene:
-    """Mix one batch and keep what led to it; mixer, model and the global random streams are left as they were."""
+    """Mix one batch and keep the intermediate results; mixer, model and global random streams are left unchanged."""
     maps: list[tuple[str, Tensor]] = []
     layers: tuple[str, ...] = ()
     if not isinstance(mixer, BatchMixer):

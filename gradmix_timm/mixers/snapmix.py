@@ -1,4 +1,4 @@
-"""SnapMix: a box of the partner, resized into a box of the image; each label weighs what of its evidence is seen."""
+"""SnapMix: a box of the partner, resized into a box of the image; labels are weighted by their visible evidence."""
 from __future__ import annotations
 
 from typing import Any

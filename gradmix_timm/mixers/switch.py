@@ -1,4 +1,4 @@
-"""Two mixers in turn: ``a+b`` picks b with ``switch_prob`` for each batch."""
+"""Alternate two mixers: ``a+b`` picks b with ``switch_prob`` for each batch."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +66,7 @@ class SwitchMixer(BatchMixer):
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
-        """The draw of one of the two; its ``name`` tells which."""
+        """The draw of one of the two, identified by its ``name``."""
         rng = self._generator(generator)
         chosen = self.second if rng.random() < self.switch_prob else self.first
         return chosen.draw(images, targets, model, rng)

@@ -19,9 +19,9 @@ __all__ = ['TimmMixup']
 class TimmMixup:
     """``timm.data.Mixup`` with the call of this registry.
 
-    It draws from NumPy's global stream and works in place on its argument, as timm does; it refuses what timm would
-    take wrongly (odd batches, soft labels). 'half' exists in timm's collate only; in the step timm treats it as
-    'batch'.
+    It draws from NumPy's global stream and modifies its argument in place, as timm does; it refuses input that timm
+    would handle incorrectly (odd batches, soft labels). 'half' exists in timm's collate only; in the step timm treats
+    it as 'batch'.
 
     Args:
         mode: timm's mode: 'batch', 'pair', 'elem' or 'half'.
@@ -84,7 +84,7 @@ class TimmMixup:
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: object = None) -> MixDraw:
-        """Refused: timm draws and applies in one.
+        """Not supported: timm draws and applies in one step.
 
         Raises:
             ValueError: Always, naming the mixers that have draws.

@@ -1,4 +1,4 @@
-"""TokenMix: whole tokens from a partner in several rectangles; each label weighs what of its content is seen."""
+"""TokenMix: whole tokens from a partner in several rectangles; labels are weighted by their visible content."""
 from __future__ import annotations
 
 import math

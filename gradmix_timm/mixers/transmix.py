@@ -19,7 +19,7 @@ __all__ = ['TransMix']
 
 
 class TransMix(CutMix):
-    """CutMix's images; label weights by what the class token attends to in the forward pass of the mix itself.
+    """CutMix's images; label weights by the class token's attention in the forward pass of the mix itself.
 
     Chen et al., "TransMix: Attend to Mix for Vision Transformers", arXiv:2111.09833, equations 3-4: lambda = A . M, A
     the class token's attention to the patches in the last block (mean over heads, sum 1, no gradient), M the own share
@@ -59,7 +59,7 @@ class TransMix(CutMix):
         self.area = float(area)
 
     def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        """Refuse a model whose class token's attention cannot be read."""
+        """Reject a model whose class token's attention cannot be read."""
         check_class_attention(model, input_size)
 
     @contextmanager
