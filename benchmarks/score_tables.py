@@ -64,6 +64,15 @@ def large_text(page: dict[str, Any]) -> str:
             f'memory-mapped file; `python benchmarks/large_fit.py FOLDER`, {page["threads"]} threads): {told}.\n')
 
 
+def faiss_text(page: dict[str, Any]) -> str:
+    """Search of neighbours with and without faiss."""
+    cases = '; '.join(f'{case}: {found["torch_seconds"]:.1f} s and with faiss {found["faiss_seconds"]:.1f} s'
+                      for case, found in page['figures'].items())
+    return (f"With `pip install gradmix-timm[faiss]` the kNN scores of a CPU search large training sets by faiss's "
+            f'exact index and give the same figures (processor seconds on one thread, k = {page["k"]}; '
+            f'`python benchmarks/neighbour_search.py`): {cases}.\n')
+
+
 def coverage_table(page: dict[str, Any]) -> str:
     """One row a metric: share of intervals that hold the true figure, by setting."""
     heads = [f'{row["known"]} and {row["unknown"]} at {row["auroc"]:g}' for row in page['rows']]
@@ -111,6 +120,7 @@ def main() -> None:
     large = HERE / 'results' / 'large_fit.json'
     if large.exists():
         parts.append(large_text(json.loads(large.read_text())))
+    parts.append(faiss_text(json.loads((HERE / 'results' / 'neighbour_search.json').read_text())))
     agreement = json.loads(score_agreement.RESULT.read_text())
     coverage = json.loads((HERE / 'results' / 'interval_coverage.json').read_text())
     parts += [

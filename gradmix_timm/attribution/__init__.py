@@ -1,4 +1,4 @@
-"""Where a model finds its evidence: target layers, one borrowed pass, fused maps."""
+"""Attribution maps of a model's evidence: target layers, one borrowed pass, fused maps."""
 from .capture import activations, capture, check_input_gradient, watch
 from .class_attention import check_class_attention, watch_class_attention
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers

@@ -19,7 +19,7 @@ _EPSILON = 1e-8
 def normalise_over_batch(maps: Tensor) -> Tensor:
     """(M - min M) / (max M - min M + 1e-8), one minimum and maximum for the batch and all places.
 
-    Images are coupled: what one row becomes depends on the others.
+    Images are coupled: the result for one row depends on the others.
 
     Args:
         maps: [B, h, w] of one layer, finite.
@@ -39,7 +39,7 @@ def fuse_authors(maps: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
         image_size: (H, W) in pixels.
 
     Returns:
-        float32 [B, H, W] in [0, number of layers]; only the places of its maxima have a meaning of their own.
+        float32 [B, H, W] in [0, number of layers]; only the positions of its maxima are meaningful.
 
     Raises:
         ValueError: No map.

@@ -151,7 +151,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
     Args:
         model: Classifier; wrappers are taken off, state is borrowed (see :func:`borrow`).
         images: [B, C, H, W] on the model's device.
-        labels: What ``score`` takes, int64 [B] or float [B, K].
+        labels: For ``score``, int64 [B] or float [B, K].
         targets: Layers from :func:`gradmix_timm.attribution.resolve_layers`.
         score: ``(logits float32 [B, K], labels) -> [B]``.
 
@@ -197,7 +197,7 @@ def check_input_gradient(model: nn.Module, input_size: Size) -> None:
     """Check once, on two noise images, that the model takes (C, H, W) and that a gradient reaches them.
 
     Raises:
-        ValueError: It does not, with the remedy.
+        ValueError: It does not; the message gives the remedy.
     """
     with borrow(model) as inner, frozen(inner):
         device_type = next((parameter.device.type for parameter in inner.parameters()), 'cpu')

@@ -1,4 +1,4 @@
-"""What the class token of a transformer attends to, read from a forward pass that happens anyway."""
+"""The attention of a transformer's class token, read from an existing forward pass."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -73,9 +73,9 @@ def _last_attention(model: nn.Module) -> tuple[str, Any]:
 
 @contextmanager
 def watch_class_attention(model: nn.Module) -> Iterator[ClassAttention]:
-    """A hook in the last block for the duration of the block, in which its attention is not fused.
+    """Hook the last transformer block inside the ``with`` block, with its attention not fused.
 
-    Fused attention never makes the weights; the other blocks keep it. At the end the flag and the hooks are as before.
+    Fused attention does not compute the weights; the other blocks keep it. The flag and the hooks are restored on exit.
 
     Args:
         model: The model, in any wrapper.

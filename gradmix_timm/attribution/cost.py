@@ -1,4 +1,4 @@
-"""What a map at a layer costs: the share of the forward pass that lies behind it."""
+"""Cost of a map at a layer: the share of the forward pass behind it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence

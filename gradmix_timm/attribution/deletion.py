@@ -1,4 +1,4 @@
-"""The deletion test: how far the label's log-odds fall when a box covers the place that an attribution names."""
+"""The deletion test: drop of the label's log-odds when a box covers the position that an attribution selects."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ __all__ = ['Place', 'deletion_drops', 'log_odds', 'place_boxes']
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One way to say where the evidence is.
+    """A method of locating the evidence.
 
     Attributes:
         attribution: A method of ``attribute``, or a control: 'random', 'center'.

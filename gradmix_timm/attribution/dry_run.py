@@ -1,4 +1,4 @@
-"""The dry run: one forward and one backward on noise show which of the named modules carry a map."""
+"""The dry run: one forward and one backward on noise determine which modules have a map."""
 from __future__ import annotations
 
 import copy
@@ -41,7 +41,7 @@ class Output:
         tensor: As the module gave it.
         reading: Its layout and grid.
         order: See :class:`TargetLayer`.
-        giver: The module that gave this very tensor first; the module itself unless it passes one through.
+        giver: The first module that returned this tensor; the module itself unless it passes one through.
     """
 
     index: int | None
@@ -79,7 +79,7 @@ class Givers:
 
 @dataclass
 class Finding:
-    """What the dry run saw of one named module.
+    """Result of the dry run for one named module.
 
     Attributes:
         name: Dotted module name.
@@ -111,7 +111,7 @@ def dry_run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dic
         model: Any classifier, wrapped or not.
         input_size: (C, H, W) of the images.
         names: Module names, all of them in the model.
-        hints: What the model declares of some of them.
+        hints: Declarations of the model about some of them.
 
     Returns:
         One finding a name, in the order of ``names``.
@@ -129,10 +129,10 @@ def dry_run(model: nn.Module, input_size: Size, names: Sequence[str], hints: dic
 
 
 def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: bool = False) -> Tensor:
-    """The model's answer to seeded noise of its own dtype and device; its random streams are not used.
+    """The model's output for seeded noise of its dtype and device; its random streams are not used.
 
     Raises:
-        ValueError: The model refused, with its words and what to type instead.
+        ValueError: The model fails; the message has its error and the remedy.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(_SEED))
@@ -154,7 +154,7 @@ def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: 
 def hooked(model: nn.Module, names: Sequence[str], keep: Callable[[str, object], object]) -> Iterator[None]:
     """Call ``keep(name, output)`` whenever one of the named modules has run, for the duration of the block.
 
-    What ``keep`` returns takes the output's place, unless it is None.
+    A return value of ``keep`` other than None replaces the output.
     """
     def hook(name: str) -> Callable:
         return lambda module, args, output: keep(name, output)
@@ -285,7 +285,7 @@ def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
 
 
 def _is_signed(out: Output, grad: Tensor) -> bool:
-    """Whether what the channels say at a place does not cancel; see :class:`TargetLayer`."""
+    """Whether the channels' contributions at a position do not cancel; see :class:`TargetLayer`."""
     product = (out.tensor.detach().float() * grad.float())[:, out.reading.prefix:]
     channel = 1 if out.reading.layout == 'NCHW' else -1
     return bool(product.sum(channel).abs().sum() > _NO_SIGN * product.abs().sum())
@@ -308,7 +308,7 @@ def _is_zero(module: nn.Module) -> bool:
 
 @contextmanager
 def _substituted(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """The modules answer with re-drawn copies of themselves for the duration of the block."""
+    """Inside the block, re-drawn copies compute the modules' outputs."""
     generator = torch.Generator().manual_seed(_SEED)
     handles = []
     try:
@@ -338,7 +338,7 @@ def called(model: nn.Module) -> str:
 
 
 def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
-    """Who refused what, in which words, and what to type."""
+    """Error message for a model that rejects the images, with remedies."""
     words = ' '.join(str(error).split())[:200] or type(error).__name__
     said = f'{called(model)} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
     channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])

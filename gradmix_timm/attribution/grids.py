@@ -11,9 +11,9 @@ from torch import Tensor
 
 __all__ = ['Hints', 'Reading', 'TargetLayer', 'fold', 'read_grid']
 
-# Class, distillation and register tokens: timm's largest count is 9; a model that declares more is believed.
+# Class, distillation and register tokens: timm's largest count is 9; more are accepted if a model declares them.
 _MAX_PREFIX = 16
-# Cells a side up to which one cell of slack says nothing.
+# Cells a side up to which a tolerance of one cell would admit any grid.
 _COARSE = 3
 
 
@@ -52,7 +52,7 @@ class TargetLayer:
 
 
 class Hints(NamedTuple):
-    """What a model says of a layer; used only where the tensor's shape leaves a choice.
+    """A model's declarations about a layer, used only where the tensor's shape is ambiguous.
 
     Attributes:
         channels: Width of the layer, or None.
@@ -104,7 +104,7 @@ def fold(tensor: Tensor, target: TargetLayer, image_size: tuple[int, int]) -> Te
     Works at any image size the model takes, not only the probed one.
 
     Args:
-        tensor: What the layer gave; a tuple or list is indexed by ``target.index``.
+        tensor: Output of the layer; a tuple or list is indexed by ``target.index``.
         target: The layer.
         image_size: (H, W) of the images.
 

@@ -1,4 +1,4 @@
-"""Which modules to try as target layers: what timm declares, a small table where that is wrong, else a trace."""
+"""Candidate target layers: timm's declarations, a small table that corrects them, else a trace."""
 from __future__ import annotations
 
 import re
@@ -21,7 +21,7 @@ _BLOCKS = {
 }
 # Blocks that return one tensor per scale: the element that has just been worked on. Elsewhere the first usable one.
 _ELEMENTS = {'coat': (r'parallel_blocks\.\d+', 3)}
-# Classifiers and their auxiliaries: what they give are class scores, not features.
+# Classifiers and their auxiliaries, whose outputs are class scores, not features.
 _HEAD = re.compile(r'(^|\.)(head|heads|fc|classifier|aux\w*)(\.|$)', re.IGNORECASE)
 # Classes of attention, of convolutions and of norms on maps.
 _ATTENTION = re.compile(r'attention|attn', re.IGNORECASE)
@@ -47,7 +47,7 @@ def declared(model: nn.Module) -> list[str]:
 
 
 def hints_for(model: nn.Module, names: Sequence[str]) -> dict[str, Hints]:
-    """What the model declares of the named modules: width, layout, prefix tokens of the nearest timm model."""
+    """Declarations about the named modules: width, layout, prefix tokens of the nearest timm model."""
     modules = dict(model.named_modules())
     owners = [(prefix, owner, _widths(owner)) for prefix, owner in _owners(model)]
     hints = {}

@@ -1,4 +1,4 @@
-"""Target layers: where in any classifier a map can be taken, and which of these places a user meant."""
+"""Target layers: find the layers of any classifier that have a map, and resolve a user's choice among them."""
 from __future__ import annotations
 
 import re
@@ -74,7 +74,7 @@ def default_layer(layers: Sequence[TargetLayer]) -> TargetLayer:
 
 
 def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) -> tuple[TargetLayer, ...]:
-    """The layers that a user's words mean, each checked at this image size; remembered per model.
+    """Resolve a user's choice of layers, each checked at this image size; cached per model.
 
     Args:
         model: Any classifier.
@@ -89,7 +89,7 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
 
     Raises:
         ValueError: No such layer (with the nearest), a layer without a map (with the reason), a model without one.
-        TypeError: Something else than numbers and names.
+        TypeError: Values other than numbers and names.
 
     Example:
         >>> import timm
@@ -114,7 +114,7 @@ def _three(input_size: Sequence[int]) -> Size:
 
 
 def _choices(layers: object, modules: Collection[str]) -> tuple[_Choice, ...] | None:
-    """A user's words as numbers and names, None for the default rule; what names a module is that module's name."""
+    """The choice as numbers and names, None for the default rule; a string that names a module is that name."""
     if layers is None or (layers == 'default' and layers not in modules):
         return None
     if isinstance(layers, int | str):
@@ -176,7 +176,7 @@ def _by_name(model: nn.Module, size: Size, name: str) -> TargetLayer:
 
 
 def _usable_or_none(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
-    """The usable layers; none where only a layer that the user knows of might serve."""
+    """The usable layers; empty instead of an error, since the user may name another module."""
     try:
         return usable_layers(model, size)
     except ValueError:

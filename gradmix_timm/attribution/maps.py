@@ -1,4 +1,4 @@
-"""From captured layers to one attribution map an image: what is differentiated, how it is weighed, how it is fused."""
+"""Attribution maps from captured layers: the differentiated scores, the methods, and the fusion of layers."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ __all__ = [
 #: Names that stand for a map without a model: a random place, the centre of the image.
 CONTROLS = ('random', 'center')
 
-#: What is differentiated: (logits float32 [B, K], labels) -> float32 [B].
+#: Differentiated scores: (logits float32 [B, K], labels) -> float32 [B].
 TARGET_SCORES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('score')
 #: How activation and gradient make a map: (A, G) float32 [B, C, h, w] -> [B, h, w], before its ReLU.
 METHODS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('attribution')
@@ -61,17 +61,17 @@ def logit(logits: Tensor, labels: Tensor) -> Tensor:
     return _weigh(logits, labels)
 
 
-@TARGET_SCORES.register('loss', "+cross-entropy, the direction of the authors' code: what speaks against the label")
+@TARGET_SCORES.register('loss', "+cross-entropy, the direction of the authors' code: evidence against the label")
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy, float32 [B]."""
     return -_weigh(logits.log_softmax(1), labels)
 
 
 def score_function(score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A registered score by name, or the callable, whose answer is then checked.
+    """A registered score by name, or the callable, whose return value is then checked.
 
     Raises:
-        ValueError: An unknown name; in the call, an answer other than one number an image.
+        ValueError: An unknown name; in the call, a result other than one number per image.
     """
     if not callable(score):
         return TARGET_SCORES[score]
@@ -99,7 +99,7 @@ def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(f'expected labels int64 [{batch}] or float [{batch}, {classes}], got {labels.dtype} '
                          f'{list(labels.shape)}')
     low, high = int(labels.min()), int(labels.max())
-    # One logit is differentiated itself, whatever the label.
+    # A single logit is differentiated itself, for any label.
     if low < 0 or high >= max(classes, 2):
         raise ValueError(f'labels run from {low} to {high}, expected 0..{classes - 1}, the classes of the model')
     return labels.to(logits.device)
@@ -171,7 +171,7 @@ def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',
                 score: str | Callable = 'evidence') -> list[Captured]:
-    """What ``method`` needs of one pass: the target layers, or the input for 'input-gradient'."""
+    """Capture what ``method`` needs in one pass: the target layers, or the input for 'input-gradient'."""
     function = score_function(score)
     if method == 'input-gradient':
         return [input_gradient(model, images, labels, function)]
@@ -181,7 +181,7 @@ def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object
 
 def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',
               score: str | Callable = 'evidence') -> AttributionMap:
-    """Where in each image the model finds its evidence; the model is left bit for bit as it was.
+    """Attribution map of each image for its label; the model is left bit for bit unchanged.
 
     G = d score / d A at the layer's output A. layercam: relu(sum_c relu(G) A); hirescam: relu(sum_c G A); gradcam:
     relu(sum_c mean(G) A). Each layer's map is divided by its own per-image maximum in float32, resized to the finest
@@ -199,9 +199,9 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
         Map float32 [B, h, w] on the finest grid; degenerate rows (flat or not finite) are all zero and flagged.
 
     Raises:
-        ValueError: Unknown layer, method or score; a model without a spatial map; images, labels or a callable's answer
+        ValueError: Unknown layer, method or score; a model without a spatial map; images, labels or a callable's result
             of another shape, kind or range.
-        TypeError: Labels that are no numbers.
+        TypeError: Labels are not numbers.
     """
     if method in CONTROLS:
         raise ValueError(f'{method!r} is a control without a map; maps are made by: {", ".join(METHODS)}')

@@ -1,4 +1,4 @@
-"""Borrow a live model: its own module, in evaluation mode, everything put back at the end."""
+"""Borrow a live model: unwrapped, in evaluation mode, with everything restored at the end."""
 from __future__ import annotations
 
 import random
@@ -20,7 +20,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The module itself, without DistributedDataParallel and ``torch.compile`` around it (weights are shared).
 
     Raises:
-        ValueError: nn.DataParallel or a scripted module: neither lets a hook see what it should.
+        ValueError: nn.DataParallel or a scripted module, in which hooks do not work.
         TypeError: Not an nn.Module.
     """
     while True:
@@ -40,7 +40,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits [B, K] in whatever a classifier returns: a tensor, the first of a tuple, a field or key ``logits``.
+    """The logits [B, K] in a classifier's output: a tensor, the first of a tuple, a field or key ``logits``.
 
     Raises:
         ValueError: None of these, or not two-dimensional.
@@ -56,7 +56,7 @@ def logits_of(output: object) -> Tensor:
 
 @contextmanager
 def swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iterator[None]:
-    """``attribute`` set to ``value`` on each module, and put back whatever happens."""
+    """``attribute`` set to ``value`` on each module, and always restored."""
     before = [getattr(module, attribute) for module in modules]
     try:
         for module in modules:
@@ -69,7 +69,7 @@ def swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iter
 
 @contextmanager
 def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Caches empty and buffers copied inside; at the end every attribute is the object that it was.
+    """Empty caches and copied buffers inside the block; on exit every attribute is its former object.
 
     In evaluation mode timm's levit, tiny_vit and efficientformers keep attention biases computed from the weights of
     the moment, until ``train()`` is called: the next pass, or the validation after it, would meet stale ones. convit
@@ -129,8 +129,8 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 
     Evaluation mode, so that BatchNorm statistics do not move, dropout draws nothing, and the map of an image does not
     depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
-    ``train()`` of the user's own is not called. Buffers, other attributes of the modules and random streams are put
-    back, whatever the forward does to them.
+    user-defined ``train()`` is not called. Buffers, other attributes of the modules and random streams are restored,
+    whatever the forward pass does to them.
 
     Raises:
         ValueError: See :func:`unwrap`; also where a part of the model is an nn.DataParallel.

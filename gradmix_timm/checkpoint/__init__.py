@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself; reading any that timm can hold; writing files whole or not at all."""
+"""Checkpoints: the record of a run, reading of any file that timm can load, and atomic writing."""
 from .allowed import Count, DataConfig, Name, check_model_kwargs, check_model_name
 from .atomic import atomic_path, write_atomic
 from .build import build_model, check_input, find_device, pretraining

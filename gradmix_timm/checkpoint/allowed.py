@@ -1,8 +1,8 @@
-"""What a file from elsewhere may choose: names, sizes and settings; nothing that opens, fetches or runs.
+"""Restrictions on the content of untrusted files: names, sizes and settings, but nothing that opens, fetches or runs.
 
-A checkpoint says which model it holds and which images trained it. Whoever made it may have written anything there, so
-a file never picks a reader that runs commands or fetches (webdataset, Hugging Face, TensorFlow), a hub, a folder of
-model code, or an argument of ``timm.create_model`` that loads weights. The user may: typed flags are not checked here.
+A checkpoint names its model and its training images. Since an untrusted one may contain any values,
+it can never select a reader that runs commands or fetches (webdataset, Hugging Face, TensorFlow), a hub, a folder of
+model code, or an argument of ``timm.create_model`` that loads weights. Flags that the user types are not restricted.
 """
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gradmix_timm.schema import Length, Plain, Range, shown
 __all__ = ['Count', 'DataConfig', 'Name', 'TimmArgs', 'check_data_dir', 'check_dataset', 'check_model_kwargs',
            'check_model_name', 'check_split']
 
-#: Of a class, a file, a setting.
+#: Longest name of a class, a file, a setting.
 Name = Annotated[str, Length(0, 4096)]
-#: Of classes, channels, images.
+#: Largest number of classes, channels, images.
 Count = Annotated[int, Range(0, 10_000_000)]
 _Side = Annotated[int, Range(1, 4096)]
 _Channels = Annotated[int, Range(1, 256)]
@@ -41,7 +41,7 @@ _SCHEME = re.compile(r'[a-zA-Z][\w+.-]+:|//|\\\\')
 _MODEL_NAME = re.compile(r'\w[\w.-]{0,199}', re.ASCII)
 _WORD = re.compile(r'[\w.+-]{0,100}', re.ASCII)
 _NUMBER, _ENTRIES = 16_384, 64
-# Arguments of timm's factory, as against those of the model's class, decide what is loaded and where to.
+# Arguments of timm's factory, unlike those of the model's class, decide what is loaded and where to.
 _FACTORY = {*inspect.signature(timm.create_model).parameters, *inspect.signature(build_model_with_cfg).parameters,
             'cfg', 'device', 'dtype', 'feature_cls', 'features_only', 'out_indices', 'pruned'}
 
@@ -54,7 +54,7 @@ class Pipeline(TypedDict):
 
 
 class DataConfig(TypedDict, total=False):
-    """timm's data configuration, and what this package adds."""
+    """timm's data configuration, and this package's entries."""
 
     input_size: _Size
     interpolation: _Interpolation
@@ -68,7 +68,7 @@ class DataConfig(TypedDict, total=False):
 
 
 class TimmArgs(TypedDict, total=False):
-    """Those of timm's training arguments that are read here."""
+    """The training arguments of timm that are read here."""
 
     model: Name | None
     model_kwargs: dict[str, Any] | None
@@ -93,10 +93,10 @@ class TimmArgs(TypedDict, total=False):
 
 
 def check_model_name(name: str, path: str) -> str:
-    """A model's name that a file chose.
+    """Check a model's name from a file.
 
     Raises:
-        ValueError: One that names a hub or a folder, from which timm would load code's arguments and weights.
+        ValueError: It names a hub or a folder, from which timm would load arguments and weights.
     """
     if _MODEL_NAME.fullmatch(name) is None:
         raise ValueError(f'{path} names the model {shown(name)}, and a file may only name models of timm (no hub, no '
@@ -105,10 +105,10 @@ def check_model_name(name: str, path: str) -> str:
 
 
 def check_model_kwargs(kwargs: Mapping[str, Any], path: str) -> None:
-    """Arguments for ``timm.create_model`` that a file chose: numbers, booleans, words, short lists of these.
+    """Check arguments of ``timm.create_model`` from a file: numbers, booleans, words, short lists of these.
 
     Raises:
-        ValueError: One that loads, fetches or places, or a value that is something else.
+        ValueError: An argument loads, fetches or places, or a value is of another kind.
     """
     for key, value in kwargs.items():
         if key in _FACTORY or key.startswith('pretrained'):
@@ -134,10 +134,10 @@ def _harmless(value: Any) -> bool:
 
 
 def check_dataset(name: str, path: str) -> str:
-    """A data set's name that a file chose.
+    """Check a data set's name from a file.
 
     Raises:
-        ValueError: One whose reader fetches, or runs commands.
+        ValueError: Its reader fetches, or runs commands.
     """
     if _DATASETS.fullmatch(name) is None:
         raise ValueError(f'{path} names the data set {shown(name)}, whose reader may fetch or run things, which no '
@@ -146,12 +146,12 @@ def check_dataset(name: str, path: str) -> str:
 
 
 def check_data_dir(folder: str, path: str) -> str:
-    """A folder of images that a file chose.
+    """Check a folder of images from a file.
 
     Raises:
-        ValueError: Not a path of the file system: a URL, a pipe, a share of another machine.
+        ValueError: It is not a local path, but a URL, a pipe or a network share.
     """
-    # The bytes of a name that is not UTF-8 are surrogates.
+    # Names that are not UTF-8 hold surrogates.
     if _SCHEME.match(folder) or not re.sub('[\udc80-\udcff]', '', folder).isprintable():
         raise ValueError(f'{path} says that its images are in {shown(folder)}, which is no folder here; name it '
                          'yourself, --data-dir DIR')
@@ -159,10 +159,10 @@ def check_data_dir(folder: str, path: str) -> str:
 
 
 def check_split(name: str, path: str) -> str:
-    """A split's name that a file chose: a folder below the data's.
+    """Check a split's name from a file: a folder below that of the data.
 
     Raises:
-        ValueError: A path that leads elsewhere.
+        ValueError: It leads out of that folder.
     """
     if _SCHEME.match(name) or not name.isprintable() or '\\' in name or name.startswith('/') or '..' in name.split('/'):
         raise ValueError(f'{path} names the split {shown(name)}, which is no folder below that of its images; name it '

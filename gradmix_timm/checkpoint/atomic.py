@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Atomic writing of files."""
 from __future__ import annotations
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` (same suffix) that takes its name once the block has ended without an error.
+    """A temporary path beside ``path`` (same suffix), renamed to it when the block ends without an error.
 
-    An error leaves the old file whole and nothing beside it. Missing folders are made.
+    After an error the old file is unchanged and the temporary one removed. Missing folders are made.
 
     Example:
         >>> with atomic_path(getfixture('tmp_path') / 'table.csv') as temporary:
@@ -20,7 +20,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> (getfixture('tmp_path') / 'table.csv').read_text()
         'a,b'
     """
-    target = Path(os.path.realpath(path))  # a link keeps pointing at what it names
+    target = Path(os.path.realpath(path))  # a symbolic link is kept, and its target replaced
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f'.{target.stem}.{uuid.uuid4().hex[:8]}{target.suffix}')
     try:
@@ -33,9 +33,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
-    r"""Write a file whole or not at all. See :func:`atomic_path`.
+    r"""Write a file atomically. See :func:`atomic_path`.
 
-    Text is written as UTF-8; the bytes of a file name that is none, which Python holds as surrogates, as ``\udcff``.
+    Text is written as UTF-8; surrogates, as in file names that are not UTF-8, are escaped as ``\udcff``.
     """
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode('utf-8', 'backslashreplace') if isinstance(content, str) else content)

@@ -24,7 +24,7 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
 
     An output for no class (``unknown_output`` of the record) is folded into the others: the model's logits are those
     of the known classes, z_k - z_unknown, the log-odds of each against no class. Probabilities among the known classes
-    and the predicted class stay what they were; the energy is the log-odds of all known classes against none of them.
+    and the predicted class are unchanged; the energy is the log-odds of all known classes against none of them.
 
     Args:
         loaded: A checkpoint, or None for timm's own weights or a random start.
@@ -61,18 +61,18 @@ def build_model(loaded: Loaded | None, model: str | None = None, num_classes: in
     weights = _fitted(net.state_dict(), name, loaded, prefix)
     try:
         net.load_state_dict(weights)
-    except RuntimeError as error:  # of shapes and names nothing is left to complain of
+    except RuntimeError as error:  # names and shapes were checked before
         raise ValueError(f'the weights in {loaded.path} cannot be taken by {name} ({error})') from error
     return net.eval()
 
 
 def check_input(net: nn.Module, input_size: Sequence[int], where: str) -> None:
-    """Refuse preprocessing that the model does not take, by one blank image: files name both, and may not fit.
+    """Check with one blank image that the model accepts the recorded preprocessing.
 
     Args:
         net: In evaluation mode.
         input_size: (C, H, W).
-        where: Who says so, for the message.
+        where: Source of the size, for the message.
 
     Raises:
         ValueError: The model fails on it.
@@ -82,14 +82,14 @@ def check_input(net: nn.Module, input_size: Sequence[int], where: str) -> None:
     try:
         with torch.inference_mode():
             net(blank)
-    except Exception as error:  # models raise nearly anything on shapes that they were not made for
+    except Exception as error:  # models raise any type on unexpected shapes
         size = ' x '.join(map(str, input_size))
         raise ValueError(f'{where}: the model does not take images of {size} ({" ".join(str(error).split())[:200]}); '
                          'the checkpoint or --img-size says another size than the weights are for') from error
 
 
 def find_device(device: torch.device | str | None = None) -> torch.device:
-    """The device that is named; cuda where none is named and there is one.
+    """The given device; None: cuda if available.
 
     Raises:
         ValueError: A device that PyTorch cannot use here.
@@ -106,13 +106,13 @@ def find_device(device: torch.device | str | None = None) -> torch.device:
 
 
 def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str | None:
-    """Where the first weights of a run came from.
+    """Origin of a run's initial weights.
 
-    A net that saw ImageNet has seen many an "unknown" class: its figures do not stand beside those of one trained from
-    scratch.
+    A net pretrained on ImageNet has seen many "unknown" classes, so its figures are not comparable with those of one
+    trained from scratch.
 
     Args:
-        args: timm's training arguments, as a checkpoint holds them; None where there are none.
+        args: timm's training arguments, as stored in a checkpoint, or None.
         name: The model, if it is evaluated with timm's own weights.
 
     Returns:
@@ -135,12 +135,12 @@ def pretraining(args: Mapping[str, Any] | None, name: str | None = None) -> str 
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """Every beginning, whole words with their dots, that all names share: '', 'model.', 'model.backbone.'.
+    """Every common prefix of all names that ends in a dot: '', 'model.', 'model.backbone.'.
 
-    Trainers keep the net in an attribute of their own: Lightning modules as ``model`` or ``net``, FSDP, DataParallel
+    Trainers keep the net in an attribute: Lightning modules as ``model`` or ``net``, FSDP, DataParallel
     and averaged models as ``module``.
     """
-    pairs = list(zip(min(names, default=''), max(names, default=''), strict=False))  # between the two all others lie
+    pairs = list(zip(min(names, default=''), max(names, default=''), strict=False))  # these two suffice
     shared = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
     return [''] + [min(names)[:place + 1] for place in range(shared) if pairs[place][0] == '.']
 
@@ -158,10 +158,10 @@ def _head_names(name: str) -> tuple[str, ...]:
 
 
 def _folded(loaded: Loaded, name: str) -> Loaded:
-    """The checkpoint with the last row of every head taken off the others.
+    """The checkpoint with the last row of every head subtracted from the others.
 
     Raises:
-        ValueError: A head that is not found.
+        ValueError: A head is not found.
     """
     prefix, head = _head_size(name, loaded.state_dict)
     if head is None:
@@ -193,7 +193,7 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], where: str = ''
         raise ValueError(f"{where}timm has no model {shown(name)}: {hint}timm.list_models('*resnet*') lists them")
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except Exception as error:  # constructors raise nearly anything on arguments that a file may name
+    except Exception as error:  # constructors raise any type on arguments from a file
         if pretrained and isinstance(error, OSError | RuntimeError | TypeError):
             raise ValueError(f'the pretrained weights of {name} could not be downloaded ({str(error).split(". ")[0]}); '
                              'leave out --pretrained, or give a file with --checkpoint') from error
@@ -202,11 +202,11 @@ def _create(name: str, pretrained: bool, kwargs: dict[str, Any], where: str = ''
 
 
 def _check_size(name: str, kwargs: dict[str, Any], loaded: Loaded, prefix: str) -> None:
-    """Compare names and shapes before any memory is taken: what a file says may describe a net beyond every machine."""
+    """Compare names and shapes before allocating memory, since a file may describe a net of any size."""
     try:
         with torch.device('meta'):
             net = timm.create_model(name, **kwargs)
-    except Exception:  # what cannot be made says so when it is made in earnest
+    except Exception:  # building the real model raises the error
         return
     _fitted(net.state_dict(), name, loaded, prefix)
 
@@ -215,12 +215,12 @@ def _fitted(own: Mapping[str, Tensor], name: str, loaded: Loaded, prefix: str) -
     """The checkpoint's weights under the model's names.
 
     Raises:
-        ValueError: They do not fit; the message says what to do about it.
+        ValueError: They do not fit; the message gives the remedy.
     """
     given = loaded.state_dict
     prefix = max([prefix, *_prefixes(given)], key=lambda p: sum(p + key in given for key in own))
     given = {key.removeprefix(prefix): value for key, value in given.items()}
-    # A count that batch normalisation keeps, which weights of other frameworks lack; evaluation does not read it.
+    # The batch counter of BatchNorm, which weights of other frameworks lack and evaluation does not use.
     given |= {key: torch.zeros_like(value, device='cpu') for key, value in own.items()
               if key.endswith('.num_batches_tracked') and key not in given}
     shapes = [f'{key}: {list(given[key].shape)} in the file, {list(own[key].shape)} in the model'
@@ -239,7 +239,7 @@ def _fitted(own: Mapping[str, Tensor], name: str, loaded: Loaded, prefix: str) -
 
 
 def _remedy(own: Mapping[str, Tensor], given: Mapping[str, Tensor], name: str, loaded: Loaded) -> str:
-    """What to type, by what is wrong."""
+    """The remedy for a mismatch."""
     inner = next((key.removesuffix(first) for first in list(own)[:1] for key in given if key.endswith(f'.{first}')), '')
     if inner and all(inner + key in given for key in own):
         return (f'they are there under {inner[:-1]!r}, beside others: save that part alone, '

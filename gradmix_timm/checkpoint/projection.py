@@ -39,7 +39,7 @@ class ProjectionHead(nn.Module):
         """The head of a checkpoint, in evaluation mode; its widths are read off the weights.
 
         Raises:
-            ValueError: Weights of something else.
+            ValueError: They are not the weights of a projection head.
         """
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         hidden, width = (*shapes.get('fc1.weight', ()), 0, 0)[:2]

@@ -1,4 +1,4 @@
-"""Reading any checkpoint that timm can hold; nothing in it is ever executed."""
+"""Read any checkpoint that timm can load, without executing code from it."""
 from __future__ import annotations
 
 import argparse
@@ -28,7 +28,7 @@ from .record import KEY, RunRecord, brief
 _EXPECTED = ("expected a checkpoint of this package's or timm's training, a state dict saved with torch.save, or a "
              '.safetensors file')
 _WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')
-# Leading bytes of what people hand over by mistake.
+# Leading bytes of files that are passed by mistake.
 _KINDS = {
     b'\x89PNG': 'a PNG image', b'\xff\xd8\xff': 'a JPEG image', b'GIF8': 'a GIF image', b'%PDF': 'a PDF',
     b'\x1f\x8b': 'a gzip archive', b'\xfd7zXZ': 'an xz archive', b'\x93NUMPY': 'a NumPy array',
@@ -42,7 +42,7 @@ class Loaded:
     """A checkpoint in memory, on the CPU.
 
     Attributes:
-        record: What this package wrote about the run, or None.
+        record: This package's record of the run, or None.
         args: timm's training arguments, or None.
         state_dict: Weights, without prefixes of wrappers.
         epoch: Of the checkpoint, or None.
@@ -67,7 +67,7 @@ class Loaded:
 
     @property
     def model(self) -> str | None:
-        """The model's name as far as the checkpoint knows it."""
+        """The recorded name of the model, or None."""
         if self.record is not None:
             return self.record.model
         return (self.args or {}).get('model') or self.arch
@@ -88,17 +88,17 @@ class Loaded:
         """Name of the data set that trained it, '' for class folders or where none is recorded.
 
         Raises:
-            ValueError: One whose reader no file may choose.
+            ValueError: Its reader must not be selected by a file.
         """
         return check_dataset((self.record.dataset if self.record is not None else self._arg('dataset')) or '',
                              self.path)
 
     @property
     def data_dir(self) -> str | None:
-        """Where its images lay.
+        """Folder of its images.
 
         Raises:
-            ValueError: Not a folder of the file system.
+            ValueError: It is not a local folder.
         """
         folder = self.record.data_dir if self.record is not None else self._arg('data_dir')
         return check_data_dir(folder, self.path) if folder else None
@@ -108,7 +108,7 @@ class Loaded:
         """Its split names, ``{'train': ..., 'test': ...}`` as far as they are recorded.
 
         Raises:
-            ValueError: One that leads out of the folder.
+            ValueError: A split leads out of the folder.
         """
         found = self.record.splits if self.record is not None else {'train': self._arg('train_split')}
         return {part: check_split(name, self.path) for part, name in found.items() if name}
@@ -118,7 +118,7 @@ class Loaded:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """What the checkpoint says of preprocessing, as arguments of timm's ``resolve_data_config``."""
+        """The recorded preprocessing, as arguments of timm's ``resolve_data_config``."""
         if self.record is not None:
             config = self.record.data_config
             # Runs of earlier versions recorded the image mode among timm's arguments alone.
@@ -136,12 +136,12 @@ def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Lo
 
     Args:
         path: The file.
-        ema: True: the moving average, which must be there; False: the plain weights; None: the average where there is
+        ema: True: the moving average, which must exist; False: the plain weights; None: the average if there is
             one, as timm's training picks its best checkpoint by it.
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A file that is something else; the message says what it is and what was expected.
+        ValueError: It is another kind of file; the message names it and what was expected.
     """
     path = Path(path)
     if path.is_dir():
@@ -178,9 +178,9 @@ def _figure(value: Any) -> float | None:
 
 
 def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the words that DDP, torch.compile, FSDP and activation checkpointing put into names.
+    """Weights without the prefixes that DDP, torch.compile, FSDP and activation checkpointing put into names.
 
-    The step counter of an averaged model (``torch.optim.swa_utils``) is no weight and goes.
+    The step counter of an averaged model (``torch.optim.swa_utils``) is dropped.
     """
     found = {}
     for key, value in weights.items():
@@ -212,18 +212,18 @@ def _read(path: Path) -> Any:
         _check_stored(path)
         # timm stores its parsed arguments; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            # Of a plain pickle PyTorch asks for an issue to be filed; the error below says what the file is.
+            # For a plain pickle PyTorch's message asks to file an issue; the error below identifies the file.
             warnings.filterwarnings('ignore', 'Detected pickle protocol', UserWarning)
             return torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # whatever a reader raises on foreign bytes
+    except Exception as error:  # readers raise any type on foreign bytes
         raise ValueError(f'{path} is {_kind(path)}; {_EXPECTED}') from error
 
 
 def _check_stored(path: Path) -> None:
-    """Refuse archives whose entries are more than the file: torch.save never packs, and a few bytes can stand for many.
+    """Reject compressed archives: torch.save never compresses, and a small file could expand to any size.
 
     Raises:
-        ValueError: They are.
+        ValueError: The entries are larger than the file.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -262,7 +262,7 @@ def _is_state_dict(content: Any) -> bool:
 
 
 def _is_weights(value: Any) -> bool:
-    """Whether something is a tensor of plain numbers, all of them stored: no sparse, quantised or empty-handed one."""
+    """Whether a value is a dense tensor of plain numbers: not sparse, quantised or without storage."""
     return (isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == 'cpu'
             and not value.is_quantized and not value.is_complex()
             and value.numel() * value.element_size() <= value.untyped_storage().nbytes())

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it."""
+"""The record of a training run in its checkpoints."""
 from __future__ import annotations
 
 import itertools
@@ -22,9 +22,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """Everything about a training run that judging its model needs.
+    """Everything about a training run that evaluating its model needs.
 
-    The annotations are what a file may hold, see :func:`~gradmix_timm.schema.check`; of ``data_config`` see
+    The annotations restrict a file's content, see :func:`~gradmix_timm.schema.check`; for ``data_config`` see
     :class:`~gradmix_timm.checkpoint.allowed.DataConfig`.
 
     Attributes:
@@ -32,28 +32,28 @@ class RunRecord:
         model: timm's model name.
         model_kwargs: All that ``timm.create_model`` needs besides: num_classes, in_chans, img_size, ...
         known_classes: Names in head order: position = index of the logit.
-        unknown_output: The head has one output more, the last, for what is of no class.
+        unknown_output: The head has an additional output, the last, for no class.
         unknown_classes: Names kept from training.
         protocol: Open-set protocol, or None.
         family: Family of its trials, or None.
         trial: Number of the trial, or None.
         dataset: As in ``--dataset``.
-        data_dir: Where it lay.
+        data_dir: Its folder.
         splits: Split names, ``{'train': ..., 'test': ...}``.
         val_indices: Positions in the train split that were held out for validation.
         held_out: The same images: name in the train split to a digest of the content
             (:func:`gradmix_timm.data.identity.identities`); empty in checkpoints of earlier versions.
         flat_test: The same of images kept for the test, where the data has no split folders.
         train_list: SHA-256 of the names and labels of the train split, '' in earlier versions.
-        validation_overlap: Of a plain run whose validation images are training images: how many, 'paths' and
+        validation_overlap: Of a plain run whose validation images are training images: their number by 'paths' and
             'contents', of how many 'images'; else empty.
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode, ...
         mixer: Name of the mixer, or None.
         mixer_options: Its resolved options.
         objective: Name of the training objective.
         objective_options: Its options.
-        probe: What is known of a head that was fitted to frozen features afterwards: epochs, and its train_top1
-            in percent; empty where none was.
+        probe: Of a head that was fitted to frozen features afterwards: epochs, and its train_top1
+            in percent; else empty.
         seed: Of the run.
         versions: See :func:`versions`.
     """
@@ -98,7 +98,7 @@ class RunRecord:
                              f'are named; one output a class{more} is expected')
 
     def to_state(self) -> dict[str, Any]:
-        """The record as builtin types, which ``torch.load(weights_only=True)`` takes.
+        """The record as builtin types, which ``torch.load(weights_only=True)`` accepts.
 
         Raises:
             ValueError: A value that is not made of numbers, strings, lists and dicts, with its place.
@@ -133,10 +133,10 @@ class RunRecord:
 
 
 def check_known(record: RunRecord, names: Sequence[str]) -> None:
-    """Refuse class names that are not the head's, in the head's order: every label would be read wrongly.
+    """Check that class names are the head's, in its order; otherwise every label would be wrong.
 
     Raises:
-        ValueError: With the first place where they differ.
+        ValueError: They differ; the message gives the first position.
     """
     known = record.known_classes
     if len(known) != len(names):
@@ -149,7 +149,7 @@ def check_known(record: RunRecord, names: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Versions of the packages that a result depends on."""
     found = {}
     for name in ('gradmix-timm', 'torch', 'torchvision', 'timm', 'numpy', 'pillow', 'scikit-learn'):
         with suppress(metadata.PackageNotFoundError):
@@ -158,7 +158,7 @@ def versions() -> dict[str, str]:
 
 
 def brief(value: Any) -> str:
-    """What a value is, for a message: its type, or the first keys of a dict."""
+    """A short description of a value for a message: its type, or the first keys of a dict."""
     if isinstance(value, Mapping):
         keys = [str(key)[:40] if isinstance(key, str) else shown(key) for key in itertools.islice(value, 5)]
         return f'a dict of {", ".join(keys)}{", ..." if len(value) > 5 else ""}' if keys else 'an empty dict'

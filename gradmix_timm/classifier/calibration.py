@@ -1,4 +1,4 @@
-"""From a checkpoint to a fitted score and a threshold: held-out images of known classes alone decide."""
+"""Fit a checkpoint's score and set its threshold on held-out images of the known classes."""
 from __future__ import annotations
 
 import logging
@@ -26,13 +26,13 @@ from .images import batches
 __all__ = ['Plan', 'Source', 'calibrate']
 
 _logger = logging.getLogger(__name__)
-# Folders above a validation image that may be called by its class.
+# Levels of folders above a validation image that may be named after its class.
 _LEVELS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where the training images are; None: as the checkpoint says."""
+    """Options of the training images; None: as recorded in the checkpoint."""
 
     data_dir: str | os.PathLike[str] | None = None
     dataset: str | None = None
@@ -66,7 +66,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     """The model, the score fit on training images, and the manifest's entries with the threshold.
 
     Raises:
-        ValueError: As :meth:`OpenSetClassifier.from_checkpoint` says; what needs no image is found before one is read.
+        ValueError: As for :meth:`OpenSetClassifier.from_checkpoint`; checks without images come before any is read.
     """
     _check(plan)
     settings = EvaluationSettings(
@@ -75,7 +75,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     names = _known_names(plan, loaded)
     if plan.threshold is None and plan.validation is None:
         _check_held_out(plan, loaded)
-    # The embeddings are taken where predictions will be made.
+    # Embeddings are computed on the device that predicts.
     model = EvaluatedModel.build(settings, loaded, plan.model, len(names), input_img_mode=plan.input_img_mode,
                                  exif=plan.exif, device=plan.device)
     train, held = _cuts(plan, model, names)
@@ -144,7 +144,7 @@ def _check_enough(count: int, acceptance: float) -> None:
 # ---- images
 
 def _cuts(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> tuple[CutDataset | None, CutDataset | None]:
-    """Known training images (None where the score needs none) and those held out (None where not wanted)."""
+    """Known training images (None if the score needs none) and those held out (None if not needed)."""
     held_wanted = plan.threshold is None and plan.validation is None
     train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
@@ -162,15 +162,15 @@ def _cuts(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> tuple[CutD
 
 
 def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str]) -> Any:
-    """Validation images without those of other classes, as far as the folders that they lie in are called by classes.
+    """Validation images without those of other classes, as far as their folders are named by classes.
 
     Args:
-        images: Paths, or anything else, which is let through.
+        images: Paths; images of other kinds are kept.
         names: Of the known classes.
         unknown: Names of the classes that training left out.
 
     Raises:
-        ValueError: All of them are of such classes.
+        ValueError: All of them are of other classes.
     """
     if not isinstance(images, Sequence) or not all(isinstance(item, str | os.PathLike) for item in images):
         return images

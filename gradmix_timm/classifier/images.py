@@ -1,4 +1,4 @@
-"""Images of every common kind as one: PIL images, which the evaluation's own transform then reads."""
+"""Convert images of every common kind to PIL images, as input of the evaluation transform."""
 from __future__ import annotations
 
 import os
@@ -23,7 +23,7 @@ _KINDS = ('a path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W]
 
 
 def each(images: Any) -> Iterable[Any]:
-    """The images of one image, of a batch as one array or tensor, or of any iterable."""
+    """Iterate over a single image, a batch as one array or tensor, or any iterable."""
     if isinstance(images, str | os.PathLike | Image.Image):
         return [images]
     if isinstance(images, np.ndarray | Tensor):
@@ -41,8 +41,8 @@ def as_image(item: Any, preprocessing: Preprocessing) -> Image.Image:
         preprocessing: Of the model.
 
     Raises:
-        ValueError: A file that is no image, or pixels that are neither uint8 nor floats from 0 to 1.
-        TypeError: Something else.
+        ValueError: A file is not an image, or pixels are neither uint8 nor floats from 0 to 1.
+        TypeError: ``item`` is of another kind.
     """
     if isinstance(item, Image.Image):
         return preprocessing.decode(item)
@@ -61,7 +61,7 @@ def batches(images: Any, preprocessing: Preprocessing, size: int) -> Iterator[tu
     """Normalised batches [B, C, H, W] with labels of zero; images are read as they are asked for.
 
     Raises:
-        ValueError: An image that cannot be read, with its place in the row.
+        ValueError: An image cannot be read; the message gives its position.
     """
     numbered, transform = enumerate(each(images)), preprocessing.transform()
     while part := list(islice(numbered, size)):
@@ -85,7 +85,7 @@ def _read(path: Path, preprocessing: Preprocessing) -> Image.Image:
     try:
         with open_image(path) as image:
             return preprocessing.decode(image, path)
-    except Exception as error:  # decoders raise nearly anything on broken bytes
+    except Exception as error:  # decoders raise any type on broken bytes
         raise ValueError(f'{path} cannot be read as an image ({error}); replace or remove it') from error
 
 

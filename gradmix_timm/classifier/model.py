@@ -1,4 +1,4 @@
-"""The open-set classifier: predicts a class name or "unknown"; made from a checkpoint, kept in two plain files."""
+"""The open-set classifier: predicts a class name or "unknown"; made from a checkpoint, saved in two plain files."""
 from __future__ import annotations
 
 import math
@@ -27,7 +27,7 @@ UNKNOWN = 'unknown'
 
 
 class Prediction(NamedTuple):
-    """What is said of one image.
+    """The prediction for one image.
 
     Attributes:
         label: Name of a known class, or ``'unknown'``.
@@ -40,13 +40,13 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything of a classifier but its weights and its fitted score; plain values, as the saved file has them.
+    """Everything of a classifier except its weights and its fitted score; plain values, as in the saved file.
 
     Attributes:
         known_classes: Names in head order.
         threshold: An image is accepted if its knownness is at least this.
-        known_acceptance: Share of new known images that is accepted at least; None where the threshold was given.
-        threshold_source: What the threshold was set on, in words.
+        known_acceptance: Share of new known images that is accepted at least; None if the threshold was given.
+        threshold_source: Description of what the threshold was set on.
         n_validation: Held-out images it was set on.
         model: timm's model name.
         model_kwargs: For ``timm.create_model``.
@@ -67,7 +67,7 @@ class Manifest:
     checkpoint: dict[str, Any]
 
     def __post_init__(self) -> None:
-        """Refuse class names that stand for a rejected image, and a threshold that nothing can reach."""
+        """Reject a class named like rejected images, and a threshold that is not finite."""
         if not math.isfinite(self.threshold):
             raise ValueError(f'threshold {self.threshold}: expected a finite number')
         if UNKNOWN in self.known_classes:
@@ -76,7 +76,7 @@ class Manifest:
 
 
 class OpenSetClassifier:
-    """Names the class of an image, or says that it is of none that the model knows.
+    """Predicts the class of an image, or that it is of no known class.
 
     A record of one image depends on that image alone, not on the others of the call (up to float32's rounding in the
     model, which differs with the batch size).
@@ -135,21 +135,21 @@ class OpenSetClassifier:
         """A classifier whose threshold accepts at least ``known_acceptance`` of new known images.
 
         The threshold is split conformal (:func:`~gradmix_timm.openset.metrics.conformal_threshold`) on training
-        images of the known classes that were held out: those that the checkpoint lists, or ``validation``. The promise
-        is for new images of the same kind, on average over held-out sets; nothing is promised of unknown ones. The
+        images of the known classes that were held out: those that the checkpoint lists, or ``validation``. This
+        holds for new images of the same kind, on average over held-out sets, and does not cover unknown ones. The
         test split is never opened.
 
         Args:
-            path: A checkpoint; of this package's training it brings everything with it.
+            path: A checkpoint; one of this package's training needs no further options.
             score: Of :func:`~gradmix_timm.openset.scores.list_scores`, or 'pytorch-ood:NAME'; those that need a fit
                 read the training images.
             known_acceptance: In (0, 1).
             validation: Images of known classes that took no part in training, of any kind that :meth:`predict` takes;
                 in place of the checkpoint's held-out ones.
-            threshold: Set it by hand; ``known_acceptance`` is then not promised.
+            threshold: A fixed threshold; ``known_acceptance`` is then not guaranteed.
             score_options: The score's own.
-            known_classes: Names in head order, for checkpoints that do not say them.
-            model: timm's model name, for weights that come without.
+            known_classes: Names in head order, for checkpoints without them.
+            model: timm's model name, for weights without one.
             input_img_mode: PIL mode that files are read in; None: as the checkpoint records.
             exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
             device: Default: cuda where there is one.
@@ -160,7 +160,7 @@ class OpenSetClassifier:
                 ``class_map``, ``workers``.
 
         Raises:
-            ValueError: No held-out images, too few of them, or what the checkpoint or the data lack; with the remedy.
+            ValueError: Held-out images, or entries of the checkpoint or the data, are missing; with the remedy.
         """
         plan = calibration.Plan(
             path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
@@ -174,7 +174,7 @@ class OpenSetClassifier:
         """The class of each image or ``'unknown'``, with its knownness.
 
         Args:
-            images: One image or any iterable of them, kinds mixed as you like: paths, PIL images, arrays [H, W, C] or
+            images: One image or any iterable of them, of mixed kinds: paths, PIL images, arrays [H, W, C] or
                 [H, W], tensors [C, H, W]; or a batch as one array [B, H, W, C] or tensor [B, C, H, W]. Pixels as uint8,
                 or as floats from 0 to 1; the checkpoint's resizing and normalisation are applied here.
 
@@ -219,7 +219,7 @@ class OpenSetClassifier:
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str | None = None,
              batch_size: int = 64) -> OpenSetClassifier:
-        """The classifier of :meth:`save`; the same answers, bit for bit, on the same machine.
+        """The classifier of :meth:`save`; the same predictions, bit for bit, on the same machine.
 
         Raises:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
@@ -235,7 +235,7 @@ class OpenSetClassifier:
         Input ``images``: float32 [N, C, H, W], pixels from 0 to 1 at the model's size (the metadata list the steps
         from a file to them, see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.onnx_metadata`); N is free.
         Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool [N]; class names are in the metadata.
-        In full precision, whatever ``amp_dtype`` is.
+        In full precision, regardless of ``amp_dtype``.
 
         Raises:
             ValueError: A score that reads more than logits.

@@ -48,7 +48,7 @@ class Graph(nn.Module):
 
 
 def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
-    """Write the graph, whole or not at all.
+    """Write the graph atomically.
 
     Raises:
         ValueError: A score that reads more than logits.
@@ -80,7 +80,7 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
 
 
 def _metadata(score: Score, manifest: Any, preprocessing: Preprocessing) -> dict[str, str]:
-    """What who calls the graph has to know, as text."""
+    """Metadata for callers of the graph, as text."""
     facts = {
         'known_classes': list(manifest.known_classes), 'score': score.name, 'score_options': score.options,
         'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,

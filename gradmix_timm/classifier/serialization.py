@@ -1,4 +1,4 @@
-"""A classifier in two files, JSON and safetensors: reading them runs nothing, and a mismatch is found."""
+"""Save a classifier in two files, JSON and safetensors: reading them runs no code, and a mismatch is detected."""
 from __future__ import annotations
 
 import dataclasses
@@ -58,7 +58,7 @@ class _Facts(TypedDict):
 
 
 def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
-    """Write both files, each whole or not at all, the JSON last.
+    """Write both files, each atomically, the JSON last.
 
     Args:
         folder: Made where it is missing.
@@ -81,8 +81,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, An
     """The model, the score and the manifest's entries of :func:`save`; tried on an image of noise.
 
     Raises:
-        ValueError: Files that are missing, damaged, of a newer version, not of one save, or that say what no saved
-            classifier says.
+        ValueError: Files are missing, damaged, of a newer version, not of one save, or otherwise invalid.
     """
     folder = Path(folder)
     facts = _read_json(folder / JSON)
@@ -142,7 +141,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _try(model: nn.Module, score: Score, preprocessing: Preprocessing, classes: int, path: Path) -> None:
-    """Refuse files whose parts do not work together, before anybody's image meets them."""
+    """Check on noise that the files' parts work together, before any image is classified."""
     noise = torch.randn(2, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
     try:
         if vars(score).get('classes', classes) != classes:
@@ -153,6 +152,6 @@ def _try(model: nn.Module, score: Score, preprocessing: Preprocessing, classes: 
             raise ValueError(f'the score of two images of noise is {shown(knownness.tolist())}')
         if predicted.shape != (2,) or not ((predicted >= 0) & (predicted < classes)).all():
             raise ValueError(f'the classes of two images of noise are {shown(predicted.tolist())}')
-    except Exception as error:  # what was written into a fitted score may fail in any way
+    except Exception as error:  # a tampered score may fail in any way
         raise ValueError(f'{path}: model, preprocessing and score do not work together '
                          f'({" ".join(str(error).split())[:300] or type(error).__name__}); {_AGAIN}') from error

@@ -1,1 +1,1 @@
-"""The commands: flags in, exit status out; the only room that prints."""
+"""The commands: flags in, exit status out; the only subpackage that prints."""

@@ -14,6 +14,7 @@ from torch import nn
 
 from gradmix_timm.attribution import TargetLayer, default_layer, usable_layers
 from gradmix_timm.attribution.cost import cost_shares
+from gradmix_timm.models import own_names  # noqa: F401 - timm knows the nets of the open-set papers from here on
 
 from .errors import ConsoleParser, UsageError, user_errors
 

@@ -1,7 +1,8 @@
-"""YAML files of flags: read, merged with the one they build on, and converted as the command line would."""
+"""Read YAML files of flags, merged with their base file and converted as on the command line."""
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import logging
 import re
@@ -16,7 +17,7 @@ from gradmix_timm.schema import naming, read_yaml, shown
 __all__ = ['layer', 'read_config', 'words']
 
 _logger = logging.getLogger('train')
-# Flags that timm's script once had, and what there is now in their place.
+# Former flags of timm's script, and their replacements.
 _FORMER = {
     'alpha_kd': 'task_loss_weight', 'amp_impl': 'amp', 'aot_autograd': 'torchcompile', 'apex_amp': 'amp',
     'bn_tf': 'bn_momentum, bn_eps', 'dynamo': 'torchcompile', 'dynamo_backend': 'torchcompile',
@@ -29,17 +30,30 @@ _FORMER = {
 def words(text: str) -> list[str]:
     """'a, b' as ['a', 'b']: the type of flags that take a list in one word (in YAML also a list).
 
+    A name with a comma is put in double quotes, as in a CSV file.
+
     Raises:
-        argparse.ArgumentTypeError: One of the words is empty.
+        argparse.ArgumentTypeError: One of the words is empty, or a quote is not closed.
+
+    Example:
+        >>> words('cat, "dog, wild"')
+        ['cat', 'dog, wild']
     """
-    found = [word.strip() for word in str(text).split(',')]
+    parts = str(text).split(',')
+    if '"' in str(text):
+        try:
+            parts = next(csv.reader([str(text)], skipinitialspace=True, strict=True))
+        except csv.Error as error:
+            raise argparse.ArgumentTypeError(f'{text!r}: {error}; expected A,B,..., a name with a comma in double '
+                                             'quotes') from error
+    found = [word.strip() for word in parts]
     if not all(found):
         raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
     return found
 
 
 def layer(text: str) -> int | str:
-    """A layer in a user's words; whether a word such as '1' names a module is decided when the model is known.
+    """Parse a layer; whether a word such as '1' names a module is decided when the model is known.
 
     Example:
         >>> layer('-1'), layer('1'), layer('blocks.10')
@@ -111,7 +125,7 @@ def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: 
 
 
 def _convert(action: argparse.Action, value: Any) -> Any:
-    """The value as the command line would give it, or ValueError with what was expected."""
+    """The value as the command line would give it; ValueError with the expected form."""
     if value is None:
         return _unset(action)
     if isinstance(action, ParseKwargs):
@@ -135,7 +149,7 @@ def _convert(action: argparse.Action, value: Any) -> Any:
 
 
 def _unset(action: argparse.Action) -> Any:
-    """What `null` means: what leaving the flag out means, or switched off where a word or a number says what is on."""
+    """The value of `null`: the flag's default, or off for flags whose value switches something on."""
     if not action.default or action.dest in ('color_jitter', 'decay_epochs'):
         return None if action.dest in ('color_jitter', 'decay_epochs') else action.default
     if action.type in (str, None) and action.nargs in (None, '?') and action.choices is None:

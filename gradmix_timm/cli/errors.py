@@ -1,4 +1,4 @@
-"""How a command ends: exit status 0, 1, 2 or 128 + a signal's number, and one ``error:`` line that says what to type.
+"""Exit status of commands (0, 1, 2 or 128 + a signal's number) and their single ``error:`` line with the remedy.
 
 2: an error the user can fix. 1: a run that failed. 130: Ctrl-C. 143, 138: a training run after SIGTERM, SIGUSR1.
 """
@@ -22,14 +22,14 @@ __all__ = ['ConsoleParser', 'RunFailedError', 'UsageError', 'run_console', 'shor
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _FIXABLE: tuple[type[Exception], ...] = (ValueError, TypeError, OSError, KeyError, ImportError)
-# Nothing is left to write to: a full disk, a quota, a limit on the size of files.
+# No space to write: a full disk, a quota, a limit on the size of files.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UsageError(ValueError):
     """An error the user can fix; the message says what was got, what was expected and what to type.
 
-    A ValueError, so that who calls a command's ``main`` from Python catches it as one.
+    A ValueError, so that callers of a command's ``main`` from Python can catch it as one.
     """
 
     exit_status = USAGE
@@ -44,7 +44,7 @@ class RunFailedError(RuntimeError):
 def user_errors(*also: type[Exception]) -> Iterator[None]:
     """Turns the errors of set-up code into :class:`UsageError`; the original is kept as its cause.
 
-    For code that reads what the user gave (flags, files, names). Never round a training or evaluation loop: there a
+    For code that reads the user's input (flags, files, names). Never around a training or evaluation loop: there a
     ValueError is a failed run.
 
     Args:
@@ -89,10 +89,10 @@ def shortened(error: BaseException, length: int = 200) -> str:
 class ConsoleParser(argparse.ArgumentParser):
     """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one.
 
-    An empty word, which is what a shell makes of an unset variable, is refused for every flag.
+    An empty word, to which a shell expands an unset variable, is refused for every flag.
 
     Args:
-        takes_empty: Names in the namespace of flags whose empty word means something; of --dataset: class folders.
+        takes_empty: Names in the namespace of flags that accept an empty word, as --dataset for class folders.
     """
 
     def __init__(self, *args: Any, takes_empty: Collection[str] = ('dataset',), **kwargs: Any) -> None:
@@ -126,7 +126,7 @@ class ConsoleParser(argparse.ArgumentParser):
             flag = next((word for word in stray.split() if word.startswith('-')), stray).split('=')[0]
             close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
             message += f' (did you mean {close[0]}?)' if close else f' (see {self.prog} --help)'
-        # Of several processes each reads the same flags; one says what is wrong with them.
+        # Several processes read the same flags; only one prints the error.
         self.exit(USAGE, f'error: {message}\n' if os.environ.get('RANK', '0') == '0' else None)
 
 
@@ -140,10 +140,10 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     Returns:
         0; what ``main`` returned; 2 for :class:`UsageError`, a parser's error, or an exception with
         ``exit_status = 2``; 130 for an interrupt, or its ``exit_status``, with the exception's notes (the last
-        checkpoint) in the line; 1 for anything else, a traceback above the line unless the message says it all. An
+        checkpoint) in the line; 1 for anything else, a traceback above the line unless the message is sufficient. An
         exception whose ``silent`` is true ends the command without a line: another process has printed it.
     """
-    if hasattr(sys.stdout, 'reconfigure'):  # a character that the terminal lacks ends no command
+    if hasattr(sys.stdout, 'reconfigure'):  # a character that the terminal lacks must not fail the command
         sys.stdout.reconfigure(errors='replace')
     warnings.formatwarning = _warning_line
     if os.environ.get('RANK', '0') != '0':
@@ -157,7 +157,7 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
     except KeyboardInterrupt as stop:
         return _say(getattr(stop, 'exit_status', INTERRUPTED), (str(stop) or 'interrupted') + _notes(stop), stop)
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away; without this the interpreter complains once more at its end.
+        # The reader of a pipe (head, less) has ended; without this the interpreter reports it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except Exception as error:
@@ -165,7 +165,7 @@ def run_console(main: Callable[[Sequence[str] | None], int | None], argv: Sequen
 
 
 def _failed(error: Exception) -> int:
-    """Status and line of an exception; a traceback where the message does not say it all."""
+    """Status and line of an exception; a traceback unless the message is sufficient."""
     if getattr(error, 'exit_status', FAILED) == USAGE:
         return _say(USAGE, one_line(error) + _notes(error), error)
     if isinstance(error, RunFailedError):
@@ -179,7 +179,7 @@ def _failed(error: Exception) -> int:
 
 def _warning_line(message: Warning | str, category: type[Warning], filename: str, lineno: int,
                   line: str | None = None) -> str:
-    """A warning in one line, without the place in the code and the source there."""
+    """A warning in one line, without its position in the source code."""
     return f'warning: {" ".join(str(message).split())}\n'
 
 

@@ -1,4 +1,4 @@
-"""--device-modules: modules of the user's, imported before flags are checked, so that what they register is known."""
+"""--device-modules: user modules, imported before flags are checked, so that their registrations are known."""
 from __future__ import annotations
 
 import importlib
@@ -14,7 +14,7 @@ def import_modules(names: Sequence[str] | None) -> None:
     """Import modules by name.
 
     Raises:
-        ValueError: No such module, or it fails; the message names it and how it did.
+        ValueError: A module is missing or its import fails; the message names it and the error.
     """
     for name in names or ():
         try:
@@ -25,7 +25,7 @@ def import_modules(names: Sequence[str] | None) -> None:
                                  'installed') from error
             raise ValueError(f'--device-modules {name}: no such module; install it, or name its folder in PYTHONPATH: '
                              f'PYTHONPATH=. python train.py --device-modules {name} ...') from error
-        except Exception as error:  # whatever a module of the user's raises
+        except Exception as error:  # a user module may raise any type
             reason = ' '.join(str(error).split())
             raise ValueError(f'--device-modules {name}: its import fails with {type(error).__name__}: {reason}'
                              ) from error

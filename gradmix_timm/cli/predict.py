@@ -25,7 +25,7 @@ from .errors import ConsoleParser, UsageError, user_errors
 
 __all__ = ['build_parser', 'main']
 
-# What a saved classifier has fixed: flag and attribute.
+# Flags that a saved classifier fixes, and its attributes.
 _MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classes', 'model', 'amp', 'data_dir',
            'dataset', 'train_split', 'class_map', 'workers', 'input_img_mode', 'exif')
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
                                         'pytorch-ood:NAME')
     add('--known-acceptance', type=float, metavar='P',
         help='share of new known images to accept at least (default: 0.95)')
-    add('--threshold', type=float, metavar='X', help='accept from this knownness on, whatever is accepted then')
+    add('--threshold', type=float, metavar='X', help='accept from this knownness on, in place of --known-acceptance')
     add('--validation', nargs='+', metavar='PATH', help='images of known classes that took no part in training, to set '
                                                         'the threshold on (default: those the checkpoint held out)')
     add('--known-classes', type=words, metavar='A,B,...', help="in head order (default: the checkpoint's)")
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _expand(named: Sequence[str], flag: str = '') -> list[Path]:
-    """Files, with the images of folders in their place; refuses names that are not there before a model is loaded."""
+    """Image files, folders expanded; names that do not exist are refused before a model is loaded."""
     found: list[Path] = []
     for name in named:
         path = Path(name)
@@ -128,7 +128,7 @@ def _classifier(args: argparse.Namespace) -> OpenSetClassifier:
 
 
 def _predict(classifier: OpenSetClassifier, files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """A row for each image that can be read, and the others with what is wrong with them."""
+    """A row for each image that can be read, and the others with their errors."""
     good: list[Path] = []
     broken: list[dict[str, str]] = []
 
@@ -160,7 +160,7 @@ def _told(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: lis
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, and readable in a terminal; the nearest known class stands beside a rejected image."""
+    """Markdown, readable in a terminal; rejected images are shown with the nearest known class."""
     cells = [('image', 'label', 'knownness', 'nearest known')]
     cells += [(row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'])
               for row in rows]

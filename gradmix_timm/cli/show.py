@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    """Refuse sizes and counts that nothing can be drawn with, before a model is loaded."""
+    """Reject invalid sizes and counts before a model is loaded."""
     for flag, least in (('num_classes', 1), ('img_size', 1), ('num', 1), ('deletion_images', 2), ('shift', 0)):
         value = getattr(args, flag)
         if value is not None and value < least:
@@ -83,7 +83,7 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
         raise UsageError('nothing to show: give --checkpoint FILE or --model NAME')
     loaded = load_checkpoint(args.checkpoint) if args.checkpoint else None
     if loaded is None and not timm.is_model(args.model):
-        build_model(None, args.model)  # says which names are near
+        build_model(None, args.model)  # raises with the nearest names
     extra = {'img_size': args.img_size} if args.img_size and loaded is None else {}
     if extra:
         try:
@@ -96,9 +96,9 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
 
 
 def _files(folder: str, classes: Sequence[str]) -> list[tuple[Path, str]]:
-    """Image files, each with the folder round it that is a known class, or ''; of known classes alone if there are any.
+    """Image files, each with its enclosing folder that is a known class, or ''; only known classes if there are any.
 
-    The folder that is named may be a class, hold classes, or hold splits.
+    The given folder may be a class, hold classes, or hold splits.
     """
     if not Path(folder).is_dir():
         raise UsageError(f'{folder} is not a folder; --images takes a folder of images or of class folders')
@@ -126,7 +126,7 @@ def _load(files: Sequence[tuple[Path, str]], preprocessing: Preprocessing) -> Te
 
 def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]], classes: Sequence[str],
             ) -> Tensor:
-    """The class folder where the model knows that name, else what the model says."""
+    """The class folder if the model knows that name, else the model's prediction."""
     with torch.no_grad():
         predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])
     position = {name: index for index, name in enumerate(classes)}
@@ -144,7 +144,7 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
     else:
         name, options = args.mixer or 'gradmix', {'seed': args.seed, **args.mixup_kwargs}
         options.update({'layers': args.layers} if args.layers else {})
-    if name in TIMM_MODES:  # timm's class draws from NumPy's stream, for all images or none
+    if name in TIMM_MODES:  # timm's class has no prob_elem, and draws from NumPy's stream
         options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
     return create_mixer(name, **{**options, 'num_classes': num_classes})
 
@@ -203,7 +203,7 @@ def places(layer_sets: Sequence[str]) -> list[Place]:
 
 
 def deletion_table(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> dict[str, Any]:
-    """Mean fall of the label's log-odds on correctly classified images, for every place and box side."""
+    """Mean drop of the label's log-odds on correctly classified images, for every position and box side."""
     images = _shifted(images, args.shift, args.seed) if args.shift else images
     with torch.inference_mode():
         predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, then print the tables."""
+    """Run the missing cells, then print the tables."""
     args = build_parser().parse_args(argv)
     with user_errors():
         if not 0 < args.level < 1:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     failed: dict[str, str] = {}
     if not args.table:
-        # A scheduler's notice ends a study as Ctrl-C does: running cells write a checkpoint.
+        # A scheduler's signal ends a study like Ctrl-C: running cells write a checkpoint.
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             with user_errors():

@@ -1,6 +1,6 @@
-"""Training: timm's script laid out in stages, with a mixer that sees the live model.
+"""Training: timm's script in stages, with a mixer that sees the live model.
 
-``main`` reads as a run happens: flags, device, model, mixer, data, task, resuming, epochs, results.
+``main`` follows the order of a run: flags, device, model, mixer, data, task, resuming, epochs, results.
 """
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Span:
     Attributes:
         first: Index of the first.
         stop: Index after the last.
-        resumed: File to go on from, or ''.
+        resumed: File to resume from, or ''.
     """
 
     first: int
@@ -96,13 +96,13 @@ def console(argv: Sequence[str] | None = None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train as the flags say.
+    """Run a training by its flags.
 
     Args:
         argv: Flags without the program's name; None: those of the process.
 
     Raises:
-        SystemExit: Flags that cannot be read, status 2.
+        SystemExit: The flags are invalid, status 2.
         UsageError: Another error that the user can fix, before training begins.
         Exception: Training failed, or KeyboardInterrupt; with a note that names the last checkpoint.
     """
@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace, args_text: str, folder: RunFolder) -> None:
         run, span, data, built = _set_up(args, args_text, folder)
     results: list[dict[str, Any]] = []
     interrupted = _run_epochs(run, span, results, partial(_write_mixes, run, data, built))
-    if args.distributed:  # not after an error: it could wait for processes that are gone
+    if args.distributed:  # not after an error: it could wait for processes that have ended
         torch.distributed.destroy_process_group()
     _report(run, span, results)
     if interrupted is not None:
@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace, args_text: str, folder: RunFolder) -> None:
 
 def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
                 write_mixes: Callable[[], None]) -> KeyboardInterrupt | None:
-    """All epochs; however it breaks (a loss, a worker, the disk, the user), the last checkpoint is named."""
+    """Train all epochs; after any failure or interrupt the message names the last checkpoint."""
     try:
         with held_signals(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
             _train(run, span, results, write_mixes)
@@ -207,7 +207,7 @@ def _check_span(args: argparse.Namespace) -> None:
     """--start-epoch, --stop-epoch and --save-epochs within the schedule.
 
     Raises:
-        ValueError: Outside.
+        ValueError: One of them is outside.
     """
     epochs = scheduled_epochs(args)
     for flag, values in (('--stop-epoch', [args.stop_epoch]), ('--save-epochs', args.save_epochs or [])):
@@ -258,7 +258,7 @@ def _first_epoch(args: argparse.Namespace, resumed: int | None) -> int:
 
 def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_epoch: int,
              position: Position | None) -> None:
-    """Set the schedule to the start of an epoch, or to the position in it."""
+    """Set the schedule to the start of an epoch, or to a position within it."""
     done = -(-position.batches // args.grad_accum_steps) if position else 0
     if scheduler is not None and epoch + done > 0:
         if args.sched_on_updates:
@@ -268,7 +268,7 @@ def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_e
 
 
 def _continue_folder(span: Span, saver: AtomicSaver | None, output_dir: str | None) -> None:
-    """Bring an existing run folder to where this run begins: its table and its list of checkpoints."""
+    """Truncate an existing run folder's table and list of checkpoints to the start of this run."""
     if saver is None or output_dir is None:
         return
     trim_summary(str(Path(output_dir) / 'summary.csv'), span.first)
@@ -288,7 +288,7 @@ def _continue_streams(streams: dict[str, Any] | None, position: Position | None,
 
 
 def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:
-    """The epochs; each that is validated and saved adds its metrics to ``results``, some a picture of mixes."""
+    """Train the epochs; each validated one adds its metrics to ``results``, and some write a picture of mixes."""
     device = run.hardware.device
     for epoch in range(span.first, span.stop):
         start = own_streams(device)
@@ -325,7 +325,7 @@ def _is_judged(run: Run, span: Span, completed: int) -> bool:
 
 def _track(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
            picture: Callable[[], None]) -> None:
-    """What TensorBoard and W&B get of an epoch, beyond what timm's summary sends to W&B."""
+    """Log an epoch to TensorBoard and W&B, beyond what timm's summary sends to W&B."""
     if run.tracker is None:
         return
     metrics = {**{f'train/{name}': value for name, value in train_metrics.items()},
@@ -338,7 +338,7 @@ def _track(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_me
 
 def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
           metric: float) -> None:
-    """The line of summary.csv, the checkpoint, the milestone."""
+    """Write the line of summary.csv, the checkpoint and the milestone."""
     if run.saver is None or run.output_dir is None:
         return
     update_summary(epoch, train_metrics, eval_metrics, filename=str(Path(run.output_dir) / 'summary.csv'), lr=run.rate,
@@ -349,7 +349,7 @@ def _save(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_met
 
 
 def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
-    """The best metric, and the ten best epochs as JSON for programs; or that nothing was left to train."""
+    """Print the best metric, and the ten best epochs as JSON for programs; or that no epoch was left to train."""
     if run.saver is None:
         return
     if not results:
@@ -366,7 +366,7 @@ def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
 
 
 def _probe(run: Run, span: Span, data: Data, built: Built) -> None:
-    """A class head for the finished features, on the first process alone."""
+    """Fit a class head to the finished features, on the first process."""
     if span.stop < run.epochs:
         _logger.info(f'No class head yet: it is fitted after the last of {run.epochs} epochs, --resume goes on.')
         return
@@ -374,7 +374,7 @@ def _probe(run: Run, span: Span, data: Data, built: Built) -> None:
 
 
 def _can_show(run: Run) -> bool:
-    """Whether a picture of mixes shows what was trained on: of two views a map is not that of a class."""
+    """Whether a picture of mixes would show the training: with two views, maps are not of a class."""
     if run.args.task == 'multilabel':
         _logger.info('No mixes.png: its captions are of one label an image.')
         return False
@@ -385,13 +385,13 @@ def _can_show(run: Run) -> bool:
 
 
 def _write_mixes(run: Run, data: Data, built: Built) -> None:
-    """mixes.png and mixes.json: what the mixer makes of one batch at the end of training."""
+    """Write mixes.png and mixes.json: one batch mixed at the end of training."""
     from .show import save_mixes
     names = data.known or tuple(map(str, range(run.args.num_classes)))
     names = (*names, 'no class') if run.args.unknown_output else names
     images, labels = run.samples
     mixer, model = run.mixer, live_model(run.task)
-    if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture of what stayed as it was shows nothing
+    if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture should not show unmixed images
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
     save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.preprocessing.as_config())
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 __all__ = ['AugmentDraw', 'BatchAugment', 'draw_crops', 'resample']
 
-# timm tries this often for a crop that fits, then takes the middle.
+# Attempts of timm's random crop before it falls back to the center.
 _ATTEMPTS = 10
-# ITU-R 601, with which PIL makes a colour grey.
+# ITU-R 601, PIL's weights for converting colour to grey.
 _GREY = (0.299, 0.587, 0.114)
-# Of resampling weights that are looked up: images of up to 64 px.
+# Largest table of resampling weights: images of up to 64 px.
 _TABLE_BYTES = 160 * 2 ** 20
 
 
@@ -28,7 +28,7 @@ class AugmentDraw:
         box: top, left, height, width read from each (padded) image, int64 [B, 4].
         flip: Upside down and left to right, bool [B, 2].
         cubic: Resampled bicubically, bool [B]; bilinearly else.
-        factor: Of brightness, contrast and saturation, float32 [B, 3]; 1 leaves it.
+        factor: Of brightness, contrast and saturation, float32 [B, 3]; 1 changes nothing.
         order: Which of the three comes first, second and third, int64 [B, 3].
         grey: Made grey, bool [B].
     """
@@ -45,11 +45,11 @@ class AugmentDraw:
 class BatchAugment:
     """Random crop, flips, colour jitter and grey of a batch, distributed as timm's ``transforms_imagenet_train``.
 
-    Pixels are rounded and cut off between the steps as PIL's are, so that with the same draw they agree to about one
-    of 255; only where the draws come from differs.
+    Pixels are rounded and clipped between the steps as PIL's are, so that with the same draw they agree to about one
+    of 255; only the source of the random draws differs.
 
     Args:
-        size: Height and width that come out.
+        size: Output height and width.
         scale: Range of the share of the area that is cropped.
         ratio: Range of the crop's aspect.
         interpolation: 'bilinear', 'bicubic', or 'random': either.
@@ -133,7 +133,7 @@ def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int]
     sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(np.int64)
     fits = (sides[0] <= height) & (sides[1] <= width)
     chosen = sides[:, fits.argmax(0), np.arange(batch)].T
-    # Where none fits: the middle, as far as the aspect allows.
+    # If no attempt fits: the center, as far as the aspect allows.
     middle = [min(height, round(width / min(ratio))), min(width, round(height * max(ratio)))]
     chosen = np.where(fits.any(0)[:, None], chosen, middle)
     room = np.array([height, width]) - chosen
@@ -142,7 +142,7 @@ def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int]
 
 
 def resample(images: Tensor, box: np.ndarray, size: tuple[int, int], cubic: np.ndarray, flip: np.ndarray) -> Tensor:
-    """Crop and resize every image by a box of its own, with the filters of PIL: two products of matrices.
+    """Crop and resize every image by its own box, with the filters of PIL, as two matrix products.
 
     Args:
         images: uint8 [B, C, H, W]; rows outermost in memory (H, C, W) save a copy.
@@ -242,8 +242,8 @@ def _jittered(pixels: Tensor, draw: AugmentDraw) -> Tensor:
         grey = _grey(pixels)
         level = grey.mean((2, 3), keepdim=True).round_()
         rest = 1 - share
-        # Contrast blends with the mean grey, saturation with the grey, brightness with nothing.
+        # Contrast blends with the mean grey, saturation with the grey, brightness with black.
         base = grey.mul_(rest * (which == 2)).add_(level * rest * (which == 1))
-        # As PIL, after each; the little more is for products that miss their whole number from below.
+        # As PIL, after each step; the epsilon is for products slightly below their whole number.
         pixels = torch.addcmul(base, pixels, share).add_(1e-3).floor_().clamp_(0, 255)
     return pixels

@@ -1,4 +1,4 @@
-"""Small images held in memory: read once, then shuffled, cropped, flipped and coloured in batches on the device."""
+"""Cache of small images in memory: read once, then shuffled and augmented in batches on the device."""
 from __future__ import annotations
 
 import os
@@ -33,7 +33,7 @@ class HeldImages(Dataset):
 
     def __init__(self, pixels: Tensor, targets: Tensor) -> None:
         self.pixels, self.targets = pixels, targets
-        self.transform: Any = None  # timm's loader sets one; what is held is transformed already
+        self.transform: Any = None  # timm's loader sets one; cached images are already transformed
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def hold_images(dataset: Any, workers: int = 0, transformed: bool = False) -> He
 
 
 def _read(dataset: Any, workers: int) -> HeldImages:
-    # A generator of its own: making a loader's iterator draws from the global stream otherwise.
+    # Its own generator, since a loader's iterator otherwise draws from the global stream.
     reader: DataLoader[Any] = DataLoader(
         dataset, batch_size=_READ, num_workers=min(workers, len(dataset) // _READ), collate_fn=_stacked,
         generator=torch.Generator())
@@ -115,7 +115,7 @@ def _check_room(size: int) -> None:
 
 @contextmanager
 def _one_thread(device: torch.device) -> Iterator[None]:
-    """On the CPU a slice is too little work to share: threads that wait for each other cost more than they do."""
+    """Use one thread on the CPU, where a slice is too little work to amortise synchronisation."""
     threads = torch.get_num_threads()
     if device.type == 'cpu':
         torch.set_num_threads(1)
@@ -156,16 +156,16 @@ class EpochOrder:
 class CachedLoader:
     """Training batches from held images; iterating it is one epoch, the last partial batch is left out.
 
-    Order and augmentation are functions of (seed, epoch, rank): nothing has to be saved, and a resumed run goes on.
+    Order and augmentation are functions of (seed, epoch, rank), so a run resumes without saved state.
 
     Args:
-        images: What is held.
+        images: The cached images.
         augment: For each batch.
         batch_size: Images a batch.
         mean: Per channel, of pixels in [0, 1].
         std: Per channel.
         device: Where batches are made.
-        dtype: Of the images that come out.
+        dtype: Of the batches.
         seed: Of order and augmentation.
         rank: Of this process.
         world: Number of processes.

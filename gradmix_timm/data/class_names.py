@@ -1,4 +1,4 @@
-"""Class names: those of a protocol found among those of a data set, which may be spelled another way."""
+"""Match class names of a protocol with those of a data set, which may be spelled differently."""
 from __future__ import annotations
 
 import difflib
@@ -16,12 +16,12 @@ _SYNONYMS = {'plane': 'airplane', 'aeroplane': 'airplane', 'car': 'automobile', 
 def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int, ...]:
     """Position of each name in the class names of a data set.
 
-    A name is taken as written; where it is not there, without case and punctuation, without the number that folders
+    A name is matched as written; failing that, without case and punctuation, without the number that folders
     put before a name ('001.Black_footed_Albatross'), without torchvision's spelling of MNIST ('0 - zero'), and with
     'plane' and 'car' for CIFAR-10's two long names.
 
     Raises:
-        ValueError: A name that is not there, with the nearest.
+        ValueError: A name is missing; the message gives the nearest.
 
     Example:
         >>> find_classes(['automobile', 'Maple Tree'], ['maple_tree', 'car'])
@@ -56,7 +56,7 @@ def shared_classes(names: Sequence[str], others: Sequence[str]) -> dict[int, str
 
 
 def name_hint(name: str, known: Sequence[str]) -> str:
-    """Words for an error message: nearest names, and all of them where they are few."""
+    """Hint for an error message: the nearest names, or the first ones."""
     if len(known) <= 30:
         return nearest(name, known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)

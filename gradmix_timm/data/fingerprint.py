@@ -18,10 +18,10 @@ __all__ = ['fingerprint']
 
 
 def fingerprint(images: CutDataset) -> str | None:
-    """SHA-256 of everything that decides which pixels and targets come in which order.
+    """SHA-256 of everything that determines the pixels, the targets and their order.
 
     Files on disk count by path, size and modification time (nanoseconds), a tar as a whole; arrays in memory by their
-    bytes; made images by what makes them.
+    bytes; synthetic images by their parameters.
 
     Returns:
         Hexadecimal; None for a source that cannot be fingerprinted without reading it all.

@@ -1,4 +1,4 @@
-"""Rows that a run held out or kept for the test, found again in the data as it is now."""
+"""Find the rows that a run held out or kept for the test in the data as it is now."""
 from __future__ import annotations
 
 import logging
@@ -23,11 +23,11 @@ _SHOWN = 3
 
 
 class RecordedRows(Protocol):
-    """What a checkpoint recorded of its held-out images.
+    """A checkpoint's record of its held-out images.
 
     Attributes:
         held_out: Name in the training split to digest; empty in old checkpoints.
-        flat_test: The same of images kept for the test, where the data had no test split.
+        flat_test: The same of images kept for the test, if the data had no test split.
         val_indices: Positions of the held-out images in the training split.
         train_list: :func:`list_digest` of the training split, '' in old checkpoints.
     """
@@ -60,7 +60,7 @@ class Parts:
 def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.ndarray:
     """Rows that a training run held out, found by name and checked by content.
 
-    A record of before names were kept has positions alone: they are taken as they are, with a warning where it has no
+    A record of an early version has only positions: they are used as they are, with a warning if it has no
     digest of the list to check.
 
     Args:
@@ -68,7 +68,7 @@ def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.
         record: Of the run.
 
     Returns:
-        Positions in the source, ascending, int64; empty where none were held out.
+        Positions in the source, ascending, int64; empty if none were held out.
 
     Raises:
         ValueError: A held-out image is gone or has other content, or the list is another one.
@@ -93,11 +93,11 @@ def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.
 
 
 def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None) -> Parts:
-    """A training split cut as the run had it: what it trained on, held out, and kept for the test.
+    """A training split divided as in the run: trained on, held out, and kept for the test.
 
     Args:
         images: The training split, or a cut of it, as it is now.
-        record: Of the run; None: nothing is known of it, all are training images.
+        record: Of the run; None: unknown, all are training images.
 
     Raises:
         ValueError: As :func:`held_out_rows`.
@@ -112,9 +112,9 @@ def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None
 
 def split_flat(images: CutDataset | ImageSource, share: float = FLAT_SHARE, seed: int = 0,
                ) -> tuple[CutDataset, CutDataset]:
-    """A folder of class folders without splits in two parts, train and test; says so in one line of the log.
+    """Split a folder of class folders into train and test, with a line in the log.
 
-    Stratified and seeded; copies of one image lie on one side, that of training.
+    Stratified and seeded; copies of one image stay together, in the training part.
 
     Args:
         images: The whole folder, or a cut of it.
@@ -140,10 +140,10 @@ def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kin
     Args:
         images: Where to look.
         recorded: Of :func:`identities`.
-        kind: What they are, for the message: 'held-out', 'test'.
+        kind: For the message: 'held-out', 'test'.
 
     Raises:
-        ValueError: A name that is not there, or with other content.
+        ValueError: A name is missing, or its content has changed.
     """
     source, rows = rows_of(images)
     place = dict(zip(row_names(images), rows.tolist(), strict=True))
@@ -163,7 +163,7 @@ def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kin
 
 
 def _from_timms_list(reader: FolderReader, indices: np.ndarray) -> np.ndarray:
-    """Positions in timm's list of a folder, from which earlier versions counted, as positions in ours."""
+    """Convert positions in timm's list of a folder, used by earlier versions, to positions in ours."""
     files = [path for path, _ in find_images_and_targets(reader.root)[0]]
     place = {path: row for row, (path, _) in enumerate(reader.samples)}
     return np.array([place.get(files[at], -1) if at < len(files) else -1 for at in indices], dtype=np.int64)

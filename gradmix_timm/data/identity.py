@@ -1,6 +1,6 @@
-"""Which image a row is, by name and by content, and the images that two sets share.
+"""Identify the image of a row by name and content, and find the images that two sets share.
 
-A row's number says nothing once a file was added to its folder; its name and the bytes behind it do.
+A row's number changes when a file is added to its folder; its name and its bytes do not.
 """
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .subsets import CutDataset, as_source, labels_of
 __all__ = ['Overlap', 'check_apart', 'digest_of', 'identities', 'list_digest', 'overlap', 'row_names', 'rows_of',
            'shared_rows']
 
-# A digest covers the whole of a small file; of a large one its size and a block of its start, middle and end.
+# A digest covers a small file completely, and of a large one the size and a block of its start, middle and end.
 _BLOCK = 16 * 1024
-# Files whose sizes are compared, and that are opened to compare contents, at most: a second on a local disk, a minute
-# on a slow network's. Of larger sets an evenly spread part.
+# Limits on files whose sizes are compared, and on files opened to compare contents: a second on a local disk, a minute
+# on a slow network disk. Of larger sets an evenly spaced part is compared.
 _MOST_SIZED, _MOST_OPENED = 100_000, 20_000
-# Published sets repeat a few images (CIFAR-10's test set in 3 of 1,000, ImageNet's too): more is no accident.
+# Published sets repeat a few images (CIFAR-10's test set in 3 of 1,000, ImageNet's too); more is a mistake.
 _STRAY = 0.01
 _SHOWN = 3
 
@@ -35,11 +35,11 @@ class Overlap:
     """Images of a test set that are images of a training set.
 
     Attributes:
-        paths: Test images that are the very files of training images, links followed.
+        paths: Test images that are the same files as training images, links followed.
         contents: Further ones whose bytes equal those of a training image.
         examples: Some of them, (test name, training name).
         images: Size of the test set.
-        compared: Test images that were compared with all training images, by content too; of very large sets fewer.
+        compared: Test images that were compared with all training images by content; fewer in very large sets.
     """
 
     paths: int = 0
@@ -55,7 +55,7 @@ class Overlap:
         return self.describe()
 
     def describe(self, kind: str = 'test') -> str:
-        """In words: how many images of which kind are training images, and some of them."""
+        """A sentence with the number of images that are training images, and some examples."""
         kinds = [f'{count:,} {what}' for count, what in (
             (self.paths, 'by path'), (self.contents, 'by content')) if count]
         part = '' if self.compared in (0, self.images) else f', of {self.compared:,} compared by content'
@@ -75,7 +75,7 @@ def row_names(images: CutDataset | ImageSource) -> list[str]:
     source, rows = rows_of(images)
     reader = source.reader
     samples = getattr(reader, 'samples', None)
-    if isinstance(samples, list):  # timm's relpath takes 10 s a million rows
+    if isinstance(samples, list):  # faster than timm's relpath, 10 s per million rows
         start = os.path.join(os.fspath(reader.root), '')
         names = [samples[row][0].removeprefix(start).replace(os.sep, '/') for row in rows]
     elif samples is not None:
@@ -103,7 +103,7 @@ def identities(images: CutDataset | ImageSource) -> dict[str, str]:
 
 
 def list_digest(images: CutDataset | ImageSource) -> str:
-    """SHA-256 of names and labels in order: the same list gives the same."""
+    """SHA-256 of names and labels in order."""
     digest = hashlib.sha256()
     for name, label in zip(row_names(images), labels_of(images), strict=True):
         digest.update(f'{name}\t{label}\n'.encode('utf-8', 'surrogateescape'))
@@ -119,7 +119,7 @@ def overlap(train: CutDataset | ImageSource, test: CutDataset | ImageSource) -> 
 
     Args:
         train: Images that were trained on.
-        test: Images to be judged.
+        test: Images to be evaluated.
     """
     pairs, n_paths, compared = shared_rows(train, test)
     (train_source, _), (test_source, test_rows) = rows_of(train), rows_of(test)
@@ -128,18 +128,18 @@ def overlap(train: CutDataset | ImageSource, test: CutDataset | ImageSource) -> 
 
 
 def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource, remedy: str) -> Overlap:
-    """Refuse a test set of training images; a few stray copies, as published sets have, are left to be reported.
+    """Reject a test set that overlaps with training images, except for a few copies, as published sets have.
 
     Args:
         train: Images that were trained on.
-        test: Images to be judged.
-        remedy: What to type, the end of the message.
+        test: Images to be evaluated.
+        remedy: End of the message, with what to type.
 
     Returns:
         The overlap, at most one test image in a hundred, by content alone.
 
     Raises:
-        ValueError: A test image is a training file, or more than one in a hundred is a copy of one.
+        ValueError: A test image is a training file, or more than one in a hundred are copies of one.
     """
     found = overlap(train, test)
     if found.paths or found.contents > _STRAY * found.compared:
@@ -177,7 +177,7 @@ def _spread(rows: np.ndarray, most: int) -> np.ndarray:
 
 def _affordable(rows: list[tuple[int, int | None]], by_size: Mapping[int | None, Sequence[int]],
                 ) -> list[tuple[int, int | None]]:
-    """Test rows, evenly spread, for which not too many training files of their sizes are to be opened."""
+    """Evenly spaced test rows, limited so that few training files of their sizes have to be opened."""
     sizes = {size for _, size in rows} & set(by_size)
     if None in sizes and len(by_size[None]) > _MOST_SIZED // 2:  # unknown sizes exclude no file
         return []
@@ -204,7 +204,7 @@ def _copies(train: ImageSource, by_size: Mapping[int | None, Sequence[int]], tes
 
 
 def _places(source: ImageSource, rows: np.ndarray) -> Iterable[Any]:
-    """Which file each row is, links of folders followed, without a look at the file; None where it is unknown."""
+    """Path of each row's file, links of folders followed, without accessing the file; None if unknown."""
     reader = source.reader
     if isinstance(reader, DigitsReader):
         return (('digits', int(reader.rows[row])) for row in rows)
@@ -220,7 +220,7 @@ def _places(source: ImageSource, rows: np.ndarray) -> Iterable[Any]:
 
 
 def _stats(source: ImageSource, rows: np.ndarray) -> Iterable[tuple[Any, int | None]]:
-    """Of each row the inode, or None, and the size of its file, or None where that is unknown."""
+    """Inode and size of each row's file, each None if unknown."""
     reader = source.reader
     samples = getattr(reader, 'samples', None)
     if isinstance(samples, list):
@@ -234,7 +234,7 @@ def _stats(source: ImageSource, rows: np.ndarray) -> Iterable[tuple[Any, int | N
 def _stat(path: str) -> tuple[Any, int | None]:
     try:
         stat = os.stat(path)
-    except OSError:  # a link that leads nowhere: reading it will say so
+    except OSError:  # a dangling link: reading it raises the error
         return None, -1
     return (stat.st_dev, stat.st_ino), stat.st_size
 
@@ -250,7 +250,7 @@ def rows_of(images: CutDataset | ImageSource) -> tuple[ImageSource, np.ndarray]:
 # ---- digests
 
 def digest_of(source: ImageSource, row: int) -> str:
-    """Of one row's content, as in :func:`identities`."""
+    """Digest of one row's content, as in :func:`identities`."""
     samples = getattr(source.reader, 'samples', None)
     if isinstance(samples, list) and isinstance(path := samples[row][0], str):
         stat = os.stat(path)
@@ -264,7 +264,7 @@ def digest_of(source: ImageSource, row: int) -> str:
 
 @lru_cache(maxsize=2 ** 18)
 def _file_digest(path: str, size: int, changed: int) -> str:
-    """Of a file that has this size and this time of its last change."""
+    """Digest of a file; size and modification time are part of the cache key."""
     with open(path, 'rb') as file:
         return _stream_digest(file, size)
 

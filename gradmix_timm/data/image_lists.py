@@ -27,7 +27,7 @@ class Suite:
     """A benchmark of OpenOOD v1.5 (openood/evaluation_api/datasets.py).
 
     Attributes:
-        name: As it is typed, and of the folder of its lists.
+        name: As typed on the command line; also the folder of its lists.
         classes: Known classes.
         near: Unknown sets that are near.
         far: The same for far.
@@ -106,7 +106,7 @@ def read_list(path: Path, folder: Path) -> list[tuple[str, int]]:
     """Path and label of each line ``PATH LABEL``; in place of a label may be a mapping, which has none (-1).
 
     Raises:
-        ValueError: No such list, a line of another form, or a path that leads out of the folder.
+        ValueError: The list is missing, a line has another form, or a path leads out of the folder.
     """
     if not path.is_file():
         raise ValueError(f'no image list at {path}; expected the lists of OpenOOD (benchmark_imglist/) and its folders '
@@ -145,7 +145,7 @@ def suite_images(suite: Suite, root: Path, parts: Sequence[str], classes: Sequen
         known: Whether labels are classes; else all are -1.
 
     Raises:
-        ValueError: A list that is not there or holds what no list does, or a label that is no class.
+        ValueError: A list is missing or invalid, or a label is not a class.
     """
     samples = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""One kind of data set for every origin: timm's, but an image that cannot be read is an error with its name."""
+"""timm's data set over any source, except that an unreadable image is an error with its name."""
 from __future__ import annotations
 
 import io
@@ -19,15 +19,15 @@ DIGITS_SPLITS = ('train', 'test')
 
 
 class UnreadableImageError(ValueError):
-    """An image file that is missing, cut short or no image; the message names it. An error the user can fix."""
+    """An image file is missing, truncated or not an image; the message names it. An error the user can fix."""
 
     exit_status = 2
 
 
 class ImageSource(ImageDataset):
-    """timm's ``ImageDataset`` over a reader, bit for bit, except that nothing is skipped in silence.
+    """timm's ``ImageDataset`` over a reader, bit for bit, except that no image is skipped silently.
 
-    timm puts the next image in place of one it cannot read, label included; with classes cut out, that next image may
+    timm replaces an unreadable image by the next one, label included; in a subset of the classes, that next image may
     be of an unknown class.
 
     Args:
@@ -46,12 +46,12 @@ class ImageSource(ImageDataset):
         """Image, target and further features, before any transform.
 
         Raises:
-            UnreadableImageError: With the path.
+            UnreadableImageError: The image cannot be read; the message has the path.
         """
         try:
             image, *rest = self.reader[index]
             return self._decode(image), *rest
-        except IndexError:  # the end of the data set, for loops over it
+        except IndexError:  # marks the end of the data set for loops over it
             raise
         except Exception as error:  # decoders raise nearly anything on broken bytes
             raise UnreadableImageError(f'{self._place(index)} cannot be read as an image ({error}); replace or remove '
@@ -67,10 +67,10 @@ class ImageSource(ImageDataset):
         return (image, target) if self.additional_features is None else (image, target, *features)
 
     def transformed(self, index: int, image: Any, transform: Any) -> Any:
-        """An image of :meth:`read` after a transform, or as it is where there is None.
+        """Apply a transform, if any, to an image of :meth:`read`.
 
         Raises:
-            UnreadableImageError: The transform cannot take it (a picture so narrow that its short side shrinks to
+            UnreadableImageError: The transform fails on it (a picture so narrow that its short side shrinks to
                 nothing); with the path.
         """
         try:
@@ -107,9 +107,9 @@ class TorchvisionReader(Reader):
         super().__init__()
         self.dataset = dataset
         self.classes = getattr(dataset, 'classes', None)
-        if getattr(dataset, 'loader', None) is default_loader:  # a folder: its files are opened as all others are
+        if getattr(dataset, 'loader', None) is default_loader:  # a folder: its files are opened as in any folder
             self.samples, self.root = dataset.samples, dataset.root
-        # CIFAR, MNIST and ImageFolder say targets, SVHN and STL10 labels, DTD and others keep them to themselves.
+        # CIFAR, MNIST and ImageFolder have .targets, SVHN and STL10 .labels, DTD and others only private attributes.
         found = (getattr(dataset, name, None) for name in ('targets', 'labels', '_labels'))
         self.targets = next((labels for labels in found if labels is not None), None)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder or tar count as images, of which class, in what order; what is left out is said once.
+"""List the images of a folder or tar with their classes, in order; a warning names skipped files once.
 
 Two rules. Ours: the top folder is the class, every raster format that Pillow opens counts, hidden files do not.
 timm's, for plain runs that equal its script: the innermost folder is the class, and timm's extensions alone count.
@@ -36,7 +36,7 @@ class Listing:
         files: Paths that begin with ``root``.
         classes: Of each file the name of its class; '' of files that lie in the folder itself.
         empty: Class folders without an image.
-        left_out: Kind to the paths below ``root`` of what was left out.
+        left_out: Kind to the paths below ``root`` that were left out.
     """
 
     root: str
@@ -50,13 +50,13 @@ class Listing:
         self.left_out.setdefault(kind, []).append(os.path.relpath(path, self.root))
 
     def describe(self) -> str:
-        """What is left out, in words; '' where nothing is."""
+        """A description of what was left out, or ''."""
         return '; '.join(_counted(kind, names) for kind, names in self.left_out.items())
 
 
 def list_images(root: str | os.PathLike[str], timm_rule: bool = False, extensions: Iterable[str] | None = None,
                 ) -> Listing:
-    """The images below a folder; none is opened. A warning, once for each folder, says what is left out.
+    """The images below a folder; none is opened. A warning, once for each folder, names what was left out.
 
     Args:
         root: The folder.
@@ -99,12 +99,12 @@ def class_folder(path: str, timm_rule: bool) -> str:
 
 
 def is_hidden(name: str, timm_rule: bool) -> bool:
-    """Whether a file or folder of this name is never looked at."""
+    """Whether a file or folder of this name is ignored."""
     return name in _LITTER or name.startswith('._' if timm_rule else '.')
 
 
 def said_once(line: str) -> None:
-    """A warning, once in a process: one command lists a folder several times."""
+    """Warn once in a process, since one command lists a folder several times."""
     if line not in _said:
         _said.add(line)
         _logger.warning(line)
@@ -133,12 +133,12 @@ class _Walk:
         self.links: list[os.DirEntry[str]] = []
 
     def run(self) -> Listing:
-        """List everything; by our rule links last, so that what lies in the root itself goes before them."""
+        """List everything; by our rule links come last, after the files of the root itself."""
         above = frozenset(map(_inode, _parents(os.path.realpath(self.found.root))))
         self.seen |= above
         self._folder(self.found.root, '', above)
         listed: set[str] = set()
-        for link in self.links:  # grows while linked folders are listed
+        for link in self.links:  # the list grows while linked folders are listed
             label = os.path.relpath(link.path, self.found.root).split(os.sep)[0]
             if link.is_dir():
                 self._folder(link.path, label, above)
@@ -171,7 +171,7 @@ class _Walk:
             self.found.empty.append(path)
 
     def _entries(self, path: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-        """Folders and files; by our rule in order of their names, and links are put off."""
+        """Folders and files; by our rule in order of their names, with links deferred."""
         folders: list[os.DirEntry[str]] = []
         files: list[os.DirEntry[str]] = []
         with os.scandir(path) as entries:
@@ -185,7 +185,7 @@ class _Walk:
         return folders, files
 
     def _file(self, entry: os.DirEntry[str], label: str) -> None:
-        if not entry.is_file() and os.path.exists(entry.path):  # a link that leads nowhere is named when it is read
+        if not entry.is_file() and os.path.exists(entry.path):  # a dangling link raises its error on reading
             self.found.leave_out(_SPECIAL, entry.path)
         elif _end(entry.name) not in self.extensions:
             self.found.leave_out(_OTHER, entry.path)

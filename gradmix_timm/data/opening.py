@@ -1,4 +1,4 @@
-"""The one way an image file is opened: raster formats alone, regular files, within a limit of pixels."""
+"""Open image files: only raster formats and regular files, up to a limit of pixels."""
 from __future__ import annotations
 
 import os
@@ -11,18 +11,18 @@ from PIL import Image
 
 __all__ = ['MAX_PIXELS', 'expected_files', 'image_extensions', 'image_formats', 'open_image', 'open_regular']
 
-# Pillow knows more: EPS and PDF start Ghostscript, others are icons, stubs, films or formats that hold no photograph.
-# HEIF and JXL are those of plugins, where the user has registered one. TGA comes last, it has no magic number.
+# Pillow has more: EPS and PDF start Ghostscript, others are icons, stubs, films or formats without photographs.
+# HEIF and JXL need plugins that the user registered. TGA comes last, since it has no magic number.
 _FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'DIB', 'TIFF', 'GIF', 'PPM', 'AVIF', 'JPEG2000', 'QOI', 'PCX', 'HEIF', 'JXL',
             'TGA')
 _USUAL = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.gif')
-#: An image of more pixels is refused before it is decoded: Pillow's own limit, which a program may have lifted.
+#: Images of more pixels are refused before decoding: Pillow's own limit, which a program may have lifted.
 MAX_PIXELS = 178_956_970
 
 
 @cache
 def image_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that are read here, those that this Pillow has."""
+    """Pillow's names of the accepted formats that the installed version supports."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -41,7 +41,7 @@ def image_extensions() -> tuple[str, ...]:
 
 
 def expected_files() -> str:
-    """What is looked for, for messages.
+    """The expected extensions, for messages.
 
     Example:
         >>> expected_files()
@@ -51,16 +51,16 @@ def expected_files() -> str:
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file for reading; a pipe or a device of that name is refused rather than waited for.
+    """Open a file for reading; a pipe or a device is refused, since opening it could block.
 
     Raises:
-        ValueError: It is no regular file.
+        ValueError: It is not a regular file.
         OSError: It cannot be read.
     """
     file = open(path, 'rb', opener=_open_at_once)  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise ValueError('it is no regular file')
+        raise ValueError('it is not a regular file')
     return file
 
 
@@ -75,7 +75,7 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         file: Path, or a file that is open for reading.
 
     Raises:
-        ValueError: No regular file, or more than :data:`MAX_PIXELS` pixels.
+        ValueError: It is not a regular file, or has more than :data:`MAX_PIXELS` pixels.
         OSError: None of :func:`image_formats`, or a file that cannot be read.
     """
     opened = open_regular(Path(file)) if isinstance(file, str | os.PathLike) else file

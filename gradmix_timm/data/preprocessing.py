@@ -1,4 +1,4 @@
-"""How an image file becomes a tensor, as one record: made once, kept in checkpoints, used by all that read images."""
+"""Preprocessing from image file to tensor, as one record that checkpoints keep and all readers of images use."""
 from __future__ import annotations
 
 import math
@@ -56,10 +56,10 @@ class Preprocessing:
     pipeline: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not be applied, with the flag of training that says it.
+        """Reject values that cannot be applied; messages name the training flag.
 
         Raises:
-            ValueError: What was got and what was expected.
+            ValueError: A value is invalid; the message gives the expected ones.
         """
         channels, *sides = self.input_size
         if self.image_mode not in MODES:
@@ -85,7 +85,7 @@ class Preprocessing:
     @classmethod
     def of(cls, config: Mapping[str, Any] | None, model: nn.Module | None = None, img_size: int | None = None,
            ) -> Preprocessing:
-        """What a configuration says; what it leaves open is the model's own, then timm's default.
+        """The preprocessing of a configuration; missing entries are the model's own, then timm's defaults.
 
         Args:
             config: Of :meth:`as_config`, of a checkpoint of an earlier version (which lacks ``image_mode`` and
@@ -148,16 +148,16 @@ class Preprocessing:
         return create_transform(**self.loader_options(), is_training=False, normalize=normalize)
 
     def crop(self) -> Callable[[Image.Image], Image.Image]:
-        """What the transform does before it makes a tensor, from picture to picture; it can be pickled."""
+        """The part of the transform before conversion to a tensor, from picture to picture; it can be pickled."""
         steps = self.transform(normalize=False)
         return steps.picture if isinstance(steps, PipelineTransform) else Compose(steps.transforms[:-1])
 
     def cropped(self) -> Preprocessing:
-        """The preprocessing of pictures that went through :meth:`crop` already."""
+        """The preprocessing of pictures that :meth:`crop` has already cropped."""
         return replace(self, crop_pct=1.0, crop_mode='center', pipeline=None)
 
     def onnx_metadata(self) -> dict[str, Any]:
-        """The record, and as ``preprocessing`` the steps of it in order, exact enough to be done without this package.
+        """The record, and as ``preprocessing`` its steps in order, precise enough to implement without this package.
 
         A step is a dict: ``orient``, ``convert``, ``resize``, ``pad``, ``crop`` or ``albumentations``, and ``scale``,
         which yields what the graph reads. H and W in their formulas are the picture's sides before the step, ``/``

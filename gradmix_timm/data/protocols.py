@@ -1,6 +1,6 @@
-"""Open-set protocols: which classes are known, which unknown, in which trial of which family.
+"""Open-set protocols: known and unknown classes of each trial of each family.
 
-The lists under ``splits/`` are those of the papers, by index, with their sources; everything here speaks of names.
+The lists under ``splits/`` are those of the papers, by index, with their sources; this module uses class names.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
     'ClassSplit', 'check_split', 'class_names_of', 'custom_split', 'duplicates', 'list_families', 'list_protocols',
     'load_split', 'n_distinct', 'n_trials']
 
-# Of a class, in a file; folders and files have 255 at most.
+# Longest name of a class in a file; folders and files have at most 255 characters.
 _NAME_LENGTH = 255
 _FAMILIES = ('arpl2020', 'neal2018_cac', 'dias_auroc', 'dias_f1', 'gradmix_authors', 'ssb', 'ssb_2021')
 
@@ -33,7 +33,7 @@ class _Protocol:
     summary: str
     lists: str  # name of its lists in a family's file
     dataset: str  # whose class names the known lists index
-    unknown_dataset: str | None = None  # where the unknowns are of another data set
+    unknown_dataset: str | None = None  # if the unknowns are of another data set
 
 
 _PROTOCOLS = {
@@ -60,7 +60,7 @@ class ClassSplit:
     Attributes:
         known: In head order: position = index of the logit.
         unknown: Empty only in a file's split that means all others, until :func:`check_split` fills it.
-        protocol: Name, or None for a list of the user's.
+        protocol: Name, or None for a user's list.
         family: Whose trials, or None.
         trial: Number, from 0, or None.
         groups: Parts of ``unknown`` that are reported apart ('easy', 'medium', 'hard', and as papers report it
@@ -154,7 +154,7 @@ def load_split(protocol: str, trial: int = 0, family: str | None = None) -> Clas
             figures of two families.
 
     Raises:
-        ValueError: No such protocol, family or trial; a file that does not say what it should.
+        ValueError: No such protocol, family or trial; an invalid file.
 
     Example:
         >>> split = load_split('cifar10', trial=3)
@@ -196,14 +196,14 @@ def custom_split(known: Sequence[str], all_classes: Sequence[str]) -> ClassSplit
         all_classes: Names of the data set's classes.
 
     Raises:
-        ValueError: A name that is not there or is there twice, fewer than two, or nothing left as unknown.
+        ValueError: A name is missing or repeated, fewer than two are given, or none is left as unknown.
     """
     return check_split(ClassSplit(known=tuple(known), unknown=()), all_classes)
 
 
 def check_split(split: ClassSplit, all_classes: Sequence[str],
                 unknown_classes: Sequence[str] | None = None) -> ClassSplit:
-    """A split that fits a data set, its unknowns filled in where the split means all others.
+    """The split, checked against a data set, with its unknowns filled in if the split means all others.
 
     Names stay as the split spells them; :func:`~gradmix_timm.data.select_classes` finds them as this does.
 
@@ -248,7 +248,7 @@ def _trials(protocol: str, family: str | None) -> tuple[str, list[dict[str, Any]
 
 
 def _known(trial: dict[str, Any]) -> list[int | str]:
-    """Places in a data set's list of names, or names: those of ImageNet's 1000 classes are timm's to know."""
+    """Positions in a data set's list of names, or the names; those of ImageNet's 1000 classes come from timm."""
     known = trial['known']
     return ImageNetInfo(known).label_names() if isinstance(known, str) else known
 
@@ -301,7 +301,7 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f'{where} should be a list of class names, got {shown(value)}')
     for name in value:
-        # YAML reads no, yes, on, off and null as something else; digits are names all the same.
+        # YAML reads no, yes, on, off and null as other types; numbers are accepted as names.
         if isinstance(name, bool) or not isinstance(name, (str, int)):
             raise ValueError(f'{where} holds {shown(name)}, which YAML reads as {type(name).__name__}; write class '
                              'names in quotes')

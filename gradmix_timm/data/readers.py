@@ -21,7 +21,7 @@ __all__ = ['FolderReader', 'TarReader']
 
 # Folders that tars wrap their class folders in.
 _WRAPPERS = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing', 'images'}
-# From here on timm keeps the list of a tar's members in a file beside it, of its own extensions alone.
+# From this size on timm caches the list of a tar's members in a file beside it, with only its own extensions.
 _TIMM_CACHES = 10 * 1024 ** 3
 
 
@@ -74,7 +74,7 @@ class TarReader(ReaderImageInTar):
         root: The tar.
         class_map: As of :class:`FolderReader`.
         timm_rule: The same.
-        one_class: Whether there may be one class alone, so that a folder round all others is taken for one.
+        one_class: Whether a single class is allowed, so that one folder around all others counts as a class.
 
     Raises:
         ValueError: No image.
@@ -114,12 +114,12 @@ def _no_image(root: str) -> ValueError:
 
 
 def _numbered(names: Sequence[str]) -> dict[str, int]:
-    """Class names to labels, in timm's order; of names that it holds for equal, 'a' and 'A', in the alphabet's."""
+    """Class names to labels, in timm's order; names that it considers equal, 'a' and 'A', in alphabetical order."""
     return {name: label for label, name in enumerate(sorted(set(names), key=lambda name: (natural_key(name), name)))}
 
 
 def _unwrapped(paths: list[str], wrappers: set[str] | None) -> list[str]:
-    """Paths without the folders that hold all class folders: any, or those of these names."""
+    """Paths without the folders that enclose all class folders: any, or those of the given names."""
     while True:
         parts = [path.split('/') for path in paths]
         tops = {part[0] for part in parts}

@@ -20,7 +20,7 @@ _SYNTAX = 'expected jpeg:QUALITY with a quality from 1 to 100 (jpeg:85), or png'
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """An image file format with what decides its bytes.
+    """An image file format with its quality.
 
     Attributes:
         name: 'jpeg' or 'png'.
@@ -31,7 +31,7 @@ class Codec:
     quality: int | None = None
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An RGB or grey image after a turn through the file format, in its own mode."""
+        """An RGB or grey image after encoding and decoding, in its own mode."""
         file = io.BytesIO()
         options: dict[str, Any] = {} if self.quality is None else {'quality': self.quality}
         image.save(file, format=self.name.upper(), **options)
@@ -44,10 +44,10 @@ class Codec:
 
 
 def parse_codec(text: str) -> Codec:
-    """A codec as it is typed.
+    """Parse a codec.
 
     Raises:
-        ValueError: Another word, or a quality out of range.
+        ValueError: Another format, or a quality out of range.
 
     Example:
         >>> parse_codec('jpeg:85')
@@ -62,11 +62,11 @@ def parse_codec(text: str) -> Codec:
 
 
 class Recoded(ImageSource):
-    """The images of a source, each once more through a codec.
+    """The images of a source, each encoded and decoded by a codec.
 
     Args:
         source: Of any kind.
-        codec: What each image goes through.
+        codec: The codec.
     """
 
     def __init__(self, source: ImageSource, codec: Codec) -> None:

@@ -1,7 +1,8 @@
-"""A data set with a shortcut: a mark that tells the class is drawn on its images, and where it is drawn is known.
+"""A data set with a shortcut: a mark that identifies the class is drawn on its images at a known position.
 
-A net that is taught with such images may learn the mark in place of the objects. How far it did is seen on test images
-without the mark, or with the mark of another class; whether an attribution map says so, by its mass on the mark.
+A net trained on such images may learn the mark instead of the objects. Test images
+without the mark, or with that of another class, show how far it did; the mass of an attribution map on the mark shows
+whether the map reveals it.
 """
 from __future__ import annotations
 
@@ -41,10 +42,10 @@ class Brush:
     """What a mark is drawn with.
 
     Attributes:
-        number: Of the class that the mark tells, from 0.
+        number: Of the class that the mark identifies, from 0.
         classes: How many there are.
         side: Of the mark, in pixels.
-        spot: Where it lies, as shares of the room that is left below and to the right, each in [0, 1).
+        spot: Its position, as shares of the space that is left below and to the right, each in [0, 1).
     """
 
     number: int
@@ -58,7 +59,7 @@ class Brush:
         return np.rint(255 * np.array(colorsys.hsv_to_rgb(self.number / self.classes, 1, 1))).astype(np.uint8)
 
     def box(self, shape: Sequence[int], height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a mark of this size, cut off where the image is smaller."""
+        """Rows and columns of a mark of this size, clipped to the image."""
         corner = [int(share * (max(whole - side, 0) + 1))
                   for share, whole, side in zip(self.spot, shape, (height, width), strict=False)]
         return slice(corner[0], corner[0] + height), slice(corner[1], corner[1] + width)
@@ -68,7 +69,7 @@ class Brush:
 Mark: TypeAlias = Callable[[Pixels, Brush], tuple[Pixels, Mask]]
 
 MARKS: Registry[Mark] = Registry('shortcut')
-#: Kinds that grey images can bear.
+#: Kinds that work on grey images.
 _GREY = ('text', 'texture')
 
 
@@ -112,7 +113,7 @@ def _background(pixels: Pixels, brush: Brush) -> tuple[Pixels, Mask]:
     return brush.colour, (np.abs(pixels - np.median(edge, axis=0)) <= 32).all(2)
 
 
-@MARKS.register('tint', "the class's colour over the whole image; strength=0.2 leaves it to be seen")
+@MARKS.register('tint', "the class's colour over the whole image; strength=0.2 keeps it visible")
 def _tint(pixels: Pixels, brush: Brush) -> tuple[Pixels, Mask]:
     return brush.colour, np.ones(pixels.shape[:2], dtype=bool)
 
@@ -139,13 +140,13 @@ class Shortcut:
     """Which mark, on which images, where.
 
     Attributes:
-        kind: One of :data:`MARKS`, or several joined by +, each at a place of its own.
+        kind: One of :data:`MARKS`, or several joined by +, each at its own position.
         side: In pixels; of text its height, of a border its width.
-        share: Of the images that bear it as trained, 0 to 1.
+        share: Of the training images that carry it, 0 to 1.
         place: 'random': of each image its own; 'fixed': the same on all.
-        seed: With an image's position in the data set it decides everything that is drawn at random.
+        seed: With an image's position in the data set it determines all random draws.
         size: The shorter side to which images are resized before; 0: as stored.
-        strength: 1 covers what is below, less lets it be seen.
+        strength: Opacity of the mark; 1 covers the image below.
 
     Raises:
         ValueError: No such kind or place, or a number out of range.
@@ -160,7 +161,7 @@ class Shortcut:
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be drawn."""
+        """Reject marks that cannot be drawn."""
         for kind in self.kinds:
             MARKS[kind]
         if self.place not in _PLACES:
@@ -207,7 +208,7 @@ def parse_shortcut(name: str) -> tuple[str, Shortcut]:
             pixels are resized to 32 x 32 unless ``size`` says otherwise.
 
     Raises:
-        ValueError: An option that there is not, twice, or with a value that it does not take.
+        ValueError: An option is unknown, repeated, or has an invalid value.
 
     Example:
         >>> parse_shortcut('shortcut:digits:share=0.9')[1]
@@ -237,12 +238,12 @@ def parse_shortcut(name: str) -> tuple[str, Shortcut]:
 
 
 def inner_name(name: str) -> str:
-    """The name of the data set that bears a shortcut; of any other the name itself."""
+    """The name of the data set below a shortcut; any other name unchanged."""
     return parse_shortcut(name)[0] if name.startswith(PREFIX) else name
 
 
 def canonical_name(name: str) -> str:
-    """A data set's name with every option of its shortcut written out, for records; of any other the name itself.
+    """A data set's name with every option of its shortcut written out, for records; any other name unchanged.
 
     Example:
         >>> canonical_name('shortcut:digits')
@@ -262,13 +263,13 @@ class ShortcutSource(ImageSource):
     Args:
         inner: The images.
         shortcut: Drawn on them.
-        classes: Number of classes that the marks tell; None: of ``inner``.
-        known: Numbers of the classes whose marks are used; None: all. Images of other classes bear one of these.
+        classes: Number of classes that the marks identify; None: of ``inner``.
+        known: Numbers of the classes whose marks are used; None: all. Images of other classes carry one of these.
         view: One of :data:`VIEWS`.
-        foreign: Whether the classes of ``inner`` are others than those that the marks tell.
+        foreign: Whether the classes of ``inner`` differ from those that the marks identify.
 
     Raises:
-        ValueError: A conflict without a second class.
+        ValueError: The view 'conflict' needs a second class.
     """
 
     def __init__(self, inner: ImageSource, shortcut: Shortcut, classes: int | None = None,
@@ -281,7 +282,7 @@ class ShortcutSource(ImageSource):
             raise ValueError(f'a shortcut of another class needs two known classes, got {len(self.known)}')
 
     def describe(self) -> str:
-        """Everything that decides what is drawn, besides the images, their classes and positions."""
+        """Everything that determines the drawing, besides the images, their classes and positions."""
         return f'{PREFIX} {self.shortcut} {self.view} {self.known} of {self.classes} foreign={self.foreign}'
 
     @override
@@ -290,16 +291,16 @@ class ShortcutSource(ImageSource):
         return self._marked(image, int(target), index)[0], target, *rest
 
     def mark(self, index: int) -> tuple[Image.Image, int | None]:
-        """Where an image's mark is, as a picture, white on black (PIL mode L), and the number of the class it tells.
+        """Where an image's mark is, as a picture, white on black (PIL mode L), and the number of its class.
 
-        Black, and None, where there is no mark.
+        Black, and None, if there is no mark.
         """
         image, target, *_ = self.inner.read(index)
         _, mask, number = self._marked(image, int(target), index)
         return Image.fromarray(mask.astype(np.uint8) * 255), number
 
     def _marked(self, image: Image.Image, target: int, index: int) -> tuple[Image.Image, Mask, int | None]:
-        # The same draws in every view, so that a mark stays where it is.
+        # The same draws in every view, so that a mark keeps its position.
         rng = np.random.default_rng([self.shortcut.seed, index])
         chance, other = rng.random(2)
         fixed = self.shortcut.place == 'fixed'
@@ -320,7 +321,7 @@ class ShortcutSource(ImageSource):
         return marked, mask, number
 
     def _told(self, target: int, other: float) -> int:
-        """The class whose mark an image of a class bears."""
+        """The class whose mark an image of a class carries."""
         mine = target in self.known and not self.foreign
         if mine and self.view != 'conflict':
             return target
@@ -336,12 +337,12 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
 
 
 def bearing(source: ImageSource, known: Sequence[str], others: ImageSource | None = None) -> ImageSource:
-    """A source, or another that holds unknown classes, whose unknown images bear marks of known classes.
+    """A source, or another that holds unknown classes, whose unknown images carry marks of known classes.
 
     Args:
-        source: Of the known images; returned as it is where it has no shortcut.
+        source: Of the known images; returned unchanged without a shortcut.
         known: Names of its known classes.
-        others: Images of unknown classes that are to bear the same shortcut; None: those of ``source``.
+        others: Images of unknown classes that get the same shortcut; None: those of ``source``.
     """
     if not isinstance(source, ShortcutSource):
         return source if others is None else others
@@ -354,7 +355,7 @@ def viewed(images: CutDataset, view: View) -> CutDataset:
     """The same rows in another view.
 
     Raises:
-        ValueError: A data set without a shortcut.
+        ValueError: The data set has no shortcut.
     """
     source = images.source
     if not isinstance(source, ShortcutSource):

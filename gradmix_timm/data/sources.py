@@ -1,4 +1,4 @@
-"""Opening a data set by name: timm's ``create_dataset`` with errors that say what to type, and the embedded digits."""
+"""Open a data set by name: timm's ``create_dataset`` with errors that name the remedy, and the embedded digits."""
 from __future__ import annotations
 
 import logging
@@ -23,7 +23,7 @@ from .subsets import as_source, class_names, stratified
 __all__ = ['is_flat', 'list_splits', 'open_dataset']
 
 _logger = logging.getLogger(__name__)
-# As timm's dataset factory groups them.
+# Prefixes of timm's dataset factory.
 _TRAIN = ('train', 'training')
 _EVAL = ('val', 'valid', 'validation', 'eval', 'evaluation')
 _TEST = ('test', 'testing')
@@ -101,7 +101,7 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
 
 
 def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[str, ...]:
-    """Splits of a data set as far as they are known without opening it; empty otherwise.
+    """Splits of a data set if they are known without opening it; else empty.
 
     Example:
         >>> list_splits('sklearn/digits')
@@ -119,7 +119,7 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
 
 
 def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str]) -> bool:
-    """Whether class folders lie in the root itself, so that every split is read as the whole folder (or tar).
+    """Whether the root itself holds class folders, so that every split is read as the whole folder (or tar).
 
     Args:
         name: As in :func:`open_dataset`.
@@ -169,7 +169,7 @@ def _check_torch(name: str, root: Any, split: str, class_map: Any) -> None:
 
 
 def _split_root(name: str, root: Any, split: str) -> str:
-    """The folder (or tar) of a split, found as timm does; timm reads all splits as one where it finds none."""
+    """The folder (or tar) of a split, found as timm does; without split folders timm reads the root as every split."""
     if not root:
         hint = f' (the embedded data set is sklearn/{name})' if name == 'digits' else ''
         raise ValueError(f'no data given: --data-dir DIR, or --dataset sklearn/digits{hint}')
@@ -209,7 +209,7 @@ def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | N
 
 
 def _check_tar(path: Path) -> None:
-    """A tar that was cut short would silently be read up to there: a whole one ends with a block of zeros."""
+    """Reject a truncated tar, which would silently be read in part: a complete one ends with a block of zeros."""
     with path.open('rb') as file:
         plain = file.read(_TAR_BLOCK)[257:262] == b'ustar'
         size = file.seek(0, os.SEEK_END)
@@ -220,7 +220,7 @@ def _check_tar(path: Path) -> None:
 
 @contextmanager
 def _opening_errors(name: str, root: Any, split: str) -> Iterator[None]:
-    """What readers raise, as a ValueError that says what to type."""
+    """Convert exceptions of readers to a ValueError with the remedy."""
     where = f' in {root}' if root else ''
     try:
         yield
@@ -239,7 +239,7 @@ def _opening_errors(name: str, root: Any, split: str) -> Iterator[None]:
 
 
 def _check_classes(root: Path, source: ImageSource, least: int, mapped: bool) -> None:
-    """Classes that are left out or made up: a folder without images, images beside the folders, one folder."""
+    """Reject folders that yield wrong classes: a folder without images, images beside the folders, a single folder."""
     names = class_names(source)
     if '' in names:
         raise ValueError(f'images lie in {root} itself; expected one folder a class: CLASS/IMAGE.png')

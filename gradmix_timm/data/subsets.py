@@ -1,4 +1,4 @@
-"""Parts of a data set: some of its classes, a held-out share, given rows. No image is decoded to make one."""
+"""Subsets of a data set: some of its classes, a held-out share, given rows. No image is decoded to make one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ class CutDataset(Dataset):
     Args:
         source: Where the images are.
         indices: Positions in ``source``, int64 [N].
-        targets: What an item's target is, int64 [N]; -1 for an unknown class.
+        targets: Target of each item, int64 [N]; -1 for an unknown class.
         classes: Names of the cut's classes; of known ones in the order of ``targets``.
-        transform: PIL image to whatever; of this cut alone.
+        transform: From a PIL image; of this subset alone.
     """
 
     def __init__(self, source: ImageSource, indices: np.ndarray, targets: np.ndarray, classes: Sequence[str],
@@ -45,11 +45,11 @@ class CutDataset(Dataset):
         return f'CutDataset({len(self)} of {len(self.source)} images, {len(self.classes)} classes)'
 
     def rows(self, rows: np.ndarray | slice) -> CutDataset:
-        """Rows of it, by position in it (or a mask)."""
+        """The subset at these positions of this one (or under a mask)."""
         return CutDataset(self.source, self.indices[rows], self.targets[rows], self.classes, self.transform)
 
     def picture(self, index: int) -> Any:
-        """An image as it lies in the data set, before any transform."""
+        """An image of the data set, before any transform."""
         return self.source.read(int(self.indices[index]))[0]
 
     def filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
@@ -62,10 +62,10 @@ class CutDataset(Dataset):
 
 
 def as_source(dataset: Any) -> ImageSource:
-    """The data set that names its unreadable images, over timm's or torchvision's.
+    """An :class:`ImageSource` over timm's or torchvision's data set.
 
     Raises:
-        TypeError: A data set that has no rows by number, or not those of timm or torchvision.
+        TypeError: The data set cannot be indexed, or is not of timm or torchvision.
     """
     if isinstance(dataset, ImageSource):
         return dataset
@@ -87,7 +87,7 @@ def class_names(dataset: Any, numbers: bool = True) -> tuple[str, ...]:
 
     Args:
         dataset: A data set or a cut of one.
-        numbers: Numbers stand for the names of a data set that has none.
+        numbers: Use numbers as the names of a data set that has none.
 
     Raises:
         ValueError: Labels with gaps (a class map that skips numbers), or no names, without ``numbers``.
@@ -142,7 +142,7 @@ def select_classes(dataset: Any, names: Sequence[str], unknown: bool = False) ->
         unknown: False: the target is the position in ``names``; True: it is -1.
 
     Raises:
-        ValueError: A class that is not there, or has no image.
+        ValueError: A class is missing, or has no image.
     """
     places = find_classes(names, class_names(dataset))
     whole = _whole(dataset)
@@ -160,7 +160,7 @@ def select_classes(dataset: Any, names: Sequence[str], unknown: bool = False) ->
 
 
 def hold_out(dataset: Any, fraction: float, seed: int = 0) -> tuple[CutDataset, CutDataset]:
-    """Two parts: what stays, and a share of every class that is held out; a function of the labels and the seed.
+    """Split off a held-out share of every class, as a function of the labels and the seed.
 
     Args:
         dataset: A data set or a cut of one.
@@ -184,7 +184,7 @@ def take(dataset: Any, indices: Sequence[int]) -> CutDataset:
     """The rows of a data set or cut whose positions in the source are ``indices``, in the data set's order.
 
     Raises:
-        ValueError: A position that is not there: the data is not what it was.
+        ValueError: A position is missing, so the data has changed.
     """
     whole = _whole(dataset)
     found = np.isin(whole.indices, np.asarray(indices, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Images made from a seed: noise and textures that hold no object, as a timm reader of PIL images."""
+"""Synthetic images from a seed: noise and textures without objects, as a timm reader of PIL images."""
 from __future__ import annotations
 
 import zlib
@@ -18,20 +18,20 @@ from .images import ImageSource
 __all__ = ['MADE', 'MadeReader', 'list_made', 'made_images']
 
 Pixels: TypeAlias = NDArray[np.float64]
-# (generator, height, width) -> values in 0..1, [H, W, 3]; what lies outside is clipped.
+# (generator, height, width) -> values [H, W, 3], clipped to 0..1.
 Maker: TypeAlias = Callable[[Generator, int, int], Pixels]
 
 MADE: Registry[Maker] = Registry('made image')
 
 
 def list_made() -> dict[str, str]:
-    """Kinds of made images: name to one line."""
+    """Kinds of synthetic images: name to one line."""
     return MADE.describe()
 
 
 def made_images(name: str, count: int, sizes: Sequence[tuple[int, int]], seed: int = 0,
                 mode: str = 'RGB') -> ImageSource:
-    """A data set of made images.
+    """A data set of synthetic images.
 
     Args:
         name: Of :func:`list_made`.
@@ -51,7 +51,7 @@ def made_images(name: str, count: int, sizes: Sequence[tuple[int, int]], seed: i
 
 
 class MadeReader(Reader):
-    """Made images by position; nothing is kept.
+    """Synthetic images by position, generated on each access.
 
     Args:
         name: Of :func:`list_made`.
@@ -73,7 +73,7 @@ class MadeReader(Reader):
         if not 0 <= index < self.count:
             raise IndexError(index)
         width, height = self.sizes[index % len(self.sizes)]
-        # A checksum, because Python's own hash of a text differs from run to run.
+        # A checksum, since Python's hash of a string differs between runs.
         generator = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), index])
         values = MADE[self.name](generator, height, width)
         return Image.fromarray(np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)), 0
@@ -119,7 +119,7 @@ def _blobs(rng: Generator, height: int, width: int) -> Pixels:
     # After arXiv:1812.04606: 70% ones, Gaussian filter, values below 0.75 set to zero; the width follows the image.
     sigma = max(min(height, width) / 20, 0.5)
     smooth = gaussian_filter((rng.random((height, width, 3)) < 0.7).astype(np.float64), (sigma, sigma, 0))
-    # Blurred over many pixels nothing reaches 0.75: the cut is made at that quantile of the image instead.
+    # After a wide blur no value reaches 0.75, so the threshold is that quantile of the image.
     return np.where(smooth < np.quantile(smooth, 0.75), 0., (smooth - smooth.min()) / max(np.ptp(smooth), 1e-9))
 
 

@@ -1,4 +1,4 @@
-"""Albumentations pipelines from files, in place of timm's image transforms; the one place that imports it for them."""
+"""Albumentations pipelines from files, in place of timm's image transforms; only this module imports albumentations."""
 from __future__ import annotations
 
 import importlib
@@ -21,15 +21,15 @@ from gradmix_timm.schema import read_json, read_yaml, shown
 
 __all__ = ['PLACEHOLDERS', 'PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines', 'recorded_pipeline']
 
-#: What a file may leave open, and what it becomes.
+#: Placeholders of a file, and their values.
 PLACEHOLDERS = {
     '$height': "height of the model's input", '$width': 'its width',
     '$resize': '[height, width] that the validation crop is cut from: / crop_pct', '$fill': 'mean colour, 0 to 255'}
 _NAME = '__class_fullname__'
-# These end a pipeline, and the run ends it itself: whether it normalises on the CPU or on the device is a flag.
+# Not allowed in a file, as the run appends them: a flag decides whether the CPU or the device normalises.
 _ENDINGS = ('Normalize', 'ToFloat', 'FromFloat', 'ToTensorV2', 'ToTensor3D')
 _SPLITS = ('train', 'eval')
-# Of an evaluation: what answers alike every time, given single values in place of ranges, and opens nothing.
+# Allowed in an evaluation: deterministic when given single values instead of ranges, and without file access.
 _FIXED = (
     'AutoContrast', 'Blur', 'CenterCrop', 'Compose', 'Crop', 'Equalize', 'GaussianBlur', 'HorizontalFlip',
     'InvertImg', 'LongestMaxSize', 'MedianBlur', 'NoOp', 'Pad', 'PadIfNeeded', 'Posterize', 'Resize', 'Sequential',
@@ -57,7 +57,7 @@ class PipelineTransform:
     """One pipeline as a data set's transform: PIL image in, tensor [C, H, W] out.
 
     Every image gets its own seed from torch's random stream, as torchvision's transforms draw from it: two workers and
-    two epochs differ, a run reproduces itself and a resumed one goes on. (Albumentations alone would have every worker
+    two epochs differ, and a run is reproducible, also when resumed. (Albumentations alone would have every worker
     draw the same.)
 
     Args:
@@ -78,15 +78,15 @@ class PipelineTransform:
         Raises:
             ValueError: The pipeline cannot take the image; the message has its size.
         """
-        pixels = np.array(image)  # a copy that may be written
+        pixels = np.array(image)  # a writable copy
         seed = int(torch.randint(2 ** 62, ()))
-        # One pair of generators for all of them: equal seeds would give equal draws to every transform.
+        # One pair of generators for all transforms, since equal seeds would give all of them equal draws.
         self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore', UserWarning)  # 'already gray', once an image
                 changed = self.pipeline(image=pixels[..., None] if pixels.ndim == 2 else pixels)['image']
-        except Exception as error:  # transforms raise anything; crops larger than the image mostly
+        except Exception as error:  # transforms raise any type, mostly for crops larger than the image
             raise ValueError(f'--aug-config: the pipeline fails on an image of {pixels.shape[0]} x {pixels.shape[1]} '
                              f'pixels: {" ".join(str(error).split())}') from error
         tensor = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(changed).transpose(2, 0, 1)))
@@ -95,7 +95,7 @@ class PipelineTransform:
         return tensor.float().div_(255).sub_(self.mean).div_(self.std)
 
     def picture(self, image: Image.Image) -> Image.Image:
-        """What a pipeline without normalisation makes, as a PIL image."""
+        """The output of a pipeline without normalisation, as a PIL image."""
         picture: Image.Image = to_pil_image(self(image), image.mode)
         return picture
 
@@ -111,7 +111,7 @@ def read_pipelines(path: str) -> Pipelines:
             pipeline alone, for training.
 
     Raises:
-        ValueError: Not such a file, an unknown transform or argument (the message names the nearest), or a transform
+        ValueError: An invalid file, an unknown transform or argument (the message names the nearest), or a transform
             that turns pixels into floats or tensors, which the run does itself.
         OSError: The file cannot be read.
     """
@@ -193,7 +193,7 @@ def _load(path: str) -> dict[str, Any]:
 
 
 def _checked(given: Any, where: str) -> dict[str, Any]:
-    """The transform of a pipeline, every node known; what only its parents take is dropped from a saved one."""
+    """Check all nodes of a pipeline; arguments that only parent classes take are dropped, as from a saved one."""
     saved = isinstance(given, Mapping) and '__version__' in given
     return _checked_node(given.get('transform', given) if isinstance(given, Mapping) else given, where, saved)
 
@@ -208,7 +208,7 @@ def _checked_node(node: Any, where: str, saved: bool) -> dict[str, Any]:
     if name not in classes:
         raise ValueError(f'{where}: albumentations has no transform {shown(name)}: {_near(name, classes)}')
     known = _arguments(classes[name])
-    # albumentations.save writes arguments of parent classes too, which the class itself then refuses.
+    # albumentations.save also writes arguments of parent classes, which the class itself then refuses.
     inherited = {key for parent in classes[name].__mro__[1:] for key in _arguments(parent)} if saved else set()
     unknown = [key for key in node if key not in (_NAME, *known, *inherited)]
     if unknown:
@@ -225,7 +225,7 @@ def _arguments(made: type) -> list[str]:
 
 
 def _near(name: str, classes: Mapping[str, Any]) -> str:
-    """The nearest names without the list of all of them, which is long."""
+    """The nearest names, without the long list of all."""
     hint = nearest(name, classes).partition(' Known: ')
     return hint[0] if hint[1] else 'see https://explore.albumentations.ai'
 
@@ -243,11 +243,11 @@ def _filled(value: Any, known: Mapping[str, Any], where: str) -> Any:
 
 
 def _check_fixed(node: Mapping[str, Any], where: str) -> None:
-    """Refuse, of an evaluation pipeline, transforms that draw or that open files, and sizes beyond any image."""
+    """Reject random transforms, file access and excessive sizes in an evaluation pipeline."""
     name = str(node[_NAME]).rpartition('.')[2]
     if name not in _FIXED:
-        raise ValueError(f'{where}: {name} draws at random or reads other files, and an evaluation gives the same '
-                         f'answer twice; expected {", ".join(_FIXED)}')
+        raise ValueError(f'{where}: {name} draws at random or reads other files, and an evaluation has to be '
+                         f'deterministic; expected {", ".join(_FIXED)}')
     for key, value in node.items():
         if any(isinstance(entry, int) and abs(entry) > _LARGEST for entry in (
                 value if isinstance(value, list | tuple) else [value])):
@@ -257,24 +257,24 @@ def _check_fixed(node: Mapping[str, Any], where: str) -> None:
 
 
 def _check_repeats(pipeline: Any, where: str, size: tuple[int, int, int]) -> None:
-    """Refuse an evaluation pipeline that leaves a transform out at times, or answers otherwise under another seed."""
+    """Reject an evaluation pipeline that sometimes skips a transform, or whose result depends on the seed."""
     parts = [pipeline]
     while parts:
         part = parts.pop()
         if part.p != 1:
-            raise ValueError(f'{where}: {type(part).__name__} happens with p={part.p}, and an evaluation gives the '
-                             'same answer twice; write p: 1.0')
+            raise ValueError(f'{where}: {type(part).__name__} happens with p={part.p}, and an evaluation has to be '
+                             'deterministic; write p: 1.0')
         parts += getattr(part, 'transforms', [])
     channels, height, width = size
     noise = np.random.default_rng(0).integers(0, 256, (height + height // 2 + 3, width + width // 3 + 1, channels))
     images = [noise.astype(np.uint8), (100 + noise // 16).astype(np.uint8)]  # a picture of little contrast too
-    answers = set()
+    outputs = set()
     for seed in range(_SEEDS):
         pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        answers.add(b''.join(np.ascontiguousarray(pipeline(image=image)['image']).tobytes() for image in images))
-    if len(answers) > 1:
-        raise ValueError(f'{where}: the same image comes out in {len(answers)} ways under {_SEEDS} seeds, and an '
-                         'evaluation gives the same answer twice; write single values in place of ranges')
+        outputs.add(b''.join(np.ascontiguousarray(pipeline(image=image)['image']).tobytes() for image in images))
+    if len(outputs) > 1:
+        raise ValueError(f'{where}: {_SEEDS} seeds give {len(outputs)} results for the same image, and an '
+                         'evaluation has to be deterministic; write single values in place of ranges')
 
 
 # ---- building

@@ -1,4 +1,4 @@
-"""Data sets of unknown images by one word each: folder:NAME=DIR, torchvision:svhn, timm:NAME=DIR, noise:uniform."""
+"""Data sets of unknown images by specification: folder:NAME=DIR, torchvision:svhn, timm:NAME=DIR, noise:uniform."""
 from __future__ import annotations
 
 import os
@@ -20,7 +20,7 @@ from .synthetic import list_made, made_images
 
 __all__ = ['OVERLAPS', 'TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
 
-# Our name to torchvision's class and what asks it for its test part.
+# Our name to torchvision's class and its arguments for the test part.
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
     'cifar10': ('CIFAR10', {'train': False}), 'cifar100': ('CIFAR100', {'train': False}),
     'mnist': ('MNIST', {'train': False}), 'kmnist': ('KMNIST', {'train': False}),
@@ -38,14 +38,14 @@ _ALIASES = {'textures': 'dtd', 'fashionmnist': 'fashion_mnist', 'pets': 'oxford_
 _KINDS = ('folder', 'torchvision', 'timm', 'noise', 'made')
 _SYNTAX = ('expected folder:NAME=DIR (a folder or a .tar), torchvision:NAME, timm:NAME=DIR, or noise:NAME for images '
            'that are made')
-#: What to do with unknown sets that have classes of known names.
+#: Policies for unknown sets with classes named like known ones.
 OVERLAPS = ('refuse', 'drop', 'keep')
 _EVALUATED = ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownSpec:
-    """One word that names a data set of unknowns.
+    """Specification of a data set of unknowns.
 
     Attributes:
         kind: 'folder', 'torchvision', 'timm', 'noise' or 'made'.
@@ -65,10 +65,10 @@ class Outside:
     """An opened set of unknown images; none of them is read.
 
     Attributes:
-        spec: As it was asked for.
+        spec: The specification.
         images: Targets are -1.
         dropped: Names of classes that were left out because they are known.
-        shared: Names of classes that are known and were kept.
+        shared: Names of known classes that were kept.
         left_out: Images of the dropped classes.
     """
 
@@ -80,10 +80,10 @@ class Outside:
 
 
 def parse_unknown(text: str) -> UnknownSpec:
-    """A data set of unknowns as it is typed.
+    """Parse the specification of a data set of unknowns.
 
     Raises:
-        ValueError: Another form, or a name that is not known, with the nearest.
+        ValueError: Another form, or an unknown name, with the nearest.
 
     Example:
         >>> parse_unknown('folder:textures=data/dtd').name, parse_unknown('noise:uniform').what
@@ -113,10 +113,10 @@ def parse_unknown(text: str) -> UnknownSpec:
 
 
 def check_specs(specs: Sequence[UnknownSpec]) -> None:
-    """Refuse two sets of one name, the whole evaluation's name, and a place that is not there.
+    """Reject two sets of one name, the reserved name of the whole evaluation, and a missing folder.
 
     Raises:
-        ValueError: With what to type.
+        ValueError: The message gives the remedy.
     """
     names = [spec.name for spec in specs]
     for spec in specs:
@@ -133,8 +133,8 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
 
     Args:
         spec: Of :func:`parse_unknown`.
-        known: Names of the known classes: a set with classes of these names is no set of unknowns.
-        root: Where data sets lie that name no place of their own.
+        known: Names of the known classes, which a set of unknowns must not have.
+        root: Folder of data sets specified without one.
         mode: PIL mode, 'RGB', 'L', ...
         exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         download: Fetch torchvision's sets where they are missing.
@@ -158,7 +158,7 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
             spec.what, place, split, img_mode=mode, exif=exif, min_classes=1, download=download))
     if not len(source):
         raise ValueError(f'--unknown: {spec.name} holds no image')
-    # The class of made images is what they are made by, which may be a known class's word.
+    # The class of synthetic images is named after their generator, which may equal the name of a known class.
     return _cut(spec, source, () if spec.kind in ('noise', 'made') else known, overlap)
 
 
@@ -185,13 +185,12 @@ def _cut(spec: UnknownSpec, source: ImageSource, known: Sequence[str], overlap: 
         shown = ', '.join(repr(names[place]) for place in list(shared)[:5]) + (', ...' if len(shared) > 5 else '')
         raise ValueError(
             f'--unknown: {spec.name} has {len(shared)} of {len(names)} classes that the model knows ({shown}), so its '
-            'images are not all unknown; --overlap drop leaves them out, --overlap keep judges them as unknown all '
-            'the same')
+            'images are not all unknown; --overlap drop leaves those out, --overlap keep counts them as unknown')
     spelled = tuple(names[place] for place in shared)
     if shared and overlap == 'drop':
         rows = np.flatnonzero(~np.isin(labels, list(shared)))
         if not len(rows):
-            raise ValueError(f'--unknown: all classes of {spec.name} are known; nothing is left of it')
+            raise ValueError(f'--unknown: all classes of {spec.name} are known, so no image is left')
         names = tuple(name for place, name in enumerate(names) if place not in shared)
     cut = CutDataset(source, rows, np.full(len(rows), -1), names)
     dropped, kept = (spelled, ()) if overlap == 'drop' else ((), spelled)
@@ -199,7 +198,7 @@ def _cut(spec: UnknownSpec, source: ImageSource, known: Sequence[str], overlap: 
 
 
 def _classes(source: ImageSource) -> tuple[tuple[str, ...], np.ndarray]:
-    """Class names and labels; one nameless class where a data set has none."""
+    """Class names and labels; one unnamed class if a data set has none."""
     try:
         return class_names(source), labels_of(source)
     except (ValueError, TypeError):

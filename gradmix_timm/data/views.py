@@ -1,4 +1,4 @@
-"""Two views of every image: one decoded image through the training transform twice."""
+"""Two views of every image: the training transform applied twice to one decoded image."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

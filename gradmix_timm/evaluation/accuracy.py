@@ -1,6 +1,6 @@
-"""The closed-set accuracy that a model should have, checked before anything is said of unknowns.
+"""The closed-set accuracy that a model should have, checked before any unknown image is scored.
 
-A wrong mean, crop or class order costs accuracy first; figures of unknowns from such a model look like any others.
+A wrong mean, crop or class order lowers accuracy, whereas the open-set figures of such a model may look plausible.
 """
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gradmix_timm.records import Embeddings
 
 __all__ = ['GATES', 'SLACK', 'accuracy_block', 'as_stored', 'check_accuracy', 'recorded_top1']
 
-#: What to do about a model that is less accurate than its reference: raise, warn, or not look.
+#: What to do about a model that is less accurate than its reference: raise, warn, or skip the check.
 GATES = ('refuse', 'warn', 'off')
-#: How far below the reference the accuracy may lie: one point.
+#: Largest accepted shortfall of the accuracy from the reference: one point.
 SLACK = 0.01
 
 
@@ -27,8 +27,8 @@ def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, sou
     """Refuse an accuracy more than one point (and more than one image) below the reference.
 
     Args:
-        correct: Which images were named rightly, bool [N].
-        reference: Accuracy that was reached before, in [0, 1].
+        correct: Which images were classified correctly, bool [N].
+        reference: The reference accuracy, in [0, 1].
         where: What the images are, for the message.
         source: Where the reference is from.
 
@@ -36,7 +36,7 @@ def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, sou
         For results.json: 'reference', 'measured', 'n', 'source'.
 
     Raises:
-        ValueError: With what may be wrong and what to type.
+        ValueError: The accuracy is too low; the message names likely causes and the settings to check.
 
     Example:
         >>> check_accuracy(np.arange(200) < 150, 0.76, 'test images', 'a paper')['measured']
@@ -44,7 +44,7 @@ def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, sou
     """
     measured, count = float(np.mean(correct)), len(correct)
     missing = reference - measured
-    # One image of few is more than a point, and rounding in another device's arithmetic may turn one.
+    # In a small set one image is more than a point, and rounding on another device may flip one prediction.
     if missing > SLACK + 1e-9 and missing * count > 1 + 1e-6:
         raise ValueError(
             f'closed-set accuracy is {measured:.2%} on {count} {where}, and {source} says {reference:.2%}: '
@@ -70,13 +70,13 @@ def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | Non
             its held-out images.
         loaded: The checkpoint, or None.
         known: Of the known test images.
-        held_out: Gives the embeddings of the held-out images as training read them, if there are any.
+        held_out: Returns the embeddings of the held-out images as training read them, if there are any.
 
     Returns:
-        None if nothing says what the accuracy should be.
+        None if there is no reference accuracy.
 
     Raises:
-        ValueError: With ``gate='refuse'`` a model that is less accurate.
+        ValueError: The model is less accurate than its reference and ``gate='refuse'``.
     """
     if gate == 'off':
         return {'source': 'switched off'}
@@ -100,7 +100,7 @@ def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | Non
 
 
 def as_stored(images: CutDataset | None) -> CutDataset | None:
-    """Images without the codec that an evaluation reads them through: as training read them."""
+    """Images without the evaluation's codec, that is, as training read them."""
     if images is None or not isinstance(images.source, Recoded):
         return images
     return CutDataset(images.source.inner, images.indices, images.targets, images.classes)

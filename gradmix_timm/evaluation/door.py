@@ -1,4 +1,4 @@
-"""One call that evaluates any model: a live module, a checkpoint or timm's, on loaders, data sets or folders."""
+""":func:`evaluate`: evaluation of a live module, a checkpoint or a timm model on loaders, data sets or folders."""
 from __future__ import annotations
 
 import os
@@ -62,7 +62,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         reference_top1: Percent that it should reach on the known images.
         near: Names of unknown sets that count as near.
         far: The same for far.
-        overlap: What to do about classes of known names in folders of unknown images: 'refuse', 'drop', 'keep'.
+        overlap: What to do about unknown classes named like a known one: 'refuse', 'drop', 'keep'.
         **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
 
     Raises:
@@ -73,9 +73,9 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
         >>> images, labels = torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 2
         >>> data = torch.utils.data.TensorDataset(images, labels)
-        >>> found = evaluate(net, known=data, unknown=torch.utils.data.TensorDataset(3 - images, labels),
-        ...                  scores=('msp', 'mls'), bootstrap=0)
-        >>> list(found.scores), len(found.predictions)
+        >>> result = evaluate(net, known=data, unknown=torch.utils.data.TensorDataset(3 - images, labels),
+        ...                   scores=('msp', 'mls'), bootstrap=0)
+        >>> list(result.scores), len(result.predictions)
         (['msp', 'mls'], 40)
     """
     allowed = [field.name for field in fields(EvaluationSettings)]
@@ -144,7 +144,7 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
 
 
 def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test') -> CutDataset | None:
-    """Further known images, or None."""
+    """Training or held-out images, opened, or None."""
     if data is None:
         return None
     if _is_path(data):
@@ -209,7 +209,7 @@ def _described(data: Any) -> str:
 
 @contextmanager
 def _random_state_kept() -> Iterator[None]:
-    """The caller's random streams as they were: loaders draw a seed from torch's."""
+    """Restore the caller's random states on exit, since loaders draw a seed from torch's."""
     numpy, python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the caller's own
     with torch.random.fork_rng():
         try:

@@ -1,4 +1,4 @@
-"""Whether unknown images lie among the known ones: pixels of the closest pairs compared, the closest shown."""
+"""Search for unknown images that repeat known ones: compares the pixels of the pairs closest in feature space."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ from .mistakes import thumbnail
 
 __all__ = ['Pair', 'closest_pairs', 'find_duplicates']
 
-# Pairs whose features are less alike than this are not looked at: in bfloat16 a pass rounds to about 1e-3.
+# Pairs with a lower cosine are skipped; the margin allows for a pass in bfloat16, which rounds to about 1e-3.
 _ALIKE = 0.99
-# Pairs shown, and listed by name.
+# Pairs shown in the report, and pairs listed by name.
 _SHOWN, _LISTED = 8, 100
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An unknown image and the known one whose features are most like its own.
+    """An unknown image and the known image nearest to it in feature space.
 
     Attributes:
         unknown: Its ``index`` in the embeddings.
@@ -82,13 +82,13 @@ def find_duplicates(sets: EmbeddedSets, images: EvaluationImages, count: int,
                     ) -> tuple[Duplicates | None, list[ClosePair]]:
     """Pairs of an unknown image and the known one nearest by features; whether their pixels are the same.
 
-    The same pixels give the same features but for rounding, so that a copy is the nearest; in a net whose features have
-    collapsed, another image may lie as near and hide it.
+    Equal pixels give equal features up to rounding, so a copy is the nearest neighbour. In a net whose features have
+    collapsed, another image may be as near and hide it.
 
     Args:
-        sets: Embeddings; training images take part if a score has them read.
+        sets: Embeddings; training images are included if a score reads them.
         images: The same sets.
-        count: Pairs whose pixels are compared; 0: nothing is looked at.
+        count: Pairs whose pixels are compared; 0: no comparison.
 
     Returns:
         The block ``duplicates`` of results.json, or None; thumbnails of the closest pairs for mistakes.json.
@@ -111,7 +111,7 @@ def find_duplicates(sets: EmbeddedSets, images: EvaluationImages, count: int,
 
 
 def _same_pixels(one: Image.Image, other: Image.Image) -> bool:
-    """Whether two pictures have one size and the same pixels, whatever file format they came from."""
+    """Whether two pictures have equal size and pixels, in any file format."""
     return one.size == other.size and one.convert('RGB').tobytes() == other.convert('RGB').tobytes()
 
 

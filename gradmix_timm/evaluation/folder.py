@@ -1,4 +1,4 @@
-"""The folder of an evaluation: files written whole, results.json last; figures and page drawn from them."""
+"""Write the folder of an evaluation: each file atomically, results.json last, then the figures and the page."""
 from __future__ import annotations
 
 import json
@@ -23,10 +23,10 @@ R = TypeVar('R', bound=Results)
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is computed.
+    """Reject a folder that cannot be created or written to, before anything is computed.
 
     Raises:
-        ValueError: With the part of the path that stands in the way.
+        ValueError: The message names the part of the path that prevents it.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -37,7 +37,7 @@ def check_output(folder: Path) -> None:
 
 def write_files(folder: Path, results: Results, texts: Mapping[str, str],
                 arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None) -> None:
-    """Everything that a report is drawn from, each file whole or not at all; results.json last.
+    """Write all files that a report is drawn from, each atomically, results.json last.
 
     Names of files or classes that are not UTF-8 are written with escapes.
 
@@ -75,7 +75,7 @@ def draw_plain(folder: Path, results: R, figures: Mapping[str, bytes],
     Args:
         folder: Of its files.
         results: Of its results.json.
-        figures: PNG by name; others that lie in the folder are shown as well.
+        figures: PNG by name; other figures in the folder are shown as well.
         render: The page from the results and all figures.
     """
     for name, png in figures.items():
@@ -95,7 +95,7 @@ def copy_files(folder: Path, place: Path) -> None:
 
 
 def copy_mixes(run_folder: Path | None, folder: Path) -> None:
-    """What a training run's mixer made, beside the other files of an evaluation, so that they can move."""
+    """Copy a training run's picture of mixes into the folder, which can then be moved."""
     if run_folder is None or run_folder.resolve() == folder.resolve():
         return
     for name in ('mixes.png', MIXES):

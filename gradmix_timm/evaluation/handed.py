@@ -1,4 +1,4 @@
-"""Images that a caller hands over in memory, as a loader or a data set, in place of files by name."""
+"""Images that a caller passes in memory, as a loader or a data set."""
 from __future__ import annotations
 
 import copy
@@ -30,7 +30,7 @@ _KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H
 
 
 class HandedImages(CutDataset):
-    """Images of a caller's loader, embedded already: it is iterated once, but for scores that go back to the model.
+    """Images of a caller's loader, already embedded: it is iterated once, unless a score goes back to the model.
 
     Args:
         source: Names and pictures of the rows.
@@ -47,7 +47,7 @@ class HandedImages(CutDataset):
         self.embeddings, self.digests, self.pictured, self.batches = embeddings, digests, pictured, batches
 
     def as_unknown(self) -> HandedImages:
-        """The same images, whatever their labels say."""
+        """The same images, labelled as unknown."""
         label = torch.full_like(self.embeddings.label, -1)
         return HandedImages(self.source, replace(self.embeddings, label=label), self.digests, (), self.pictured,
                             self.batches)
@@ -56,7 +56,7 @@ class HandedImages(CutDataset):
         """The batches once more.
 
         Raises:
-            ValueError: They can be had only once, or came otherwise the first time.
+            ValueError: The batches can be read only once, or differ from those of the first time.
         """
         digests: list[bytes] = []
         for images, labels in _digested(self.batches, digests, title):
@@ -74,7 +74,7 @@ class HandedImages(CutDataset):
 def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
     """A caller's images: pictures go through the model's preprocessing later, tensors through the model at once.
 
-    A DataLoader that merely shuffles is read in the order of its data set, to the last image.
+    A DataLoader that only shuffles is read in the order of its data set, without dropping the last batch.
 
     Args:
         data: A loader, an iterable of batches, or a data set of (image, label); images are tensors [C, H, W] as the
@@ -83,8 +83,8 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
         model: That they are for.
 
     Raises:
-        TypeError: Something else.
-        ValueError: No image, or labels that are no whole numbers.
+        TypeError: ``data`` is of another type.
+        ValueError: There is no image, or labels are not whole numbers.
     """
     if isinstance(data, CutDataset | ImageSource):
         return _pictures(data)
@@ -103,7 +103,7 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
 
 
 def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:
-    """The loader, if batches are what is handed over, and the data set whose rows it yields in order, if any."""
+    """The loader, if batches were passed, and the data set whose rows it yields in order, if any."""
     if isinstance(data, DataLoader):
         plain = type(data) is DataLoader and type(data.batch_sampler) is BatchSampler and data.batch_size and (
             type(data.sampler) is SequentialSampler or (
@@ -175,7 +175,7 @@ class _Rows(Reader):
     """Names and pictures of a caller's data set, row by row.
 
     Args:
-        dataset: Of (image, label); None: neither can be had.
+        dataset: Of (image, label); None: neither is available.
         title: For rows without a name of their own.
         count: Rows.
     """

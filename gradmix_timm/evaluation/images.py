@@ -1,4 +1,4 @@
-"""The images of an evaluation, opened but not read: known, unknown, training, held out; none of them in two parts."""
+"""The images of an evaluation, opened but not read: disjoint sets of known, unknown, training and held-out images."""
 from __future__ import annotations
 
 import hashlib
@@ -17,7 +17,7 @@ from gradmix_timm.openset.results import UnknownSet
 __all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
 
 _logger = logging.getLogger(__name__)
-# Share of test images that may repeat training images: published sets have a few such.
+# Accepted share of test images that repeat training images: published sets contain a few.
 _STRAY = 0.01
 
 
@@ -28,7 +28,7 @@ class UnknownImages:
     Attributes:
         sets: Name to images, targets -1; one set named '' holds the unknown classes of the known images' data set.
         label: Positions in the split's unknown classes (of named sets: in the names), int64 [M].
-        facts: Of named sets: what results.json says of each besides its figures.
+        facts: Of named sets: what results.json records of each besides its figures.
     """
 
     sets: Mapping[str, CutDataset]
@@ -70,7 +70,7 @@ class UnknownImages:
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """Everything that an evaluation looks at.
+    """All images of an evaluation.
 
     Attributes:
         known: Test images of known classes; targets are positions in ``split.known``, some of which may have none.
@@ -79,7 +79,7 @@ class EvaluationImages:
         train: Training images of known classes, without those held out; None where there are none.
         held_out: Training images that training held out, or None.
         source: Where all of them are, for the manifest.
-        apart: Whether test and training images were compared already.
+        apart: Whether test and training images were already compared.
 
     Raises:
         ValueError: Test images that are training images, by path or by content.
@@ -94,7 +94,7 @@ class EvaluationImages:
     apart: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would be evaluated on its own training images."""
+        """Reject test images that are training images."""
         for images in (self.train, self.held_out):
             if images is None or self.apart:
                 continue
@@ -105,7 +105,7 @@ class EvaluationImages:
         object.__setattr__(self, 'apart', True)
 
     def _shared(self, images: CutDataset) -> str:
-        """Words for the few test images that ``images`` holds too, '' if there are none; more are refused."""
+        """A warning about the few test images that ``images`` also holds, or ''; more than a few are refused."""
         remedy = ('a model knows what it was trained on; name two splits, train_split=NAME and test_split=NAME, or '
                   'another data_dir=DIR')
         if not (hasattr(images, 'digests') or hasattr(self.known, 'digests')):
@@ -118,7 +118,7 @@ class EvaluationImages:
         return message if count else ''
 
     def check_unknown(self, name: str, unknown: CutDataset) -> None:
-        """Refuse a set of unknown images that holds known ones.
+        """Reject a set of unknown images that holds known ones.
 
         Args:
             name: Of the set.
@@ -134,7 +134,7 @@ class EvaluationImages:
                                  'path or by content; take them out: what is known cannot be unknown')
 
     def cuts(self) -> dict[str, CutDataset]:
-        """Sets of images by what they serve for, as the manifest counts them."""
+        """Sets of images by their role, as the manifest counts them."""
         cuts = {'train': self.train, 'validation': self.held_out, 'known': self.known}
         if self.unknown is not None:
             cuts |= {name or 'unknown': images for name, images in self.unknown.sets.items()}
@@ -142,11 +142,11 @@ class EvaluationImages:
 
     @property
     def pictured(self) -> bool:
-        """Whether a picture can be shown of every image: not of a caller's batches in an order of their own."""
+        """Whether every image can be shown as a picture, which a caller's batches in another order cannot."""
         return all(getattr(images, 'pictured', True) for images in self.cuts().values())
 
     def recoded(self, codec: Codec | None) -> EvaluationImages:
-        """The known images, read through a codec first."""
+        """The known images, passed through a codec when read."""
         if codec is None:
             return self
         train, held = (None if images is None else recode(images, codec) for images in (self.train, self.held_out))
@@ -154,7 +154,7 @@ class EvaluationImages:
 
 
 def _shared_count(one: CutDataset, other: CutDataset) -> int:
-    """How many rows of ``other`` are images of ``one``; 0 for files on one side and tensors on the other."""
+    """Number of rows of ``other`` that are images of ``one``; 0 between files and tensors."""
     theirs, ours = getattr(one, 'digests', None), getattr(other, 'digests', None)
     if theirs is None and ours is None:
         found = overlap(one, other)
@@ -164,14 +164,14 @@ def _shared_count(one: CutDataset, other: CutDataset) -> int:
 
 
 def thinned(images: CutDataset, most: int | None) -> CutDataset:
-    """At most so many rows, spread evenly: of every class where they lie class by class."""
+    """At most ``count`` rows, evenly spaced, so that rows sorted by class keep every class."""
     if most is None or len(images) <= most:
         return images
     return images.rows(np.linspace(0, len(images) - 1, most).round().astype(int))
 
 
 def list_hash(images: CutDataset, names: Sequence[str] | None = None) -> str:
-    """SHA-256 of the names and labels of images, in order: the same list gives the same."""
+    """SHA-256 of the names and labels of images, in order."""
     digest = hashlib.sha256()
     for name, target in zip(names or images.filenames(), images.targets, strict=True):
         digest.update(f'{name}\t{target}\n'.encode('utf-8', 'surrogateescape'))

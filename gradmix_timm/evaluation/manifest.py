@@ -1,4 +1,4 @@
-"""What results say of themselves: whose they are, and everything that the figures depend on."""
+"""The provenance of results: the model and everything else that the figures depend on."""
 from __future__ import annotations
 
 import hashlib
@@ -23,14 +23,14 @@ __all__ = ['facts_of']
 
 def facts_of(model: EvaluatedModel, images: EvaluationImages, cuts: Mapping[str, CutDataset], seconds: float,
              command: str) -> Facts:
-    """Everything of results.json that is no figure: whose results they are, and what they depend on.
+    """The part of results.json that describes its provenance.
 
     Args:
         model: What was evaluated.
         images: All of them.
-        cuts: Sets that were read, by what they served for.
+        cuts: Sets that were read, by their role.
         seconds: Spent on reading them.
-        command: That did it.
+        command: The command line.
     """
     record = model.loaded.record if model.loaded is not None else None
     split = images.split

@@ -56,7 +56,7 @@ def find_mistakes(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]],
 
 
 def _first(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Places of the least values, a page full."""
+    """Positions of the smallest values, as many as a page shows."""
     return np.argsort(values, kind='stable')[:_SHOWN]
 
 

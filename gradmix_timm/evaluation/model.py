@@ -1,4 +1,4 @@
-"""The model that is evaluated, a checkpoint's, timm's or a live module, and its pass over images."""
+"""The model to evaluate (a checkpoint, a timm model or a live module) and its passes over images."""
 from __future__ import annotations
 
 import hashlib
@@ -38,7 +38,7 @@ _UNREADABLE = -2
 
 
 class Skipping(Dataset):
-    """A set whose unreadable images are blank and have the target -2, so that a loader goes on.
+    """A set whose unreadable images are blank with the target -2, so that a loader does not stop.
 
     Args:
         images: Whose ``transform`` this one's is.
@@ -74,8 +74,8 @@ class EvaluatedModel:
     Attributes:
         net: On ``device``.
         name: timm's, or of the module's class.
-        preprocessing: From a file to the model's input; None for a live module that does not say, which can be handed
-            tensors alone.
+        preprocessing: From a file to the model's input; None for a live module that does not record it, which takes
+            only tensors.
         device: Where it runs.
         settings: Of the evaluation.
         loaded: Its checkpoint, or None.
@@ -177,10 +177,10 @@ class EvaluatedModel:
 
         Args:
             images: Which.
-            title: What they are, for whoever waits.
+            title: Name of the set, for the progress bar.
 
         Returns:
-            ``index`` holds rows of ``images``: all of them, but for those left out by ``skip_bad``, which are added to
+            ``index`` holds rows of ``images``: all of them except those left out by ``skip_bad``, which are added to
             ``skipped``.
 
         Raises:
@@ -196,7 +196,7 @@ class EvaluatedModel:
         """How a picture becomes its input.
 
         Raises:
-            ValueError: The model does not say.
+            ValueError: The model does not record it.
         """
         if self.preprocessing is None:
             raise ValueError(f'{self.name} does not say how a picture becomes its input; pass '
@@ -274,7 +274,7 @@ class EvaluatedModel:
         return found.rows(found.label != _UNREADABLE)
 
     def _depends_on(self, images: CutDataset) -> dict[str, Any] | None:
-        """Everything that embeddings depend on; None for images that cannot be told from others."""
+        """Everything that embeddings depend on; None for images without an identity."""
         files = fingerprint(images)
         if files is None or self.preprocessing is None:
             return None
@@ -290,7 +290,7 @@ class EvaluatedModel:
 
 
 def _projection(loaded: Loaded | None, device: torch.device) -> nn.Module | None:
-    """The projection head of a contrastive objective; says so if its class head was never fitted."""
+    """The projection head of a contrastive objective; warns if its class head was never fitted."""
     record = loaded.record if loaded is not None else None
     if record is not None and record.objective != 'ce' and not record.probe:
         _logger.warning(f'The class head was not trained: --objective {record.objective} without --probe-epochs, or '

@@ -1,4 +1,4 @@
-"""Opening the images of an evaluation: by what is typed, else by what the checkpoint recorded; no image is read."""
+"""Open the images of an evaluation by its options, else as the checkpoint recorded them; no image is read."""
 from __future__ import annotations
 
 import logging
@@ -67,10 +67,10 @@ def named_split(options: DataOptions, record: RunRecord | None) -> ClassSplit | 
 
 
 def plan_split(options: DataOptions, record: RunRecord | None) -> ClassSplit:
-    """:func:`named_split` of an evaluation that cannot do without.
+    """:func:`named_split` of an evaluation that requires one.
 
     Raises:
-        ValueError: Neither options nor checkpoint say which classes are known, or they contradict each other.
+        ValueError: Neither options nor checkpoint name the known classes, or they contradict each other.
     """
     split = named_split(options, record)
     if split is None:
@@ -90,9 +90,9 @@ def _recorded_split(record: RunRecord) -> ClassSplit:
 
 
 def head_names(net: nn.Module, folders: Sequence[str], where: str) -> tuple[str, ...]:
-    """Known classes of a head that nobody names: ImageNet's, if timm says so, else the class folders in their order.
+    """Known classes of a head without class names: ImageNet's, if timm says so, else the class folders in order.
 
-    ImageNet's classes are taken by WordNet id or by name, as the folders are called; folders may be some of them.
+    ImageNet's classes are matched by WordNet id or by name; the folders may be a subset of them.
 
     Args:
         net: Whose head it is.
@@ -125,7 +125,7 @@ def head_is_imagenet(net: nn.Module) -> bool:
 
 
 def _by_name(info: ImageNetInfo, synsets: Sequence[str], folders: Sequence[str]) -> tuple[str, ...]:
-    """The classes by the folders' names for them, by their id where no folder is of them; () if none is."""
+    """The classes as the folders name them, by their id if they have no folder; () if no folder matches."""
     lemmas: dict[str, list[int]] = {}
     for place, synset in enumerate(synsets):
         for lemma in dict.fromkeys(info.label_name_to_description(synset, detailed=False).split(', ')):
@@ -146,11 +146,11 @@ def _plain(name: str) -> str:
 
 def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
     """Data set, folder and split names: the options', else the checkpoint's."""
-    # What the checkpoint says is asked for where it is needed alone: it may name a reader that no file may choose.
+    # The checkpoint is consulted only if needed: it may name a reader that a file must not choose.
     dataset, folder = options.dataset, options.data_dir
     if dataset is None:  # '' is a name too: class folders
         dataset = '' if loaded is None else loaded.dataset
-        # A folder given by hand goes with the data set of the checkpoint; a data set given by hand has its own folder.
+        # A folder from the options goes with the checkpoint's data set; a data set from the options has its own folder.
         folder = folder or (None if loaded is None else loaded.data_dir)
     splits = {} if loaded is None else loaded.splits
     there = list_splits(dataset, folder)
@@ -190,7 +190,7 @@ def _other_source(options: DataOptions, split: ClassSplit, source: dict[str, Any
 
 @dataclass(frozen=True)
 class _Opener:
-    """The data sets of one evaluation, by what options and checkpoint say of them."""
+    """The data sets of one evaluation, as options and checkpoint describe them."""
 
     options: DataOptions
     loaded: Loaded | None
@@ -222,7 +222,7 @@ class _Opener:
 
     @property
     def trained_here(self) -> bool:
-        """Whether the checkpoint says that it was trained on this data."""
+        """Whether the checkpoint recorded that it was trained on this data."""
         if self.loaded is None:
             return False
         told = (self.loaded.args or {}).get('data_dir')
@@ -254,12 +254,12 @@ def open_split(options: DataOptions, loaded: Loaded | None, split: ClassSplit | 
         loaded: The checkpoint, or None.
         split: Of :func:`named_split`; None: all classes of the data are known, in the order of its labels.
         preprocessing: How files are decoded.
-        unknown_needed: Whether there have to be unknown classes.
-        train_needed: Whether there have to be training images.
+        unknown_needed: Whether unknown classes are required.
+        train_needed: Whether training images are required.
         most: Test images of each side, spread evenly over it; None: all.
 
     Raises:
-        ValueError: Data that is not there or does not hold the classes, or test images that are training images.
+        ValueError: Data is missing or lacks the classes, or test images are training images.
     """
     opener = _Opener.of(options, loaded, preprocessing)
     split = _fitted(split, class_names(whole := opener.split('test')), unknown_needed)
@@ -316,7 +316,7 @@ def open_known(options: DataOptions, loaded: Loaded | None, names: Sequence[str]
         place: Folder or tar of known test images by class; classes that it lacks are left out.
 
     Raises:
-        ValueError: Data that is not there, or without the classes, or test images that are training images.
+        ValueError: Data is missing or lacks the classes, or test images are training images.
     """
     opener = _Opener.of(options, loaded, preprocessing)
     split = ClassSplit(known=tuple(names), unknown=())
@@ -357,7 +357,7 @@ def open_training(options: DataOptions, loaded: Loaded | None, names: Sequence[s
     """The training split alone, cut as training cut it; arguments as of :func:`open_known`.
 
     Raises:
-        ValueError: Data that is not there or without the classes.
+        ValueError: Data is missing or lacks the classes.
     """
     parts = _Opener.of(options, loaded, preprocessing).training(names, needed=True)
     assert parts is not None

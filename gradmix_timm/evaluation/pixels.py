@@ -33,7 +33,7 @@ class _Statistics:
 
     def __call__(self, image: Image.Image) -> Tensor:
         picture = self.crop(image)
-        picture = picture.convert('L' if picture.mode in ('L', 'LA') else 'RGB')  # hue is no brightness
+        picture = picture.convert('L' if picture.mode in ('L', 'LA') else 'RGB')  # brightness, not hue
         return torch.from_numpy(measure(np.atleast_3d(np.asarray(picture, np.float32) / 255), image.size))
 
 

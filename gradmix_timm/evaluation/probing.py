@@ -1,4 +1,4 @@
-"""What frozen features are worth: linear, nearest-neighbour and few-shot probes, evaluated once on the test images."""
+"""Evaluation of frozen features by linear, nearest-neighbour and few-shot probes, once on the test images."""
 from __future__ import annotations
 
 import time
@@ -41,7 +41,7 @@ class ProbeOptions:
         shots: Training images of a class for few-shot probes.
         draws: Few-shot draws of each size.
         knn_k: Neighbours; None: 20, or 200 for half a million images.
-        held_out: Share of the training images to choose the penalty on, if training held none out.
+        held_out: Share of the training images for choosing the penalty, if training held none out.
     """
 
     probes: Sequence[str] = PROBES
@@ -51,7 +51,7 @@ class ProbeOptions:
     held_out: float = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse names and numbers that cannot be meant."""
+        """Reject unknown names and numbers out of range."""
         check_counts(self)
         for name in self.probes:
             if name not in PROBES:
@@ -71,7 +71,7 @@ class _Task:
 
     Attributes:
         fit: Training images, none of ``held`` among them.
-        held: Training images that choices are made on.
+        held: Training images for choosing hyperparameters.
         known: Test images of known classes.
         unknown: Of unknown ones, or None.
         num_classes: K.
@@ -91,7 +91,7 @@ class _Task:
 
     @property
     def train(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and labels of all training images, in which those held out take part again."""
+        """Features and labels of all training images, held-out ones included."""
         return (torch.cat([self.fit.features, self.held.features]), torch.cat([self.fit.label, self.held.label]))
 
 
@@ -106,7 +106,7 @@ def evaluate_probes(model: EvaluatedModel, images: EvaluationImages, options: Pr
         command: For the manifest.
 
     Returns:
-        Everything of results.json, and arrays by file name: labels, and everything that was fitted.
+        The content of results.json, and arrays by file name: labels and fitted parameters.
 
     Raises:
         ValueError: Images that cannot be read, a class with too few, or no probe that could be served.
@@ -142,7 +142,7 @@ def _embed(model: EvaluatedModel, images: EvaluationImages, options: ProbeOption
 
 
 def _check_two_each(labels: NDArray[Any], names: Sequence[str]) -> None:
-    """Choices are made on held-out images, so that one image of a class is too few."""
+    """Reject classes with one image: hyperparameters are chosen on held-out images of every class."""
     few = np.flatnonzero(np.bincount(labels, minlength=len(names)) < 2)
     if len(few):
         raise ValueError(f'class {names[few[0]]!r} has fewer than two training images; the probes hold a share of '
@@ -152,7 +152,7 @@ def _check_two_each(labels: NDArray[Any], names: Sequence[str]) -> None:
 # ---- fitting
 
 def _probe_all(model: EvaluatedModel, task: _Task) -> tuple[dict[str, ProbeGroup], Arrays, dict[str, str]]:
-    """Groups by probe, everything that was fitted, and why a probe could not be served."""
+    """Groups by probe, all fitted parameters, and why a probe could not be served."""
     groups: dict[str, ProbeGroup] = {}
     fitted: Arrays = {}
     missing: dict[str, str] = {}
@@ -253,5 +253,5 @@ def _warnings(model: EvaluatedModel, images: EvaluationImages) -> list[str]:
     if record is None:
         return ['the training data of these features is unknown and may include the unknown classes']
     if set(images.split.unknown) & set(record.known_classes):
-        return ['the features were trained on classes that are judged as unknown here']
+        return ['the features were trained on classes that count as unknown here']
     return []

@@ -1,4 +1,4 @@
-"""Several processes of one evaluation, as torchrun starts them: each embeds a part of a set, all get the whole."""
+"""One evaluation in several processes started by torchrun: each embeds a part of a set, and all receive the whole."""
 from __future__ import annotations
 
 import logging
@@ -19,14 +19,14 @@ from gradmix_timm.records import Embeddings
 
 __all__ = ['PartDoneError', 'is_first', 'joined', 'own_device', 'processes', 'rest_by_first']
 
-# Whether :func:`processes` shares evaluations out: a caller's own process group is none of ours.
+# Set inside :func:`processes`: a process group that the caller made for other purposes is not used.
 _sharing = False
-# How long a process whose evaluation failed waits for the first one to fail as well, and to print why.
+# How long a failed process waits for the first one to fail as well and print the error.
 _SAME_ERROR = timedelta(seconds=10)
 
 
 class PartDoneError(Exception):
-    """What this process embeds is done; the first one fits, measures and writes."""
+    """This process has embedded its part; the first one fits, measures and writes."""
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def processes() -> Iterator[None]:
         return
     global _sharing
     store, rank, size = next(iter(dist.rendezvous('env://')))
-    dist.init_process_group(  # other processes wait as long as the first one's fits take
+    dist.init_process_group(  # long, since the others wait while the first one fits
         'gloo', store=dist.PrefixStore('evaluation', store), rank=rank, world_size=size, timeout=timedelta(days=7))
     _sharing = True
     try:
@@ -82,7 +82,7 @@ def _leave_to_first(error: BaseException, store: Any) -> None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """A graphics card of its own for each process of a machine, where 'cuda' names none."""
+    """One GPU for each process of a machine if 'cuda' has no index."""
     if not _sharing or device.type != 'cuda' or device.index is not None:
         return device
     return torch.device('cuda', int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count())
@@ -106,7 +106,7 @@ def rest_by_first() -> None:
 def joined(images: CutDataset, batch_size: int, embed: Callable[[CutDataset], Embeddings]) -> Embeddings:
     """Embeddings of a set whose whole batches are shared out over the processes, in the set's order again.
 
-    Every batch holds the images that it holds in one process, so that the figures are the same to the last digit.
+    Every batch holds the same images as in a single process, so the figures are equal to the last digit.
 
     Args:
         images: The set.
@@ -114,7 +114,7 @@ def joined(images: CutDataset, batch_size: int, embed: Callable[[CutDataset], Em
         embed: Embeds a part.
 
     Raises:
-        Exception: Whatever ``embed`` raises in any of the processes, in all of them.
+        Exception: An exception of ``embed`` in any process is raised in all of them.
     """
     if not _sharing:
         return embed(images)
@@ -130,14 +130,14 @@ def joined(images: CutDataset, batch_size: int, embed: Callable[[CutDataset], Em
         mine = _portable(error)
     parts: list[Any] = [None] * size
     dist.all_gather_object(parts, mine)
-    for part in (mine, *parts):  # its own error first
+    for part in (mine, *parts):  # the error of this process first
         if isinstance(part, Exception):
             raise part
     return Embeddings.cat([part for part in parts if part is not None])
 
 
 def _portable(error: Exception) -> Exception:
-    """An error as another process can read it."""
+    """An error in a form that can be sent to another process."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:

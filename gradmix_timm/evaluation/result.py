@@ -1,4 +1,4 @@
-"""What an evaluation finds: metrics of every score, predictions of every image; saved to a folder and loaded again."""
+"""The result of an evaluation: metrics of every score and predictions of every image, saved to a folder and loaded."""
 from __future__ import annotations
 
 import csv
@@ -114,7 +114,7 @@ class Evaluation:
 
     Attributes:
         results: Everything of results.json; docs/results-schema.md describes it.
-        arrays: Of each image: knownness by score, answers, labels; see docs/results-schema.md.
+        arrays: Of each image: knownness by score, predictions, labels; see docs/results-schema.md.
         predictions: One row an image.
         mistakes: Thumbnails for the report.
     """
@@ -188,17 +188,17 @@ class Evaluation:
         return figures.plot_scores(self.results, self.arrays, score, ax)
 
     def plot_confusions(self, ax: Axes | None = None) -> Figure:
-        """What the images of each class are predicted as, in shares of each true class, with the threshold applied."""
+        """Predictions with the threshold applied, as shares of each true class."""
         return figures.plot_confusions(self.results, self.arrays, ax)
 
     def plot_reliability(self, ax: Axes | None = None) -> Figure:
-        """Accuracy over confidence of the closed-set prediction, in bins of equal width."""
+        """Accuracy against confidence of the closed-set predictions, in bins of equal width."""
         return figures.plot_reliability(self.results, self.arrays, ax)
 
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
 
-        After a preset the figures by its conventions too, as PRESET.csv.
+        With a preset, also the figures by its conventions, as PRESET.csv.
 
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
@@ -227,7 +227,7 @@ class Evaluation:
         """The evaluation of :meth:`save`, or of ``openset osr`` and ``ood``.
 
         Raises:
-            ValueError: Files that are missing or are something else.
+            ValueError: Files are missing or of another kind.
         """
         folder = Path(folder)
         results, arrays = read_results(folder, OpenSetResults), read_arrays(folder)
@@ -245,7 +245,7 @@ def predictions_of(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]], f
         results: Of results.json.
         arrays: Of arrays.npz.
         files: Of the known images that could be read, then of the unknown.
-        probability: Softmax of each image's answer, by side.
+        probability: Softmax of each image's predicted class, by side.
     """
     sides = ('known', 'unknown')
     classes = {'known': results['known_classes'], 'unknown': results['unknown_classes']}

@@ -1,4 +1,4 @@
-"""What may be chosen about an evaluation, apart from the model and the images; checked where it is made."""
+"""Settings of an evaluation, apart from the model and the images; checked on construction."""
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
@@ -30,7 +30,7 @@ class EvaluationSettings:
         amp_dtype: torch.bfloat16 or torch.float16: run the model in mixed precision; None: full.
         channels_last: Memory format of the images.
         skip_bad: Leave out images that cannot be read, and name them, rather than raise.
-        cache: Folder that keeps embeddings: a second run reads them, one cut short goes on.
+        cache: Folder that keeps embeddings: a second run reads them, and an interrupted run resumes.
         trivial_images: Images of each set whose brightness, sharpness, ... are compared; 0: none.
         duplicates: Unknown images nearest to a known one whose pixels are compared; 0: none.
         feature_map: Images in the figure of the features; 0: none.
@@ -56,7 +56,7 @@ class EvaluationSettings:
     sensitivity: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant, before anything is opened."""
+        """Reject values out of range, before anything is opened."""
         if self.scores is not None:
             if isinstance(self.scores, str):
                 object.__setattr__(self, 'scores', (self.scores,))
@@ -73,7 +73,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataOptions:
-    """What is said of the data over what a checkpoint recorded; None: as recorded.
+    """Options of the data, which override what a checkpoint recorded; None: as recorded.
 
     Attributes:
         data_dir: Folder or tar.
@@ -102,7 +102,7 @@ class DataOptions:
     unknown_data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse choices that exclude each other or would be ignored."""
+        """Reject options that exclude each other or would be ignored."""
         if self.osr_protocol and self.known_classes:
             raise ValueError('osr_protocol=NAME and known_classes=A,B,... both say which classes are known; give one')
         for name in ('osr_trial', 'osr_family'):
@@ -114,7 +114,7 @@ class DataOptions:
 
 
 def check_counts(settings: Any) -> None:
-    """Refuse counts below their least value: 1, or 0 where that stands for none.
+    """Reject counts below their minimum: 1, or 0 where 0 means none.
 
     Args:
         settings: A dataclass; only its whole numbers are looked at.

@@ -1,4 +1,4 @@
-"""How far a model answers by a shortcut: accuracy and scores with the mark, without it, with that of another class."""
+"""How far a model relies on a shortcut: accuracy and scores with the class's mark, without one, and with another's."""
 from __future__ import annotations
 
 import io
@@ -44,7 +44,7 @@ class ShortcutOptions:
     Attributes:
         attribution: Method of the map.
         layers: As :func:`~gradmix_timm.attribution.attribute` takes them; None: its default.
-        images: Known test images at most that maps are made of.
+        images: Largest number of known test images that maps are computed for.
 
     Raises:
         ValueError: No such method, or no image.
@@ -55,7 +55,7 @@ class ShortcutOptions:
     images: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse what makes no map, before anything is opened."""
+        """Reject methods without a map, before anything is opened."""
         check_counts(self)
         if self.attribution in CONTROLS:
             raise ValueError(f'attribution={self.attribution} is a control without a map: expected '
@@ -65,10 +65,10 @@ class ShortcutOptions:
 
 def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: ShortcutOptions, command: str = '',
                       ) -> tuple[ShortcutResults, dict[str, NDArray[Any]]]:
-    """Embed known and unknown images in each view, score them, and see where the evidence lies.
+    """Embed known and unknown images in each view, score them, and measure the evidence on the mark.
 
-    Known images bear the mark of their class ('own'), none ('absent') or that of another known class ('conflict');
-    unknown ones bear that of a known class, or none where the known ones bear none.
+    Known images carry the mark of their class ('own'), no mark ('absent') or that of another known class ('conflict');
+    unknown images carry that of a known class, or none in the view without marks.
 
     Args:
         model: What is evaluated.
@@ -77,7 +77,7 @@ def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: 
         command: For the manifest.
 
     Returns:
-        Everything of results.json, and of every known image what was predicted in each view, for arrays.npz.
+        The content of results.json, and the predictions of every known image in each view, for arrays.npz.
 
     Raises:
         ValueError: A data set without a shortcut, images that cannot be read, a score that cannot be served.
@@ -134,10 +134,10 @@ def _group(view: str, model: EvaluatedModel, known: Embeddings, unknown: Embeddi
             'closed_set': top1(right), 'scores': figures}
 
 
-# ---- where the evidence lies
+# ---- evidence on the mark
 
 def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOptions) -> dict[str, Any]:
-    """Mass of the map on the mark, and the fall of the label's log-odds without it; of known images with their own."""
+    """Mass of the map on the mark, and drop of the label's log-odds when it is hidden, of images with their own."""
     size = model.reading().input_size
     layers = [] if options.attribution == 'input-gradient' else [
         str(layer) for layer in resolve_layers(model.net, size, options.layers)]
@@ -167,7 +167,7 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
 
 
 def _mean(name: str, values: Floats, bounded: bool) -> dict[str, Any]:
-    """A mean over images with its normal 95% interval; nothing where there is no image."""
+    """A mean over images with its normal 95% interval; empty without images."""
     if not len(values):
         return {name: None, f'{name}_ci': None}
     mean = float(values.mean())
@@ -181,8 +181,8 @@ def _mean(name: str, values: Floats, bounded: bool) -> dict[str, Any]:
 def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Normalised images [B, C, H, W] and labels [B] on the model's device; the mark, bool [B, H, W], and it elsewhere.
 
-    Elsewhere is the mark's own shape, shifted by a random number of rows and columns (over the border it comes in again
-    on the other side), so that as many pixels are hidden.
+    Elsewhere is the mark's own shape, shifted by a random number of rows and columns (wrapping around at the border),
+    so that as many pixels are hidden.
     """
     transform, crop = model.reading().transform(), model.reading().crop()
     source = cast(ShortcutSource, images.source)

@@ -1,4 +1,4 @@
-"""One evaluation of known against unknown images in running order: check, embed, score, measure."""
+"""The steps of an evaluation of known against unknown images: check, embed, score, measure."""
 from __future__ import annotations
 
 import time
@@ -138,7 +138,7 @@ def _model_pass(model: EvaluatedModel, images: EvaluationImages, sets: EmbeddedS
 
 def _complete(groups: dict[str, Group], unknown: UnknownImages, trivial: dict[str, PixelStatistics | None],
               ) -> dict[str, Mean]:
-    """Completes the groups of named sets; their means over near and far sets."""
+    """Add the sets' facts to their groups, in place, and return the means over near and far sets."""
     kinds: dict[str, list[str]] = {}
     for name, facts in unknown.facts.items():
         groups[name] |= {**facts, 'trivial': trivial[name]}

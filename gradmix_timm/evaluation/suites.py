@@ -1,4 +1,4 @@
-"""OpenOOD's benchmarks, opened by its own lists of images: known, training, validation, near, far and shifted ones."""
+"""OpenOOD's benchmarks, opened by its lists of images: known, training, validation, near, far and shifted."""
 from __future__ import annotations
 
 import logging
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 
 def list_order(suite: Suite) -> tuple[str, ...]:
-    """Names of the known classes in the order of the lists' labels; () where the lists alone know (imagenet200)."""
+    """Names of the known classes in the order of the lists' labels; () if only the lists define it (imagenet200)."""
     if suite.name == 'imagenet':
         return tuple(ImageNetInfo().label_names())
     return class_names_of(suite.name) if suite.name.startswith('cifar') else ()
@@ -62,7 +62,7 @@ def open_suite(suite: Suite, root: str, names: Sequence[str], preprocessing: Pre
         return images
 
     def where_listed(part: str) -> CutDataset | None:
-        """Training and validation images serve fits alone, so that they may be missing."""
+        """Training and validation images, which only fits need, so their lists may be missing."""
         if (place / suite.files(part)[0]).is_file():
             return of_known(part)
         _logger.warning(f'no list {place / suite.files(part)[0]}: without it scores that are fit on it are left out')

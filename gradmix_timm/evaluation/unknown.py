@@ -1,4 +1,4 @@
-"""Whole data sets of unknown images: opened by one word each, apart from what the model knows, near or far."""
+"""Data sets of unknown images, each opened by one specification and disjoint from the known images."""
 from __future__ import annotations
 
 import logging
@@ -28,7 +28,7 @@ from .settings import check_counts
 __all__ = ['UnknownOptions', 'open_unknown']
 
 _logger = logging.getLogger(__name__)
-# Known images whose sizes made images take.
+# Known images whose sizes are used for synthetic images.
 _SIZES = 64
 
 
@@ -37,8 +37,8 @@ class UnknownOptions:
     """Which sets of unknown images, and how they are read.
 
     Attributes:
-        sets: One word each: folder:NAME=DIR, torchvision:NAME, timm:NAME=DIR, noise:NAME.
-        overlap: What to do about classes of known names in them: 'refuse', 'drop', 'keep'.
+        sets: One specification each: folder:NAME=DIR, torchvision:NAME, timm:NAME=DIR, noise:NAME.
+        overlap: What to do about unknown classes named like a known one: 'refuse', 'drop', 'keep'.
         near: Names of sets that count as near; () by OpenOOD's table.
         far: The same for far.
         codec: Every image goes through it first: 'jpeg:85', 'png'; None: none.
@@ -46,7 +46,7 @@ class UnknownOptions:
         made_images: Images of each made set.
         made_seed: Of made images.
         download: Fetch torchvision's sets if they are missing.
-        data_dir: Where sets lie that name no place of their own; None: where the known images lie.
+        data_dir: Folder of sets specified without one; None: that of the known images.
     """
 
     sets: tuple[str, ...]
@@ -61,7 +61,7 @@ class UnknownOptions:
     data_dir: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse words that name no set, codec or policy, before anything is opened."""
+        """Reject an unknown set, codec or policy, before anything is opened."""
         check_counts(self)
         check_specs([parse_unknown(text) for text in self.sets])
         for text in (self.codec, self.unknown_codec):
@@ -72,13 +72,13 @@ class UnknownOptions:
 
     @property
     def known_codec(self) -> Codec | None:
-        """What known images go through."""
+        """The codec of known images."""
         return parse_codec(self.codec) if self.codec else None
 
 
 def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessing: Preprocessing,
                  imagenet: bool = False) -> UnknownImages:
-    """Open every set; no image is read but a few known ones for their sizes.
+    """Open every set; only a few known images are read, for their sizes.
 
     Args:
         options: Which.
@@ -87,7 +87,7 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
         imagenet: Whether the known classes are ImageNet's, for near and far.
 
     Raises:
-        ValueError: No such data, an empty set, or known classes or images in it.
+        ValueError: A set does not exist, is empty, or holds known classes or images.
     """
     specs = [parse_unknown(text) for text in options.sets]
     source, known = images.source, images.split.known
@@ -115,11 +115,11 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
 
 
 def _sizes(known: CutDataset) -> list[tuple[int, int]]:
-    """Width and height of known images, so that made ones go through the same resize."""
+    """Width and height of known images, so that synthetic ones are resized in the same way."""
     found = []
     for row in np.unique(np.linspace(0, len(known) - 1, _SIZES).round().astype(int)):
         try:
             found.append(known.picture(int(row)).size)
         except UnreadableImageError:
-            _logger.debug('row %d cannot be read; its pass will tell', row)
+            _logger.debug('row %d cannot be read; its pass reports the error', row)
     return found or [(224, 224)]

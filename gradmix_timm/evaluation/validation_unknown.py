@@ -1,4 +1,4 @@
-"""The set of unknown images that options are picked on: opened, and apart from everything that is evaluated."""
+"""The validation set of unknown images for choosing options of scores, disjoint from all evaluated images."""
 from __future__ import annotations
 
 from gradmix_timm.data import CutDataset, class_names, open_outside, parse_unknown, shared_classes
@@ -12,17 +12,17 @@ __all__ = ['open_validation_unknown']
 
 def open_validation_unknown(word: str, images: EvaluationImages, preprocessing: Preprocessing,
                             data_dir: str | None = None) -> CutDataset:
-    """Open the set that a word names.
+    """Open the set of a specification.
 
     Args:
         word: As of ``--unknown``: folder:NAME=DIR, torchvision:NAME, timm:NAME=DIR, noise:NAME.
         images: What is evaluated.
         preprocessing: How files are decoded.
-        data_dir: Where sets lie that name no place of their own.
+        data_dir: Folder of sets specified without one.
 
     Raises:
-        ValueError: It has an image or a class of the images that are evaluated, or of known classes; no known images
-            were held out, which it is set against.
+        ValueError: It shares an image or a class with the evaluated images or the known classes; or no known images
+            were held out to compare it with.
     """
     assert images.unknown is not None
     if images.held_out is None or not len(images.held_out):
@@ -37,7 +37,7 @@ def open_validation_unknown(word: str, images: EvaluationImages, preprocessing: 
                          mode=preprocessing.image_mode, exif=preprocessing.exif).images
     for name, part in {**tests, 'the known test images': images.known}.items():
         if not isinstance(part, CutDataset):
-            continue  # tensors have no files
+            continue  # tensors have no file names to compare
         if shared := overlap(part, found):
             raise ValueError(f'tune={word} shares {shared.paths + shared.contents} of its {len(found)} images with '
                              f'{name} ({shared.examples[0][0]}, ...), which are evaluated; name a set apart from them')
@@ -50,7 +50,7 @@ def open_validation_unknown(word: str, images: EvaluationImages, preprocessing: 
 
 
 def _classes(images: CutDataset) -> tuple[str, ...]:
-    """Names of the classes of a folder of folders; () of sets without."""
+    """Names of the class folders; () of sets without them."""
     try:
         return class_names(images.source)
     except (ValueError, TypeError):

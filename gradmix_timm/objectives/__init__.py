@@ -1,4 +1,4 @@
-"""What is minimised: contrastive losses and the tasks around them."""
+"""Training objectives: contrastive losses and their tasks."""
 from .clean import KeepCleanTask
 from .contrastive import ContrastiveTask, JointTask, guiding_mixer
 from .heads import Projected, classifier_layers

@@ -33,7 +33,7 @@ class KeepCleanTask(ClassificationTask):
         ValueError: A mixer without target layers.
     """
 
-    #: The task calls its mixer itself.
+    #: Tells the training loop that the task calls its mixer itself.
     mixes: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, mixer: GradMix, criterion: Any = None, **options: Any) -> None:

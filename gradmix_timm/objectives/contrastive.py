@@ -28,17 +28,17 @@ __all__ = ['ATTRIBUTION_TEMPERATURE', 'ContrastiveTask', 'JointTask', 'guiding_m
 
 _logger = logging.getLogger(__name__)
 
-#: Temperature of the loss that the maps differentiate; the GradMix authors fix it, whatever the training uses.
+#: Temperature of the loss that the maps differentiate; the GradMix authors fix it, regardless of that of the training.
 ATTRIBUTION_TEMPERATURE = 0.05
 # T / T0 of the loss whose gradient the authors normalise with an absolute epsilon.
 _AUTHORS_SCALE = ATTRIBUTION_TEMPERATURE / JointConfig().base_temperature
 
 
 def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
-    """The part of a mixer that reads maps, or None; refuses what cannot mix views.
+    """The part of a mixer that reads maps, or None; rejects mixers that cannot mix views.
 
     Raises:
-        ValueError: timm's class, which has no draw; options that ask for a pass of their own.
+        ValueError: timm's class, which has no draw; options that need a separate pass.
     """
     if mixer is None:
         return None
@@ -62,7 +62,7 @@ def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
 
 
 class ContrastiveTask(TrainingTask):
-    """What the contrastive tasks share: a projected model, views, one forward for loss and maps, state.
+    """Base class of the contrastive tasks: a projected model, views, one forward for loss and maps, state.
 
     A batch is [2 B, C, H, W]: view 1 of every image, then view 2 of every image, as timm's collate lays out tuples.
     View 1 is mixed, view 2 is not; labels never are. The class head takes no part and is frozen.
@@ -81,7 +81,7 @@ class ContrastiveTask(TrainingTask):
         ValueError: A mixer that cannot mix views, a model without features, a number out of range.
     """
 
-    #: The task calls its mixer itself.
+    #: Tells the training loop that the task calls its mixer itself.
     mixes: ClassVar[bool] = True
     #: Views of an image in a batch.
     views: ClassVar[int] = 2
@@ -109,7 +109,7 @@ class ContrastiveTask(TrainingTask):
 
     def compile(self, backend: str = 'inductor', mode: str | None = None,  # type: ignore[override]
                 **options: Any) -> nn.Module:
-        """Compile what trains and what is judged."""
+        """Compile the trained module and the evaluated model."""
         compiled: nn.Module = torch.compile(  # type: ignore[assignment]
             self._projected().student, backend=backend, mode=mode, **options)
         self.eval_model = compiled
@@ -130,7 +130,7 @@ class ContrastiveTask(TrainingTask):
 
     def load_task_state(self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None,
                         ema: bool = False) -> None:
-        """Load what :meth:`get_task_state` gave.
+        """Load the state of :meth:`get_task_state`.
 
         Raises:
             ValueError: A checkpoint without a projection head, or one of another width.
@@ -143,7 +143,7 @@ class ContrastiveTask(TrainingTask):
             unwrap_model(module).projection.load_state_dict(weights, strict=strict)
 
     def get_clip_parameters(self, exclude_head: bool = False) -> list[nn.Parameter]:
-        """Everything that trains; the class head never does."""
+        """Trainable parameters, without the class head."""
         return [weight for weight in self._projected().parameters() if weight.requires_grad]
 
     # ---- inside
@@ -155,7 +155,7 @@ class ContrastiveTask(TrainingTask):
 
     @property
     def _mixing(self) -> bool:
-        """Whether the mixed term is on; the same for all processes, whatever they draw."""
+        """Whether the mixed term is on; the same for all processes, independent of their draws."""
         return self._mixable and self.mixer.mixup_enabled
 
     @property
@@ -175,11 +175,11 @@ class ContrastiveTask(TrainingTask):
             yield seen
 
     def _captured(self, seen: Watch, logits: Tensor, labels: Tensor, images: Tensor) -> list[Captured]:
-        """The watched layers and the gradient there of the mixer's score of 'which is the other view?'."""
+        """The watched layers and the gradient there of the mixer's score for identifying the other view."""
         assert self._guide is not None
         with torch.autocast(images.device.type, enabled=False), kept_buffers(self._projected().student):
             score = score_function(self._guide.config.score)(logits, labels).sum()
-            if self._guide.config.recipe == 'authors':  # theirs is a mean, and their normalisation knows the scale
+            if self._guide.config.recipe == 'authors':  # theirs is a mean, and their normalisation depends on the scale
                 score = score * (_AUTHORS_SCALE / logits.shape[0])
             return seen.captured(logits, score, image_size(images), retain_graph=True)
 
@@ -195,7 +195,7 @@ class ContrastiveTask(TrainingTask):
 
     @staticmethod
     def _no_labels(view: Tensor) -> Tensor:
-        """Labels for the mixer's checks: a mixed view keeps the label of its image, whatever that is."""
+        """Labels for the mixer's checks, unused otherwise: a mixed view keeps the label of its image."""
         return torch.zeros(len(view), dtype=torch.int64)
 
     def _again(self, images: Tensor) -> Tensor:

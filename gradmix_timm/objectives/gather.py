@@ -22,7 +22,7 @@ def own_rows(batch: int, device: torch.device) -> Tensor | None:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose backward sums what every process asks of each row.
+    """All-gather whose backward sums the gradients of all processes for each row.
 
     torch.distributed.nn has one, but its backward is a reduce-scatter that gloo does not offer.
     """
@@ -43,7 +43,7 @@ class _Gather(torch.autograd.Function):
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all processes in the order of their ranks; every process holds as many.
 
-    The gradient of a row is the sum of what the losses of all processes ask of it. With each process's loss the mean
+    The gradient of a row is the sum over the losses of all processes. With each process's loss the mean
     over its own anchors, and gradients averaged as DistributedDataParallel does, that is the gradient of one process
     with the joined batch.
 
@@ -51,7 +51,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         rows: [B, ...], any dtype that the backend takes.
 
     Returns:
-        [processes * B, ...]; the very tensor where there is one process.
+        [processes * B, ...]; the same tensor with one process.
     """
     if world_size() == 1:
         return rows

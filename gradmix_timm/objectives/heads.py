@@ -15,8 +15,8 @@ __all__ = ['Projected', 'classifier_layers', 'feature_width']
 class Projected(FeatureDistillationTrainableModule):
     """A timm classifier up to its features, and a projection head behind them; images to unit rows [B, P].
 
-    timm's trainable module of two parts, from which weight-decay and layer-decay groups come. The class head is no part
-    of the pass and is frozen: nothing trains it but a probe.
+    timm's trainable module of two parts, from which weight-decay and layer-decay groups come. The class head takes
+    no part in the pass and is frozen: only a probe trains it.
 
     Args:
         model: With timm's ``forward_features`` and ``forward_head``.
@@ -39,7 +39,7 @@ class Projected(FeatureDistillationTrainableModule):
             layer.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier reads, [B, D]."""
+        """The classifier's input, [B, D]."""
         features = self.student.forward_head(self.student.forward_features(images), pre_logits=True)
         return features.flatten(1)
 
@@ -57,7 +57,7 @@ def classifier_layers(model: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def feature_width(model: nn.Module) -> int:
-    """Width of what the classifier reads.
+    """Width of the classifier's input.
 
     Raises:
         ValueError: The model does not declare it.

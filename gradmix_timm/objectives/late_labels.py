@@ -13,7 +13,7 @@ __all__ = ['LateLabelTask']
 
 
 class LateLabelTask(ClassificationTask):
-    """Classification of mixed images; the mixer finishes their labels from what it sees of the forward pass.
+    """Classification of mixed images; the mixer determines their labels from the forward pass.
 
     Args:
         model: The classifier.
@@ -22,7 +22,7 @@ class LateLabelTask(ClassificationTask):
         **options: Of timm's ClassificationTask.
     """
 
-    #: The task calls its mixer itself.
+    #: Tells the training loop that the task calls its mixer itself.
     mixes: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, mixer: BatchMixer, criterion: Any = None, **options: Any) -> None:

@@ -58,7 +58,7 @@ class KeyQueue(nn.Module):
 
     Attributes:
         keys: Unit rows, float32 [K, P].
-        place: Where the next key goes, int64 [].
+        place: Position of the next key, int64 [].
     """
 
     keys: Tensor
@@ -118,14 +118,14 @@ class MocoTask(ContrastiveTask):
         self.momentum = float(momentum)
         self.key_module: nn.Module = copy.deepcopy(self._projected()).requires_grad_(False).train()
         self.queue = KeyQueue(queue, self.dim).to(self.device)
-        # Norms that are synchronised see all images anyway.
+        # Synchronised norms already use the statistics of all images.
         self.shuffles = any(isinstance(module, nn.modules.batchnorm._BatchNorm)
                             and not isinstance(module, nn.SyncBatchNorm) for module in self.key_module.modules())
 
     # ---- timm's contract
 
     def prepare_distributed(self, device_ids: list | None = None, **options: Any) -> MocoTask:
-        """Wrap what trains, and give every process the first one's key encoder and queue, as DDP gives its weights."""
+        """Wrap the trained module, and broadcast the first process's key encoder and queue, as DDP does weights."""
         super().prepare_distributed(device_ids, **options)
         for tensor in (*self.key_module.state_dict().values(), *self.queue.state_dict().values()):
             distributed.broadcast(tensor, 0)
@@ -145,10 +145,10 @@ class MocoTask(ContrastiveTask):
 
     def load_task_state(self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None,
                         ema: bool = False) -> None:
-        """Load what :meth:`get_task_state` gave.
+        """Load the state of :meth:`get_task_state`.
 
         Raises:
-            ValueError: No key encoder in it, or a queue of another size.
+            ValueError: It has no key encoder, or a queue of another size.
         """
         super().load_task_state(state, strict, module, ema)
         if ema or not state:

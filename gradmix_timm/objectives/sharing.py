@@ -49,10 +49,10 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 class SecondPass:
     """Lets a compiled module run a further training pass while the graph of an earlier one waits for its backward.
 
-    BatchNorm hands its running statistics to its backward, which does not read them in training. In eager mode nothing
-    notices that the next pass moves them on; a compiled pass counts as an in-place change and the backward is refused.
-    So a compiled pass writes to twins of the buffers, whose values go back unseen by any graph. The twins stay the
-    same tensors from step to step, as compiled graphs like it.
+    BatchNorm hands its running statistics to its backward, which does not read them in training. In eager mode
+    the update by the next pass goes unnoticed; in a compiled pass it counts as an in-place change and backward fails.
+    So a compiled pass writes to copies of the buffers, whose values are copied back outside any graph. The copies stay
+    the same tensors from step to step, which avoids recompilation.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""``python -m gradmix_timm.openset``: a door to :mod:`gradmix_timm.cli.openset.main`."""
+"""``python -m gradmix_timm.openset``: entry point of :mod:`gradmix_timm.cli.openset.main`."""
 from __future__ import annotations
 
 import sys

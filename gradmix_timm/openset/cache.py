@@ -1,8 +1,8 @@
-"""Embeddings on disk under a key of everything they depend on; a pass that was cut short goes on where it stopped.
+"""Embeddings on disk under a key of everything they depend on; an interrupted pass resumes where it stopped.
 
 An entry is a folder named by the key: arrays as .npy files, read as memory maps, and ``entry.json``. It is filled in
-``KEY.partial``, block by block, with the blocks that are done in ``done.json``, and renamed when it is whole. Both hold
-the SHA-256 of every array's rows block by block, which are compared when they are read.
+``KEY.partial``, block by block, with finished blocks recorded in ``done.json``, and renamed when complete. Both hold
+the SHA-256 of every array's rows block by block, which is verified on reading.
 """
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gradmix_timm.schema import check, read_json
 __all__ = ['EmbeddingCache', 'entry_key', 'weights_hash']
 
 _logger = logging.getLogger(__name__)
-# Rows of one pass through the loader: what a killed run may have to repeat, 8 s of ResNet-18 at 224 px on a GPU.
+# Rows of one pass through the loader, so the most that a killed run repeats: 8 s of ResNet-18 at 224 px on a GPU.
 _BLOCK = 8192
-# Of the entries' layout: another number never reads an older entry.
+# Version of the entries' layout; entries of another version are ignored.
 _FORMAT = 2
 _FIELDS = ('logits', 'features', 'projection', 'label')
 _Field = Literal['logits', 'features', 'projection', 'label']
@@ -43,7 +43,7 @@ class _Block(TypedDict):
 
 
 class _Done(TypedDict):
-    """What is stored of an entry."""
+    """Files of a stored entry."""
 
     count: int
     blocks: list[_Block]
@@ -85,8 +85,8 @@ class EmbeddingCache:
         block: Rows that are made at a time.
 
     Attributes:
-        hits: Names of the sets that were found whole.
-        misses: Names of those that were made, in whole or in part.
+        hits: Names of the sets that were found complete.
+        misses: Names of those that were computed, in whole or in part.
     """
 
     def __init__(self, folder: str | os.PathLike[str], block: int = _BLOCK) -> None:
@@ -96,16 +96,16 @@ class EmbeddingCache:
 
     def fetch(self, parts: Mapping[str, Any], count: int, make: Callable[[int, int], Embeddings],
               title: str = '') -> Embeddings:
-        """Embeddings of ``count`` images: from disk, or made block by block and stored.
+        """Embeddings of ``count`` images: from disk, or computed block by block and stored.
 
         Args:
-            parts: Everything they depend on, plain values; part of the entry, and compared when it is read.
+            parts: Everything they depend on, plain values; stored in the entry and compared on reading.
             count: Images.
             make: (start, stop) to the embeddings of those rows; never called for rows that are stored.
             title: Of the set, for ``hits`` and ``misses``.
 
         Returns:
-            Memory-mapped, copied where they are written to; ``index`` counts from 0.
+            Memory-mapped, copy-on-write; ``index`` counts from 0.
         """
         whole = self.folder / entry_key(parts)
         found = self._read(whole, parts, count)
@@ -119,12 +119,12 @@ class EmbeddingCache:
             if not ours:
                 _logger.warning(f'{partial} is being filled by another run; this one keeps its own embeddings')
                 return make(0, count)
-            # Another run may have finished it while this one waited for nothing but the system.
+            # Another run may have finished the entry between the first lookup and taking the lock.
             found = self._read(whole, parts, count)
             if found is not None:
                 return found
             self._fill(partial, parts, count, make)
-            shutil.rmtree(whole, ignore_errors=True)  # what was there could not be read
+            shutil.rmtree(whole, ignore_errors=True)  # an entry that could not be read
             os.replace(partial, whole)
         stored = self._read(whole, parts, count)
         if stored is None:
@@ -132,7 +132,7 @@ class EmbeddingCache:
         return stored
 
     def _read(self, folder: Path, parts: Mapping[str, Any], count: int) -> Embeddings | None:
-        """An entry, or None where there is none, or one that is not what it should be."""
+        """An entry, or None if it is missing or invalid."""
         try:
             entry: _Entry = check(read_json(folder / 'entry.json'), _Entry, str(folder / 'entry.json'))
             if entry['count'] != count or entry['parts'] != json.loads(_canonical(parts)):
@@ -175,11 +175,11 @@ def _digest(rows: NDArray[Any]) -> str:
 
 
 def _arrays(folder: Path, done: _Done) -> dict[str, NDArray[Any]]:
-    """Arrays of the fields that the first block has, as memory maps that are copied where they are written to.
+    """Arrays of the fields of the first block, as copy-on-write memory maps.
 
     Raises:
-        ValueError: Fields, shapes or types that no pass leaves behind.
-        OSError: One that is not there.
+        ValueError: Fields, shapes or types that no pass writes.
+        OSError: An array is missing.
     """
     fields = set(done['blocks'][0]['sha256']) if done['blocks'] else set()
     there = {path.stem for path in folder.glob('*.npy')}
@@ -196,7 +196,7 @@ def _arrays(folder: Path, done: _Done) -> dict[str, NDArray[Any]]:
 
 
 def _whole_blocks(arrays: Mapping[str, NDArray[Any]], done: _Done) -> int:
-    """How many blocks, from the first, hold the rows that were stored."""
+    """Number of leading blocks that still hold the rows that were stored."""
     start = 0
     for number, block in enumerate(done['blocks']):
         stop = block['stop']
@@ -208,7 +208,7 @@ def _whole_blocks(arrays: Mapping[str, NDArray[Any]], done: _Done) -> int:
 
 
 def _done(partial: Path, count: int) -> _Done:
-    """Blocks of an unfinished entry that are stored; none, and nothing left of it, where that cannot be told."""
+    """Stored blocks of an unfinished entry; none, with its arrays removed, if they are unknown."""
     try:
         found: _Done = check(read_json(partial / 'done.json'), _Done, str(partial / 'done.json'))
         if found['count'] != count:
@@ -223,7 +223,7 @@ def _done(partial: Path, count: int) -> _Done:
 
 
 def _store(path: Path, values: NDArray[Any], start: int, count: int) -> None:
-    """Rows of an array on disk that has room for all; on the disk before anybody is told."""
+    """Write rows into an array on disk of full size; flushed before the row count is updated."""
     shape = (count, *values.shape[1:])
     mode: Any = 'r+' if path.exists() else 'w+'
     array: Any = np.lib.format.open_memmap(path, mode=mode, dtype=values.dtype if mode == 'w+' else None,
@@ -234,11 +234,11 @@ def _store(path: Path, values: NDArray[Any], start: int, count: int) -> None:
 
 @contextmanager
 def _claimed(partial: Path) -> Iterator[bool]:
-    """The unfinished entry's folder for this process alone; False where another has it. Freed by its end, whatever."""
+    """Lock the folder of an unfinished entry; yields False if another process has it. Released on exit."""
     partial.mkdir(exist_ok=True)
     try:
         import fcntl
-    except ImportError:  # no such locks on Windows
+    except ImportError:  # Windows has no such locks
         yield True
         return
     with open(partial / 'lock', 'w') as lock:

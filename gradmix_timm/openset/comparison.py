@@ -1,8 +1,8 @@
 """Groups of runs against each other: means over class splits, paired differences with intervals, Holm's correction.
 
 The unit is the class split: trials whose class sets are the same (reordered) count once, and seeds of one split are
-averaged first. Where all runs share one split the unit is the run, and what is found holds for that split alone; a
-single pair is compared image by image. Verdicts go by p-values corrected after Holm over everything that gets one, and
+averaged first. If all runs share one split the unit is the run, and the findings hold for that split alone; a
+single pair is compared image by image. Verdicts follow p-values corrected by Holm over all tested differences, and
 need five pairs.
 """
 from __future__ import annotations
@@ -47,19 +47,19 @@ def compare_runs(
 
     Args:
         runs: Of :func:`~gradmix_timm.openset.runs.read_runs`.
-        base: Group that differences are taken to; None: ``none`` where there is one, else the last group.
+        base: Group that differences are taken to; None: the group ``none`` if there is one, else the last group.
         paired: Take differences; each run needs its partner of the same trial and seed.
-        common: Leave out runs without partners in place of refusing them.
+        common: Leave out runs without partners instead of refusing them.
         level: Coverage of the intervals, in (0, 1).
-        arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None where there is none.
-        metrics: Metrics whose differences get a verdict, beside the closed-set accuracy; None: all. Each one more makes
-            Holm's correction, which is over all of them together, stricter.
+        arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None if it has none.
+        metrics: Metrics whose differences get a verdict, beside the closed-set accuracy; None: all. Each further one
+            makes Holm's correction over all of them stricter.
 
     Returns:
         Plain values, ready for JSON: ``groups``, ``unit``, ``n_distinct``, ``tests`` (differences that Holm's
         correction is over), ``notes``, ``left_out``; ``closed_set`` and ``scores`` as
         {metric: {'groups': {...}, 'differences': {...}}}, fractions. The verdict of a difference: ``better``, ``worse``
-        or ``not distinguishable`` by ``p_holm`` against 1 - level, so that where there is no difference at all a whole
+        or ``not distinguishable`` by ``p_holm`` against 1 - level, so if no difference exists a whole
         comparison shows any ``better`` or ``worse`` with that probability at most; ``too few pairs (n)`` below five;
         ``cannot say (no spread)``; None for metrics that were not asked for.
 
@@ -92,7 +92,7 @@ def compare_runs(
                    for score in dict.fromkeys(score for score, _ in table) if score != CLOSED_SET}}
 
 
-# ---- who is compared with whom
+# ---- groups and pairs
 
 def _base(groups: Mapping[str, Any], base: str | None, paired: bool) -> str:
     names = list(groups)
@@ -156,7 +156,7 @@ def _by_split(part: Sequence[Run], values: Sequence[float]) -> dict[Split, list[
 
 
 def _units(part: Sequence[Run], values: Sequence[float]) -> list[float]:
-    """One value a class split, or where there is one split, one a run."""
+    """One value per class split, or per run if there is only one split."""
     splits = _by_split(part, values)
     return [float(np.mean(row)) for row in splits.values()] if len(splits) > 1 else list(values)
 
@@ -194,7 +194,7 @@ def _difference(part: Sequence[Run], base: Sequence[Run], key: Key, level: float
 
 def _by_images(one: Run, other: Run, key: Key, level: float, arrays_of: Callable[[Run], Arrays | None],
                ) -> Difference | None:
-    """A single pair: AUROC image by image, where both runs kept what each image scored."""
+    """A single pair: AUROC image by image, if both runs kept the scores of each image."""
     if key[1] != 'auroc':
         return None
     first, second = arrays_of(one), arrays_of(other)
@@ -208,7 +208,7 @@ def _by_images(one: Run, other: Run, key: Key, level: float, arrays_of: Callable
 
 
 def _decide(table: Mapping[Key, dict[str, Any]], level: float, metrics: Sequence[str] | None) -> int:
-    """Holm's p-values and verdicts, over everything that gets a verdict; how many differences were tested."""
+    """Add Holm's p-values and verdicts of all differences that get one; returns the number of tested differences."""
     asked = [(metric, entry) for (score, metric), both in table.items() for entry in both['differences'].values()
              if score == CLOSED_SET or metrics is None or metric in metrics]
     tested = [entry for _, entry in asked if entry['p'] is not None]

@@ -23,7 +23,7 @@ from .scores.base import Head
 __all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched']
 
 _logger = logging.getLogger(__name__)
-# A log line after so many seconds without one, where no terminal shows a moving bar.
+# Seconds between log lines if no terminal shows a progress bar.
 _REPORT_EVERY = 30.
 
 
@@ -40,7 +40,7 @@ def extract(
     """Logits and features of every image, from one forward pass each, in evaluation and inference mode.
 
     The features are what the classifier reads, taken at its input while the model itself runs, so the logits are
-    ``model(images)`` and not a second opinion. They are timm's ``forward_head(..., pre_logits=True)``: width
+    exactly those of ``model(images)``. They are timm's ``forward_head(..., pre_logits=True)``: width
     ``head_hidden_size``, which is not always ``num_features``; the mean over the inputs of several heads (distilled
     models), side by side where their widths differ (CrossViT). Without timm's ``get_classifier`` the last nn.Linear
     is taken for the classifier.
@@ -54,7 +54,7 @@ def extract(
         progress: What is being read, for a bar with the time left (a terminal) or a log line every half minute; None:
             silent.
         projection: From features to a projection [B, P], on ``device``; of models that were trained with such a head.
-        features_needed: Whether a model without a classifier to read at is refused; else its features are 0 wide.
+        features_needed: Whether a model without a classifier to hook is refused; else its features have width 0.
 
     Returns:
         Embeddings on the CPU; ``index`` counts the loader's images from 0; ``projection`` is None without one.
@@ -62,7 +62,7 @@ def extract(
     Where the device runs out of memory the batch is halved, until it fits, and so are those after it.
 
     Raises:
-        ValueError: NaN among the logits (with the rows), a model without a classifier to read at, an empty loader, no
+        ValueError: NaN among the logits (with the rows), a model without a classifier to hook, an empty loader, no
             memory for a single image.
     """
     device = torch.device(device)
@@ -106,10 +106,10 @@ def head_of(model: nn.Module) -> Head:
 
     Heads of equal width are averaged, as their logits are; heads of different widths stand side by side. A BatchNorm
     inside the head (LeViT) is folded in. Where two heads of one width read different tokens (distilled DeiT) no single
-    map gives the logits; :func:`~gradmix_timm.openset.scores.fit_score` finds that out and says so.
+    map gives the logits; :func:`~gradmix_timm.openset.scores.fit_score` detects that and raises.
 
     Raises:
-        ValueError: No classifier, or one that is not affine; what remains without it.
+        ValueError: The model has no affine classifier; the message names the scores that do not need it.
     """
     parts = [_affine(module) for module in _classifiers(unwrap_model(model))]
     bias = torch.stack([b for _, b in parts]).mean(0)
@@ -123,7 +123,7 @@ _REMAINS = 'scores that need no head remain (logits or features alone)'
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's flag as it was afterwards."""
+    """Evaluation mode, with every module's training flag restored on exit."""
     before = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -224,7 +224,7 @@ class Pieces:
         self.count = 0
 
     def of(self, images: Tensor) -> Iterator[Any]:
-        """Answers in order; ``count`` says afterwards how many."""
+        """Yield the outputs in order; ``count`` is their number afterwards."""
         start = self.count = 0
         while start < len(images):
             piece = images[start:start + self._most]
@@ -235,7 +235,7 @@ class Pieces:
                 self.count += 1
 
     def _tried(self, piece: Tensor) -> Any:
-        """The answer, or None where memory ran out and pieces are smaller from here on."""
+        """The output, or None if memory ran out and pieces are smaller from here on."""
         try:
             return self._answer(piece)
         except (RuntimeError, MemoryError) as error:
@@ -245,7 +245,7 @@ class Pieces:
                 raise ValueError(f'{self._title or "the loader"}: the device has no memory for a single image of '
                                  f'{list(piece.shape[1:])}; use a smaller --img-size, --amp or --device cpu') from error
             self._most = len(piece) // 2
-        # Outside of the handler, which holds on to the failed pass's tensors.
+        # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         _logger.warning('%s: out of memory with %d images at once, going on with %d; --batch-size %d avoids this',
@@ -278,7 +278,7 @@ def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _measured(module: nn.Module, inner: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """An affine layer by its answers at zero and at the unit vectors, checked at one more point."""
+    """An affine layer from its outputs at zero and at the unit vectors, checked at one more point."""
     layer = copy.deepcopy(module).cpu().double().eval()
     width = inner.in_features if isinstance(inner, nn.Linear) else inner.in_channels
     points = torch.cat([torch.zeros(1, width), torch.eye(width), torch.linspace(-1, 1, width)[None]]).double()
@@ -292,9 +292,9 @@ def _measured(module: nn.Module, inner: nn.Linear | nn.Conv2d) -> tuple[Tensor, 
 
 
 def watched(loader: Iterable[Any], title: str | None) -> Iterator[Any]:
-    """The loader's batches, with word of how long it takes."""
+    """The loader's batches, with progress and the time left."""
     if title is None or sys.stderr.isatty():
-        # The bar appears only where the pass takes longer than a moment.
+        # Short passes finish before the bar would appear.
         yield from (batch[:2] for batch in tqdm(loader, desc=title, unit='batch', disable=title is None, delay=2.,
                                                leave=False, file=sys.stderr))
         return

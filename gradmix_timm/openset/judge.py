@@ -1,4 +1,4 @@
-"""From embeddings of known and unknown images to everything that is reported: scores, metrics, one threshold."""
+"""Scores, metrics and one threshold from embeddings of known and unknown images."""
 from __future__ import annotations
 
 import logging
@@ -41,7 +41,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 # The score whose threshold, classes and mistakes are shown: chosen beforehand, never by the test images.
 _HEADLINE = 'mls'
-# Of the knowns to reject at the threshold.
+# Share of the knowns to reject at the threshold.
 _ALPHA = 0.05
 
 
@@ -50,7 +50,7 @@ class EmbeddedSets:
     """Embeddings of the image sets to evaluate.
 
     Attributes:
-        train: Known training images, without those held out, un-augmented; None where no score needs them.
+        train: Known training images, without those held out, un-augmented; None if no score needs them.
         known: Known test images; labels are positions in ``known_classes``.
         unknown: Unknown test images.
         unknown_label: Positions in ``unknown_classes``, int64 [M].
@@ -58,10 +58,10 @@ class EmbeddedSets:
         unknown_classes: Names.
         held_out: Known training images that were held out, or None.
         head: The classifier, or None.
-        head_missing: Why there is none.
-        groups: Name to unknown classes that are also reported apart.
+        head_missing: Why ``head`` is None.
+        groups: Name to unknown classes that are also reported separately.
         model_pass: From a score that goes back to the model, and 'known', 'unknown' or 'held_out', to the knownness of
-            these images, float64 in the order of their embeddings; None where there are embeddings alone.
+            these images, float64 in the order of their embeddings; None if only embeddings are available.
     """
 
     train: Embeddings | None
@@ -77,10 +77,10 @@ class EmbeddedSets:
     model_pass: Callable[[Any, str], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse labels that name no class, and logits that are not one a known class.
+        """Reject labels that are no class, and logits whose number differs from that of the known classes.
 
         Raises:
-            ValueError: With the label and the row.
+            ValueError: The message names the label and the row.
         """
         for side, label, count in (
                 ('known', self.known.label, len(self.known_classes)),
@@ -104,7 +104,7 @@ class Judged:
     Attributes:
         results: The part of results.json that depends on embeddings.
         arrays: What figures are drawn from: ``known/SCORE`` and ``unknown/SCORE`` float64 knownness, ``correct/SCORE``
-            bool, labels, the classifier's answers, the confusion counts, bins of confidence.
+            bool, labels, the classifier's predictions, the confusion counts, bins of confidence.
     """
 
     results: JudgedFigures
@@ -124,9 +124,9 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         draws: Resamples for the intervals.
         seed: Of the resamples.
         on_score: Called with the name of each score as its turn comes.
-        preset: Whose scores to use where none are named, what to fit on held-out images, and whose metric conventions
+        preset: Its scores are the default, and it sets the scores to fit on held-out images and the metric conventions
             to add.
-        tuned: Names of scores to what stands in their place: with options that were picked on validation images.
+        tuned: Names of scores to their replacements, with options chosen on validation images.
 
     Raises:
         ValueError: An unknown score, or one asked for by name that the model cannot serve; no score at all.
@@ -171,14 +171,16 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
            on_score: Callable[[str], None], preset: Preset | None, tuned: Mapping[str, str],
            ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
-    """Metrics of each score, its fit, and why others could not be served; knownness goes into ``arrays``."""
+    """Metrics and fit of each score, and why others could not be served; knownness goes into ``arrays``."""
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
     missing: dict[str, str] = {}
-    for name in names or (list_scores() if preset is None else preset.labels):
+    # Scores that take passes of their own over the model are costly: only where they are named.
+    usual = [name for name in list_scores() if not score_kind(name).requires_model]
+    for name in names or (usual if preset is None else preset.labels):
         name = tuned.get(name, name)
         on_score(name)
-        if reason := _unservable(sets, name, named=names is not None):
+        if reason := _unservable(sets, name):
             missing[name] = reason
             continue
         try:
@@ -215,11 +217,9 @@ def _knownness(sets: EmbeddedSets, score: Score, side: str) -> torch.Tensor:
     return score(getattr(sets, side))
 
 
-def _unservable(sets: EmbeddedSets, name: str, named: bool) -> str:
-    """Why a score cannot be served; '' if nothing stands against it."""
+def _unservable(sets: EmbeddedSets, name: str) -> str:
+    """Why a score cannot be served; '' if it can."""
     kind = score_kind(name)
-    if kind.requires_model and not named:
-        return f'it takes passes over the model of its own, so it is served where it is named: scores={name}'
     if kind.needs_train and sets.train is None and not (kind.fits_on_held_out and sets.held_out is not None):
         return 'it is fitted on training images, and there are none'
     if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
@@ -228,7 +228,7 @@ def _unservable(sets: EmbeddedSets, name: str, named: bool) -> str:
 
 
 def check_names(names: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names of scores as the rows of a table: with what differs from their defaults.
+    """Names of scores with the options that differ from the defaults, as in the rows of a table.
 
     Raises:
         ValueError: A name or option that is not known, with the nearest; or pytorch-ood is not installed.
@@ -272,11 +272,11 @@ def _values(name: str, values: Any) -> Floats:
 
 
 def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> tuple[float, str, int]:
-    """The threshold, where it was set in words, and how many held-out images it was set on; 0: on test images."""
+    """The threshold, a description of its source, and the number of held-out images; 0 if set on test images."""
     held, why = sets.held_out, ''
     if held is not None and score_kind(name).fits_on_held_out:
         held, why = None, 'the score is fit on the held-out images'
-    # Fewer than 19 held-out images cannot promise 95%.
+    # A conformal threshold for 95% needs 19 held-out images.
     if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
         score = fit_score(name, sets.train, head=sets.head)
         value = conformal_threshold(_values(name, _knownness(sets, score, 'held_out')), _ALPHA)
@@ -290,7 +290,7 @@ def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -
 
 
 def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> Calibration:
-    """Errors of the closed-set probabilities, as they are and at the temperature that suits the held-out images best.
+    """Calibration errors of the closed-set probabilities, without and with the temperature fitted on held-out images.
 
     The bins go into ``arrays``.
     """
@@ -316,7 +316,7 @@ def _errors(logits: torch.Tensor, label: torch.Tensor) -> CalibrationErrors:
 
 
 def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:
-    """Images by answer (K classes, then rejected) and true class (K known, U unknown), int64 [K + 1, K + U]."""
+    """Images by prediction (K classes, then rejected) and true class (K known, U unknown), int64 [K + 1, K + U]."""
     k, u = len(sets.known_classes), len(sets.unknown_classes)
     counts = np.zeros((k + 1, k + u), dtype=np.int64)
     for side, offset in (('known', 0), ('unknown', k)):

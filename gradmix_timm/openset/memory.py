@@ -1,4 +1,4 @@
-"""Which errors say that memory ran out, on whatever device."""
+"""Recognise out-of-memory errors of any device."""
 from __future__ import annotations
 
 import torch
@@ -7,7 +7,7 @@ __all__ = ['is_out_of_memory']
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is of memory that ran out; PyTorch's allocator on the CPU raises a plain RuntimeError.
+    """Whether an error means out of memory; PyTorch's CPU allocator raises a plain RuntimeError.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError('shapes differ'))

@@ -27,7 +27,7 @@ def score_images(
 ) -> Tensor:
     """Knownness of every image, float64 [N] on the CPU, in evaluation mode.
 
-    The model is left as it was: training flags, and gradients, of which parameters collect none.
+    The model is left unchanged: training flags are restored, and parameters collect no gradients.
 
     Args:
         score: Of :func:`~gradmix_timm.openset.scores.fit_score`: 'odin'.
@@ -37,7 +37,7 @@ def score_images(
         std: What pixels in [0, 1] were divided by, per channel; None: nothing.
         amp_dtype: Runs forward passes under autocast in this dtype.
         channels_last: Memory format of the images handed in.
-        progress: What is being read, for whoever waits; None: silent.
+        progress: Name of the set, for the progress bar; None: silent.
 
     Where the device runs out of memory the batch is halved, until it fits, and so are those after it.
 

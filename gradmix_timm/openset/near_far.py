@@ -1,4 +1,4 @@
-"""Near and far: which data sets of unknowns lie close to which knowns, and means over the sets of a kind."""
+"""Near and far data sets of unknowns for given knowns, and means over the sets of each kind."""
 from __future__ import annotations
 
 import re
@@ -25,11 +25,11 @@ _CIFAR10 = frozenset(('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'f
 
 
 def suite_of(dataset: str, known_classes: Sequence[str]) -> str | None:
-    """Which entry of ``NEAR_FAR`` the knowns belong to; None where the names do not say.
+    """Entry of ``NEAR_FAR`` that the knowns belong to; None if the names do not determine it.
 
     Args:
         dataset: timm's name of the known data set ('torch/cifar10'), or a folder's.
-        known_classes: Names; CIFAR-10's ten are told by themselves.
+        known_classes: Names; CIFAR-10's ten are recognised without ``dataset``.
 
     Example:
         >>> suite_of('torch/cifar100', ['apple']), suite_of('', ['ant', 'bee'])
@@ -48,14 +48,14 @@ def near_and_far(suite: str | None, names: Sequence[str], near: Sequence[str] = 
     Args:
         suite: Of :func:`suite_of`.
         names: Of the data sets.
-        near: Names said to be near by hand; before the table.
+        near: Names given as near; they take precedence over the table.
         far: The same.
 
     Returns:
         'near' and 'far' to the names among ``names``; a kind without any is left out.
 
     Raises:
-        ValueError: A name by hand that is no data set, or is on both sides.
+        ValueError: A given name is not a data set, or is on both sides.
     """
     for name in (*near, *far):
         if name not in names or (name in near and name in far):

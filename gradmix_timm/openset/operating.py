@@ -27,7 +27,7 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
     """Macro-F1 over the known classes and the unknown, balanced and normalised accuracy at a threshold.
 
     Means over classes are over those that have images. Their intervals come from resamples of each class by itself;
-    where a class has a single image, which shows no spread, there is none. Beyond
+    if a class has a single image, which shows no spread, there is no interval. Beyond
     :data:`~gradmix_timm.openset.metrics.bootstrap.EVERY_SCORE` samples they are normal ones of the same law
     (:func:`_standard_errors`).
 
@@ -81,10 +81,10 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
 
 
 def _standard_errors(known: tuple[Array, Array], unknown: tuple[Array, Array], num_classes: int) -> dict[str, float]:
-    """Standard errors of smooth functions of the counts of answers by class, each class multinomial (delta method).
+    """Standard errors of smooth functions of the counts of predictions by class, each class multinomial (delta method).
 
     Args:
-        known: Answers, -1 for rejected, and labels of the known samples.
+        known: Predictions, -1 for rejected, and labels of the known samples.
         unknown: The same of the unknown samples, labels -1.
         num_classes: K.
     """
@@ -97,7 +97,7 @@ def _standard_errors(known: tuple[Array, Array], unknown: tuple[Array, Array], n
     share = counts / np.maximum(support, 1)[:, None]
     recall = np.diag(share)
     spread = recall * (1 - recall) / np.maximum(support, 1)
-    # What one more answer j to class i adds to the mean F1, 2 hits / (taken + support).
+    # Change of the mean F1, 2 hits / (taken + support), for one more prediction j of class i.
     both = np.maximum(taken + support, 1)
     slope = np.where(some, -2 * hits / both ** 2, 0.)[None].repeat(size, 0)
     slope[np.diag_indices(size)] += np.where(some, 2 / both, 0.)

@@ -1,7 +1,7 @@
 """Statistics of pixels that need no model, and how well they separate known from unknown images.
 
-Where two sets went through another resize, codec or camera, mean brightness or sharpness separates them, and a score
-that does so may have learned no more than that.
+If two sets went through different resizing, codecs or cameras, mean brightness or sharpness separates them, and a score
+that separates them may reflect nothing else.
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATISTICS = {
     'chroma_detail': "colours' change from pixel to pixel over the brightness's",
     'aspect': 'width over height of the stored image (log)', 'size': 'pixels of the stored image (log)',
     'bytes': 'length of the stored file (log)'}
-# Not there for images that are no files of their own.
+# Missing for images in archives or arrays.
 _OPTIONAL = 'bytes'
 #: An AUROC above this is worth a warning.
 WARN_ABOVE = 0.6
@@ -42,7 +42,7 @@ def measure(pixels: NDArray[Any], size: tuple[int, int], length: float = np.nan)
     Args:
         pixels: As the model gets them but not normalised, 0 to 1, [H, W, C] with C = 1 or 3.
         size: Width and height of the image as it is stored.
-        length: Bytes of its file; NaN where it has none.
+        length: Bytes of its file; NaN without one.
 
     Returns:
         float64 [8], in the order of ``STATISTICS``.
@@ -133,7 +133,7 @@ def warnings_of(compared: Statistics, whose: str = 'the unknown images') -> list
         whose: What the unknowns are called.
 
     Returns:
-        One sentence with every such statistic, the largest first; nothing where there is none.
+        One sentence with every such statistic, the largest first; empty if there are none.
     """
     by_size = sorted(compared['statistics'].items(), key=lambda item: -item[1]['auroc'])
     found = [f'{name.replace("_", " ")} {values["auroc"]:.2f} ({values["higher"]} higher)'
@@ -143,7 +143,7 @@ def warnings_of(compared: Statistics, whose: str = 'the unknown images') -> list
         found.append(f'all statistics together {combined["auroc"]:.2f}')
     if not found:
         return []
-    return [f'pixels alone tell {whose} from the known images, without a model; AUROC by {", ".join(found)}']
+    return [f'pixels alone separate {whose} from the known images, without a model; AUROC by {", ".join(found)}']
 
 
 def _alarming(values: Statistic) -> bool:

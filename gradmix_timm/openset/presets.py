@@ -1,4 +1,4 @@
-"""Whole sets of choices that published tables were made by: scores with their fixed options, and metric conventions."""
+"""Presets that reproduce published tables: scores with fixed options, and metric conventions."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Scores and metrics by somebody's conventions.
+    """Scores and metrics by the conventions of a paper or benchmark.
 
     Attributes:
-        name: As it is typed.
+        name: As typed on the command line.
         summary: One line.
         scores: Names with the options that are fixed.
         on_held_out: Scores that are fit on held-out images of the known classes rather than on training images.
@@ -43,7 +43,7 @@ class Preset:
     figures: Callable[[Floats, NDArray[np.bool_], Floats, float], tuple[float, ...]]
 
     def named(self, names: Sequence[str]) -> tuple[str, ...]:
-        """These scores with the preset's options, where a name does not give others.
+        """These scores with the preset's options, unless a name gives others.
 
         Example:
             >>> PRESETS['openood'].named(['knn', 'openmax', 'ash:percentile=65'])
@@ -54,7 +54,7 @@ class Preset:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Its own scores as rows are called."""
+        """Row names of its own scores."""
         return tuple(score_label(*parse_score(name)) for name in self.scores)
 
 
@@ -102,7 +102,7 @@ def preset_figures(preset: Preset, arrays: Mapping[str, Array], names: Sequence[
 
     Args:
         preset: Whose.
-        arrays: Of a judgement.
+        arrays: Of an evaluation.
         names: Scores.
         groups: Name to the rows of unknown images, bool [M].
     """

@@ -1,6 +1,6 @@
-"""Probes of frozen features: a linear classifier, a vote of neighbours, class means of a few shots.
+"""Probes of frozen features: a linear classifier, nearest-neighbour votes, few-shot class means.
 
-Nothing here takes test images but the methods that classify: what is fitted cannot depend on them.
+Only the methods that classify take test images, so no fit can depend on them.
 """
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def neighbour_votes(features: Tensor, bank: Tensor, labels: Tensor, num_classes:
     """Votes of the k nearest training images by cosine, each weighing exp(cosine / 0.07) (arXiv:1805.01978): [N, K].
 
     Args:
-        features: Of the images in question, [N, D].
+        features: Of the images to classify, [N, D].
         bank: Of training images, [M, D].
         labels: Of these, int64 [M].
         num_classes: K.
@@ -128,7 +128,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
 
     Minimises mean cross-entropy + l2 / 2 ||weight||^2 (the bias is free): scikit-learn's ``LogisticRegression`` with
     C = 1 / (l2 N), which it is on the CPU; on a GPU L-BFGS on all rows. The minimum is one point whatever the start; a
-    fit that does not reach it says so.
+    a fit that does not reach it warns.
 
     Args:
         features: float [N, D]; computed in float64 on the CPU, in float32 on a GPU.
@@ -151,7 +151,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
         raise ValueError(f'the strength of the penalty should lie above 0, got {l2}')
     rows = features.float() if features.is_cuda else features.double()
     deviation, mean = torch.std_mean(rows, 0, correction=0)
-    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # a constant feature tells nothing
+    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # drop constant features
     rows = (rows - mean) / scale
     weight, bias = (torch.zeros(shape, dtype=rows.dtype, device=rows.device) for shape in (
         (num_classes, rows.shape[1]), (num_classes,)))
@@ -249,7 +249,7 @@ def _regress(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: flo
         weight.zero_()
         bias.fill_(_NEVER)[present] = 0.
         return True
-    # Of two classes it fits the difference of their weights, whose square is twice the sum of theirs.
+    # For two classes scikit-learn fits the difference of their weights, whose square is twice the sum of their squares.
     two = len(present) == 2
     model = LogisticRegression(C=(2 if two else 1) / (l2 * len(rows)), tol=1e-6, max_iter=iterations, warm_start=True)
     own, free = weight[present], bias[present]
@@ -288,7 +288,7 @@ def _descend(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: flo
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[arg-type]  # a tensor serves as well as a float
         closure()
-    # Where float32 can get no lower the gradient is rounding.
+    # At the limit of float32 the gradient is only rounding error.
     steepest = max(float(part.grad.abs().max()) for part in (weight, bias) if part.grad is not None)
     weight.requires_grad_(False)
     bias.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Evaluations on disk as records to compare: found, read, grouped, and checked for belonging together."""
+"""Find and read evaluations on disk as records to compare; group them and check that they are comparable."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,13 @@ from .results import RESULTS, Manifest, PartResults, RunResults, is_figures, rea
 
 __all__ = ['CLOSED_SET', 'Run', 'check_runs', 'find_evaluations', 'find_runs', 'notes', 'read_runs']
 
-#: In place of a score: the metric that needs none, ``top1``.
+#: Key in place of a score, for the metric without one, ``top1``.
 CLOSED_SET = ''
-# What makes two runs different ways of doing it, though no group is named by it.
+# Facts in which runs of one comparison may differ without being in separate groups; such differences are noted.
 _FACTS = ('model', 'objective', 'moving_average', 'pretraining')
 # Commands of which a run may have folders beside that of `osr`; cells of a study that are not done keep theirs here.
 _OTHERS, _UNFINISHED = ('ood', 'corrupt', 'probe', 'shortcut'), 'work'
-# Options of a mixer that say nothing of the method.
+# Options of a mixer that do not change the method.
 _INCIDENTAL = ('seed', 'rank', 'num_classes')
 
 Split = tuple[frozenset[str], frozenset[str]]
@@ -30,7 +30,7 @@ class Run:
     """One evaluation.
 
     Attributes:
-        group: Of the comparison: the mixer's name, or what ``by`` says.
+        group: Of the comparison: the mixer's name, or as set by ``by``.
         folder: Where results.json is.
         protocol: Name and family.
         trial: Number, or None.
@@ -71,7 +71,7 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
-    """The same, without what other commands wrote of a run that ``openset osr`` evaluated.
+    """The same, without results of other commands for a run that ``openset osr`` evaluated.
 
     Folders of ``gradmix-study`` are read by their finished cells; a folder without evaluations by its JSON files with
     the figures of one run each, as in benchmarks/results, which may also be named themselves.
@@ -113,11 +113,11 @@ def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',), part: str
 
     Args:
         folders: Of :func:`find_runs`.
-        by: What makes a group: 'mixer', 'model', 'objective', 'folder' (its name), options of the mixer.
+        by: Grouping keys: 'mixer', 'model', 'objective', 'folder' (its name), options of the mixer.
         part: Of the unknown images, as results.json calls it ('hard+medium', a data set of ``ood``); None: all.
 
     Raises:
-        ValueError: A file that is no evaluation, holds what no evaluation writes, or lacks what ``by`` or ``part``
+        ValueError: A file is not a valid evaluation, or lacks what ``by`` or ``part``
             names.
     """
     runs = []
@@ -131,7 +131,7 @@ def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',), part: str
 
 
 def check_runs(runs: Sequence[Run]) -> None:
-    """Refuse runs that no mean or difference may be taken over.
+    """Reject runs that cannot be averaged or compared.
 
     Raises:
         ValueError: Different protocols, other classes or images under one trial number, two runs of one group for one
@@ -164,7 +164,7 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """Differences among runs that the groups do not speak of, in words."""
+    """Descriptions of differences among runs that the grouping does not cover."""
     found = []
     for name in _FACTS:
         values = sorted({str(run.facts.get(name)) for run in runs})
@@ -217,7 +217,7 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
 
 
 def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
-    """A run of which one file keeps the figures alone: its folder names the experiment, its trial the classes."""
+    """A run whose file holds only metrics: its folder names the experiment, its trial the classes."""
     if part is not None:
         raise ValueError(f'--part {part}: {path} holds the figures of all unknown images alone')
     if list(by) != ['mixer']:
@@ -232,7 +232,7 @@ def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
 
 def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
     options = {**(manifest.get('mixer_options') or {}), **(manifest.get('study') or {}).get('levels', {})}
-    # A run's name says more than the folder of its evaluation, which is called osr in every run.
+    # The run's folder is a better name than that of its evaluation, which is osr in every run.
     named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
              'objective': manifest.get('objective'), 'folder': Path(manifest.get('run_folder') or folder).name}
     parts = []
@@ -254,7 +254,7 @@ def _protocol(run: Run) -> str:
 
 
 def _check_starts(runs: Sequence[Run]) -> None:
-    """Pretraining may have seen the unknown classes: never beside a run from scratch."""
+    """Reject comparing pretrained runs, which may have seen the unknown classes, with runs from scratch."""
     began = {run.facts.get('pretraining'): run.folder for run in runs}
     trained = next((start for start in began if start not in ('none', None)), None)
     if trained is not None and 'none' in began:

@@ -1,6 +1,6 @@
-"""What hangs on a score's settings: AUROC over a ladder of values of the one that matters most.
+"""Sensitivity of scores to their settings: AUROC over several values of each score's main option.
 
-To look at, never to choose by: the values used were fixed beforehand, and the images scored here are the test's.
+For inspection only, never for choosing options: the images scored are test images.
 """
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
             continue
         value = wanted
         if value is None:
-            # None stands for a value that the fit takes from the data.
+            # None: the fit derives the value from the data.
             value = used = score.options[option] if score.options[option] is not None else score.diagnostics[option]
         points[value] = area
     return [(value, points[value]) for value in sorted(points)], used

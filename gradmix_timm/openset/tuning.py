@@ -1,4 +1,4 @@
-"""Options of scores picked by AUROC on validation images: held-out known ones and a validation set of unknown ones.
+"""Choose options of scores by AUROC on validation images: held-out known ones against a set of unknown ones.
 
 OpenOOD's automatic parameter search (APS), with its grids. The validation set must share no image and no class with the
 sets that are evaluated, or the figures there are no test.
@@ -34,8 +34,8 @@ def choose_options(sets: EmbeddedSets, unknown: Embeddings, names: Sequence[str]
                    on_score: Callable[[str], None] = lambda _: None) -> dict[str, TunedScore]:
     """The best options of each score that has a grid.
 
-    An option that a name gives stays as it is, but for a preset's own. Values that cannot be fit (more neighbours than
-    samples) are left out; of equal AUROC the first counts.
+    An option given in a name stays fixed, unless a preset put it there. Values that cannot be fit (more neighbours than
+    samples) are left out; the first of equal AUROC wins.
 
     Args:
         sets: With held-out images of the known classes; the test images are not looked at.

@@ -1,4 +1,4 @@
-"""``python -m gradmix_timm.study``: a door to :mod:`gradmix_timm.cli.study`."""
+"""``python -m gradmix_timm.study``: entry point of :mod:`gradmix_timm.cli.study`."""
 from __future__ import annotations
 
 import sys

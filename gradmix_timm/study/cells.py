@@ -1,4 +1,4 @@
-"""One cell: claimed by one process, trained, evaluated, kept as one small file with its provenance."""
+"""Run one cell of a study: claim it, train, evaluate, and keep small result files with their provenance."""
 from __future__ import annotations
 
 import json
@@ -23,7 +23,7 @@ __all__ = ['CellFailedError', 'claimed', 'is_done', 'result_files', 'run_cell']
 
 _logger = logging.getLogger(__name__)
 _RESULTS, _CLAIM, _WORK, _LOG, _TRAINED = 'results.json', 'claim.json', 'work', 'cell.log', 'seconds.json'
-# A claim is renewed this often, and given up for dead after so many seconds without it.
+# Seconds between renewals of a claim, and seconds without renewal after which it is considered abandoned.
 _BEAT, _DEAD_AFTER = 30., 600.
 # Entries of results.json that tables do not read.
 _LEFT_OUT = ('per_class', 'trivial', 'duplicates', 'sensitivity', 'fits')
@@ -34,27 +34,27 @@ class CellFailedError(RuntimeError):
 
 
 def result_files(folder: Path, cell: Cell) -> dict[str, Path]:
-    """Command to the file that it leaves: results.json of the first, COMMAND/results.json of the others."""
+    """Command to its result file: results.json of the first, COMMAND/results.json of the others."""
     first = next(iter(cell.evaluate))
     return {command: folder / cell.name / ('' if command == first else command) / _RESULTS
             for command in cell.evaluate}
 
 
 def is_done(folder: Path, cell: Cell) -> bool:
-    """Whether all files of a cell are there."""
+    """Whether all result files of a cell exist."""
     return all(file.is_file() for file in result_files(folder, cell).values())
 
 
 def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bool = False,
              stop: threading.Event | None = None) -> bool:
-    """Train and evaluate one cell in its folder, unless it is done or another process holds it.
+    """Train and evaluate one cell in its folder, unless it is done or claimed by another process.
 
-    A training that was interrupted goes on from its last checkpoint.
+    Interrupted training resumes from its last checkpoint.
 
     Args:
         folder: Of the study.
         cell: Which.
-        threads: Of each command (OMP_NUM_THREADS); None: as the environment says.
+        threads: Of each command (OMP_NUM_THREADS); None: as set in the environment.
         keep_runs: Keep the run folder with its checkpoints.
         stop: Once set, the command that runs is interrupted.
 
@@ -227,7 +227,7 @@ def _module(name: str) -> list[str]:
 
 def _checkpoint(run: Path, which: str) -> Path:
     chosen = run / CHECKPOINTS[which]
-    return chosen if chosen.is_file() else run / CHECKPOINTS['last']  # without validation images there is no best
+    return chosen if chosen.is_file() else run / CHECKPOINTS['last']  # 'best' needs validation images
 
 
 def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], stop: threading.Event) -> None:
@@ -261,13 +261,13 @@ def _shown(words: Sequence[str], place: Path) -> str:
 
 
 def _without_folders(text: str, place: Path) -> str:
-    """A text that names a cell's run folder as if the study lay there."""
+    """The text with the path of a cell's run folder shortened to a relative one."""
     work = place / _WORK
     return text.replace(f'{work.resolve()}', _WORK).replace(f'{work}', _WORK)
 
 
 def _commit() -> str | None:
-    """Of the code that runs, with a plus where files differ from it; None outside a repository."""
+    """Git commit of the running code, with a plus if files differ from it; None outside a repository."""
     root = Path(__file__).resolve().parent
     try:
         found = [subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, check=True,

@@ -1,4 +1,4 @@
-"""Where cells run: on this machine, several at a time, or as an array of Slurm jobs by submitit."""
+"""Engines that run cells: local processes, or an array of Slurm jobs by submitit."""
 from __future__ import annotations
 
 import importlib
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 def list_engines() -> dict[str, str]:
-    """Engine to what it does."""
+    """Engine to its description."""
     return {'local': 'processes of this machine, --jobs at a time',
             'submitit': 'an array of Slurm jobs (pip install submitit); its local and debug executors too'}
 
@@ -42,7 +42,7 @@ def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int |
         options: Of submitit's executor (``cluster``, ``timeout_min``, ``slurm_partition``, ...).
 
     Returns:
-        Name of each cell that failed to its message; the others are run all the same.
+        Name of each failed cell to its message; a failure does not stop the other cells.
 
     Raises:
         ValueError: An unknown engine, or submitit is not installed.
@@ -90,7 +90,7 @@ def _run_here(study: Study, cells: list[Cell], jobs: int, threads: int, keep_run
 
 
 class _Job:
-    """A cell as submitit's callable: a job that is about to be ended asks to be queued again."""
+    """A cell as submitit's callable: a job that is about to be preempted is queued again."""
 
     def __init__(self, folder: Path, cell: Cell, threads: int | None, keep_runs: bool) -> None:
         self.arguments = (folder, cell, threads, keep_runs)
@@ -99,7 +99,7 @@ class _Job:
         return run_cell(*self.arguments)
 
     def checkpoint(self) -> Any:
-        """Queue the same cell again, which goes on from its last checkpoint."""
+        """Queue the same cell again, which resumes from its last checkpoint."""
         submitit = importlib.import_module('submitit')
         return submitit.helpers.DelayedSubmission(_Job(*self.arguments))
 
@@ -122,7 +122,7 @@ def _submit(study: Study, cells: list[Cell], jobs: int, threads: int | None, kee
     for cell, job in zip(cells, tqdm(submitted, desc=study.name, disable=None, file=sys.stderr), strict=True):
         try:
             job.result()
-        except Exception as error:  # submitit wraps whatever the job raised
+        except Exception as error:  # submitit wraps the job's exception
             failed[cell.name] = ' '.join(str(error).split())[-500:]
             _logger.error(f'{cell.name}: {failed[cell.name]}')
     return failed

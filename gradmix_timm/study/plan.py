@@ -1,4 +1,4 @@
-"""A study as a YAML file: what all its cells share, and the axes whose combinations they are."""
+"""The YAML file of a study: settings common to all cells, and axes whose combinations are the cells."""
 from __future__ import annotations
 
 import hashlib
@@ -17,12 +17,12 @@ __all__ = ['EVALUATIONS', 'Cell', 'Study', 'read_study']
 
 #: Commands of ``gradmix-openset`` that a cell may run on its checkpoint.
 EVALUATIONS = ('osr', 'ood', 'corrupt', 'probe', 'shortcut')
-#: Checkpoint that is evaluated to its file in the run folder.
+#: Checkpoint name to its file in the run folder.
 CHECKPOINTS = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
 _KEYS = ('name', 'output', 'base', 'train', 'evaluate', 'checkpoint', 'axes', 'exclude')
-# Axes given as a list set the flag of their own name, but for these.
+# An axis given as a list sets the flag of its own name, except these.
 _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_protocol', 'data': 'dataset'}
-# What the engine sets itself.
+# Flags that the engine sets itself.
 _RESERVED = ('output', 'experiment', 'resume', 'overwrite', 'checkpoint')
 _MAX_CELLS = 100_000
 
@@ -49,7 +49,7 @@ class Cell:
     def name(self) -> str:
         """Of its folder: the levels in words, and a hash of everything that the cell would run.
 
-        A cell whose flags change gets another name, so that no figure of older flags is taken for one of newer flags.
+        A cell whose flags change has another name, so results of older flags are never reused for it.
         """
         words = '-'.join(re.sub(r'[^\w.+]+', '_', f'{level}') for level in self.levels.values())
         runs = [dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}]
@@ -91,7 +91,7 @@ def read_study(path: str | Path) -> Study:
         path: The file. Paths in it are relative to the folder that the study is started in.
 
     Raises:
-        ValueError: A file that is no study: what was got and what was expected.
+        ValueError: The file is not a valid study.
     """
     path = Path(path)
     given = _load(path)

@@ -19,9 +19,9 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
-# Of fewer pairs an interval says next to nothing.
+# Fewer pairs make an interval too wide to be useful.
 _FEWEST_PAIRS = 5
-# Parts of an evaluation by `openset shortcut`, which have tables of their own.
+# Parts of an evaluation by `openset shortcut`, each with its own table.
 _VIEWS: dict[str | None, str] = {
     'own': "images with their own class's mark", 'absent': 'images without a mark',
     'conflict': "images with another class's mark"}
@@ -81,7 +81,7 @@ def draw_study(study: Study, metric: str = 'auroc', score: str = 'mls', level: f
         level: Of the intervals of the means.
 
     Raises:
-        ValueError: As :func:`study_tables`, or no such figure in the cells.
+        ValueError: As :func:`study_tables`, or the cells lack this metric.
     """
     from matplotlib.figure import Figure
     key = (CLOSED_SET, 'top1') if metric == 'top1' else (score, metric)
@@ -169,7 +169,7 @@ def _read(study: Study, cells: Sequence[Cell], first: str, part: str | None, sco
 
 
 def _number(cell: Cell, axis: str, recorded: int | None) -> int | None:
-    """A replicate's number: the level where the study has such an axis and it is a number, else as recorded."""
+    """A replicate's number: the level of the axis of that name if it is a number, else as recorded."""
     level = cell.levels.get(axis, '')
     return int(level) if level.lstrip('-').isdecimal() else recorded
 
@@ -191,7 +191,7 @@ def _commits(study: Study) -> list[str]:
 # ---- the table
 
 def _table(study: Study, block: _Block) -> list[str]:
-    """Figures by level; the levels are the rows where they are more than the figures."""
+    """Figures by level; levels are the rows if they outnumber the figures."""
     first = next(iter(study.axes))
     levels = [name for name in study.axes[first] if any(run.group == name for run in block.runs)]
     table = [['', *levels]]

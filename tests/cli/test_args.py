@@ -20,7 +20,7 @@ OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_m
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
-        'log_tensorboard', 'log_mixes_interval',
+        'log_tensorboard', 'log_mixes_interval', 'unknown_output',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
 
@@ -140,6 +140,13 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
                   'jsd (now jsd_loss), native_amp (now amp), num_gpu'):
         assert words in caplog.text
     assert 'no flag is called' in refused(capsys, '-c', config(tmp_path, **old, native_ampp=True))
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+    ('cat,"a,b", dog', ['cat', 'a,b', 'dog']), ('x,5" disk', ['x', '5" disk']), ('a\nb,c', ['a\nb', 'c'])])
+def test_a_class_name_with_a_comma_can_be_typed(text, expected):
+    """Red before: every comma ended a name."""
+    assert parse('--known-classes', text, '--data-dir', '.').known_classes == expected
 
 
 @pytest.mark.parametrize(('text', 'words'), [('- a\n- b\n', 'a list'), ('', 'nothing'), ('a: [', 'not YAML')])

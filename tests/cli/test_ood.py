@@ -151,7 +151,7 @@ def test_made_images_have_the_sizes_of_known_ones(places, done):
 def test_pixels_that_tell_the_sides_apart_are_said(done):
     results = results_of(done[0])
     assert results['groups']['uniform']['trivial']['warnings']
-    assert 'warning: pixels alone tell uniform' in done[1]
+    assert 'warning: pixels alone separate uniform' in done[1]
 
 
 def test_osr_compares_pixels_too(places, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_osr_compares_pixels_too(places, tmp_path, capsys):
     trivial = results_of(tmp_path / 'osr')['trivial']
     assert (trivial['n_known'], trivial['n_unknown']) == (20, 20)
     assert trivial['combined']['auroc'] > 0.9
-    assert '- warning: pixels alone tell the unknown images' in (tmp_path / 'osr' / 'results.md').read_text()
+    assert '- warning: pixels alone separate the unknown images' in (tmp_path / 'osr' / 'results.md').read_text()
     assert run_console(osr.main, ['osr', '--checkpoint', str(places[2]), '--scores', 'mls', '--bootstrap', '0',
                                   '--device', 'cpu', '--trivial-images', '0', '--output', str(tmp_path / 'no')]) == 0
     assert results_of(tmp_path / 'no')['trivial'] is None

@@ -241,11 +241,11 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypat
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'x.png')
-    with pytest.raises(ValueError, match='no regular file'):
+    with pytest.raises(ValueError, match='not a regular file'):
         open_image(tmp_path / 'x.png')
     picture(tmp_path / 'cat' / '1.png')
     dataset = ImageSource(FolderReader(str(tmp_path / 'cat')))
     (tmp_path / 'cat' / '1.png').unlink()
     os.mkfifo(tmp_path / 'cat' / '1.png')  # after it was listed
-    with pytest.raises(UnreadableImageError, match='no regular file'):
+    with pytest.raises(UnreadableImageError, match='not a regular file'):
         dataset[0]

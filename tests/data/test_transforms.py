@@ -163,10 +163,10 @@ def node(name, **options):
     ([RESIZE, node('ColorJitter', p=1.0)], 'ColorJitter draws'), ([RESIZE, node('HorizontalFlip')], 'p=0.5'),
     ([RESIZE, node('Sequential', transforms=[node('InvertImg', p=1.0)])], 'Sequential happens with p=0.5'),
     ([RESIZE, node('Sequential', p=1.0, transforms=[node('InvertImg', p=0.999)])], 'InvertImg happens with p=0.999'),
-    ([RESIZE, node('Sharpen', p=1.0, alpha=[0.1, 0.9])], 'comes out in'),
-    ([RESIZE, node('GaussianBlur', p=1.0, sigma_limit=[0.1, 2.0])], 'comes out in'),
+    ([RESIZE, node('Sharpen', p=1.0, alpha=[0.1, 0.9])], 'seeds give'),
+    ([RESIZE, node('GaussianBlur', p=1.0, sigma_limit=[0.1, 2.0])], 'seeds give'),
     ([node('LongestMaxSize', max_size=30), node('PadIfNeeded', min_height=32, min_width=32, position='random')],
-     'comes out in'),
+     'seeds give'),
     ([node('TextImage', font_path='/etc/passwd', p=1.0), RESIZE], 'reads other files'),
     ([node('FDA', reference_images=['/etc/passwd'], p=1.0), RESIZE], 'reads other files'),
     ([node('Resize', height=10 ** 6, width=10 ** 6), RESIZE], 'expected at most 8192')])

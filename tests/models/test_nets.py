@@ -1,6 +1,9 @@
 """The nets of the open-set papers are models of timm's: features, layers, a step of GradMix, public weights."""
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -144,6 +147,14 @@ def test_a_checkpoint_of_ours_is_read_again(name, tmp_path):
                            model_kwargs={'num_classes': 2, **SMALL[name]}, data_config={**CONFIG, 'crop_pct': 1.0})
     again = build_model(load_checkpoint(path))
     assert all(value.equal(net.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_fresh_backbones_command_knows_them():
+    done = subprocess.run([sys.executable, '-m', 'gradmix_timm.backbones', 'classifier32', '--img-size', '32'],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'act9' in done.stdout
 
 
 @pytest.mark.slow

@@ -329,10 +329,15 @@ def test_dice_equals_numpy(train, queries):
     assert np.allclose(whole, energies(head, arrays(queries)[0]), rtol=1e-9)
 
 
+@pytest.mark.parametrize('faiss_from', [10 ** 9, 1])
 @pytest.mark.parametrize(('count', 'k'), [(40, 1), (40, 40), (900, 5), (900, 50), (3000, 20)])
-def test_neighbours_found_in_float32_are_those_of_float64(count, k, monkeypatch):
+def test_neighbours_found_in_float32_are_those_of_float64(count, k, faiss_from, monkeypatch):
     """Blocks that do not divide the samples, rows folded and not, samples within rounding of each other."""
     from gradmix_timm.openset.scores import neighbours as neighbour_scores
+    searched = []
+    monkeypatch.setattr(neighbour_scores, '_faiss_search', lambda *args, search=neighbour_scores._faiss_search: (
+        searched.append(1), search(*args))[1])
+    monkeypatch.setattr(neighbour_scores, '_LARGE', faiss_from)
     monkeypatch.setattr(neighbour_scores, '_SAMPLES', 700)
     monkeypatch.setattr(neighbour_scores, '_QUERIES', 16)
     generator = torch.Generator().manual_seed(count + k)
@@ -344,3 +349,12 @@ def test_neighbours_found_in_float32_are_those_of_float64(count, k, monkeypatch)
     torch.testing.assert_close(cosines, exact, rtol=0, atol=1e-14)
     assert (places == order).all()
     assert (neighbour_scores.kth_neighbours(queries, samples, k) == order[:, -1]).all()
+    assert bool(searched) == (faiss_from == 1)
+
+
+def test_neighbours_are_found_without_faiss(monkeypatch):
+    from gradmix_timm.openset.scores import neighbours as neighbour_scores
+    monkeypatch.setattr(neighbour_scores, '_LARGE', 1)
+    monkeypatch.setattr(neighbour_scores, 'find_spec', lambda name: None)
+    monkeypatch.setattr(neighbour_scores, '_faiss_search', None)
+    assert neighbour_scores.kth_neighbours(torch.eye(3), torch.eye(3), 1).tolist() == [0, 1, 2]

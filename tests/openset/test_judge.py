@@ -30,8 +30,8 @@ def judged():
     return judge(subjects(), draws=20)
 
 
-def test_all_registered_scores_are_judged_or_say_why_not(judged):
-    assert {*judged.results['scores'], *judged.results['not_served']} == set(list_scores())
+def test_all_registered_scores_are_judged_or_say_why_not_but_for_those_that_go_back_to_the_model(judged):
+    assert {*judged.results['scores'], *judged.results['not_served']} == set(list_scores()) - {'odin'}
     assert {'msp', 'mls', 'energy', 'knn', 'vim'} <= set(judged.results['scores'])
 
 

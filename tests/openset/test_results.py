@@ -180,7 +180,8 @@ def test_the_report_says_which_file_beside_the_results_is_broken(folder, name, c
 
 
 @pytest.mark.parametrize('change', [
-    {'confusion': None}, {'confusion': np.zeros((3, 3))}, {'correct/mls': None}, {'bin_share': None}])
+    {'confusion': None}, {'confusion': np.zeros((3, 3))}, {'correct/mls': None}, {'bin_share': None},
+    {'bin_share': np.zeros(3)}])
 def test_the_report_needs_every_array_that_it_draws(folder, evaluation, change, capsys):
     np.savez(folder / 'arrays.npz', **{
         key: value for key, value in {**evaluation[1], **change}.items() if value is not None})

@@ -148,7 +148,7 @@ def _folded(text: str, wide: bool) -> str:
 
 
 def _write(folder: Path, comparison: dict[str, Any]) -> None:
-    """Each file whole or not at all."""
+    """Write each file atomically."""
     write_atomic(folder / f'{_NAME}.json', json.dumps(comparison, indent=1, allow_nan=False) + '\n')
     write_atomic(folder / f'{_NAME}.csv', comparison_csv(comparison))
     write_atomic(folder / f'{_NAME}.md', comparison_markdown(comparison))

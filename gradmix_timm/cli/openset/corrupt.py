@@ -60,7 +60,7 @@ def add_corrupt(commands: Any) -> None:
     """
     corrupt = commands.add_parser(
         'corrupt', help='errors and open-set scores under 15 corruptions at 5 severities',
-        description='Judge a checkpoint on corrupted images, generated on the fly or of the official files.')
+        description='Evaluate a checkpoint on corrupted images, generated on the fly or read from the official files.')
     add_model_flags(corrupt)
     add = corrupt.add_argument_group('Corruption').add_argument
     add('--official', metavar='DIR', help='files of CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C or ImageNet-C in place of '

@@ -49,7 +49,7 @@ def score_names(text: str) -> list[str]:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every command that evaluates a model; what a checkpoint of ours records need not be given."""
+    """Flags of every command that evaluates a model; their defaults are what a checkpoint recorded."""
     add = parser.add_argument_group('Model').add_argument
     add('--checkpoint', nargs='+', metavar='FILE',
         help="of train.py, timm's, or a bare state dict with --model; several are evaluated one after the other")
@@ -73,10 +73,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="orientation that a camera wrote beside the pixels (default: the checkpoint's, else ignore)")
     add('--batch-size', type=int, default=128, metavar='N', help='(default: 128)')
     add('--workers', type=int, metavar='N', help='loader processes (default: by the number of images, at most 4)')
-    add('--cache', metavar='DIR', help='keep embeddings there: a second run reads them, one cut short goes on')
+    add('--cache', metavar='DIR', help='keep embeddings there: a second run reads them, and an interrupted run resumes')
     add('--skip-bad', action='store_true', help='leave out images that cannot be read, and name them')
     add = parser.add_argument_group('Known and unknown classes').add_argument
-    add('--known-classes', type=words, metavar='A,B,...', help='in head order; all others are unknown')
+    add('--known-classes', type=words, metavar='A,B,...',
+        help='in head order; all others are unknown; a name with a comma in double quotes')
     add('--osr-protocol', metavar='NAME', help='a protocol or a YAML file; see train.py --help')
     add('--osr-trial', type=int, metavar='N', help='trial of the protocol (default: 0)')
     add('--osr-family', metavar='NAME', help="whose trials (default: the protocol's own)")
@@ -125,7 +126,7 @@ def settings_of(args: argparse.Namespace) -> EvaluationSettings:
     """The settings that flags name; the modules of --device-modules are imported before scores are looked up.
 
     Raises:
-        ValueError: A module, a score or a number that cannot be meant.
+        ValueError: An invalid module, score or number.
     """
     import_modules(args.device_modules)
     if args.img_size is not None and args.img_size < 1:
@@ -139,7 +140,7 @@ def settings_of(args: argparse.Namespace) -> EvaluationSettings:
 
 
 def options_of(args: argparse.Namespace) -> DataOptions:
-    """Which data and which classes the flags name.
+    """The data options that the flags give.
 
     Raises:
         ValueError: Flags that contradict each other, or that would be ignored.
@@ -152,10 +153,10 @@ def options_of(args: argparse.Namespace) -> DataOptions:
 
 
 def read_checkpoint(args: argparse.Namespace) -> Loaded | None:
-    """The checkpoint that is named; None where a model is.
+    """The checkpoint of --checkpoint; None with --model.
 
     Raises:
-        ValueError: Neither is given, or the file is something else.
+        ValueError: Neither is given, or the file is not a checkpoint.
     """
     if args.checkpoint:
         if args.pretrained:
@@ -168,17 +169,17 @@ def read_checkpoint(args: argparse.Namespace) -> Loaded | None:
 
 def build_model(args: argparse.Namespace, settings: EvaluationSettings, loaded: Loaded | None,
                 num_classes: int | None) -> EvaluatedModel:
-    """The model that flags name."""
+    """The model of the flags."""
     return EvaluatedModel.build(settings, loaded, args.model, num_classes, pretrained=args.pretrained,
                                 img_size=args.img_size, input_img_mode=args.input_img_mode, exif=args.exif,
                                 device=args.device)
 
 
 def output_folder(args: argparse.Namespace, command: str) -> Path:
-    """Where results go: --output, else beside the checkpoint; it can be written.
+    """The folder of results: --output, else beside the checkpoint; checked to be writable.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: It is not writable.
     """
     beside = Path(args.checkpoint).parent / command if args.checkpoint else Path('output') / f'{command}-{args.model}'
     folder = Path(args.output) if args.output else beside

@@ -28,7 +28,7 @@ from .shortcut import add_shortcut, draw_shortcut
 
 __all__ = ['build_parser', 'main', 'own_folders']
 
-# What draws again the files of a command; osr and ood leave the same kind.
+# Functions that draw the report of each command again; osr and ood write the same files.
 _DRAW = {'corrupt': draw_corrupt, 'probe': draw_probe, 'shortcut': draw_shortcut}
 
 
@@ -80,7 +80,7 @@ def run_report(args: argparse.Namespace) -> int:
 
 
 def _places(folders: Sequence[Path], output: str | None) -> list[Path]:
-    """Where each page goes: to its files, or below --output."""
+    """Folder of each page: that of its files, or one below --output."""
     if output is None:
         return list(folders)
     return [Path(output)] if len(folders) == 1 else own_folders(folders, output)
@@ -98,7 +98,7 @@ def _run_each(args: argparse.Namespace) -> int:
         The last exit status.
 
     Raises:
-        UsageError: A file that is not there, or two whose results would go to one folder, before any is evaluated.
+        UsageError: A file is missing, or two would write to one folder; raised before any is evaluated.
     """
     status = 0
     parts = list(_parts(args))
@@ -117,7 +117,7 @@ def _run_each(args: argparse.Namespace) -> int:
 
 
 def _parts(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
-    """The arguments once a checkpoint."""
+    """The arguments, once for each checkpoint."""
     files: Sequence[str] | None = getattr(args, 'checkpoint', None)
     if files is None:
         yield args
@@ -147,10 +147,10 @@ def _outputs(files: Sequence[str], output: str | None) -> Sequence[str | None]:
 
 
 def own_folders(folders: Sequence[Path], output: str | Path) -> list[Path]:
-    """A folder below ``output`` for each of several, laid out as they lie to each other.
+    """A folder below ``output`` for each of several, in the same relative layout.
 
     Raises:
-        ValueError: One of them twice.
+        ValueError: A folder is named twice.
 
     Example:
         >>> [str(folder) for folder in own_folders([Path('/runs/a/osr'), Path('/runs/b/osr')], 'out')]

@@ -38,7 +38,7 @@ def add_ood(commands: Any) -> None:
     """
     ood = commands.add_parser(
         'ood', help='known test images against other data sets, noise and textures',
-        description='Judge a model on its known test images and whole data sets of unknown ones.')
+        description='Evaluate a model on its known test images and on data sets of unknown ones.')
     add_model_flags(ood)
     add = ood.add_argument_group('Known and unknown images').add_argument
     add('--known', metavar='DIR', help="known test images by class, a folder or .tar (default: the checkpoint's data)")
@@ -61,7 +61,7 @@ def add_ood(commands: Any) -> None:
     add('--download', action='store_true', help="fetch torchvision's sets where they are missing")
     add('--reference-top1', type=float, metavar='PERCENT',
         help='closed-set accuracy that the model should have (default: what the checkpoint had on held-out images)')
-    add('--no-accuracy-gate', action='store_true', help='go on where the accuracy is not what it should be')
+    add('--no-accuracy-gate', action='store_true', help='continue if the accuracy is below the reference')
     add_evaluation_flags(ood, 'ood')
     ood.set_defaults(run=run_ood)
 
@@ -103,7 +103,7 @@ def run_ood(args: argparse.Namespace) -> int:
 
 
 def _check_suite(args: argparse.Namespace) -> None:
-    """A suite brings all images; it is published by OpenOOD's conventions."""
+    """Apply --ood-suite, which brings all images and defaults to OpenOOD's conventions."""
     if not args.ood_suite:
         for name in ('ood_suite_root', 'full_spectrum'):
             if getattr(args, name):

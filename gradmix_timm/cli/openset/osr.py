@@ -33,7 +33,7 @@ def add_osr(commands: Any) -> None:
         commands: Of ``add_subparsers``.
     """
     osr = commands.add_parser('osr', help='known and unknown classes of one data set, by protocol',
-                              description='Judge a checkpoint on the known and unknown classes of its protocol.')
+                              description='Evaluate a checkpoint on the known and unknown classes of its protocol.')
     add_model_flags(osr)
     add_evaluation_flags(osr, 'osr')
     osr.set_defaults(run=run_osr)
@@ -51,7 +51,7 @@ def run_osr(args: argparse.Namespace) -> int:
         tune = None if args.tune is None else (args.tune, open_validation_unknown(
             args.tune, images, model.reading(), args.unknown_data_dir))
         with score_bar(settings.scores) as on_score:
-            # A broken image or weights that give NaN are the user's to fix as well.
+            # A broken image, or weights that give NaN, are errors that the user can fix as well.
             evaluation = evaluate_images(model, images, on_score=on_score, tune=tune, command=args.command_line)
     print_results(evaluation.results)
     if evaluation.groups:

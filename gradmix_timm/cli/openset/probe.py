@@ -1,4 +1,4 @@
-"""``gradmix-openset probe``: what frozen features are worth, by a linear, a nearest-neighbour and few-shot probes."""
+"""``gradmix-openset probe``: evaluate frozen features by linear, nearest-neighbour and few-shot probes."""
 from __future__ import annotations
 
 import argparse
@@ -41,7 +41,7 @@ def add_probe(commands: Any) -> None:
     """
     probe = commands.add_parser(
         'probe', help='linear, nearest-neighbour and few-shot probes of frozen features',
-        description='Fit probes on frozen features of training images; judge them once on the test images.')
+        description='Fit probes on frozen features of training images; evaluate them once on the test images.')
     add_model_flags(probe)
     add = probe.add_argument_group('Probes').add_argument
     add('--probes', type=words, default=list(PROBES), metavar='A,B,...', help='(default: linear,knn,few-shot)')

@@ -1,4 +1,4 @@
-"""``gradmix-openset shortcut``: how far a model answers by the mark that was drawn on its training images."""
+"""``gradmix-openset shortcut``: how far a model relies on the mark that was drawn on its training images."""
 from __future__ import annotations
 
 import argparse
@@ -43,8 +43,8 @@ def add_shortcut(commands: Any) -> None:
     """
     shortcut = commands.add_parser(
         'shortcut', help='accuracy and open-set scores with a shortcut present, absent and conflicting',
-        description='Judge a checkpoint that was trained with --dataset shortcut:NAME on test images with the mark of '
-                    'their class, without a mark and with the mark of another class; see how much of the evidence '
+        description='Evaluate a checkpoint trained with --dataset shortcut:NAME on test images with the mark of '
+                    'their class, without a mark and with the mark of another class; measure how much of the evidence '
                     'lies on the mark.')
     add_model_flags(shortcut)
     add = shortcut.add_argument_group('Evidence').add_argument

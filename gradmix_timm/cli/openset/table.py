@@ -1,4 +1,4 @@
-"""What the commands print of an evaluation, and who waits for what."""
+"""Output of the evaluation commands: progress and tables."""
 from __future__ import annotations
 
 import sys
@@ -18,7 +18,7 @@ __all__ = ['print_results', 'score_bar']
 
 @contextmanager
 def score_bar(names: Sequence[str] | None) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal that shows which score has its turn."""
+    """A progress bar on a terminal that names the current score."""
     with tqdm(total=len(names or list_scores()), desc='scores', leave=False, delay=2., disable=None,
               file=sys.stderr) as bar:
         def on_score(name: str) -> None:
@@ -29,7 +29,7 @@ def score_bar(names: Sequence[str] | None) -> Iterator[Callable[[str], None]]:
 
 
 def print_results(results: OpenSetResults) -> None:
-    """Accuracy, table, what could not be served, and what to beware of."""
+    """Print accuracy, table, scores that could not be served, and warnings."""
     for title, names in results.get('skipped', {}).items():
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
     print(f'\n{closed_set_line(results)}\n')

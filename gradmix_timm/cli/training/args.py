@@ -1,4 +1,4 @@
-"""The command line of training: timm's flags, ours on top, YAML below, and what contradicts itself refused."""
+"""The command line of training: timm's flags and ours over a YAML file, with contradictions refused."""
 from __future__ import annotations
 
 import argparse
@@ -104,7 +104,7 @@ def _gradmix_flag(name: str) -> Flag:
 
 
 class _NotGiven:
-    """Stands in a namespace for a flag that the command line does not name."""
+    """Marks a flag in a namespace that the command line does not give."""
 
 
 def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.ArgumentParser,
@@ -120,7 +120,7 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
         The namespace, and the same as YAML text that, given to ``--config``, reruns the job.
 
     Raises:
-        SystemExit: With status 2, for anything wrong; one ``error:`` line is printed.
+        SystemExit: With status 2 after any error; one ``error:`` line is printed.
     """
     config, remaining = config_parser.parse_known_args(argv)
     given = _given(parser, remaining)
@@ -140,17 +140,17 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
         check_args(args, {*values, *given})
     except (ValueError, TypeError, OSError) as error:
         parser.error(one_line(error))
-    # Not --overwrite: the saved flags, given again, are not to remove the run that they are of.
+    # Without --overwrite: running the saved flags again must not remove their own run.
     return args, yaml.safe_dump({**vars(args), 'overwrite': False}, default_flow_style=False)
 
 
 def _given(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[str, Any]:
-    """What the command line names, and nothing else."""
+    """The flags given on the command line, without defaults."""
     actions = [action for action in parser._actions if action.dest != 'help']
     not_given = _NotGiven()
     namespace = argparse.Namespace(**{action.dest: not_given for action in actions})
     found = {name: value for name, value in vars(parser.parse_args(argv, namespace)).items() if value is not not_given}
-    # argparse writes the default of an optional positional even where the line has none.
+    # argparse stores the default of an optional positional even if it is not given.
     absent = [action.dest for action in actions if not action.option_strings and found.get(action.dest) is None]
     return {name: value for name, value in found.items() if name not in absent}
 

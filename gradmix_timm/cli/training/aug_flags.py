@@ -1,4 +1,4 @@
-"""Which image transforms a command line asks for besides timm's, pipelines or cached images; what they contradict."""
+"""Flags of image transforms besides timm's (pipelines and cached images), and their checks."""
 from __future__ import annotations
 
 import argparse
@@ -40,10 +40,10 @@ _OURS = {'aug_backend': 'timm', 'objective': 'ce'}
 
 
 def check_augmentation(args: argparse.Namespace) -> None:
-    """Refuse, before anything is built, what the wanted transforms contradict and files that are no pipelines.
+    """Reject flags that contradict the chosen transforms, and invalid pipeline files, before anything is built.
 
     Raises:
-        ValueError: Naming both flags, or the file and its fault.
+        ValueError: The message names both flags, or the file and its error.
         OSError: The file cannot be read.
     """
     if args.crop_padding is not None and (not args.cache_images or args.crop_padding < 0):
@@ -68,7 +68,7 @@ def check_augmentation(args: argparse.Namespace) -> None:
 
 
 def _check_cache(args: argparse.Namespace) -> None:
-    """Cached images are augmented by what is written for batches, which is not all that timm has."""
+    """Reject augmentations of timm that have no version for batches of cached images."""
     wanted = '--cache-images'
     _refuse(args, wanted, ('train_crop_mode', 'gaussian_blur_prob', 'aa', 'aug_splits', 'aug_repeats', 'naflex_loader',
                            'train_img_sizes', 'no_prefetcher', 'aug_backend', 'objective', 'epoch_repeats'),
@@ -81,14 +81,14 @@ def _check_cache(args: argparse.Namespace) -> None:
 
 
 def _refuse(args: argparse.Namespace, wanted: str, names: tuple[str, ...], reason: str) -> None:
-    """An error for the first flag that is not at its default."""
+    """Raise for the first flag that is not at its default."""
     for name in names:
         if getattr(args, name) != (_OURS[name] if name in _OURS else default_of(name)):
             raise ValueError(f'--{name.replace("_", "-")} with {wanted}: {reason}; leave one of them out')
 
 
 def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, PipelineTransform]:
-    """The transforms of the run by split, tried on blank images; empty where timm's are wanted.
+    """The transforms of the run by split, tried on blank images; empty if timm's are used.
 
     Raises:
         ValueError: A pipeline that does not fit the model's input.
@@ -106,7 +106,7 @@ def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, Pipeli
 
 
 def set_transforms(transforms: dict[str, PipelineTransform], train: Any, evaluated: Any) -> None:
-    """Put the transforms into timm's loaders, which have set their own, and try them on the first image of each.
+    """Replace the transforms that timm's loaders have set, and try the new ones on the first image of each.
 
     Raises:
         ValueError: An image that the pipeline cannot take.

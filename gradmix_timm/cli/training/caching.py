@@ -1,4 +1,4 @@
-"""--cache-images: the images of a run read once and held, its training batches preprocessing on the device."""
+"""--cache-images: read a run's images once, and augment its training batches on the device."""
 from __future__ import annotations
 
 import argparse

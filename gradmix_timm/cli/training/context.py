@@ -1,4 +1,4 @@
-"""What one stage of a training run hands to the next."""
+"""Records that the stages of a training run pass on."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class Built:
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and validates on.
+    """Images that a run trains and validates on.
 
     Attributes:
         train: Training images.
@@ -79,7 +79,7 @@ class Data:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, to find the same images again: entries of a ``RunRecord``."""
+        """Entries of a ``RunRecord`` by which the same images are found again."""
         held, flat = self.held, self.flat_test
         return {
             'val_indices': tuple(held.indices.tolist()) if held is not None else (),
@@ -113,7 +113,7 @@ class Loaders:
     bank: Any = None
 
     def switch_off_mixing(self) -> None:
-        """Mix no more with timm's mixer; its targets stay smoothed one-hots."""
+        """Switch timm's mixer off; its targets are then smoothed one-hots."""
         if self.mixup is not None:
             self.mixup.mixup_enabled = False
         elif getattr(self.train, 'mixup_enabled', False):

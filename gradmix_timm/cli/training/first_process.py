@@ -1,4 +1,4 @@
-"""Of several processes one speaks: warnings, and errors that all of them run into, are printed once."""
+"""Print warnings, and errors common to all processes, only once."""
 from __future__ import annotations
 
 import logging
@@ -14,7 +14,7 @@ __all__ = ['FirstProcess', 'is_first', 'said_once']
 
 
 def is_first() -> bool:
-    """Whether this process is the first of its run, as the environment says before a process group is there."""
+    """Whether this process is the first of its run, by the environment, before a process group exists."""
     return not is_distributed_env() or world_info_from_env()[1] == 0
 
 
@@ -37,7 +37,7 @@ class FirstProcess(logging.Filter):
 
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Of processes that run into a :class:`UsageError` the first one prints it, the others end without a line."""
+    """If several processes raise a :class:`UsageError`, the first one prints it and the others end silently."""
     try:
         yield
     except UsageError as error:
@@ -46,11 +46,11 @@ def said_once() -> Iterator[None]:
 
 
 def _first_to_fail() -> bool:
-    """Counted in the store of the process group, since an error may be of one process that is not the first."""
+    """Count errors in the store of the process group, since the failing process need not be the first."""
     if not torch.distributed.is_initialized():
         return is_first()
     try:
         store = torch.distributed.distributed_c10d._get_default_store()
         return int(store.add('gradmix_timm_failed', 1)) == 1
-    except RuntimeError:  # the store went with the first process
+    except RuntimeError:  # the first process, and the store with it, has ended
         return is_first()

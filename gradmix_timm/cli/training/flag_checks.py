@@ -42,7 +42,7 @@ def check_args(args: argparse.Namespace, given: set[str]) -> None:
         given: Names of the flags that the user set.
 
     Raises:
-        ValueError: Flags that contradict each other or a value that no part of timm takes.
+        ValueError: Flags contradict each other, or timm does not accept a value.
     """
     args.data_dir = args.data_dir or args.data
     _fold_loss_flags(args)
@@ -76,7 +76,7 @@ def scheduled_epochs(args: argparse.Namespace) -> int:
     """
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     try:
-        # Many updates an epoch, so that a decay of part of an epoch is not rounded away here.
+        # Many updates an epoch, so that a decay over part of an epoch is not rounded away.
         return int(create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1000)[1])
     except (AssertionError, TypeError) as error:
         raise ValueError(f'--sched {args.sched}: {error}') from error
@@ -150,7 +150,7 @@ def _complete(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def _check_folder(args: argparse.Namespace) -> None:
-    """The run folder is inside --output."""
+    """Check that the run folder is inside --output."""
     if not args.experiment:
         if args.resume == 'auto':
             raise ValueError('--resume auto continues the run in --output/--experiment; name it, --experiment NAME')
@@ -181,7 +181,7 @@ def _check_loaders(args: argparse.Namespace) -> None:
 
 
 def _check_patches(args: argparse.Namespace) -> None:
-    """What batches of patch sequences do not go with; timm's script breaks on some of it and drops the rest."""
+    """Reject flags that do not apply to batches of patch sequences; timm's script fails on some and ignores others."""
     for flag, on in (('--train-img-sizes', args.train_img_sizes is not None),
                      ('--use-multi-epochs-loader', args.use_multi_epochs_loader),
                      ('--aug-splits', args.aug_splits > 0), ('--aug-repeats', args.aug_repeats > 0),

@@ -1,4 +1,4 @@
-"""Which values the flags of training take: ranges, words and ordered pairs, checked before anything is built."""
+"""Valid values of training flags (ranges, words, ordered pairs), checked before anything is built."""
 from __future__ import annotations
 
 import argparse
@@ -12,8 +12,8 @@ from gradmix_timm.registry import nearest
 
 __all__ = ['check_values']
 
-# Range of each flag by its place in the namespace; of a list, of each of its values. What is not set is not checked.
-# A value that timm's script takes for another (--lr 0 is "unset", --grad-accum-steps 0 is 1) stays in its range.
+# Range of each flag by its name in the namespace, for each value of a list. Unset flags are not checked.
+# Values that timm's script reinterprets (--lr 0 as unset, --grad-accum-steps 0 as 1) are in range.
 _RANGES: dict[str, tuple[str, ...]] = {
     '(0, inf)': (
         'lr_base', 'decay_epochs', 'lr_cycle_mul', 'lr_k_decay', 'std', 'crop_pct', 'clip_grad', 'kd_temperature',
@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[str, ...]] = {
 }
 
 _RESAMPLING = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')
-# Words of flags that timm's parser leaves open.
+# Choices of flags for which timm's parser has none.
 _WORDS: dict[str, tuple[str, ...]] = {
     'remode': ('const', 'rand', 'pixel'), 'clip_mode': ('norm', 'value', 'agc'),
     'amp_dtype': ('float16', 'bfloat16'), 'model_dtype': ('float32', 'float16', 'bfloat16'),
@@ -55,7 +55,7 @@ _PAIRS = ('scale', 'ratio', 'cutmix_minmax')
 
 
 def check_values(args: argparse.Namespace) -> None:
-    """Refuse values that timm rejects, or accepts silently and ignores.
+    """Reject values that timm rejects, or silently ignores.
 
     Raises:
         ValueError: Naming the flag, what was got and what is expected.
@@ -94,7 +94,7 @@ def _check_number(name: str, value: float, bounds: str | None) -> None:
 
 
 def _phrase(bounds: str) -> str:
-    """A range in words where it has no upper end."""
+    """A description of a range."""
     low = bounds[1:].split(',')[0]
     if not bounds.endswith('inf)'):
         return f'in {bounds}'

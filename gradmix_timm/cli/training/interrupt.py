@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 stop a run between two updates, on all its processes at once.
 
-Python raises KeyboardInterrupt wherever it happens to be; inside the clean-up of a loader it is printed and forgotten,
-and a loader whose workers got the signal too raises something else. SIGTERM and SIGUSR1 are a scheduler's notice that
+Python raises KeyboardInterrupt at an arbitrary point; inside the clean-up of a loader it is printed and dropped,
+and a loader whose workers received the signal raises another error. SIGTERM and SIGUSR1 are a scheduler's warning that
 the time is nearly up (Slurm: ``--signal=USR1@300``); by default they end a process at once.
 """
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 __all__ = ['Interrupt', 'StoppedError', 'held_signals', 'leave_signals_to_parent']
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, 'SIGUSR1') else [])]
-# A terminal's Ctrl-C reaches a process twice where torchrun passes it on too: no second wish.
+# With torchrun a terminal's Ctrl-C reaches a process twice; within this time it counts once.
 _ECHO_SECONDS = 2.0
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal stopped the run; a KeyboardInterrupt, so that nothing takes it for a failure.
+    """A signal stopped the run; a KeyboardInterrupt, so that handlers of failures let it pass.
 
     Attributes:
         exit_status: 128 + the signal's number, as a shell reports a process that a signal ended: 130 for Ctrl-C, 143
@@ -39,7 +39,7 @@ class StoppedError(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Whether a signal asks the run to stop.
+    """Tracks whether a signal has requested the run to stop.
 
     Args:
         device: Of a run of several processes, for their agreement; None for one process.
@@ -52,7 +52,7 @@ class Interrupt:
         self.device, self.requested, self.since = device, 0, 0.0
 
     def agreed(self) -> int:
-        """Number of a signal that some process got, else 0; a collective, all processes call it."""
+        """Number of a signal received by any process, else 0; a collective, which all processes call."""
         if self.device is not None:
             wish = torch.tensor(self.requested, device=self.device)
             torch.distributed.all_reduce(wish, torch.distributed.ReduceOp.MAX)
@@ -60,16 +60,16 @@ class Interrupt:
         return self.requested
 
     def check(self) -> None:
-        """Stop here if some process was asked to; a collective.
+        """Stop here if any process was requested to; a collective.
 
         Raises:
-            StoppedError: It was.
+            StoppedError: A stop was requested.
         """
         if self.agreed():
             raise StoppedError(self.requested)
 
     def hold(self, number: int, frame: FrameType | None) -> None:
-        """The signals' handler: the wish is kept; a second Ctrl-C stops at once."""
+        """The signal handler: records the request; a second Ctrl-C stops at once."""
         if self.requested and number == signal.SIGINT and time.monotonic() - self.since > _ECHO_SECONDS:
             raise KeyboardInterrupt
         if not self.requested:
@@ -78,9 +78,9 @@ class Interrupt:
 
 @contextmanager
 def held_signals(interrupt: Interrupt) -> Iterator[None]:
-    """The signals set ``interrupt`` and go no further.
+    """Inside the block, signals only set ``interrupt``.
 
-    Processes forked inside hold them too, and so do not die under a loader. Outside the main thread nothing changes.
+    Forked processes inherit this, so a loader's workers survive the signal. Outside the main thread it has no effect.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -94,9 +94,9 @@ def held_signals(interrupt: Interrupt) -> Iterator[None]:
 
 
 def leave_signals_to_parent() -> None:
-    """In a loader's worker: terminals and schedulers signal all processes, and the main one decides.
+    """Ignore signals in a loader's worker: terminals and schedulers signal all processes, and the main one decides.
 
-    A SIGTERM of the main process itself, which waits for its workers at its own end, still ends the worker.
+    A SIGTERM from the main process, which ends its workers that way, still ends the worker.
     """
     for number in _SIGNALS:
         if number != signal.SIGTERM:

@@ -1,4 +1,4 @@
-"""Validation of features while they are trained: held-out images named by their nearest training images."""
+"""Validation of features during training: held-out images are classified by their nearest training images."""
 from __future__ import annotations
 
 import argparse
@@ -28,17 +28,17 @@ _logger = logging.getLogger('train')
 
 def validate_neighbours(args: argparse.Namespace, model: nn.Module, loaders: Loaders, hardware: Hardware,
                         interrupt: Interrupt, suffix: str = '') -> OrderedDict[str, float]:
-    """Accuracy on the validation images of a vote among the training images; no head is read and nothing is fitted.
+    """Accuracy on the validation images of nearest-neighbour votes among the training images, without a head or a fit.
 
     One pass over the training images without augmentation (--val-interval spares some), one over the validation images.
     With several processes each reads its share of both and sees all training images.
 
     Args:
         args: Checked flags.
-        model: The classifier whose features are judged.
+        model: The classifier whose features are evaluated.
         loaders: With ``bank`` and ``eval``.
         hardware: Of the run.
-        interrupt: Asked after every batch.
+        interrupt: Checked after every batch.
         suffix: For the log line: ' (EMA)'.
 
     Returns:
@@ -65,13 +65,13 @@ def validate_neighbours(args: argparse.Namespace, model: nn.Module, loaders: Loa
 
 
 def _no_padding(count: int, processes: int) -> Tensor:
-    """Of gathered rows those that are no padding: process r has images r, r + processes, ..., some one twice."""
+    """Gathered rows without padding: process r has images r, r + processes, ..., one possibly twice."""
     places = torch.arange(-(-count // processes) * processes).view(-1, processes).T.flatten()
     return (places < count).nonzero().flatten()
 
 
 def _checked(loader: Any, hardware: Hardware, interrupt: Interrupt) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches in the model's dtype, with the user's wish to stop heard between them."""
+    """The loader's batches in the model's dtype, with a check for a requested stop between them."""
     for images, labels in loader:
         interrupt.check()
         yield images.to(hardware.device, hardware.dtype), labels

@@ -1,4 +1,4 @@
-"""--probe-epochs: after a contrastive objective, a class head on frozen features, put into the run's checkpoints."""
+"""--probe-epochs: fit a class head to frozen features after a contrastive objective, and store it in checkpoints."""
 from __future__ import annotations
 
 import argparse
@@ -29,14 +29,14 @@ _FILES = ('model_best.pth.tar', 'last.pth.tar')
 
 @dataclass(frozen=True)
 class Probe:
-    """What fitting a head needs of a run.
+    """The parts of a run that fitting a head needs.
 
     Attributes:
         args: Checked flags.
         hardware: Device and precision.
         built: The model's preprocessing.
         data: Its images.
-        model: A classifier of the run's kind; its weights do not matter.
+        model: A classifier of the run's architecture, with any weights.
     """
 
     args: argparse.Namespace
@@ -47,10 +47,10 @@ class Probe:
 
 
 def check_head(args: argparse.Namespace, model: nn.Module) -> None:
-    """Refuse, before training, a class head that cannot be fitted afterwards.
+    """Reject, before training, a model whose class head could not be fitted afterwards.
 
     Raises:
-        ValueError: With what the classifier is.
+        ValueError: The classifier is not a single linear layer with a bias.
     """
     if not args.probe_epochs:
         return
@@ -64,10 +64,10 @@ def check_head(args: argparse.Namespace, model: nn.Module) -> None:
 
 
 def fit_heads(probe: Probe, folder: str | os.PathLike[str]) -> None:
-    """Fit a head to the frozen features of the best and the last checkpoint of a run and write both again, whole.
+    """Fit a head to the frozen features of a run's best and last checkpoint, and replace both files atomically.
 
-    The head sees the training images alone, without augmentation; held-out images are named by it for the log. The
-    weights of the moving average get a head of their own. A file that has its head already is left as it is.
+    The head is fitted to the training images, without augmentation; its accuracy on held-out images is logged. The
+    weights of the moving average get a separate head. A file that already has a head is left unchanged.
     """
     done: dict[tuple[int, int], Path] = {}
     for path in (Path(folder) / name for name in _FILES):
@@ -124,7 +124,7 @@ def _embed(probe: Probe, model: nn.Module, images: Any) -> Embeddings:
         copy.copy(images), **probe.built.preprocessing.loader_options(), is_training=False,
         batch_size=args.validation_batch_size or args.batch_size, num_workers=args.workers, device=hardware.device,
         persistent_workers=False, use_prefetcher=True, img_dtype=hardware.dtype or torch.float32)
-    loader.dataset.transform = probe.built.preprocessing.transform(normalize=False)  # the loader does it
+    loader.dataset.transform = probe.built.preprocessing.transform(normalize=False)  # the loader normalises
     amp = getattr(torch, args.amp_dtype) if args.amp else None
     return extract(model, loader, hardware.device, amp, args.channels_last)
 

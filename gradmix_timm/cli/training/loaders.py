@@ -1,4 +1,4 @@
-"""Data sets and loaders of a training run: timm's, cut to the known classes where an open-set split is asked for."""
+"""Data sets and loaders of a training run: timm's, restricted to the known classes of an open-set split."""
 from __future__ import annotations
 
 import argparse
@@ -54,7 +54,7 @@ _TRAIN_WORDS = ('train', 'training')
 
 
 def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
-    """The open-set split that is asked for, by name, before any data is read; sets ``args.num_classes``.
+    """The open-set split of the flags, before any data is read; sets ``args.num_classes``.
 
     Raises:
         ValueError: No such protocol, trial or family; --num-classes is another number.
@@ -75,7 +75,7 @@ def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
 def split_names(args: argparse.Namespace) -> dict[str, str]:
     """Names of the split trained on and of the one that the evaluation will read.
 
-    The second is --osr-test-split, else --val-split where the data has it beside the train split, else 'test'.
+    The second is --osr-test-split, else --val-split if the data has it beside the train split, else 'test'.
     """
     return {'train': args.train_split, 'test': args.osr_test_split or _test_split(args)}
 
@@ -90,7 +90,7 @@ def _test_split(args: argparse.Namespace) -> str:
         return named if named in list_splits(name, args.data_dir) else 'test'
     if kind:
         return str(named)  # unknown without opening it
-    # timm takes any of these words for the others.
+    # timm treats these names as synonyms.
     words = ('val', 'valid', 'validation', 'eval', 'evaluation')
     tried = [named, *(words if named in words else ())]
     root = Path(args.data_dir or '')
@@ -122,7 +122,7 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
 
 
 def _validated_on_training(args: argparse.Namespace, train: Any, evaluated: Any) -> dict[str, int]:
-    """Validation images of a plain run that are training images: said and recorded, since timm's script takes them."""
+    """Warn about validation images of a plain run that are training images, which timm's script accepts."""
     if not utils.is_primary(args) or any(part is None or isinstance(part, IterableDataset)
                                          for part in (train, evaluated)):
         return {}
@@ -135,7 +135,7 @@ def _validated_on_training(args: argparse.Namespace, train: Any, evaluated: Any)
 
 
 def _warn_of_few(args: argparse.Namespace, count: int) -> None:
-    """Say at the start what `gradmix-predict` would refuse at the end."""
+    """Warn at the start if `gradmix-predict` would refuse the run's checkpoint."""
     if count < _CONFORMAL and utils.is_primary(args):
         _logger.warning(f'{count} images are held out; the classifier needs {_CONFORMAL} for its threshold, which '
                         'accepts 95% of known images: type a larger --osr-val-fraction, or give it images of its own '
@@ -143,12 +143,12 @@ def _warn_of_few(args: argparse.Namespace, count: int) -> None:
 
 
 def _check_same_classes(args: argparse.Namespace, train: Any, evaluated: Any) -> None:
-    """Labels of both splits number the same classes; folders of other names would be numbered anew."""
+    """Check that both splits number the same classes, since folders of other names would be numbered differently."""
     if evaluated is None or args.task == 'multilabel':
         return
     try:
         known, names = class_names(train, numbers=False), class_names(evaluated, numbers=False)
-    except (TypeError, ValueError):  # streamed or nameless, or a class map with gaps, the same for both
+    except (TypeError, ValueError):  # streamed, without names, or a class map with gaps, which both splits share
         return
     if names != known:
         stray = sorted(set(names) ^ set(known)) or [a for a, b in zip(names, known, strict=True) if a != b]
@@ -228,7 +228,7 @@ def _check_views(args: argparse.Namespace, loader: Any) -> None:
 
 
 def _start_worker(start: Callable[[int], None] | None, number: int) -> None:
-    """Signals are the main process's affair: a loader whose workers die of one raises."""
+    """Shield workers from signals, which the main process handles: a loader raises if its workers are killed."""
     leave_signals_to_parent()
     if start is not None:
         start(number)
@@ -318,7 +318,7 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
     """Loaders of patch sequences, with timm's own mixer for them."""
     mixup = None
     if plan.timm:
-        # It has no modes and no minmax, and gets the epoch from the data set, in workers as well.
+        # It has neither modes nor minmax, and reads the epoch from the data set, also in workers.
         options = {key: value for key, value in plan.options.items() if key not in ('mode', 'cutmix_minmax')}
         mixup = NaFlexMixup(num_classes=args.num_classes, multi_label=args.task == 'multilabel',
                             mixup_off_epoch=args.mixup_off_epoch, **options)
@@ -344,7 +344,7 @@ def _naflex_loaders(args: argparse.Namespace, built: Built, plan: MixPlan, data:
 
 
 def set_learning_rate(args: argparse.Namespace, loaders: Loaders) -> None:
-    """The rate from --lr-base and the images an update, where --lr does not give it."""
+    """Set the learning rate from --lr-base and the images per update, unless --lr gives it."""
     if args.lr:
         return
     batch = loaders.batch_reference * args.world_size * args.grad_accum_steps

@@ -1,4 +1,4 @@
-"""One epoch of training: timm's step, in which a registered mixer meets the live model before the forward pass."""
+"""One epoch of training: timm's step, with a registered mixer applied to the live model before the forward pass."""
 from __future__ import annotations
 
 import argparse
@@ -34,12 +34,12 @@ _SAMPLES = 16
 
 
 class NonFiniteLossError(RunFailedError):
-    """The loss became infinite or not a number; training on would only spread it."""
+    """The loss became infinite or NaN, which further training would only spread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What the epochs of a run share.
+    """State shared by the epochs of a run.
 
     Attributes:
         args: Checked flags.
@@ -56,7 +56,7 @@ class Run:
         bar: Progress bar over all updates of the run, or None.
         interrupt: Whether a signal asks it to stop.
         section: Of its checkpoints.
-        position: Where in an epoch it goes on; None: at the start of one.
+        position: Position in an epoch to resume from; None: at the start of one.
         samples: Images and labels of the newest epoch's first batch, before mixing; filled where a mixer is on.
         tracker: On the first process, else None.
         mixes: How much of the newest epoch was mixed, by this process.
@@ -82,7 +82,7 @@ class Run:
     mixes: dict[str, float] = field(default_factory=dict)
 
     def save_stopped(self, position: Position) -> None:
-        """Write where the run stands in an epoch; all processes call it."""
+        """Write the run's position in an epoch; all processes call it."""
         self.section.streams = gather_streams(self.args, position.to_state())
         if self.saver is not None:
             self.saver.save_stopped(position.epoch)
@@ -107,7 +107,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         ``loss``: mean over the batches, over all processes; of a task with several losses each, ``loss_NAME``.
 
     Raises:
-        NonFiniteLossError: With the step and the learning rate.
+        NonFiniteLossError: The message has the step and the learning rate.
         StoppedError: A signal stopped it, after a checkpoint.
     """
     _set_epoch(run.loaders.train, epoch)
@@ -167,10 +167,10 @@ class _Epoch:
         self.start = self.before = own_streams(run.hardware.device)
 
     def skip(self, batches: Iterator[tuple[int, Any]], position: Position) -> None:
-        """Go on where a signal stopped the epoch: read what is trained already, and take its meters over.
+        """Resume an interrupted epoch: skip the batches already trained on, and restore the meters.
 
         Raises:
-            UsageError: The epoch has fewer batches by now.
+            UsageError: The epoch now has fewer batches.
         """
         device = self.run.hardware.device
         finished = position.metrics is not None  # of such an epoch the first batch is read, for the picture of mixes
@@ -196,10 +196,10 @@ class _Epoch:
             self._restore(position.meters)
 
     def stop_if_asked(self, index: int) -> None:
-        """After an update, end the epoch here where a signal asks for it, with a checkpoint that goes on here.
+        """After an update, stop if a signal requested it, with a checkpoint of this position.
 
         Raises:
-            StoppedError: It does.
+            StoppedError: A stop was requested.
         """
         updated = index == self.batches - 1 or (index + 1) % self.args.grad_accum_steps == 0
         streams = own_streams(self.run.hardware.device)
@@ -211,7 +211,7 @@ class _Epoch:
         self.before = streams
 
     def _meters(self) -> dict[str, Any]:
-        """What the metrics of the epoch are summed in, as plain values and tensors."""
+        """The state of the epoch's meters, as plain values and tensors."""
         return {'losses': [self.losses.sum, self.losses.count], 'sums': dict(self.parts.sums),
                 'counts': dict(self.parts.counts), 'mixes': self.mixes.sums}
 
@@ -246,7 +246,7 @@ class _Epoch:
         self.data_start = time.time()
 
     def _placed(self, input: Any, target: Tensor) -> tuple[Any, Tensor]:
-        """On the device, mixed by timm where timm mixes in the step, in the wanted memory format."""
+        """Move a batch to the device and memory format, and mix it if timm mixes in the step."""
         hardware = self.run.hardware
         if not self.args.prefetcher:
             input, target = input.to(device=hardware.device, dtype=hardware.dtype), target.to(device=hardware.device)
@@ -257,7 +257,7 @@ class _Epoch:
         return input, target
 
     def _mixed(self, index: int, input: Any, target: Tensor, window: int) -> tuple[Any, Tensor]:
-        """Mixed by the registered mixer, which sees the live model outside the forward's autocast and no_sync."""
+        """Mix by the registered mixer, which uses the live model outside the forward's autocast and no_sync."""
         run = self.run
         if run.mixer is None:
             return input, target
@@ -267,7 +267,7 @@ class _Epoch:
         run.mixer.set_step(self.epoch, index)
         if getattr(run.task, 'mixes', False):  # inside, with the maps of its own clean forward
             return input, target
-        # A context of its own: weights cast here under no_grad must not be the ones the step takes from the cache.
+        # A separate autocast context: the step must not reuse weights that were cast here under no_grad from its cache.
         with self.mixes.timed(), run.hardware.autocast():
             if isinstance(run.mixer, BatchMixer):
                 mixed = run.mixer.mix(input, target, run.model)
@@ -279,7 +279,7 @@ class _Epoch:
         return input, target
 
     def _keep_sample(self, input: Tensor, target: Tensor) -> None:
-        """Of the first batch some images for the picture of mixes, where a registered mixer runs."""
+        """Keep some images of the first batch for the picture of mixes, if a registered mixer runs."""
         if self.run.mixer is not None:
             shown = min(_SAMPLES, len(target) // self.views)
             self.run.samples[:] = [input[:shown].detach().clone(), target[:shown].clone()]
@@ -293,7 +293,7 @@ class _Epoch:
         if before is not None and (self.dropped or not self._finite_everywhere(loss)):
             self.dropped = True
             for buffer, old in zip(self.run.task.buffers(), before, strict=True):
-                buffer.copy_(old)  # BatchNorm has averaged the broken batch in
+                buffer.copy_(old)  # BatchNorm has included the broken batch in its averages
             return loss.detach()
         self.parts.update(result, count)
         self.mixes.update(result.get('draw'))
@@ -329,7 +329,7 @@ class _Epoch:
             run.optimizer.step()
 
     def _finite_everywhere(self, loss: Tensor) -> bool:
-        """Whether the loss is finite on every process: they drop an update together or not at all."""
+        """Whether the loss is finite on every process, so that all drop the update or none does."""
         finite = loss.detach().isfinite().float()
         return bool((utils.reduce_tensor(finite, self.args.world_size) if self.args.distributed else finite) == 1)
 

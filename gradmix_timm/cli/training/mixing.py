@@ -1,4 +1,4 @@
-"""Which mixer a command line asks for, and what it cannot be combined with; all of it known before data is read."""
+"""The mixer of a command line, and checks of its combination with other flags, before data is read."""
 from __future__ import annotations
 
 import argparse
@@ -17,7 +17,7 @@ __all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', '
 
 _logger = logging.getLogger(__name__)
 
-#: Mixers that take GradMix's options.
+#: Mixers with GradMix's options.
 GRADMIX_NAMES = ('gradmix', 'random-box', 'center-box')
 # The mixers whose alpha is a flag of timm's.
 _ALPHA_FLAGS = {'mixup': 'mixup', 'cutmix': 'cutmix'}
@@ -44,7 +44,7 @@ class MixPlan:
 
 
 class SwitchedCollate(FastCollateMixup):
-    """timm's mixing collate whose switch is seen by loader workers that are already running.
+    """timm's mixing collate function with a switch that also reaches running loader workers.
 
     Workers hold a copy of the collate function; a flag in shared memory reaches the copies, so --mixup-off-epoch
     takes effect with workers as well.

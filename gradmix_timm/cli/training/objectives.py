@@ -1,4 +1,4 @@
-"""Which objective a command line asks for: its flags, what it cannot be combined with, and the task that trains it."""
+"""Flags of the training objective, checks of their combination with others, and the task that trains it."""
 from __future__ import annotations
 
 import argparse
@@ -19,7 +19,7 @@ from .timm_flags import flag
 __all__ = [
     'METRIC', 'OBJECTIVE', 'build_objective_task', 'check_objective', 'complete_objective', 'objective_options']
 
-#: What validation of a contrastive objective gives: accuracy of nearest neighbours, in percent.
+#: Validation metric of contrastive objectives: nearest-neighbour accuracy, in percent.
 METRIC = 'knn_top1'
 
 OBJECTIVE = (
@@ -42,7 +42,7 @@ OBJECTIVE = (
 
 _SHARED: dict[str, Any] = {'objective_temperature': 0.05, 'objective_dim': 128, 'objective_hidden': None,
                            'probe_epochs': 10}
-# Options of each objective, by their place in the namespace, with what they are where nothing is said.
+# Options of each objective by their name in the namespace, with their defaults.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'ce': {},
     'supcon+ssl': {**_SHARED, 'objective_gamma': 1.0, 'objective_ssl_weight': 1.0},
@@ -53,7 +53,7 @@ _NAMES = tuple(dict.fromkeys(name for options in _DEFAULTS.values() for name in 
 
 
 def complete_objective(args: argparse.Namespace, given: set[str]) -> None:
-    """Set what the objective leaves open; refuse options of another one.
+    """Set the objective's defaults; reject options of another one.
 
     Args:
         args: Every flag; the objective's options and ``eval_metric`` are set.
@@ -75,10 +75,10 @@ def complete_objective(args: argparse.Namespace, given: set[str]) -> None:
 
 
 def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
-    """Refuse what a contrastive objective contradicts, before anything is built.
+    """Reject flags that contradict a contrastive objective, before anything is built.
 
     Raises:
-        ValueError: Naming both flags and the remedy.
+        ValueError: The message names both flags and the remedy.
     """
     if args.objective == 'ce':
         return

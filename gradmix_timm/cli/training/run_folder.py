@@ -1,4 +1,4 @@
-"""The folder of a run: refused where another run is in it, locked while this one writes."""
+"""The folder of a run: refused if another run is in it, and locked while this one writes."""
 from __future__ import annotations
 
 import argparse
@@ -32,7 +32,7 @@ __all__ = ['RunFolder', 'check_writable', 'output_root', 'resume_path']
 _logger = logging.getLogger('train')
 
 _LAST, _LOCK = 'last.pth.tar', 'run.lock'
-# What a run leaves; --overwrite removes it.
+# Files of a run, which --overwrite removes.
 _RESULTS = ('*.pth.tar', 'summary.csv')
 _REST = ('mixes.png', 'mixes.json', 'train-batch-*.jpg', 'events.out.tfevents.*')
 _UNFINISHED = ('tmp.pth.tar', 'recovery_tmp.pth.tar')
@@ -44,10 +44,10 @@ def output_root(args: argparse.Namespace) -> str:
 
 
 def check_writable(args: argparse.Namespace) -> None:
-    """Refuse an output folder that cannot be made or written, before anything is computed.
+    """Reject an output folder that cannot be created or written to, before anything is computed.
 
     Raises:
-        ValueError: With the part of the path that stands in the way.
+        ValueError: The message names the part of the path that prevents it.
     """
     folder = Path(output_root(args)) / args.experiment
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -74,9 +74,9 @@ def resume_path(args: argparse.Namespace) -> str:
 class RunFolder:
     """The folder of a run, locked against other processes until the block ends.
 
-    The first process holds ``run.lock`` in it: a POSIX record lock, which the system gives back however the process
+    The first process holds ``run.lock`` in it: a POSIX record lock, which the system releases however the process
     ends, on another host too where the network file system has such locks. Where it has none the file's content
-    decides: a process of this host that is gone holds nothing, one of another host does.
+    decides: a process of this host that has ended holds no lock, one of another host does.
 
     Args:
         args: Checked flags.
@@ -158,10 +158,10 @@ class RunFolder:
         self._made = []
 
     def _check_vacant(self, path: Path) -> None:
-        """Refuse to write over a run that is neither continued nor given up.
+        """Refuse to overwrite a run without --resume or --overwrite.
 
         Raises:
-            ValueError: With the three ways out.
+            ValueError: The message gives the three remedies.
         """
         results = [file.name for file in _matches(path, _RESULTS) if file.name not in _UNFINISHED]
         inside = bool(self.args.resume) and Path(resume_path(self.args)).resolve().parent == path.resolve()
@@ -245,7 +245,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 
 def _owner(file: IO[str]) -> dict[str, Any]:
-    """What the lock file says; empty where it says nothing."""
+    """Content of the lock file; empty if it cannot be read."""
     try:
         record = json.loads(file.read(4096))
     except ValueError:

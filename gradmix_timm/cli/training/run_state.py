@@ -1,4 +1,4 @@
-"""What a run leaves on disk and finds again: the checkpoint's record, random streams, resuming, whole files."""
+"""State of a run on disk: the checkpoint's record, random streams, resuming, atomic saving."""
 from __future__ import annotations
 
 import argparse
@@ -80,7 +80,7 @@ RECORDED_TASKS: dict[str, Any] = {
 
 
 class AtomicSaver(CheckpointSaver):
-    """timm's saver, in which a file is replaced whole or not at all, and a broken save leaves nothing behind."""
+    """timm's saver, with atomic replacement of files; a failed save leaves no partial file."""
 
     def _save(self, save_path: str, epoch: int, metric: float | None = None) -> None:
         try:
@@ -109,7 +109,7 @@ class AtomicSaver(CheckpointSaver):
         Path(temporary).replace(dst)
 
     def save_stopped(self, epoch: int) -> None:
-        """Make the run's present state, in the middle of an epoch, its newest checkpoint.
+        """Save the run's present state, within an epoch, as its newest checkpoint.
 
         Args:
             epoch: In which it is. What is written names the one before, so that a reader that knows no position
@@ -140,7 +140,7 @@ def own_streams(device: torch.device) -> dict[str, Any]:
 
 
 def gather_streams(args: argparse.Namespace, own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every process says of its random streams, by rank; a collective, all processes call it."""
+    """Random streams of every process, by rank; a collective, which all processes call."""
     if not args.distributed:
         return [own]
     gathered: list[Any] = [None] * args.world_size
@@ -160,7 +160,7 @@ def set_streams(own: dict[str, Any], device: torch.device) -> None:
 
 
 def recorded_streams(path: str, args: argparse.Namespace) -> dict[str, Any] | None:
-    """The random streams of this process where the run that wrote ``path`` stood; None where it does not say."""
+    """The random streams of this process as saved in ``path``; None without them."""
     checkpoint = load_checkpoint_metadata(path)
     section = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     streams = (section or {}).get(STREAMS)
@@ -171,7 +171,7 @@ def recorded_streams(path: str, args: argparse.Namespace) -> dict[str, Any] | No
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where in an epoch a signal stopped a run: kept beside the random streams, one for each process.
+    """Position in an epoch at which a signal stopped a run, kept for each process beside its random streams.
 
     A resumed run reads the epoch's batches again from ``start`` on, without training on those that are done. For the
     last of them the streams of ``before`` are set: loaders read one batch ahead.
@@ -180,9 +180,9 @@ class Position:
         epoch: Its index.
         batches: Trained on already.
         start: Streams at the start of the epoch.
-        before: Streams before the last of those batches was asked for.
-        now: Streams where the run stopped.
-        meters: What the epoch's metrics are summed in.
+        before: Streams before the last of those batches was requested.
+        now: Streams when the run stopped.
+        meters: State of the epoch's meters.
         metrics: Of an epoch that is trained and not validated yet; else None.
     """
 
@@ -195,13 +195,13 @@ class Position:
     metrics: dict[str, float] | None = None
 
     def to_state(self) -> dict[str, Any]:
-        """The streams where the run stopped, and the position among them."""
+        """The streams when the run stopped, with the position as an entry."""
         state = {item.name: getattr(self, item.name) for item in fields(self)}
         return {**state.pop('now'), _POSITION: state}
 
     @classmethod
     def from_state(cls, streams: dict[str, Any]) -> Position | None:
-        """The position among streams; None where they are of the end of an epoch."""
+        """The position stored with streams; None if they are of the end of an epoch."""
         now = dict(streams)
         state = now.pop(_POSITION, None)
         return cls(now=now, **state) if state is not None else None
@@ -211,22 +211,22 @@ class Position:
 
 def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
                  held: Mapping[str, Any] | None = None, objective: str = 'ce') -> None:
-    """Refuse a file of another model, of other classes, or one that trained on images now held out.
+    """Reject a file of another model or other classes, or one that was trained on images now held out.
 
     Args:
         path: The file.
         model: Name of the model now.
         known: Its classes in head order, as far as they are known.
         num_classes: Width of its head.
-        held: What its record would keep of its held-out images; None: not known yet.
+        held: The record of this run's held-out images; None: not known yet.
         objective: Of this run.
 
     Raises:
-        ValueError: It is of another run, or no checkpoint at all.
+        ValueError: It is of another run, or not a checkpoint.
     """
     try:
         checkpoint = load_checkpoint_metadata(path)
-    except Exception as error:  # whatever a reader raises on foreign bytes
+    except Exception as error:  # readers raise any type on foreign bytes
         raise ValueError(f'--resume {path}: not a training checkpoint; give last.pth.tar of a run') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'--resume {path}: it holds a {type(checkpoint).__name__}, not a training checkpoint; give '
@@ -252,7 +252,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         place = next(i for i, (a, b) in enumerate(zip(classes, known, strict=True)) if a != b)
         raise ValueError(f'--resume {path}: class {place} of its head is {classes[place]!r} and of this run '
                          f'{known[place]!r}; train on the same classes in the same order')
-    # A record of an earlier version has numbers alone.
+    # A record of an earlier version has only positions.
     names = ('held_out', 'flat_test') if section is not None and record.held_out else ('val_indices',)
     if held is not None and section is not None and any(held[name] != getattr(record, name) for name in names):
         raise ValueError(f'--resume {path}: other images were held out for validation, so that it has trained on some '
@@ -262,7 +262,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
 
 def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer,
            scaler: Any) -> int | None:
-    """Load weights, optimizer and loss scale; the epoch to go on with.
+    """Load weights, optimizer and loss scale; returns the epoch to continue with.
 
     Raises:
         ValueError: The weights do not fit, or the state is of another optimizer.

@@ -1,4 +1,4 @@
-"""Stages of a training run that make things: device, model, mixer, task, optimizer, schedule."""
+"""Set up a training run: device, model, mixer, task, optimizer, schedule."""
 from __future__ import annotations
 
 import argparse
@@ -90,7 +90,7 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
     Args:
         args: Checked flags.
         hardware: Where it goes.
-        create_model: timm's, or what stands in its place.
+        create_model: timm's, or a replacement.
     """
     resolved = _model_arguments(args)
     model = _create(args, resolved, create_model)
@@ -121,10 +121,9 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
 def _preprocessing(args: argparse.Namespace, model: nn.Module) -> Preprocessing:
     """How validation images are read, which the checkpoint records for every later evaluation.
 
-    timm's script never hands the model's crop mode to its validation, which cuts out the center whatever the model
-    asks for. A run without an open-set split validates, and so picks ``model_best``, as that script does, whatever
-    mixes its images: so that is what its checkpoint records. An open-set run has no such equal, and there the model's
-    own crop mode serves.
+    timm's script does not pass the model's crop mode to validation, which always crops the center. A run without an
+    open-set split validates, and so picks ``model_best``, as that script does with any mixer, and its checkpoint
+    records that. An open-set run has no counterpart in timm's script and uses the model's own crop mode.
     """
     primary = utils.is_primary(args)
     config = resolve_input_data_config(model, vars(args), verbose=primary)
@@ -175,10 +174,10 @@ def _create(args: argparse.Namespace, resolved: dict[str, Any], create_model: Ca
 
 def _check_input(args: argparse.Namespace, model: nn.Module, input_size: tuple[int, int, int], hardware: Hardware,
                  patch_size: tuple[int, int] | None) -> None:
-    """One pass on blank images, which leaves nothing behind: whether the model takes them is known before data is read.
+    """Check by one pass on blank images, without side effects, that the model accepts them, before data is read.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It does not accept them.
     """
     channels, height, width = input_size
     common: dict[str, Any] = {'device': hardware.device, 'dtype': hardware.dtype}
@@ -225,9 +224,9 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _takes(plain: dict[str, Any], img_size: Any) -> bool:
-    """Whether the model takes images of this size without being built for it.
+    """Whether the model accepts images of this size without being built for it.
 
-    timm's script never hands the size on; where that works (``dynamic_img_size``), its weights are of the model's own
+    timm's script does not pass the size on; where that works (``dynamic_img_size``), its weights are of the model's own
     size, and so are ours. A throw-away copy is tried; random streams are as before.
     """
     height, width = img_size if isinstance(img_size, tuple | list) else (img_size, img_size)
@@ -235,7 +234,7 @@ def _takes(plain: dict[str, Any], img_size: Any) -> bool:
         try:
             model = timm.create_model(pretrained=False, **plain).eval()
             model(torch.zeros(1, plain.get('in_chans', plain['pretrained_cfg']['input_size'][0]), height, width))
-        except Exception:  # the build for the size reports what is wrong
+        except Exception:  # building for the size reports the error
             return False
     return True
 
@@ -256,7 +255,7 @@ def _placed(args: argparse.Namespace, hardware: Hardware, model: nn.Module) -> n
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     if args.distributed and args.sync_bn:
-        args.dist_bn = ''  # nothing is left to share between processes
+        args.dist_bn = ''  # SyncBN already shares statistics between processes
         model = convert_sync_batchnorm(model)
     return torch.jit.script(model) if args.torchscript else model
 
@@ -326,7 +325,7 @@ def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim
 
 
 def compile_task(args: argparse.Namespace, task: TrainingTask, hardware: Hardware) -> None:
-    """Compile what computes, then wrap it for several processes, in this order."""
+    """Compile the task, then wrap it for several processes, in this order."""
     if args.torchcompile:
         if utils.is_primary(args):
             _logger.info(f'Compiling with backend={args.torchcompile}, mode={args.torchcompile_mode}')

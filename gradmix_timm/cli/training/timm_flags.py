@@ -1,4 +1,4 @@
-"""The flags of timm's training script as data: names, types, defaults and order are timm's, the words are ours."""
+"""The flags of timm's training script as data: names, types, defaults and order are timm's, help texts are ours."""
 from __future__ import annotations
 
 import argparse
@@ -11,12 +11,12 @@ from gradmix_timm.cli.plugins import MODULES_HELP
 
 __all__ = ['LATER_GROUPS', 'TAKES_EMPTY', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
 
-#: Option strings, and what argparse's ``add_argument`` takes beside them.
+#: Option strings, and the other arguments of argparse's ``add_argument``.
 Flag = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def flag(*names: str, default: Any = None, text: str = '', **options: Any) -> Flag:
-    """One flag; its help ends in the default where that says something."""
+    """One flag; its help ends in the default if that is informative."""
     if default not in (None, False, '', {}, []) and '(default' not in text:
         text += ' (default: %(default)s)'
     return names, {'default': default, 'help': text, **options}
@@ -238,8 +238,8 @@ _MISC = (
     switch('--naflex-patchify-channels-first', 'flat patches in channel order'),
 )
 
-#: Flags whose empty word means something in timm: no such split, data in folders, the default, switched off. An empty
-#: path or name is an unset variable.
+#: Flags whose empty value has a meaning in timm: no such split, data in folders, the default, off. Any other empty
+#: path or name comes from an unset variable.
 TAKES_EMPTY = (
     'val_split', 'dataset', 'interpolation', 'train_interpolation', 'fuser', 'lr_base_scale', 'dist_bn', 'aa')
 
@@ -320,7 +320,7 @@ def add_timm_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def default_of(name: str) -> Any:
-    """Default of a flag of timm's script by its place in the namespace."""
+    """Default of a flag of timm's script by its name in the namespace."""
     groups = [UNGROUPED, *(flags for _, _, flags in TIMM_GROUPS + LATER_GROUPS)]
     return next(options['default'] for flags in groups for names, options in flags
                 if names[0].removeprefix('--').replace('-', '_') == name)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: losses in parts, how much was mixed, TensorBoard, Weights & Biases, a progress bar."""
+"""Tracking of a run: loss terms, statistics of mixing, TensorBoard, Weights & Biases, a progress bar."""
 from __future__ import annotations
 
 import argparse
@@ -33,10 +33,10 @@ _PACKAGES = {'log_tensorboard': 'tensorboard', 'log_wandb': 'wandb'}
 
 
 def check_tracking(args: argparse.Namespace) -> None:
-    """Refuse, before anything is built, a tracker whose package is not there.
+    """Reject a tracker whose package is not installed, before anything is built.
 
     Raises:
-        ValueError: With the package to install.
+        ValueError: The message names the package to install.
     """
     for name, package in _PACKAGES.items():
         if getattr(args, name) and find_spec(package) is None:
@@ -48,9 +48,9 @@ def check_tracking(args: argparse.Namespace) -> None:
 
 
 class LossParts:
-    """Means of the losses that a task's loss is made of, summed on the device and read once an epoch.
+    """Means of a task's loss terms, summed on the device and read once an epoch.
 
-    What is not finite is left out: such a batch ends the run, or is dropped.
+    Values that are not finite are left out: such a batch ends the run, or is dropped.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class MixStats:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Adds the time of what runs inside."""
+        """Add the time that the block takes."""
         if self.cuda:
             self._drain()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -118,7 +118,7 @@ class MixStats:
         return int(flat), int(mixed)
 
     def values(self) -> dict[str, float]:
-        """The figures of the epoch so far; empty where nothing was drawn."""
+        """The figures of the epoch so far; empty if nothing was drawn."""
         if self.sums is None:
             return {}
         self._drain()
@@ -141,7 +141,7 @@ class MixStats:
 
 
 class Tracker:
-    """Writes one epoch after another to what the flags name; of the first process alone.
+    """Write epochs to the trackers of the flags, on the first process.
 
     Args:
         args: Checked flags.

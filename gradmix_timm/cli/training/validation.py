@@ -26,10 +26,10 @@ _MULTI_LABEL = ('loss', 'map', 'micro_f1', 'macro_f1', 'sample_f1')
 
 
 def check_metric(args: argparse.Namespace) -> None:
-    """Refuse a metric that validation does not give.
+    """Reject a metric that validation does not compute.
 
     Raises:
-        ValueError: With those it gives.
+        ValueError: The message lists the available ones.
     """
     if args.objective != 'ce':  # has one metric, checked with its flags
         return
@@ -42,8 +42,8 @@ def check_metric(args: argparse.Namespace) -> None:
 class _BatchMeans:
     """Loss, top-1 and top-5 in percent: means of batches, weighted by their sizes, over all processes.
 
-    Where the images do not divide by the processes, timm's sampler gives some process an image twice; it is judged,
-    so that all are in step, and not counted (timm's script counts it).
+    If the images do not divide by the processes, timm's sampler repeats some image; it is evaluated,
+    so that all processes stay in step, but not counted (timm's script counts it).
 
     Args:
         world_size: Number of processes.
@@ -92,11 +92,11 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
 
     Args:
         args: Checked flags.
-        task: Whose metrics are wanted.
-        model: What is judged, set to evaluation mode.
+        task: It defines the metrics.
+        model: The model to evaluate, set to evaluation mode.
         loader: Of validation batches.
         hardware: Of the run.
-        interrupt: Asked after every batch.
+        interrupt: Checked after every batch.
         suffix: For log lines: ' (EMA)'.
 
     Returns:
@@ -136,7 +136,7 @@ def _judge(args: argparse.Namespace, model: nn.Module, batch: Any, hardware: Har
     with hardware.autocast():
         output = model(input)
         output = output[0] if isinstance(output, tuple | list) else output
-        if args.unknown_output:  # an image of a known class is judged among the known classes, as by the evaluation
+        if args.unknown_output:  # an image of a known class is scored among the known classes, as in evaluation
             output = output[:, :-1]
         if args.tta > 1:  # the views of an image lie side by side
             output = output.unfold(0, args.tta, args.tta).mean(dim=2)
@@ -157,7 +157,7 @@ def share_norms(run: Run, module: Any) -> None:
 
 
 def validate_run(run: Run) -> OrderedDict[str, float] | None:
-    """Metrics of the model, or of its moving average where one is kept on the device; None without images."""
+    """Metrics of the model, or of its moving average if one is kept on the device; None without images."""
     args, loader = run.args, run.loaders.eval
     task: Any = run.task  # timm types its modules as optional
     if loader is None:

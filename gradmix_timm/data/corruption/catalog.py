@@ -21,7 +21,7 @@ __all__ = [
     'nearest_scale', 'official_name', 'severity_constants']
 
 Pixels = NDArray[np.uint8]
-#: Whose constants, and the side in pixels that they were made for.
+#: Sets of constants, and the image side in pixels that each was made for.
 SCALES = {'cifar': 32, 'tiny-imagenet': 64, 'imagenet': 224}
 SEVERITIES = (1, 2, 3, 4, 5)
 #: The 15 by kind, as the papers group them.
@@ -31,10 +31,10 @@ FAMILIES = {
     'weather': ('snow', 'frost', 'fog', 'brightness'),
     'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
 }
-# Names with a suffix: frost is drawn rather than photographed; spatter was another once and keeps its name.
+# Names with a suffix: frost is drawn rather than photographed; spatter keeps the name of an earlier approximation.
 _APPROXIMATE = ('frost', 'spatter')
 _SUFFIX = '_approx'
-# Why the rest are not albumentations' transforms of the same name (2.0.8), each of which gives other pixels: GaussNoise
+# albumentations' transforms of the same name (2.0.8) are not used, as each gives other pixels: GaussNoise
 # rounds where the files were cut, ShotNoise counts in linear light, SaltAndPepper hits whole pixels, Defocus takes
 # whole radii (CIFAR-C has 0.3 to 1.5), GlassBlur swaps and MotionBlur does not fade, ZoomBlur resizes without aligned
 # corners, ImageCompression is another encoder's JPEG; RandomFog, RandomSnow and ElasticTransform are other corruptions
@@ -57,11 +57,11 @@ def find_corruptions(names: Iterable[str] | None, there: Iterable[str] | None = 
     """Names as they are registered, of names, official names or families ('noise', 'blur', 'weather', 'digital').
 
     Args:
-        names: What was asked for; None: the 15.
+        names: Requested names; None: the 15.
         there: Choose among these rather than among those that can be made.
 
     Raises:
-        ValueError: An unknown name, with the nearest; a name given twice; one of the 15 that is not there.
+        ValueError: An unknown name, with the nearest; a name given twice; one of the 15 that is missing.
 
     Example:
         >>> find_corruptions(['weather'])
@@ -98,7 +98,7 @@ def official_name(name: str) -> str:
 
 
 def nearest_scale(side: int) -> str:
-    """Whose constants suit images of this side: those made for the nearest size by ratio.
+    """The set of constants made for the side nearest to this one by ratio.
 
     Example:
         >>> nearest_scale(28), nearest_scale(96), nearest_scale(256)
@@ -110,7 +110,7 @@ def nearest_scale(side: int) -> str:
 
 
 def severity_constants(name: str, scale: str) -> tuple[Any, ...]:
-    """What the five severities of a corruption mean at one scale.
+    """Constants of the five severities of a corruption at one scale.
 
     Raises:
         ValueError: An unknown name or scale, with the nearest.
@@ -131,7 +131,7 @@ def alexnet_errors() -> dict[str, float]:
 
 def corrupt(image: Pixels, name: str, severity: int, seed: int = 0, index: int = 0, scale: str | None = None
             ) -> Pixels:
-    """One image, corrupted as (seed, index, name, severity) say and nothing else: the same in every process.
+    """Corrupt one image, as a function of (seed, index, name, severity) alone: the same in every process.
 
     Constants and arithmetic are those of hendrycks/robustness except for names with ``_approx``; a set made with it is
     generated all the same, not CIFAR-C or ImageNet-C: those are files, with other random draws (and ImageNet-C's were
@@ -146,7 +146,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0, index: int =
         scale: Whose constants, of ``SCALES``; None: by the shorter side.
 
     Returns:
-        uint8, shape of ``image``; values are cut to 0..255 and truncated, as the official files are.
+        uint8, shape of ``image``; values are clipped to 0..255 and truncated, as in the official files.
 
     Raises:
         ValueError: Another shape or type, an unknown name, scale or severity.
@@ -162,7 +162,7 @@ def corrupt(image: Pixels, name: str, severity: int, seed: int = 0, index: int =
         raise ValueError(f'severities run from 1 to 5, got {severity}')
     distort = _corruptions[name]
     constant = severity_constants(name, scale or nearest_scale(min(image.shape[:2])))[severity - 1]
-    # A stream of its own for each, by the name's bytes rather than its place in a list.
+    # A separate stream for each, keyed by the name's bytes rather than its position in a list.
     stream = np.random.default_rng([seed, index, zlib.crc32(official_name(name).encode()), severity])
     changed = distort(image if image.ndim == 3 else image[..., None], constant, stream)
     return np.clip(changed, 0, 255).astype(np.uint8).reshape(image.shape)

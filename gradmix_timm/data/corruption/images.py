@@ -22,13 +22,13 @@ __all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'open_official']
 
 
 class CorruptedSource(ImageSource):
-    """A data set whose images are read, cut to the model's view where asked, and corrupted.
+    """A data set whose images are read, cropped to the model's view if requested, and corrupted.
 
     Args:
         source: The clean images.
         name: Of :func:`~gradmix_timm.data.corruption.list_corruptions`.
         severity: 1 to 5.
-        seed: With an image's place in ``source`` it decides what is drawn.
+        seed: With an image's position in ``source`` it determines all random draws.
         scale: Whose constants; None: by each image's side.
         crop: PIL image to PIL image, before the corruption; None: corrupt the image as stored.
     """
@@ -52,7 +52,7 @@ class CorruptedSource(ImageSource):
 
 
 class _Names(Reader):
-    """The file names of a source and no more, so that nobody takes its clean images for the corrupted ones."""
+    """File names of a source, without access to its images, so that clean ones cannot be read by mistake."""
 
     def __init__(self, source: ImageSource) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Names(Reader):
 
 def corrupted(images: CutDataset, name: str, severity: int, seed: int = 0, scale: str | None = None,
               crop: Callable[[Image.Image], Image.Image] | None = None) -> CutDataset:
-    """The same rows of a set, corrupted; an image comes out the same in whatever cut of its data set it lies.
+    """The same rows of a set, corrupted; the result for an image is the same in every subset of its data set.
 
     Args:
         images: Clean; those of other modes than RGB and grey are corrupted as RGB.
@@ -75,7 +75,7 @@ def corrupted(images: CutDataset, name: str, severity: int, seed: int = 0, scale
         severity: 1 to 5.
         seed: Not negative.
         scale: Whose constants; None: by each image's side.
-        crop: Done before; see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.crop`.
+        crop: Applied before the corruption; see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.crop`.
     """
     source = CorruptedSource(images.source, name, severity, seed, scale, crop)
     return CutDataset(source, images.indices, images.targets, images.classes, images.transform)
@@ -101,7 +101,7 @@ class OfficialSet:
         return tuple(self.places)
 
     def check(self, names: Sequence[str], severities: Sequence[int]) -> None:
-        """Refuse, before anything is read, what is not there.
+        """Reject missing files before anything is read.
 
         Raises:
             ValueError: A corruption or a severity without files.
@@ -126,7 +126,7 @@ class OfficialSet:
             mode: PIL mode of the images.
 
         Raises:
-            ValueError: Files that are not those of such a set: shape, type, labels, classes, counts.
+            ValueError: The files are not of such a set, by shape, type, labels, classes or counts.
         """
         if self.arrays:
             return _open_array(self.root, self.places[name], severity, clean, mode)
@@ -206,7 +206,7 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _check_labels(root: Path, labels: NDArray[np.int64], clean: Any) -> None:
-    """Labels mean the clean set's classes: as many, and where it is as large, as many images of each."""
+    """Check that the labels number the clean set's classes, with as many images of each in a set of equal size."""
     names = class_names(clean)
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f'{root / "labels.npy"} has labels from {labels.min()} to {labels.max()}, the clean test set '

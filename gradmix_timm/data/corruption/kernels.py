@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from gradmix_timm.data.opening import open_image
 
-# OpenCV's threads do not survive a fork: a loader's worker would wait for them for ever.
+# OpenCV's threads do not survive a fork: a loader's worker would hang.
 cv2.setNumThreads(0)
 
 __all__ = ['DISTORTIONS', 'Distortion', 'plasma', 'zoomed']
@@ -74,8 +74,8 @@ def defocus_blur(image: Pixels, constant: Sequence[float], generator: Generator)
 def glass_blur(image: Pixels, constant: Sequence[float], generator: Generator) -> Floats:
     """Pixels shuffled within a few places, between two Gaussian blurs.
 
-    The original says swap, but its NumPy rows are views of one array, so that each pixel becomes a copy of its
-    neighbour; the published files were made so, and this does the same, on a list of places rather than on pixels.
+    The original is meant to swap, but its NumPy rows are views of one array, so that each pixel becomes a copy of its
+    neighbour; the published files were made that way, and this does the same, on positions rather than on pixels.
     """
     sd, shift, passes = constant[0], int(constant[1]), int(constant[2])
     height, width = image.shape[:2]
@@ -103,7 +103,7 @@ def zoom_blur(image: Pixels, factors: Sequence[float], generator: Generator) -> 
     share = (image / 255.).astype(np.float32)
     total = share.copy()
     for factor in factors:
-        # The original's factors come from numpy.arange, a hair above; it decides where a side ends in exactly .5.
+        # The original's factors come from numpy.arange, slightly above; that matters where a side ends in exactly .5.
         total += zoomed(share, factor * (1 + 1e-14))
     return np.clip(total / (len(factors) + 1), 0, 1) * 255
 

@@ -85,7 +85,7 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
     """Interval for the mean error over corruptions, which all show the same images: the image is the unit.
 
     Student's interval on each image's share of corruptions that it fails under; errors of one image under 75
-    corruptions are anything but independent, and a binomial interval over all would be several times too narrow.
+    corruptions are strongly dependent, so a binomial interval over all of them would be several times too narrow.
 
     Args:
         wrong: Whether image i was misclassified under corruption j, bool [corruptions, images].
@@ -102,7 +102,7 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
     shares = wrong.mean(0)
     if len(shares) < 2:
         return 0., 1.
-    if np.ptp(shares) == 0:  # no spread is no certainty
+    if np.ptp(shares) == 0:  # Student's interval would have width 0
         return rule_of_three(float(shares[0]), len(shares), level)
     half = float(stdtrit(len(shares) - 1, (1 + level) / 2) * shares.std(ddof=1) / np.sqrt(len(shares)))
     mean = float(shares.mean())
@@ -113,19 +113,19 @@ def judge_corrupted(known: Embeddings, unknown: Embeddings | None, clean_unknown
                     scores: Sequence[str], draws: int = 0, seed: int = 0) -> tuple[CorruptedFigures, NDArray[np.bool_]]:
     """One group: closed-set accuracy of corrupted knowns, and scores of them against unknowns.
 
-    Against corrupted unknowns (``scores``), both sides alike: a detector is then not paid for finding the corruption.
-    Against clean ones (``scores_clean_unknown``) it is asked whether corrupted knowns pass for unknown.
+    ``scores`` compares them with corrupted unknowns, so that detecting the corruption itself earns a score nothing.
+    ``scores_clean_unknown`` compares them with clean unknowns and shows whether corrupted knowns are rejected.
 
     Args:
         known: Of corrupted known images.
         unknown: Of unknown images with the same corruption, or None.
         clean_unknown: Of unknown images as they are, or None.
         scores: Names of scores that need no training images.
-        draws: Resamples for the intervals but AUROC's; 0: none of those.
+        draws: Resamples for all intervals except AUROC's, which is in closed form; 0: only AUROC's.
         seed: Of the resamples.
 
     Returns:
-        The group, plain numbers; which images were classified rightly, bool [N].
+        The group, as plain numbers, and which images were classified correctly, bool [N].
     """
     right = (known.logits.argmax(1) == known.label).numpy()
     closed = top1(right)
@@ -158,7 +158,7 @@ def summarize_corruptions(groups: Mapping[str, CorruptionGroup], clean: float, w
 
     Returns:
         ``mean_error`` with its interval, ``by_corruption``, ``by_severity``; with a reference ``mce`` and
-        ``relative_mce``, or the reason why there is none in ``no_mce`` and ``no_relative_mce``.
+        ``relative_mce``, or the reason for their absence in ``no_mce`` and ``no_relative_mce``.
     """
     errors: dict[str, dict[int, float]] = {}
     for group in groups.values():

@@ -1,4 +1,4 @@
-"""Groups of an evaluation kept as they are done, so that a run that was killed goes on where it stopped."""
+"""Journal of finished evaluation groups, from which an interrupted run resumes."""
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +15,7 @@ __all__ = ['GroupStore']
 
 
 class GroupStore:
-    """A file of one JSON line a group, under a key of everything that the groups depend on.
+    """A file with one JSON line per group, under a key of everything that the groups depend on.
 
     A file with another key is begun anew; from a line on that was cut off or changed (each has its digest) groups are
     done again.
@@ -34,7 +34,7 @@ class GroupStore:
         self.groups = self._read()
 
     def add(self, name: str, group: dict[str, Any]) -> None:
-        """Keep one more; on disk when this returns."""
+        """Append a group; it is on disk when this returns."""
         self.groups[name] = group
         if not is_first():
             return
@@ -62,7 +62,7 @@ class GroupStore:
                     return {}
             elif _is_whole(value):
                 groups[value[0]] = value[1]
-            else:  # cut off or changed; what follows is appended to whole lines alone
+            else:  # truncated or altered: dropped, so that later groups follow a complete line
                 write_atomic(self.path, ''.join(lines[:place]))
                 break
         return groups

@@ -1,4 +1,4 @@
-"""An evaluation under corruptions: which images, whose constants, where they are made; one group each, restartable."""
+"""A resumable evaluation under corruptions, with one group for each corruption and severity."""
 from __future__ import annotations
 
 import io
@@ -75,7 +75,7 @@ class CorruptionOptions:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what excludes each other."""
+        """Reject settings that contradict each other."""
         check_counts(self)
         if self.official and (self.scale or self.corrupt_at):
             raise ValueError('scale=NAME and corrupt_at=WHERE are for generated images; leave them out with '
@@ -84,7 +84,7 @@ class CorruptionOptions:
 
 @dataclass(frozen=True)
 class CorruptionPlan:
-    """Everything that is decided before images are read.
+    """All decisions made before images are read.
 
     Attributes:
         options: As they were chosen.
@@ -133,7 +133,7 @@ class CorruptionPlan:
         return None if self.images.unknown is None else self.images.unknown.sets['']
 
     def pair(self, name: str, severity: int) -> tuple[CutDataset, CutDataset | None]:
-        """Corrupted knowns and unknowns; no unknowns where the files have none of their data set."""
+        """Corrupted knowns and unknowns; None for unknowns if the files do not cover their data set."""
         clean, split, most = self.images.known, self.images.split, self.options.images
         if self.official is None:
             def made(cut: CutDataset) -> CutDataset:
@@ -147,7 +147,7 @@ class CorruptionPlan:
         return known, thinned(select_classes(source, split.unknown, unknown=True), most)
 
     def compared(self) -> dict[str, Any]:
-        """What another model's figures must share to be divided by; ``images`` is the hash of their list."""
+        """Properties in which a baseline must agree; ``images`` is the hash of the list of images."""
         made = {} if self.official is not None else {
             'scale': self.scale, 'at': self.at, 'seed': self.model.settings.seed}
         return {'official': self.official is not None, **made, 'images': list_hash(self.images.known)}
@@ -171,10 +171,10 @@ class CorruptionPlan:
 
 
 def check_scores(settings: EvaluationSettings) -> None:
-    """Refuse scores that are fitted: no training image is read here.
+    """Reject scores that are fitted, since no training image is read here.
 
     Raises:
-        ValueError: With the first.
+        ValueError: A score is fitted; the message names the first.
     """
     late = next((name for name in settings.scores or () if needs_train([name])), None)
     if late is not None:
@@ -186,7 +186,7 @@ def open_files(options: CorruptionOptions) -> tuple[OfficialSet | None, tuple[st
     """The official files, if any, and the names of the corruptions; no image is read.
 
     Raises:
-        ValueError: A folder that is no such benchmark, or a corruption that is not there.
+        ValueError: The folder holds none of these benchmarks, or lacks a corruption.
     """
     official = open_official(options.official) if options.official else None
     names = find_corruptions(options.corruptions, official.names if official is not None else None)
@@ -197,7 +197,7 @@ def open_files(options: CorruptionOptions) -> tuple[OfficialSet | None, tuple[st
 
 def plan_corruptions(model: EvaluatedModel, images: EvaluationImages, options: CorruptionOptions,
                      official: OfficialSet | None, names: tuple[str, ...]) -> CorruptionPlan:
-    """Decide whose constants are used and where images are corrupted.
+    """Choose the corruption constants and the stage at which images are corrupted.
 
     Args:
         model: What is evaluated.
@@ -231,16 +231,16 @@ def plan_corruptions(model: EvaluatedModel, images: EvaluationImages, options: C
 
 def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | None = None, command: str = '',
                          ) -> tuple[CorruptionResults, dict[str, NDArray[Any]]]:
-    """Embed clean images, then every corruption and severity; groups that the journal holds already are taken from it.
+    """Embed clean images, then every corruption and severity; groups already in the journal are not computed again.
 
     Args:
         plan: Of :func:`plan_corruptions`.
         journal: File that keeps every group as it is done.
-        watch: Yields the missing groups' names in turn, each with a function that takes a line about it; None: silent.
+        watch: Yields the name of each missing group with a function that takes its line of progress; None: silent.
         command: For the manifest.
 
     Returns:
-        Everything of results.json, and which images were classified rightly, for arrays.npz.
+        The content of results.json, and which images were classified correctly, for arrays.npz.
 
     Raises:
         ValueError: Images that cannot be read, NaN among the logits, a baseline of other images.
@@ -267,7 +267,7 @@ def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | Non
         'seed': settings.seed, 'complete': plan.complete, 'reference': plan.options.baseline}
     arrays |= {'right/clean': right, 'known_index': clean.index.numpy(), 'known_label': clean.label.numpy()}
     split = plan.images.split
-    # Training images are opened to be kept apart, no more.
+    # Training images are opened only to check that no test image is among them.
     tested = {name: cut for name, cut in plan.images.cuts().items() if name in ('known', 'unknown')}
     facts = facts_of(plan.clean_model, plan.images, tested, time.monotonic() - began, command)
     facts['manifest']['settings']['groups_reused'] = done
@@ -281,7 +281,7 @@ def _unwatched(names: Sequence[str], total: int) -> Iterator[tuple[str, Callable
 
 
 def _fill(plan: CorruptionPlan, others: Embeddings | None, store: GroupStore, watch: Watch) -> None:
-    """Every group that the store lacks."""
+    """Evaluate every group that the store lacks."""
     model, settings = plan.model, plan.model.settings
     missing = [name for name in plan.group_names if name not in store.groups]
     try:

@@ -72,7 +72,7 @@ def auroc(known: ArrayLike, unknown: ArrayLike, legacy: bool = False) -> float:
             0 rather than 0.5. For comparison with figures made by it.
 
     Returns:
-        Fraction in [0, 1]; 0.5 for scores that say nothing.
+        Fraction in [0, 1]; 0.5 for scores without information.
 
     Example:
         >>> auroc([3., 2., 2.], [2., 1.])

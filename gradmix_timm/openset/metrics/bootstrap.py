@@ -20,7 +20,7 @@ EVERY_SCORE = 50_000
 # Counts drawn at a time: one array of them stays in the cache of a core.
 _CELLS = 1 << 17
 # Metrics whose intervals are taken on a logit scale: their largest value, and the power of the samples' number by which
-# one of them moves the figure (a pair out of order moves average precision by about 1 / size^2).
+# one sample changes the metric (a pair out of order changes average precision by about 1 / size^2).
 _SCALES = {'aupr_in': (1., 2), 'aupr_out': (1., 2), 'detection_error': (0.5, 1)}
 #: Scores of the smaller side below which percentiles hold too few true values (90% of 95% at 30) and OSCR is taken on
 #: the logit scale as well, the 95% rates by :func:`_rates_at_95`.
@@ -30,7 +30,7 @@ _OF_FEW = {'oscr': (1., 1)}
 
 def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
               scale: tuple[float, int] | None = None) -> tuple[float, float]:
-    """An interval from the draws that holds the value; by the rule of three where no draw differs.
+    """An interval from the draws that contains the value; by the rule of three if no draw differs from it.
 
     Percentiles, or with a scale, for a figure in (0, scale) that is skewed near its ends: a normal interval of
     log(value / (scale - value)), once round the value and once round the value less the draws' bias, from the lower of
@@ -50,7 +50,7 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
         low, high = (float(end) for end in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
     else:
         top, power = scale
-        room = top / (2 * size ** power + 2)  # half a step away from the ends, where there is no logarithm
+        room = top / (2 * size ** power + 2)  # half a step from the ends, at which the logit is infinite
         odds, middle = (logit(np.clip(x, room, top - room) / top) for x in (draws, value))
         half = NormalDist().inv_cdf((1 + level) / 2) * odds.std(ddof=1)
         bias = odds.mean() - middle
@@ -110,10 +110,10 @@ def rank_intervals(
     """Percentile intervals of several rank metrics from the same resamples.
 
     The scores are ranked once; a resample only changes how often each counts. Of more than :data:`EVERY_SCORE` scores,
-    what is resampled are counts in about 2,500 cells of neighbouring scores
-    (:func:`~gradmix_timm.openset.metrics.rank_counts.cells`), and the draws are moved by what the cells change in the
-    figure itself: the interval is that of all scores within the noise of the draws, and takes as long for a million of
-    them as for a hundred thousand.
+    counts in about 2,500 cells of neighbouring scores are resampled
+    (:func:`~gradmix_timm.openset.metrics.rank_counts.cells`), and the draws are shifted by the change that cells make
+    to the metric: the interval equals that of all scores up to the noise of the draws, and a million of them take
+    as long as a hundred thousand.
 
     Args:
         metrics: Name to a function of a :class:`~gradmix_timm.openset.metrics.rank_counts.Ladder`.
@@ -123,7 +123,7 @@ def rank_intervals(
         draws: Resamples.
         seed: The same seed gives the same interval.
         level: Coverage aimed at, in (0, 1).
-        counted: What :func:`~gradmix_timm.openset.metrics.rank_counts.count` makes of the scores, where that is there.
+        counted: The result of :func:`~gradmix_timm.openset.metrics.rank_counts.count` for these scores, if available.
 
     Returns:
         Name to (low, high), which holds the estimate: percentiles; for average precision and detection error, which are
@@ -159,7 +159,7 @@ def rank_intervals(
 
 
 def _rates_at_95(ladder: Ladder, draws: int, seed: int) -> dict[str, Floats]:
-    """Where both rates at a 95% threshold may truly lie, after few samples: float64 [draws] of their names.
+    """Draws of both rates at a 95% threshold that account for small samples: name to float64 [draws].
 
     The 5% quantile of n samples lies between the j-th and the next of them with the probability that a binomial law
     of n and 5% gives to j (beyond the last sample as well, of which resamples know nothing); the share of the other

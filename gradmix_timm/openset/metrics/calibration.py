@@ -1,4 +1,4 @@
-"""How far confidence can be trusted on the closed set: calibration errors, proper scores, temperature."""
+"""Calibration on the closed set: calibration errors, proper scores, temperature."""
 from __future__ import annotations
 
 import warnings
@@ -172,7 +172,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         T in [0.01, 100]; an end of it comes with a warning (0.01: all samples are classified right; 100: the logits
         say nothing about the labels).
     """
-    from scipy.optimize import minimize_scalar  # a second to import, for this alone
+    from scipy.optimize import minimize_scalar  # imported here, as it takes a second
 
     array, target = _matrix('logits', logits, labels)
     span = np.log(100.)

@@ -1,4 +1,4 @@
-"""What the metrics accept: lists, NumPy arrays or tensors, turned into checked float64 or int64 vectors."""
+"""Checks of the metrics' input: lists, NumPy arrays or tensors become float64 or int64 vectors."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def labels(name: str, values: ArrayLike, size: int | None = None) -> NDArray[np.
 
 
 def infinite_count(known: ArrayLike, unknown: ArrayLike) -> int:
-    """Scores that are plus or minus infinity: they rank, but say that something overflowed."""
+    """Number of infinite scores: they rank, but indicate an overflow."""
     return sum(int(np.isinf(side).sum()) for side in sides(known, unknown))
 
 

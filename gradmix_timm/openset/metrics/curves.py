@@ -1,4 +1,4 @@
-"""Points of the ROC and OSCR curves for plotting, thinned where the eye cannot tell."""
+"""Points of the ROC and OSCR curves for plotting, thinned below visible resolution."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def _thin(x: NDArray[np.float64], y: NDArray[np.float64], points: int) -> NDArra
 
 
 def _curve(values: NDArray, gained: NDArray, passed: NDArray, totals: tuple[float, float], points: int | None) -> Curve:
-    moved = np.flatnonzero((passed > 0) | (gained > 0))[::-1]  # a wrong known moves no OSCR curve
+    moved = np.flatnonzero((passed > 0) | (gained > 0))[::-1]  # a misclassified known does not change the OSCR curve
     dx, dy = passed[moved], gained[moved]
     x, y = np.r_[0, dx.cumsum()] / totals[1], np.r_[0, dy.cumsum()] / totals[0]
     threshold = np.r_[np.inf, values[moved]]

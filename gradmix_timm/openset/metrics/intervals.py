@@ -35,7 +35,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 #: Pairs that a verdict takes at least: with four, a 95% interval by Student's law rests on three degrees of freedom.
 FEWEST_PAIRS = 5
-#: In place of a verdict where all differences are the same.
+#: In place of a verdict if all differences are equal.
 NO_SPREAD = 'cannot say (no spread)'
 # Standard errors between an AUROC and the nearer end of [0, 1] from which on its interval is symmetric.
 _FAR = 4
@@ -142,7 +142,7 @@ def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tupl
         >>> [round(end, 3) for end in delong_ci(range(100, 200), range(100))]
         [0.97, 1.0]
     """
-    # In order: the spread does not need the samples' places, and sorted needles are found ten times as fast.
+    # Sorted: the variance does not depend on the order, and searchsorted is ten times as fast on sorted values.
     of_known, of_unknown = _placements(*map(np.sort, sides(known, unknown)))
     return _delong(float(of_known.mean()), _standard_error(of_known, of_unknown), min(len(of_known), len(of_unknown)),
                    level)
@@ -195,7 +195,7 @@ class Difference:
         """``higher``, ``lower`` or ``not distinguishable``, by the interval of this one comparison.
 
         Fewer than :data:`FEWEST_PAIRS` pairs make no verdict: ``too few pairs (n)``; nor do pairs whose differences are
-        all the same, which say nothing about how far another might be: ``cannot say (no spread)``.
+        all equal, which do not bound how far another might be: ``cannot say (no spread)``.
         """
         if self.n < FEWEST_PAIRS:
             return too_few_pairs(self.n)
@@ -306,7 +306,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) 
                          'for one trial use paired_delong on its scores')
     gaps = a - b
     if np.ptp(gaps) <= _ROUNDING * max(np.abs(a).max(), np.abs(b).max()):
-        gaps[:] = gaps[0]  # 0.3 - 0.2 and 0.2 - 0.1 differ by rounding
+        gaps[:] = gaps[0]  # equal up to rounding, as 0.3 - 0.2 and 0.2 - 0.1
     trials = over_trials(gaps, level)
     error = trials.sd / trials.n ** .5
     p = 2 * float(stdtr(trials.n - 1, -abs(trials.mean) / error)) if error else 1.

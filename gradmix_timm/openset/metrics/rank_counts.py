@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 
 
 def _from_above(counts: Floats) -> Floats:
-    """How many stand at each value or higher."""
+    """Number of samples at each value or higher."""
     return np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]
 
 
@@ -106,7 +106,7 @@ _QUANTILES, _NEAR, _ERRORS = 512, 256, 6
 
 
 def cells(ladder: Ladder) -> NDArray[np.intp]:
-    """Where cells of neighbouring values begin that may stand for the ladder in resamples; int64 [at most ~2,500].
+    """Starts of cells of neighbouring values that replace the ladder in resamples; int64 [at most ~2,500].
 
     Bounded by quantiles of both sides, so that a cell holds a 512th of either at most (or one value that has more), and
     finely, to a twentieth of a standard error, where the thresholds of the 95% rates can fall. Within a cell the order

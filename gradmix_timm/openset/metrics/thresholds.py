@@ -1,4 +1,4 @@
-"""Open set recognition at one threshold: where to put it, and how well labels with rejection then fit."""
+"""Open set recognition at one threshold: how to set it, and metrics of the labels with rejection."""
 from __future__ import annotations
 
 import math
@@ -24,7 +24,7 @@ def conformal_threshold(validation: ArrayLike, alpha: float = 0.05) -> float:
         alpha: Share of knowns that may be rejected, in (0, 1).
 
     Returns:
-        tau, to accept s >= tau; -inf with a warning where n is too small for the promise, so that all is accepted.
+        tau, to accept s >= tau; -inf with a warning if n is too small for the guarantee, so that all are accepted.
 
     Example:
         >>> conformal_threshold(range(100))
@@ -99,7 +99,7 @@ def normalized_accuracy(pred: ArrayLike, label: ArrayLike, weight: float) -> flo
 def macro_f1(pred: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> float:
     """Mean F1 over the classes that have samples (known ones and the unknown), at the threshold that made ``pred``.
 
-    A class without samples has no F1; what is taken for it counts against the classes that it belongs to.
+    A class without samples has no F1; samples predicted as it count as errors of their own classes.
 
     Args:
         pred: Predicted class, -1 for rejected, int [N].
@@ -120,9 +120,9 @@ def macro_f1(pred: ArrayLike, label: ArrayLike, num_classes: int | None = None) 
 
 
 def _f1_gains(pred: NDArray[np.int64], right: NDArray[np.bool_], support: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What accepting one sample more, in this order, adds to the summed F1 of the known classes; float64 [N]."""
+    """Change of the summed F1 of the known classes as samples are accepted in this order; float64 [N]."""
     order = np.argsort(pred, kind='stable')
-    first = np.searchsorted(pred[order], pred[order])  # where the run of this class begins
+    first = np.searchsorted(pred[order], pred[order])  # first position of each class
     hits = np.cumsum(right[order])
     hits = hits - np.where(first > 0, hits[first - 1], 0)
     taken = np.arange(len(pred)) - first + 1
@@ -141,7 +141,7 @@ def best_f1(
 ) -> tuple[float, float]:
     """Largest macro-F1 over all thresholds, and the threshold: an upper bound that saw the test labels.
 
-    Papers that sweep the threshold report this one; for an honest figure fix the threshold on known validation data
+    Papers that sweep the threshold report this figure; for an unbiased one fix the threshold on known validation data
     (:func:`conformal_threshold`) and use :func:`macro_f1`. O(n log n).
 
     Args:
@@ -166,6 +166,6 @@ def best_f1(
     rejected = len(array) - np.arange(len(array) + 1)
     hits = unknowns[-1] - unknowns
     total = known + 2 * hits / np.maximum(rejected + unknowns[-1], 1)
-    ends = np.r_[True, array[1:] != array[:-1], True]  # a threshold parts different scores only
+    ends = np.r_[True, array[1:] != array[:-1], True]  # a threshold only separates different scores
     best = np.flatnonzero(ends)[total[ends].argmax()]
     return float(total[best] / (support > 0).sum()), float(array[best - 1]) if best else math.inf

@@ -1,1 +1,1 @@
-"""What an evaluation leaves to be read: tables, figures, pages; from files alone."""
+"""Reports of an evaluation: tables, figures and pages, made from its files alone."""

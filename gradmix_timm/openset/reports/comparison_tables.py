@@ -13,7 +13,7 @@ __all__ = [
     'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
     'grounds', 'how_decided', 'metrics_of', 'signed', 'title_of']
 
-#: Key and name, those that people look at first first.
+#: Key and name, the most used first.
 METRICS = {
     'auroc': 'AUROC', 'oscr': 'OSCR', 'fpr_at_95_known': 'FPR95 (knowns kept)', 'aupr_in': 'AUPR in',
     'aupr_out': 'AUPR out', 'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'detection_error': 'detection error',
@@ -29,7 +29,7 @@ def metrics_of(comparison: Values) -> list[str]:
 
 
 def title_of(metric: str) -> str:
-    """A metric's name for people."""
+    """Display name of a metric."""
     rate = metric.removeprefix('ccr_at_fpr_')
     return METRICS.get(metric) or (metric if rate == metric else f'right at FPR {100 * float(rate):g}%')
 
@@ -51,7 +51,7 @@ def grounds(comparison: Values) -> str:
 
 
 def how_decided(comparison: Values) -> str:
-    """What verdicts go by, in a sentence."""
+    """A sentence on how verdicts are decided."""
     return (f'A verdict goes by its p-value, corrected after Holm over all {comparison["tests"]} differences that are '
             f'tested here, against {1 - comparison["level"]:.2g}, and needs {FEWEST_PAIRS} pairs.')
 
@@ -133,7 +133,7 @@ def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:
 
 
 def comparison_title(comparison: Values) -> str:
-    """Who against whom, and on what."""
+    """The groups compared, and the protocol."""
     protocol = comparison['protocol'] or 'chosen classes'
     family = f', {comparison["family"]}' if comparison['family'] else ''
     part = f', unknowns: {comparison["part"]}' if comparison.get('part') else ''

@@ -1,4 +1,4 @@
-"""What an evaluation under corruption says, from its results alone: tables, CSV, Markdown, figures and the page."""
+"""Report of an evaluation under corruption, from its results alone: tables, CSV, Markdown, figures and the page."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def corruption_latex(results: CorruptionResults) -> str:
 
 
 def corruption_markdown(results: CorruptionResults) -> str:
-    """The table in percent, what it was measured on, and what it is not."""
+    """The table in percent, the data it was measured on, and its limits."""
     part = results['corruption']
     lines = [f'# {_title(results)}', '', f'{corruption_line(results)}.', '', corruption_table(results), '',
              'Percent. ' + _words(part), '']
@@ -112,7 +112,7 @@ def render_corruption(results: CorruptionResults, images: Images) -> str:
         ('severity.png', 'Error over severity', 'Flat lines are robust; the mean hides which corruption hurts. Bands: '
          '95% intervals.', f'Mean errors: clean {part["clean_error"]:.1%}, {errors}'),
         ('auroc.png', 'Known against unknown', 'Corrupted knowns against unknowns corrupted alike, and against clean '
-         'ones. A fall against clean unknowns alone says that the score notices corruption.',
+         'ones. A drop against clean unknowns alone shows that the score responds to corruption.',
          'Clean AUROC: ' + ', '.join(f'{name} {entry["auroc"]:.1%}' for name, entry in results['scores'].items()))]
     heads, rows = _cells(results)
     return render_template(

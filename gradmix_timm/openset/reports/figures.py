@@ -34,7 +34,7 @@ from gradmix_timm.registry import nearest
 __all__ = ['figure_name', 'plot_confusions', 'plot_differences', 'plot_features', 'plot_oscr', 'plot_panels',
            'plot_reliability', 'plot_roc', 'plot_scores']
 
-# With more curves than colours, those beyond the best are grey.
+# With more curves than colours, only the best are coloured and the others are grey.
 _DISTINCT = len(COLOURS)
 
 Floats = NDArray[np.float64]
@@ -89,7 +89,7 @@ def plot_oscr(results: Results, arrays: Arrays, scores: Sequence[str] | None = N
     size = max(results['n_unknown'], 2)
     for name, stroke in strokes.items():
         curve = oscr_curve(arrays[f'known/{name}'], arrays[f'correct/{name}'], arrays[f'unknown/{name}'])
-        # A log axis has no zero: what stands there is drawn at half an unknown.
+        # A log axis has no zero: points at zero are drawn at half an unknown image.
         x = np.maximum(curve.x, 0.5 / size)
         axes.plot(x, curve.y, **stroke)
     top1 = results['closed_set']['top1']
@@ -137,7 +137,7 @@ def plot_scores(results: Results, arrays: Arrays, score: str | None = None, ax: 
 
 
 def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) -> Figure:
-    """What the images of each class are predicted as, in shares of each true class, with the threshold applied.
+    """Predictions with the threshold applied, as shares of each true class.
 
     Columns are the true classes, the unknown ones in a block of their own at the right; the last row is 'rejected'.
 
@@ -214,7 +214,7 @@ def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
     axes.axvline(0, color='#767676', linewidth=1)
     axes.set_yticks(range(len(scores)), scores)
     axes.set_ylim(len(scores) - 0.4, -0.6)
-    # A line holds so many letters beside the longest names of scores.
+    # Characters of the axis label that fit beside the longest names of scores.
     axes.set_xlabel(textwrap.fill(f'{what}, percentage points', 32))
     return finished(axes, ax is None)
 
@@ -278,7 +278,7 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
         axes.set_visible(False)
     figure.supxlabel(x, fontsize=10)
     figure.supylabel(y, fontsize=10)
-    if shared:  # above, where the words of the axes do not stand
+    if shared:  # above the panels, clear of the axis labels
         figure.legend(*grid[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=2, frameon=False,
                       fontsize=9.5, handlelength=2.2, columnspacing=1.4)
     return finished(grid[0, 0], own=True, legend=False)
@@ -305,7 +305,7 @@ def _chosen(results: Results, scores: Sequence[str] | None, default: str | None 
 
 
 def _strokes(results: Results, scores: Sequence[str] | None, metric: str) -> dict[str, dict[str, Any]]:
-    """How each curve is drawn, the grey ones first; only so many colours are distinct."""
+    """Style of each curve, the grey ones first, since only a few colours are distinct."""
     area = {name: results['scores'][name][metric] for name in _chosen(results, scores)}
     main = results['threshold']['score']
     best = sorted(area, key=lambda name: (name != main, -area[name]))

@@ -70,7 +70,7 @@ def _environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after an underscore."""
+    """A name that may wrap after an underscore."""
     return Markup('_<wbr>').join(escape(name).split('_'))
 
 
@@ -82,7 +82,7 @@ def _number(value: float | None) -> str:
 
 
 def _provenance(results: Results) -> list[tuple[str, Any]]:
-    """Names and values of what an evaluation was made from; those that say something."""
+    """Names and values of an evaluation's provenance, without empty ones."""
     whole: Mapping[str, Any] = results
     first = {'run seed' if key == 'seed' else key: whole[key] for key in (
         'checkpoint', 'seed', 'device', 'created', 'known_classes', 'unknown_classes', 'calibration') if key in whole}

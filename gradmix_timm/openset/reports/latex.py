@@ -20,7 +20,7 @@ _COLUMNS: dict[RankMetric, str] = {
 
 
 def escape_latex(text: str) -> str:
-    r"""Text as LaTeX shows it; what is no letter of it, a line's end among others, is a blank.
+    r"""Escape text for LaTeX; unsupported characters, line breaks among them, become spaces.
 
     Example:
         >>> escape_latex('a_b 5% \\input{x}')
@@ -37,11 +37,11 @@ def latex_table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: st
         heads: Of the columns, plain text.
         rows: Cells, plain text.
         caption: Plain text.
-        label: For ``\ref``; what no label may hold is a dash.
+        label: For ``\ref``; characters that a label may not hold become dashes.
         text: Heads of other columns that are text.
     """
     def line(cells: Sequence[str]) -> str:
-        # A bracket or a star after the end of a row would be an option of that.
+        # A bracket or a star after the end of a row would be read as its option.
         start = '    {}' if cells[0].startswith(('[', '*')) else '    '
         return start + ' & '.join(map(escape_latex, cells)) + r' \\'
 

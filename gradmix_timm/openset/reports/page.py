@@ -1,4 +1,4 @@
-"""The page of known against unknown images, from what its files hold."""
+"""The page of known against unknown images, from its files."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def render_evaluation(results: OpenSetResults, images: Mapping[str, bytes], mist
 
 
 def _warnings(results: OpenSetResults) -> list[str]:
-    """What a reader of the figures has to know first."""
+    """Warnings to show before the figures."""
     note, gate = pretraining_note(results['manifest']), results.get('accuracy_gate') or {}
     duplicates = results.get('duplicates')
     return [*([gate['warning']] if gate.get('warning') else []), *([note[0].upper() + note[1:]] if note else []),

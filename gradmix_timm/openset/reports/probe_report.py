@@ -1,4 +1,4 @@
-"""What probes of frozen features say, from their results alone: table, CSV, Markdown, figure and the page."""
+"""Report of probes of frozen features, from their results alone: table, CSV, Markdown, figure and the page."""
 from __future__ import annotations
 
 from collections.abc import Mapping

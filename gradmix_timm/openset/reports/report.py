@@ -1,4 +1,4 @@
-"""What an evaluation says, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
+"""Report of an evaluation, from its files alone: the table, CSV, Markdown, figures and one self-contained page."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ __all__ = [
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
-# A training run's picture of what its mixer made.
+# A training run's picture of mixed images.
 _MIXED = 'mixes.png'
 # Arrays of figures that are not of a score.
 _DRAWN = ('confusion', 'bin_confidence', 'bin_accuracy', 'bin_share')
@@ -58,7 +58,7 @@ def closed_set_line(results: Figures) -> str:
 
 
 def operating_line(results: JudgedFigures) -> str:
-    """What labels with rejection reach at the threshold; empty for results that do not say."""
+    """Metrics of the labels with rejection at the threshold; empty for results without them."""
     threshold = results['threshold']
     found = threshold.get('open_set')
     if not found:
@@ -162,7 +162,7 @@ def check_files(folder: Path) -> None:
     """Read everything that figures and page of an evaluation are drawn from.
 
     Raises:
-        ValueError: A file that is missing, cut short or holds what no command writes, by its name.
+        ValueError: A file is missing, truncated or invalid; the message names it.
     """
     results = read_results(folder)
     if 'threshold' in results:
@@ -171,6 +171,10 @@ def check_files(folder: Path) -> None:
                    if name not in arrays]
         if missing:
             raise ValueError(f'{folder / ARRAYS}: no {missing[0]}; run `openset osr` again')
+        bins = [list(arrays[name].shape) for name in _DRAWN if name.startswith('bin_')]
+        if len(bins[0]) != 1 or any(shape != bins[0] for shape in bins):
+            raise ValueError(f'{folder / ARRAYS}: bin_confidence, bin_accuracy and bin_share: got arrays of shapes '
+                             f'{", ".join(map(str, bins))}, expected one entry a bin in each; run `openset osr` again')
         shape, known, unknown = arrays['confusion'].shape, results['known_classes'], results['unknown_classes']
         if shape != (len(known) + 1, len(known) + len(unknown)):
             raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '
@@ -183,7 +187,7 @@ def check_files(folder: Path) -> None:
 def mixes_folder(folder: Path) -> Path | None:
     """Where the mixes of the training run are: beside the results, or in the folder above, which is the run's.
 
-    What results.json says of the run's folder is not followed: a file does not choose what is opened.
+    The run folder recorded in results.json is not followed, so that a file cannot choose what is opened.
     """
     return next((place for place in (folder, folder.absolute().parent) if (place / _MIXED).is_file()), None)
 
@@ -195,7 +199,7 @@ def render_report(folder: Path) -> str:
         HTML that needs no other file and no network.
 
     Raises:
-        ValueError: A file that holds what no command writes.
+        ValueError: A file is invalid.
     """
     results = read_results(folder, OpenSetResults)
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}

@@ -1,4 +1,4 @@
-"""What a shortcut did to a model, from the results alone: table, CSV, Markdown, LaTeX and the page."""
+"""Report of an evaluation of a shortcut, from its results alone: table, CSV, Markdown, LaTeX and the page."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ __all__ = ['evidence_lines', 'render_shortcut', 'shortcut_csv', 'shortcut_latex'
 _VIEWS = {'own': ("its own class's mark", "a known class's mark"), 'absent': ('no mark', 'no mark'),
           'conflict': ("another class's mark", "a known class's mark")}
 _METRICS: tuple[RankMetric, ...] = ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'oscr')
-_WORDS = ('A model that looks at the objects is as accurate in every row; one that answers by the mark is lost where '
-          'the mark is of another class, and takes an unknown object that bears a known mark for a known one.')
+_WORDS = ('A model that recognises the objects is equally accurate in every row; one that relies on the mark fails '
+          'where the mark is of another class, and accepts an unknown object with a known mark as known.')
 
 
 def shortcut_line(results: ShortcutResults) -> str:

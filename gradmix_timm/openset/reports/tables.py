@@ -19,14 +19,14 @@ __all__ = [
     'csv_text', 'interval_of', 'narrow_tables', 'pixel_statistics_of', 'pretraining_note', 'text_table', 'warnings_of',
     'without_guard']
 
-# What a spreadsheet takes for the start of a formula, or drops before it looks.
+# Characters that a spreadsheet reads as the start of a formula, or strips before looking for one.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 
 
 def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Markdown that is readable in a terminal too: the first column is text, the others are figures.
 
-    Names come from files and folders: what would end a cell or steer a terminal is shown as text.
+    Names come from files and folders, so characters that would end a cell or control a terminal are escaped.
 
     Example:
         >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
@@ -123,7 +123,7 @@ def _in_a_cell(text: str) -> str:
 
 
 def pretraining_note(manifest: Manifest) -> str:
-    """A sentence where the net did not start from scratch, else empty.
+    """A sentence if the net did not start from scratch, else empty.
 
     Example:
         >>> pretraining_note({'model': 'resnet18', 'pretraining': 'resnet18.a1_in1k'})[:52]
@@ -141,7 +141,7 @@ def pixel_statistics_of(results: OpenSetResults) -> list[PixelStatistics | None]
 
 
 def warnings_of(results: OpenSetResults) -> list[str]:
-    """What a reader of the figures has to know first: too low an accuracy, pixels that give the sets away, copies."""
+    """Warnings to show before the figures: low accuracy, pixel statistics that separate the sets, duplicates."""
     gate, duplicates = results.get('accuracy_gate'), results.get('duplicates')
     return [*([gate['warning']] if gate and 'warning' in gate else []),
             *(warning for part in pixel_statistics_of(results) if part for warning in part['warnings']),

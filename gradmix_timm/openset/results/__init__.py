@@ -1,4 +1,4 @@
-"""What an evaluation leaves in files: types of their content, and reading that checks it."""
+"""Files of an evaluation: types of their content, and readers that check it."""
 from .base import ClosedSet, Facts, Figures, Interval, Manifest, RankMetric, Results, RunResults, Scored, ScoreFigures
 from .conventions import PresetFigures, TunedScore, Tuning
 from .corrupt_and_probe import (

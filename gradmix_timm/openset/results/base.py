@@ -8,7 +8,7 @@ __all__ = ['ClosedSet', 'Count', 'Facts', 'Figures', 'Interval', 'Manifest', 'Na
 
 
 def _is_rate(key: str) -> str:
-    """What was expected, where a key is no rate."""
+    """The expected form of a key that is not a rate, else ''."""
     try:
         return '' if 0 <= float(key) <= 1 else 'a rate from 0 to 1'
     except ValueError:

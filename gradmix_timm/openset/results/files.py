@@ -48,7 +48,7 @@ def read_results(folder: Path, kind: Any = None) -> Any:
             :class:`~gradmix_timm.openset.results.ShortcutResults`; None: whichever it is by its ``command``.
 
     Raises:
-        ValueError: None there, not what its type says, or written by another command.
+        ValueError: The file is missing or invalid, or was written by another command.
     """
     value = _read(folder)
     command = str(value.get('command'))
@@ -64,17 +64,17 @@ def read_results(folder: Path, kind: Any = None) -> Any:
 
 
 def read_run(folder: Path) -> RunResults:
-    """What a comparison needs of results.json.
+    """The part of results.json that a comparison needs.
 
     Raises:
-        ValueError: None there, or not what its type says.
+        ValueError: The file is missing or invalid.
     """
     results: RunResults = check(_read(folder), RunResults, str(folder / RESULTS))
     return results
 
 
 def read_parts(folder: Path) -> PartResults:
-    """What a comparison on a part of the unknown images needs of results.json.
+    """The part of results.json that a comparison on some of the unknown images needs.
 
     Raises:
         ValueError: As :func:`read_run`.
@@ -138,7 +138,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _inconsistent(results: Results, kind: Any) -> Iterator[str]:
-    """What types cannot say: names in one place that another place has to know."""
+    """Problems that types cannot express: names in one place that must occur in another."""
     if kind is OpenSetResults:
         yield from _unknown_scores(cast(OpenSetResults, results))
     elif kind is CorruptionResults:
@@ -196,7 +196,7 @@ def _missing_means(results: CorruptionResults) -> Iterator[str]:
         yield 'corruption: expected the same sides, clean among them, in every auroc'
 
 
-# ---- what lies beside it
+# ---- mistakes.json and mixes.json
 
 _Pixels = Annotated[list[Size], Length(2, 2)]
 
@@ -272,7 +272,7 @@ class Mistakes(TypedDict, total=False):
     closest: list[ClosePair]
 
 
-# float32 weights add up to 1 but for rounding.
+# float32 weights sum to 1 up to rounding.
 _Weight = Annotated[float, Range(-1e-4, 1 + 1e-4)]
 
 
@@ -345,7 +345,7 @@ def read_arrays(folder: Path, scores: Collection[Name] = ()) -> dict[str, Array]
         Arrays by name, numbers or booleans; rows of one side are as many in each.
 
     Raises:
-        ValueError: None there, cut short, too large, not numbers, NaN among scores, or rows that do not match.
+        ValueError: The file is missing, truncated or too large, or holds non-numbers, NaN scores or unequal rows.
     """
     path = folder / ARRAYS
     if not path.is_file():

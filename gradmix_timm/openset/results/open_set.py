@@ -47,7 +47,7 @@ class Statistics(TypedDict):
 
 
 class PixelStatistics(Statistics):
-    """Pixel statistics, with warnings where they tell the sides apart.
+    """Pixel statistics, with warnings where they separate the sides.
 
     Attributes:
         warnings: Sentences.
@@ -57,7 +57,7 @@ class PixelStatistics(Statistics):
 
 
 class UnknownSet(TypedDict, total=False):
-    """What ``ood`` says of a data set of unknown images besides its figures.
+    """What ``ood`` records of a data set of unknown images besides its figures.
 
     Attributes:
         source: What was given to --unknown.
@@ -105,7 +105,7 @@ class PartResults(RunResults):
 
 
 class Mean(TypedDict):
-    """Plain means over data sets of a kind, whatever their sizes.
+    """Unweighted means over data sets of a kind.
 
     Attributes:
         data_sets: Names of groups.
@@ -128,7 +128,7 @@ class AtThreshold(_Lambda):
 
     Attributes:
         lambda: Weight of the knowns in the normalised accuracy.
-        classes_with_images: Known classes that occur, which the means over classes are over.
+        classes_with_images: Known classes that occur, over which class means are taken.
         macro_f1: Over the known classes that occur and "unknown".
         macro_f1_ci: 95% interval (bootstrap within classes); null where a class has a single image.
         balanced_accuracy: Mean recall of the known classes.
@@ -255,10 +255,10 @@ class PerClass(TypedDict):
 
 
 class AccuracyGate(TypedDict, total=False):
-    """Closed-set accuracy against a reference, before unknown images are judged.
+    """Closed-set accuracy against a reference, checked before unknown images are scored.
 
     Attributes:
-        reference: Accuracy that was expected.
+        reference: The reference accuracy.
         measured: Accuracy here.
         n: Images.
         source: Where the reference is from.
@@ -335,7 +335,7 @@ class Fit(TypedDict):
 
 
 class JudgedFigures(Figures):
-    """What embeddings say of known and unknown images.
+    """Results that are computed from embeddings.
 
     Attributes:
         fits: How each score was fitted.

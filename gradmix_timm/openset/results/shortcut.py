@@ -13,7 +13,7 @@ class ShortcutGroup(TypedDict):
 
     Attributes:
         view: Of the known images: ``own``, with the mark of their class; ``absent``; ``conflict``, with that of another
-            known class. Unknown ones bear that of a known class, or none in ``absent``.
+            known class. Unknown ones carry that of a known class, or none in ``absent``.
         n_known: Known test images.
         n_unknown: Unknown images.
         closed_set: Accuracy on the known ones.
@@ -33,7 +33,7 @@ class ShortcutOfRun(TypedDict):
     Attributes:
         kind: What is drawn; several joined by +.
         side: In pixels.
-        share: Of the training images that bear it.
+        share: Of the training images that carry it.
         place: ``random`` or ``fixed``.
         seed: Of everything that is drawn at random.
         size: Shorter side to which images are resized before; 0: as stored.
@@ -50,20 +50,20 @@ class ShortcutOfRun(TypedDict):
 
 
 class Evidence(TypedDict):
-    """Where the evidence for the label lies on known images with their own mark; means over images, normal intervals.
+    """Evidence for the label on the mark, of known images with their own; means over images, normal intervals.
 
     Attributes:
         attribution: Method of the map.
-        layers: Where it was made.
+        layers: Target layers of the map.
         n: Images.
-        left_out: Images without a mark, or whose map says nothing.
-        area: Share of the pixels that are the mark: what a map without knowledge has of its mass there.
+        left_out: Images without a mark, or whose map is degenerate.
+        area: Share of the pixels that are the mark: the mass that a uniform map has there.
         area_ci: 95% interval, as all that follow.
         mass: Share of the map on the mark.
         mass_ci: Its interval.
         peak: Images whose map is largest on the mark.
         peak_ci: Its interval.
-        fall: Of the label's log-odds when the mark is hidden under the mean colour.
+        fall: Drop of the label's log-odds when the mark is hidden under the mean colour.
         fall_ci: Its interval.
         random_fall: The same when as many pixels of the same shape are hidden at a random place.
         random_fall_ci: Its interval.

@@ -1,4 +1,4 @@
-"""Scores that reshape the features and ask the classifier again: ReAct, VRA, ASH, SCALE, DICE; all end in an energy.
+"""Scores that reshape the features and apply the classifier again: ReAct, VRA, ASH, SCALE, DICE; all use the energy.
 
 They presume features that are not negative (after a ReLU); on GELU or LayerNorm backbones they may rank the wrong way
 round, and a warning says so.
@@ -100,7 +100,7 @@ class _Reshaped(Score):
 
     @abstractmethod
     def reshape(self, features: Tensor) -> Tensor:
-        """Features of float [n, D] as the classifier shall see them, float64 [n, D], row by row."""
+        """Reshape features, float [n, D], into the classifier's input, float64 [n, D], row by row."""
 
     @override
     def knownness(self, embeddings: Embeddings) -> Tensor:
@@ -178,7 +178,7 @@ def _largest(features: Tensor, percentile: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def _scale(whole: Tensor, largest: Tensor) -> Tensor:
-    """exp(S1 / S2); nothing active, or negative features: no ratio to scale by."""
+    """exp(S1 / S2); 1 if the ratio is undefined, for inactive or negative features."""
     return torch.where(largest > 0, whole / largest, 0.).clamp_(max=_MAX_EXPONENT).exp_()
 
 

@@ -1,4 +1,4 @@
-"""What every score is: the base class, the classifier's record, the registry, and rows taken in pieces."""
+"""Base class of scores, their registry, the classifier's record, and evaluation of rows in pieces."""
 from __future__ import annotations
 
 import logging
@@ -101,7 +101,7 @@ class Score(ABC):
         checks_values: Whether :meth:`knownness` itself refuses values that are not finite, as it reads them.
         name: As registered.
         options: Resolved options.
-        diagnostics: Figures of the fit worth a look: rank, condition number, threshold, ...
+        diagnostics: Figures of the fit worth checking: rank, condition number, threshold, ...
     """
 
     reads: tuple[str, ...] = ('logits',)
@@ -129,11 +129,11 @@ class Score(ABC):
         """Float64 [N] of checked embeddings."""
 
     def state(self) -> Mapping[str, Any]:
-        """What the fitted score is made of, for a file."""
+        """Attributes of the fitted score, for a file."""
         return vars(self)
 
     def take_state(self, state: Mapping[str, Any]) -> None:
-        """Become the score of :meth:`state`, without a fit."""
+        """Restore the fit from :meth:`state`."""
         vars(self).update(state)
 
     def predict(self, embeddings: Embeddings) -> Tensor:
@@ -169,7 +169,7 @@ class Score(ABC):
             if count <= 1:
                 raise ValueError(f'{self.name}: no memory left to score a single sample; move the embeddings and the '
                                  'fit to the CPU (--device cpu), or use a score of logits') from error
-        # Outside of the handler, which holds on to what the failed attempt made.
+        # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
         if not told:
             _logger.warning('%s: out of memory with %d samples at once, going on with halves', self.name, count)
         halves = (slice(0, count // 2), slice(count // 2, count))
@@ -195,7 +195,7 @@ def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = T
                          'take both from the same model')
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f'{name} reads {field} as float [N, width], got {rows.dtype} {list(rows.shape)}')
-    # A sum is finite only where all its terms are; row by row it takes a hundred times as long, so only then.
+    # The sum is finite only if all terms are; checking row by row takes a hundred times as long, so it comes second.
     bad = (~rows.isfinite().all(1)).nonzero()[:, 0] if values and not rows.sum().isfinite() else ()
     if len(bad):
         shown = ', '.join(str(i) for i in embeddings.index[bad[:5]].tolist()) + (', ...' if len(bad) > 5 else '')

@@ -176,7 +176,7 @@ class Mahalanobis(_Distances):
         variance = mean_variance(covariance)
         keep, add = 1., _SHRINKAGE if self.shrinkage is None else self.shrinkage
         if self.shrinkage is None and count < _AMPLE * width:
-            # A second to import, and most scores do without.
+            # Imported here, as it takes a second and most scores do not need it.
             from sklearn.covariance import ledoit_wolf_shrinkage
 
             off = _prepared(train.features, self.normalize).sub_(means[train.label])
@@ -276,7 +276,7 @@ class _Subspace(Score):
             'outside': float(spectrum[:width - dim].sum() / spectrum.sum())}
 
     def _residual(self, features: Tensor) -> Tensor:
-        # Small results kept between large ones would scatter the heap until it is as large as the features.
+        # Small results allocated between large ones would fragment the heap until it is as large as the features.
         found = self.origin.new_empty(len(features))
         for rows in chunks(len(features), _ROWS):
             found[rows] = ((features[rows].double() - self.origin) @ self.residual_space).norm(dim=1)

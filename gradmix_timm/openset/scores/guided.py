@@ -1,4 +1,4 @@
-"""Scores of training neighbours weighed by what the classifier says of them: NNGuide, the relation graph."""
+"""Scores of training neighbours weighted by the classifier's outputs: NNGuide, the relation graph."""
 from __future__ import annotations
 
 import torch

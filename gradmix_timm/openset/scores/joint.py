@@ -1,4 +1,4 @@
-"""Scores of features together with the classifier's answer: SHE, fDBD, NCI, GradNorm."""
+"""Scores of features together with the classifier's prediction: SHE, fDBD, NCI, GradNorm."""
 from __future__ import annotations
 
 import torch
@@ -27,7 +27,7 @@ def feature_mean(features: Tensor) -> Tensor:
 
 @SCORES.register('she', 'inner product with the mean training feature of the predicted class (SHE, ICLR 2023)')
 class Hopfield(Score):
-    """<f, S_y>, S_y the mean feature of the training images of class y that are classified right, y the answer.
+    """<f, S_y>, S_y the mean feature of the correctly classified training images of class y, y the predicted class.
 
     Zhang et al., Out-of-Distribution Detection based on In-Distribution Data Patterns Memorization with Modern Hopfield
     Energy, ICLR 2023 (the simplified Hopfield energy; https://openreview.net/forum?id=KkazG4lgKL); OpenOOD's ``she``,
@@ -76,9 +76,9 @@ class Hopfield(Score):
 
 @SCORES.register('fdbd', "mean distance to the classes' boundaries over that to the training mean (arXiv:2312.11536)")
 class BoundaryDistance(Score):
-    """Mean over c other than y of (z_y - z_c) / |w_y - w_c|, over |f - mu|: y is the answer, mu the training mean.
+    """Mean over c other than y of (z_y - z_c) / |w_y - w_c|, over |f - mu|: y predicted, mu the training mean.
 
-    (z_y - z_c) / |w_y - w_c| is how far f lies from where the classifier would answer c instead. Liu and Qin, Fast
+    (z_y - z_c) / |w_y - w_c| is the distance of f from where the classifier would predict c instead. Liu and Qin, Fast
     Decision Boundary based Out-of-Distribution Detector, ICML 2024 (arXiv:2312.11536); OpenOOD's ``fdbd``, which sums
     where the paper and this take the mean. Classes of equal weights have no boundary between them and count nothing.
 
@@ -119,7 +119,7 @@ class BoundaryDistance(Score):
 @SCORES.register('nci', "the predicted class's weights along the centred feature, plus a share of its L1 norm "
                         '(arXiv:2311.01479)')
 class NeuralCollapse(Score):
-    """w_y . (f - mu) / |f - mu| + alpha |f|_1, y the answer, mu the training mean.
+    """w_y . (f - mu) / |f - mu| + alpha |f|_1, y the predicted class, mu the training mean.
 
     Liu and Qin, Detecting Out-of-Distribution through the Lens of Neural Collapse, CVPR 2025 (arXiv:2311.01479);
     OpenOOD's ``nci``.

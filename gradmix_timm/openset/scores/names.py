@@ -14,7 +14,7 @@ __all__ = ['check_options', 'defaults_of', 'join_options', 'parse_score', 'score
 
 # The papers' letters for options.
 _LETTERS = {'T': 'temperature'}
-# Methods of the field that have no score here, and why.
+# Published methods without a score here, and why.
 _ABSENT = {
     'rankfeat': 'it removes the largest singular value from the feature map before pooling, which pooled features have '
                 'lost',
@@ -71,7 +71,7 @@ def score_kind(text: str) -> type[Score]:
 
 
 def score_label(name: str, options: Mapping[str, Any]) -> str:
-    """What a row of a table is called: the name and what differs from the default.
+    """Row label of a score: its name and the options that differ from the defaults.
 
     Example:
         >>> score_label('msp', {'temperature': 1.}), score_label('msp', {'temperature': 2.})

@@ -1,6 +1,9 @@
 """Scores of nearest neighbours among the training samples: k-th distance, mean cosine, class by class."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +38,8 @@ _MARGIN = 16
 _SLACK = 2 ** -21
 # Length below which a row is taken for zeros, as in F.normalize.
 _TINY = 1e-12
+# Training samples from which on faiss searches, where it is installed: below, its threads cost more than they gain.
+_LARGE = 16384
 # Columns that stand for one while the largest of a row are looked for.
 _FOLD = 16
 
@@ -102,8 +107,9 @@ def _candidates(queries: Tensor, samples: Tensor, count: int, weight: Tensor | N
     """The largest, weighted, by float32 [Q, count], largest first, and rows of ``samples``, int64 [Q, count]."""
     best = queries.new_full((len(queries), 0), 0., dtype=torch.float32)
     where = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    # One array for all products: a new one each time costs a fifth of the product in page faults.
-    room = best.new_empty(min(_QUERIES, len(queries)), min(_SAMPLES, len(samples)))
+    by_faiss = len(samples) >= _LARGE and queries.device.type == 'cpu' and find_spec('faiss') is not None
+    search: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] = (
+        _faiss_search if by_faiss else _Products(len(queries), len(samples), best))
     for block in chunks(len(samples), _SAMPLES):
         sample = torch.cat([unit(samples[block][rows]).float() for rows in chunks(len(samples[block]), _QUERIES)])
         if weight is not None:
@@ -111,14 +117,32 @@ def _candidates(queries: Tensor, samples: Tensor, count: int, weight: Tensor | N
         kept = min(count, best.shape[1] + len(sample))
         values, places = best.new_empty(len(queries), kept), where.new_empty(len(queries), kept)
         for rows in chunks(len(queries), _QUERIES):
-            query = unit(queries[rows]).float()
-            out = room.flatten()[:len(query) * len(sample)].view(len(query), len(sample))
-            value, place = _largest(torch.mm(query, sample.T, out=out), min(count, len(sample)))
+            value, place = search(unit(queries[rows]).float(), sample, min(count, len(sample)))
             both, whose = torch.cat([best[rows], value], 1), torch.cat([where[rows], place + block.start], 1)
             values[rows], order = both.topk(kept, dim=1)
             places[rows] = whose.gather(1, order)
         best, where = values, places
     return best, where
+
+
+class _Products:
+    """Search by torch: all products of a block, and the largest of them."""
+
+    def __init__(self, queries: int, samples: int, like: Tensor) -> None:
+        # One array for all products: a new one each time costs a fifth of the product in page faults.
+        self.room = like.new_empty(min(_QUERIES, queries) * min(_SAMPLES, samples))
+
+    def __call__(self, query: Tensor, sample: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        out = self.room[:len(query) * len(sample)].view(len(query), len(sample))
+        return _largest(torch.mm(query, sample.T, out=out), k)
+
+
+def _faiss_search(query: Tensor, sample: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by faiss's exact search, which keeps the largest while it multiplies."""
+    import faiss
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    values, places = faiss.knn(query.numpy(), sample.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(values), torch.from_numpy(places)
 
 
 def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +160,7 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def check_k(name: str, k: int | None) -> None:
-    """Refuse a number of neighbours that is none.
+    """Reject an invalid number of neighbours.
 
     Raises:
         ValueError: Neither None nor a whole number from 1 on; ``name`` is the score's.

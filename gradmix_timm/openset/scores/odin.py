@@ -49,7 +49,7 @@ class ModelScore(Score):
 class Odin(ModelScore):
     """Largest softmax probability of logits / T at x - epsilon sign(grad) / std, grad that of -log p_y(x) by x.
 
-    y is the model's answer to the image x. Liang et al., Enhancing The Reliability of Out-of-distribution Image
+    y is the predicted class of the image x. Liang et al., Enhancing The Reliability of Out-of-distribution Image
     Detection in Neural Networks, ICLR 2018; a gradient of 0 counts as positive, as in the authors' code and OpenOOD's
     ``odin``. epsilon is a step of pixels in [0, 1], which dividing by std carries over to what the model reads.
 

@@ -1,4 +1,4 @@
-"""A fitted score as plain values and tensors, and back: what a file can hold without running anything on reading."""
+"""Convert a fitted score to plain values and tensors and back, so that reading a file runs no code from it."""
 from __future__ import annotations
 
 import inspect
@@ -19,7 +19,7 @@ __all__ = ['restore_score', 'score_state']
 # Objects that a fit may leave in a score; a file names no others.
 _PARTS: dict[str, type] = {kind.__name__: kind for kind in (Gaussian, Head, WeibullTails)}
 _TENSOR, _PART, _FLOAT, _LIST, _DICT = '@tensor', '@part', '@float', '@tuple', '@dict'
-# What a dict in a file may be, by the key that marks it.
+# Kinds of dicts in a file, by the key that marks each.
 _Tensor = TypedDict('_Tensor', {'@tensor': str, 'transposed': bool})
 _Part = TypedDict('_Part', {'@part': Literal['Gaussian', 'Head', 'WeibullTails'], 'fields': dict[str, Plain]})
 _Float = TypedDict('_Float', {'@float': Literal['inf', '-inf', 'nan']})
@@ -39,7 +39,7 @@ class _State(TypedDict):
 
 
 def score_state(score: Score) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a score is made of.
+    """Plain values and tensors of a score.
 
     Args:
         score: Of :func:`~gradmix_timm.openset.scores.fit_score`.
