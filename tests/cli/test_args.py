@@ -360,3 +360,7 @@ def test_a_positional_folder_goes_over_the_files(tmp_path):
 def test_help_names_the_configuration_file_and_the_version():
     assert '-c FILE, --config FILE' in train.parser.format_help()
     assert '--version' in train.parser.format_help()
+
+
+def test_help_says_what_the_random_boxes_of_the_log_are():
+    assert '"Random boxes: 3/64" says that the maps of 3 of 64' in ' '.join(train.parser.format_help().split())

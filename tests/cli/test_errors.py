@@ -1,11 +1,13 @@
 """A command ends with the right status and one line."""
 from __future__ import annotations
 
+import configparser
 import errno
 import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,8 +181,21 @@ def test_a_warning_is_one_line_and_comes_from_the_first_process():
         assert done.stderr == told
 
 
-@pytest.mark.parametrize('module', ['train', 'predict', 'show', 'backbones', 'study'])
-def test_every_command_tells_its_version(module, capsys):
-    command = importlib.import_module(f'gradmix_timm.cli.{module}')
-    assert run_console(command.main, ['--version']) == 0
+def installed_commands():
+    """Name to entry point of every command that the package installs."""
+    parser = configparser.ConfigParser()
+    parser.read(Path(__file__).parents[2] / 'setup.cfg')
+    lines = parser['options.entry_points']['console_scripts'].strip().splitlines()
+    return dict(line.replace(' ', '').split('=') for line in lines)
+
+
+@pytest.mark.parametrize('entry', [pytest.param(entry, id=name) for name, entry in installed_commands().items()])
+def test_every_command_prints_its_version(entry, capsys, monkeypatch):
+    module, _, function = entry.partition(':')
+    monkeypatch.setattr(sys, 'argv', ['command', '--version'])
+    try:
+        status = getattr(importlib.import_module(module), function)()
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 0
     assert capsys.readouterr().out == f'gradmix-timm {gradmix_timm.__version__}\n'

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -76,14 +77,36 @@ addEventListener('load', () => {
     anchors: [...document.querySelectorAll('nav a')].map(link => document.querySelector(link.hash) !== null),
     headings: [...document.querySelectorAll('h1, h2')].map(element => element.textContent),
   };
+  const button = document.querySelector('figure button');
+  if (button) {
+    button.click();
+    const dialog = document.querySelector('dialog[open]'), image = dialog.querySelector('img');
+    told.enlarged = [button.getAttribute('aria-label'), image.clientWidth / image.naturalWidth];
+    dialog.querySelector('button').click();
+    told.closed = document.querySelector('dialog[open]') === null;
+  }
   parent.postMessage(JSON.stringify(told), '*');
 });
 </script>"""
 
+# What axe-core finds with everything unfolded, those that keep somebody from reading the page.
+AXE_PROBE = """<script>
+addEventListener('load', async () => {
+  for (const fold of document.querySelectorAll('details')) fold.open = true;
+  const found = await axe.run(document, {resultTypes: ['violations']});
+  const grave = found.violations.filter(rule => ['serious', 'critical'].includes(rule.impact));
+  parent.postMessage(JSON.stringify({rules: found.passes.length, grave: grave.map(
+    rule => [rule.id, ...rule.nodes.slice(0, 3).map(node => node.html.slice(0, 200))])}), '*');
+});
+</script>"""
+AXE = Path(os.environ.get('AXE_CORE', Path(__file__).parents[2] / 'node_modules' / 'axe-core' / 'axe.min.js'))
+needs_axe = pytest.mark.skipif(
+    not AXE.is_file(), reason='no axe-core here: npm install --no-save axe-core, or AXE_CORE=FILE')
 
-def opened(page: str, folder: Path, width: int, dark: bool = False) -> tuple[dict, str]:
+
+def opened(page: str, folder: Path, width: int, dark: bool = False, probe: str = PROBE) -> tuple[dict, str]:
     """What the page says of itself at a width, in the light or the dark, and the browser's log."""
-    (folder / 'page.html').write_text(page.replace('</body>', f'{PROBE}</body>'))
+    (folder / 'page.html').write_text(page.replace('</body>', f'{probe}</body>'))
     # A headless window has a least width; a frame has none.
     (folder / 'frame.html').write_text(
         '<body><pre id="told"></pre><script>onmessage = event => {told.textContent = event.data}</script>'
@@ -95,6 +118,10 @@ def opened(page: str, folder: Path, width: int, dark: bool = False) -> tuple[dic
     found = re.search(r'<pre id="told">(.+?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     return json.loads(html.unescape(found[1])), done.stderr
+
+
+def axe_probe() -> str:
+    return f'<script>{AXE.read_text()}</script>{AXE_PROBE}'
 
 
 def evaluation_page(folder: Path) -> tuple[str, int]:
@@ -142,14 +169,23 @@ PAGES = {
 }
 
 
-@pytest.mark.parametrize(('width', 'dark'), [(375, True), (1200, False)], ids=['phone, dark', 'desktop, light'])
-@pytest.mark.parametrize('make_page', PAGES.values(), ids=PAGES)
-def test_a_page_is_whole_at_every_width(make_page, width, dark, tmp_path):
-    page, pictures = make_page(tmp_path)
+@pytest.fixture(scope='module', params=PAGES)
+def page(request, tmp_path_factory):
+    """A command's name, its page, and how many pictures that should show."""
+    return request.param, *PAGES[request.param](tmp_path_factory.mktemp(request.param))
+
+
+SCREENS = pytest.mark.parametrize(
+    ('width', 'dark'), [(375, True), (1200, False)], ids=['phone, dark', 'desktop, light'])
+
+
+@SCREENS
+def test_a_page_is_whole_at_every_width(page, width, dark, tmp_path):
+    command, page, pictures = page
     told, log = opened(page, tmp_path, width, dark)
     assert told['width'] == width
     assert told['dark'] == dark
-    if make_page is comparison_page:  # of one score: there is nothing to sort
+    if command == 'compare':  # of one score: there is nothing to sort
         assert told['sorted'] == []
     else:
         falling, first, rising, second = told['sorted']
@@ -163,16 +199,36 @@ def test_a_page_is_whole_at_every_width(make_page, width, dark, tmp_path):
     assert told['narrow'] == []
     assert told['smallest'] >= 11
     assert told['contrast'] >= 4.5  # WCAG 2.1 AA
+    label, enlarged = told['enlarged']
+    assert label.startswith('Enlarge: ')
+    assert enlarged >= 1
+    assert told['closed']
     assert len(told['headings']) > 2
     assert not [line for line in log.splitlines() if 'CONSOLE' in line]
 
 
+@needs_axe
+@SCREENS
+def test_axe_finds_nothing_serious(page, width, dark, tmp_path):
+    told, log = opened(page[1], tmp_path, width, dark, axe_probe())
+    assert told['rules'] > 10, log
+    assert told['grave'] == []
+
+
+FAULTY = ('<!DOCTYPE html><html><body style="margin:0"><h1 style="width:600px">wide</h1><p style="font-size:7px;'
+          'color:#bbb">pale</p><img src="data:image/png;base64,AAAA" alt="broken"><script>console.error("no")'
+          '</script></body></html>')
+
+
+@needs_axe
+def test_axe_sees_what_is_wrong(tmp_path):
+    told, _ = opened(FAULTY.replace(' alt="broken"', ''), tmp_path, 375, probe=axe_probe())
+    assert {'color-contrast', 'html-has-lang', 'image-alt'} <= {rule[0] for rule in told['grave']}
+
+
 def test_the_probe_sees_what_is_wrong(tmp_path):
-    """A page with each fault: the test above could tell."""
-    page = ('<!DOCTYPE html><html><body style="margin:0"><h1 style="width:600px">wide</h1><p style="font-size:7px;'
-            'color:#bbb">pale</p><img src="data:image/png;base64,AAAA" alt="broken"><script>console.error("no")'
-            '</script></body></html>')
-    told, log = opened(page, tmp_path, 375)
+    """A page with each fault: the tests above would fail on it."""
+    told, log = opened(FAULTY, tmp_path, 375)
     assert told['over'] == 225
     assert told['broken'] == ['broken']
     assert told['smallest'] == 7
