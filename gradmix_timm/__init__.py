@@ -16,7 +16,7 @@ __version__ = '0.1.0'
 __all__ = ['GradMix', 'OpenSetClassifier', 'attribute', 'create_mixer', 'evaluate', 'list_mixers', 'plot_attribution',
            'plot_mixes', 'register_mixer']
 
-# Loaded on first use, so that `gradmix_timm.openset` does not import the mixers it judges.
+# Loaded on first use, so that `gradmix_timm.openset` does not import the mixers that it evaluates.
 _HOMES = {
     'GradMix': 'gradmix_timm.mixers',
     'OpenSetClassifier': 'gradmix_timm.classifier',

@@ -24,9 +24,9 @@ import yaml
 __all__ = ['Length', 'Plain', 'Range', 'check', 'naming', 'read_json', 'read_text', 'read_yaml', 'shown']
 
 _JSON_BYTES, _YAML_BYTES = 64 * 2 ** 20, 2 ** 20
-# Of YAML: nesting, and values once every alias is written out (a file of ten lines can stand for a billion).
+# Of YAML: nesting, and values once every alias is written out (a file of ten lines can expand to a billion).
 _DEPTH, _VALUES = 32, 100_000
-# Values that one check looks at: lists of a pickle may be shared, so that few stand for many.
+# Limit on the values that one check visits: lists of a pickle may be shared and expand to many.
 _CHECKED = 20_000_000
 _SHOWN = 80
 _NAMES = {int: 'a whole number', float: 'a finite number', str: 'a string', bool: 'true or false',
@@ -86,7 +86,7 @@ Plain = Annotated[Any, _plain]
 
 
 def check(value: Any, type_: Any, where: str) -> Any:
-    """A value that is what a type says.
+    """A value that conforms to a type.
 
     Args:
         value: As read.
@@ -368,7 +368,7 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
                 for field in dataclasses.fields(kind) if field.init}
     found = {}
     for name, hint in hints.items():
-        # Under postponed annotations the class itself cannot tell which of its keys are NotRequired.
+        # Under postponed annotations the class does not record which of its keys are NotRequired.
         marker = typing.get_origin(hint)
         required = name in kind.__required_keys__ if marker not in (typing.NotRequired, typing.Required) else (
             marker is typing.Required)

@@ -228,7 +228,7 @@ def _read(model: nn.Module, name: str, output: object, image_size: tuple[int, in
     """Everything in a module's output that has a grid over the image, batch first.
 
     Kept is a copy, which the module's own later steps have not read: only what leaves the module by this output
-    counts (timm's efficientvim returns a feature map for others to look at, and goes on with another tensor).
+    counts (timm's efficientvim also returns a feature map, but continues with another tensor).
     """
     for index, tensor in enumerate(output) if isinstance(output, tuple | list) else [(None, output)]:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.shape[:1] != (_BATCH,):

@@ -80,7 +80,7 @@ def norms(model: nn.Module) -> list[str]:
 def inside_attention(model: nn.Module, name: str) -> bool:
     """Whether a module works on the heads of an attention: four sizes there are [B, heads, tokens, ...], no map.
 
-    Convolutions and their norms (BatchNorm2d, LayerNorm2d) inside an attention see a map all the same.
+    Convolutions and their norms (BatchNorm2d, LayerNorm2d) inside an attention do see a map.
     """
     if _PLANAR.search(type(model.get_submodule(name)).__name__):
         return False

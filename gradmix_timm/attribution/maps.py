@@ -19,7 +19,7 @@ __all__ = [
     'to_pixels',
 ]
 
-#: Names that stand for a map without a model: a random place, the centre of the image.
+#: Controls without a model: a random position, the centre of the image.
 CONTROLS = ('random', 'center')
 
 #: Differentiated scores: (logits float32 [B, K], labels) -> float32 [B].

@@ -157,7 +157,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient for the duration of the block.
 
     Less is kept for a backward that only activations need. And under ``no_grad`` a view of a parameter, such as an
-    expanded class token, still says that it wants one, without a way to it: ``FlopCounterMode`` breaks on that.
+    expanded class token, still requires a gradient without a graph to it, on which ``FlopCounterMode`` fails.
     """
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
     try:

@@ -114,7 +114,7 @@ class RunRecord:
             path: Of the file, for messages.
 
         Raises:
-            ValueError: Not a record, one of a newer format, a field that is not what its annotation says, or arguments
+            ValueError: Not a record, one of a newer format, a field that violates its annotation, or arguments
                 of the model that load something.
         """
         where = f'{path}: {KEY}'

@@ -85,7 +85,7 @@ class OpenSetClassifier:
         model: In evaluation mode.
         score: Fitted.
         manifest: Classes, threshold, preprocessing.
-        device: Where the model runs; default: cuda where there is one.
+        device: Where the model runs; default: cuda if available.
         batch_size: Images at a time; changes memory and speed alone.
 
     Attributes:
@@ -152,7 +152,7 @@ class OpenSetClassifier:
             model: timm's model name, for weights without one.
             input_img_mode: PIL mode that files are read in; None: as the checkpoint records.
             exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
-            device: Default: cuda where there is one.
+            device: Default: cuda if available.
             amp_dtype: torch.bfloat16 or torch.float16: mixed precision, here and in every prediction.
             batch_size: Images at a time.
             ema: Moving average or plain weights; see :func:`~gradmix_timm.checkpoint.load_checkpoint`.
@@ -209,7 +209,7 @@ class OpenSetClassifier:
         """Write ``classifier.json`` and ``classifier.safetensors``; reading them runs nothing.
 
         Args:
-            folder: Made where it is missing; files in it are replaced whole.
+            folder: Created if missing; files in it are replaced whole.
 
         Raises:
             ValueError: A score that keeps more than numbers (of pytorch-ood those that hold objects of other packages).

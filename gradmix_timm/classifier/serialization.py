@@ -61,7 +61,7 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
     """Write both files, each atomically, the JSON last.
 
     Args:
-        folder: Made where it is missing.
+        folder: Created if missing.
         model: Its state is stored under ``model.``.
         score: Fitted; its arrays are stored under ``score.``.
         manifest: A dataclass of plain values.

@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"PIL mode that files are read in: {', '.join(MODES)} (default: the checkpoint's)")
     add('--exif', choices=EXIF_RULES,
         help="orientation that a camera wrote beside the pixels (default: the checkpoint's, else ignore)")
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda if available)')
     add('--amp', action='store_true', default=None, help='run the model in bfloat16')
     add('--batch-size', type=int, default=64, metavar='N', help='(default: 64)')
     add = parser.add_argument_group('Training images, for the threshold and for scores with a fit').add_argument

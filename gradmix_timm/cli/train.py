@@ -91,7 +91,7 @@ class Span:
 
 
 def console(argv: Sequence[str] | None = None) -> int:
-    """The command ``gradmix-train``; exit status as :mod:`.exits` says."""
+    """The command ``gradmix-train``; exit status as in :mod:`.errors`."""
     return run_console(main, argv)
 
 

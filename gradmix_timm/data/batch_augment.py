@@ -147,7 +147,7 @@ def resample(images: Tensor, box: np.ndarray, size: tuple[int, int], cubic: np.n
     Args:
         images: uint8 [B, C, H, W]; rows outermost in memory (H, C, W) save a copy.
         box: top, left, height, width, int64 [B, 4].
-        size: Height and width that come out.
+        size: Output height and width.
         cubic: Bicubic where True, bilinear else, bool [B]; both widen when they shrink, as PIL's.
         flip: Upside down and left to right, bool [B, 2].
 

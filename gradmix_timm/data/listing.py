@@ -22,7 +22,7 @@ _logger = logging.getLogger(__name__)
 _LITTER = {'__MACOSX', '.ipynb_checkpoints', '@eaDir', '.AppleDouble', '.DS_Store', '.Trashes', '.Spotlight-V100',
            '.fseventsd', '.thumbnails', 'Thumbs.db', 'desktop.ini', '$RECYCLE.BIN', 'System Volume Information'}
 _OTHER, _HIDDEN, _SPECIAL = 'files of other formats', 'hidden or litter', 'pipes, devices or sockets'
-_LINKS = 'links in a circle or to what is listed anyway'
+_LINKS = 'circular links or links to listed folders'
 _SHOWN = {_OTHER: 6}
 _said: set[str] = set()
 
@@ -46,7 +46,7 @@ class Listing:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, kind: str, path: str) -> None:
-        """Count a file, folder or link among what is left out."""
+        """Record a file, folder or link as left out."""
         self.left_out.setdefault(kind, []).append(os.path.relpath(path, self.root))
 
     def describe(self) -> str:
@@ -88,7 +88,7 @@ def list_images(root: str | os.PathLike[str], timm_rule: bool = False, extension
 
 
 def class_folder(path: str, timm_rule: bool) -> str:
-    """The class of a file by its path below a root, with '/' between folders; '' where it lies in the root.
+    """The class of a file by its path below a root, with '/' between folders; '' for files in the root.
 
     Example:
         >>> class_folder('cat/day1/x.jpg', timm_rule=False), class_folder('cat/day1/x.jpg', timm_rule=True)

@@ -27,7 +27,7 @@ __all__ = ['MARKS', 'VIEWS', 'Shortcut', 'ShortcutSource', 'View', 'bearing', 'c
            'parse_shortcut', 'viewed']
 
 View: TypeAlias = Literal['trained', 'own', 'absent', 'conflict']
-#: As in training (a share of the images bears its class's mark), all with it, none, all with another known class's.
+#: As in training (a share of the images has its class's mark), all with it, none, all with another known class's.
 VIEWS: tuple[View, ...] = ('trained', 'own', 'absent', 'conflict')
 PREFIX = 'shortcut:'
 _DIGITS, _DIGITS_SIDE = 'sklearn/digits', 32

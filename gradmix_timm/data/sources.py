@@ -135,7 +135,7 @@ def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str
 def _with_shortcut(name: str, root: Any, split: str, **options: Any) -> ShortcutSource:
     inner, shortcut = parse_shortcut(name)
     if options.get('target_transform') is not None:
-        raise ValueError(f'{name}: a shortcut tells one class an image, and --task multilabel has several')
+        raise ValueError(f'{name}: a shortcut marks one class per image, and --task multilabel has several')
     opened = open_dataset(inner, root, split, **options)
     if not isinstance(opened, ImageSource):
         raise ValueError(f'{name}: a shortcut needs rows by number, and {inner} is streamed; use its form on disk')

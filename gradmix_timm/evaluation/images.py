@@ -58,7 +58,7 @@ class UnknownImages:
         raise IndexError(row)
 
     def picture(self, row: int) -> Any:
-        """An image as it lies in its data set."""
+        """An image as stored in its data set."""
         images, place = self._find(row)
         return images.picture(place)
 

@@ -61,7 +61,7 @@ def _first(values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def thumbnail(image: Image.Image) -> tuple[str, list[int]]:
-    """An image as it lies in the data set, shrunk if it is large; PNG in base64, and its own size."""
+    """An image of the data set as base64 PNG, shrunk if it is large, and its original size."""
     size = list(image.size)
     small = image.convert('RGB' if image.mode not in ('L', 'RGB') else image.mode)
     small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)

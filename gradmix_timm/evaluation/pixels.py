@@ -82,7 +82,7 @@ def _statistics(model: EvaluatedModel, images: CutDataset, rows: NDArray[Any] | 
 
 
 def _file_length(images: CutDataset, row: int) -> float:
-    """Log of the bytes of an image's file; NaN if it lies in an archive or an array."""
+    """Log of the bytes of an image's file; NaN for images in archives or arrays."""
     try:
         return math.log(os.path.getsize(images.filename(row, absolute=True)))
     except (OSError, ValueError, TypeError):

@@ -62,7 +62,7 @@ class EvaluationSettings:
                 object.__setattr__(self, 'scores', (self.scores,))
             object.__setattr__(self, 'scores', tuple(self.scores))
             if not self.scores:
-                raise ValueError('scores=(): name one score or more; None stands for all')
+                raise ValueError('scores=(): name one score or more; None means all')
             object.__setattr__(self, 'scores', check_names(self.scores))
         if self.preset is not None and (preset := find_preset(self.preset)) and self.scores is not None:
             object.__setattr__(self, 'scores', preset.named(self.scores))

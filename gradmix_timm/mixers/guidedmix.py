@@ -1,4 +1,4 @@
-"""GuidedMixup: images paired by how far apart their saliency lies, blended pixel by pixel in its proportion."""
+"""GuidedMixup: images paired by the distance of their saliency maps, blended pixel by pixel in proportion to them."""
 from __future__ import annotations
 
 from typing import Any

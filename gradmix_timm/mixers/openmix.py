@@ -18,7 +18,7 @@ from .fmix import top_mask
 __all__ = ['OpenMix', 'kaleidoscope', 'moved_shapes']
 
 _MIXUP, _CUTOUT, _CUTMIX = range(3)
-#: Shares of an image between which a foreground lies, as their code asks of GrabCut's.
+#: Bounds on the foreground's share of an image, as in their code for GrabCut's.
 _FOREGROUND = (0.1, 0.8)
 
 

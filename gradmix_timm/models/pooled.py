@@ -69,7 +69,7 @@ class PooledNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refused where it is asked for: these nets are small.
+        """Not supported, since these nets are small.
 
         Raises:
             ValueError: ``enable``.

@@ -132,7 +132,7 @@ class MocoTask(ContrastiveTask):
         return self
 
     def update_ema(self, step: int | None = None) -> None:
-        """After an update of the weights: the key encoder follows, and the moving average where there is one."""
+        """After an update of the weights: the key encoder follows, and the moving average if there is one."""
         super().update_ema(step=step)
         follow(self.key_module, self._projected(), self.momentum)
 

@@ -49,7 +49,7 @@ def extract(
         model: On ``device``; every module's training flag is put back at the end.
         loader: Batches of images [B, C, H, W] and labels [B]; in the data set's order, unshuffled.
         device: Where the model is.
-        amp_dtype: Runs the forward pass under autocast in this dtype; results are float32 all the same.
+        amp_dtype: Runs the forward pass under autocast in this dtype; results are float32 in any case.
         channels_last: Memory format of the images handed in.
         progress: What is being read, for a bar with the time left (a terminal) or a log line every half minute; None:
             silent.
@@ -179,7 +179,7 @@ def _has_classifier(model: nn.Module) -> bool:
 
 
 def _inputs(read: list[Tensor], count: int, needed: bool) -> Tensor:
-    """What the classifier read, float32 [B, D]; D = 0 if it is not needed and cannot be told."""
+    """The classifier's input, float32 [B, D]; D = 0 if it is not needed and unknown."""
     try:
         found = _join(read) if read else torch.empty(count, 0)
         if len(found) != count:

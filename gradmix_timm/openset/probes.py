@@ -115,7 +115,7 @@ def neighbour_votes(features: Tensor, bank: Tensor, labels: Tensor, num_classes:
         bank: Of training images, [M, D].
         labels: Of these, int64 [M].
         num_classes: K.
-        k: Neighbours; all where there are fewer.
+        k: Neighbours; all if there are fewer.
     """
     cosines, places = top_cosines(features, bank, min(k, len(bank)))
     weights = ((cosines - 1) / _TEMPERATURE).exp()
@@ -127,7 +127,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
     """Softmax regression on standardised features.
 
     Minimises mean cross-entropy + l2 / 2 ||weight||^2 (the bias is free): scikit-learn's ``LogisticRegression`` with
-    C = 1 / (l2 N), which it is on the CPU; on a GPU L-BFGS on all rows. The minimum is one point whatever the start; a
+    C = 1 / (l2 N), which it is on the CPU; on a GPU L-BFGS on all rows. The minimum is unique; a
     a fit that does not reach it warns.
 
     Args:

@@ -41,7 +41,7 @@ def paste_donors(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
     Returns:
         A new tensor like ``images``; every pixel is bit-equal to the image's or the donor's.
     """
-    # Into a tensor of the same memory format: index_select alone would answer in NCHW.
+    # Into a tensor of the same memory format: index_select alone would return NCHW.
     donors = torch.index_select(images, 0, partner, out=torch.empty_like(images))
     return torch.where(box_mask(boxes, image_size(images)), donors, images, out=donors)
 

@@ -74,7 +74,7 @@ def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = Fal
         union: The larger of the two in place of the weighted sum, as far as a weight is above 0: every label of which
             something is seen.
         unknown: Share of the label that goes to no class and so to all of them alike, float32 [B]; None: nothing.
-        unknown_output: The last of the K columns stands for no class and gets the whole of that share.
+        unknown_output: The last of the K columns means no class and gets all of that share.
 
     Example:
         >>> rows = torch.tensor([[1., 1., 0.], [0., 1., 1.]])

@@ -203,7 +203,7 @@ def _abandoned(file: Path) -> bool:
 # ---- commands
 
 def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: threading.Event) -> dict[str, float]:
-    """Train, or go on from the last checkpoint; seconds by command, over all attempts."""
+    """Train, or resume from the last checkpoint; returns the seconds of all attempts by command."""
     trained, place = run.parent / _TRAINED, run.parent.parent
     spent = json.loads(trained.read_text()) if trained.is_file() else {'train': 0., 'finished': False}
     if not spent['finished']:

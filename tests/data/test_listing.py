@@ -113,7 +113,7 @@ def test_every_raster_format_counts_and_the_rest_is_counted(tmp_path, caplog):
     (line,) = [record.message for record in caplog.records]
     assert '6 files of other formats (2 .txt, 1 without extension, 1 .eps, 1 .pdf, 1 .svg)' in line
     assert '6 hidden or litter (.cache, Thumbs.db, __MACOSX, ...)' in line
-    assert '1 links in a circle or to what is listed anyway (cat/loop)' in line
+    assert '1 circular links or links to listed folders (cat/loop)' in line
     assert '1 pipes, devices or sockets (cat/pipe.png)' in line
     assert {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.gif', '.ppm', '.jp2'} <= set(image_extensions())
 

@@ -64,7 +64,7 @@ def add_corrupt(commands: Any) -> None:
     add_model_flags(corrupt)
     add = corrupt.add_argument_group('Corruption').add_argument
     add('--official', metavar='DIR', help='files of CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C or ImageNet-C in place of '
-                                          'generated images; the clean test set is needed all the same')
+                                          'generated images; the clean test set is needed as well')
     add('--corruptions', type=words, metavar='A,B,...', help=f'names, or {", ".join(FAMILIES)} (default: the 15)')
     add('--severities', type=_severities, default=SEVERITIES, metavar='1,3,5', help='(default: 1,2,3,4,5)')
     add('--scale', choices=tuple(SCALES), help='whose constants generated images have (default: by their side)')

@@ -57,7 +57,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add('--pretrained', action='store_true', help="timm's weights, in place of a checkpoint")
     add('--img-size', type=int, metavar='N', help="image side in pixels (default: the checkpoint's)")
     add('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
-    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda where there is one)')
+    add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda if available)')
     add('--amp', action='store_true', help='run the model in mixed precision')
     add('--amp-dtype', default='float16', choices=('float16', 'bfloat16'), help='with --amp (default: float16)')
     add('--channels-last', action='store_true', help='channels-last memory format')

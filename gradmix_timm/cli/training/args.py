@@ -50,7 +50,7 @@ _OPEN_SET = (
 
 _RUN = (
     flag('--overwrite', action='store_true', default=False,
-         text='replace the run that --experiment names, where there is one'),
+         text='replace an existing run of that --experiment'),
     flag('--skip-nonfinite', action='store_true', default=False,
          text='drop an update whose loss is infinite or not a number, on all processes, instead of stopping'),
 )

@@ -93,7 +93,7 @@ def _fit_file(probe: Probe, path: Path) -> None:
             found = _fit_weights(probe, content[key])
             figures = ', '.join(f'{name} {value:.2f} %' for name, value in found.items())
             _logger.info(f'Probe of {path.name}{" (EMA)" if key.endswith("ema") else ""}: {figures}')
-            content[KEY]['probe'] = {'epochs': probe.args.probe_epochs, **found}  # read is the average, where there is
+            content[KEY]['probe'] = {'epochs': probe.args.probe_epochs, **found}  # accuracies of the average, if kept
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 

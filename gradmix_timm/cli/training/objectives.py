@@ -24,7 +24,7 @@ METRIC = 'knn_top1'
 
 OBJECTIVE = (
     flag('--objective', type=str, default='ce', choices=('ce', 'supcon+ssl', 'simclr', 'moco'),
-         text='what is trained: the classifier, or features of two views of every image'),
+         text='train the classifier, or features of two views of every image'),
     flag('--objective-temperature', type=float, metavar='T', text='of the contrastive losses (default: 0.05)'),
     flag('--objective-gamma', type=float, metavar='W',
          text='supcon+ssl: weight of the supervised term, 0: none (default: 1)'),

@@ -58,7 +58,7 @@ def check_writable(args: argparse.Namespace) -> None:
 
 
 def resume_path(args: argparse.Namespace) -> str:
-    """The file to resume from, '' for a fresh run; 'auto' is last.pth.tar of the run folder, where there is one.
+    """The file to resume from, '' for a fresh run; 'auto' is last.pth.tar of the run folder, if there is one.
 
     Raises:
         ValueError: No such file.

@@ -85,7 +85,7 @@ def _precision(args: argparse.Namespace, device: torch.device) -> Hardware:
 
 
 def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Callable[..., nn.Module]) -> Built:
-    """The model on its device, with the changes that flags ask for; sets ``args.num_classes`` where it is open.
+    """The model on its device, with the changes of the flags; sets ``args.num_classes`` if it is unset.
 
     Args:
         args: Checked flags.
@@ -207,7 +207,7 @@ def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
                          'timm.list_models("*vit*") lists them')
     overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
-        # num_classes=-1 has the head adapted to the model's, whatever the file holds.
+        # num_classes=-1 adapts the head in the file to the model's.
         overlay = {'file': args.pretrained_path, 'num_classes': -1, **overlay}
     wanted = {
         'num_classes': args.num_classes + 1 if args.unknown_output else args.num_classes,

@@ -216,7 +216,7 @@ _MISC = (
     switch('--log-wandb', 'log to wandb'),
     flag('--wandb-project', type=str, text='its project'),
     flag('--wandb-tags', type=str, nargs='+', default=[], text='its tags'),
-    flag('--wandb-resume-id', type=str, default='', metavar='ID', text='its run to go on with'),
+    flag('--wandb-resume-id', type=str, default='', metavar='ID', text='its run to continue'),
     flag('--train-img-sizes', type=int, nargs='+', text='sides of the images, one drawn for each batch'),
     flag('--train-batch-sizes', type=int, nargs='+', text='a batch size for each (default: --batch-size)'),
     flag('--train-size-probs', type=float, nargs='+', text='a weight for each (default: equal)'),

@@ -338,5 +338,5 @@ def _picture(image: Pixels) -> Image.Image:
 
 
 def _planes(changed: NDArray[Any], image: Pixels) -> NDArray[Any]:
-    """With the axis of channels that OpenCV and PIL drop where there is one."""
+    """With the axis of channels that OpenCV and PIL drop if there is one."""
     return changed.reshape(image.shape)

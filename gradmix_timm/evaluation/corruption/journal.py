@@ -17,8 +17,8 @@ __all__ = ['GroupStore']
 class GroupStore:
     """A file with one JSON line per group, under a key of everything that the groups depend on.
 
-    A file with another key is begun anew; from a line on that was cut off or changed (each has its digest) groups are
-    done again.
+    A file with another key is started anew; from the first truncated or altered line on (each has a digest) groups are
+    computed again.
 
     Args:
         path: The file; made when the first group is added.

@@ -179,7 +179,7 @@ def check_scores(settings: EvaluationSettings) -> None:
     late = next((name for name in settings.scores or () if needs_train([name])), None)
     if late is not None:
         raise ValueError(f'scores={late} is fit on training images, which are not read here; msp, mls, energy and '
-                         'others of the logits alone can be had')
+                         'others of the logits alone are available')
 
 
 def open_files(options: CorruptionOptions) -> tuple[OfficialSet | None, tuple[str, ...]]:

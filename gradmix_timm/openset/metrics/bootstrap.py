@@ -128,7 +128,7 @@ def rank_intervals(
     Returns:
         Name to (low, high), which holds the estimate: percentiles; for average precision and detection error, which are
         skewed near their ends, on a logit scale (:func:`_interval`); for OSCR and the 95% rates of fewer than
-        :data:`FEW` scores on a side as said there. A metric that no draw moved gets the interval of the rule of
+        :data:`FEW` scores on a side as described there. A metric that no draw moved gets the interval of the rule of
         three.
     """
     _check_draws(draws)
@@ -167,7 +167,7 @@ def _rates_at_95(ladder: Ladder, draws: int, seed: int) -> dict[str, Floats]:
     """
     generator = np.random.default_rng(seed)
     known, unknown = (side.astype(np.intp) for side in (ladder.known, ladder.unknown))
-    # From the end that is cut off: how many of the other side are counted at each sample.
+    # Counted from the rejected end: samples of the other side at each sample.
     beyond = {'fpr_at_95_known': (np.repeat(ladder.unknown_kept, known), ladder.n_unknown),
               'fpr_at_95_unknown': (np.repeat(ladder.known_cut, unknown)[::-1], ladder.n_known)}
     found = {}

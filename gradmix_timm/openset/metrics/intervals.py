@@ -127,7 +127,7 @@ def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tupl
     AUROC -/+ z x standard error; within four standard errors of 0 or 1 the same on the scale of
     log(AUROC / (1 - AUROC)), as there the plain interval leaves [0, 1] and covers too little (30 and 30 samples at .97:
     85% for 95%; on this scale 94%). Where the samples show no spread (perfect separation, constant scores, one sample
-    on a side) the standard error says 0 and means nothing; the rule of three then gives an interval from min(N, M)
+    on a side) the standard error is 0 without meaning; the rule of three then gives an interval from min(N, M)
     disjoint pairs: perfect separation of 100 and 100 gives (0.970, 1).
 
     Args:

@@ -29,7 +29,7 @@ def project_features(known: Tensor, unknown: Tensor, images: int = 1000, seed: i
 
     Returns:
         ``plane/known`` bool [n], ``plane/PCA`` and ``plane/t-SNE`` float32 [n, 2], as arrays.npz has them; nothing
-        where there are fewer than eight images or their features do not vary.
+        if there are fewer than eight images or their features do not vary.
     """
     generator = np.random.default_rng(seed)
     parts = [side[np.sort(generator.permutation(len(side))[:images // 2])].double().numpy() for side in (

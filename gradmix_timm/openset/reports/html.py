@@ -75,7 +75,7 @@ def _breakable(name: str) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    """Three digits; None stands for an infinity."""
+    """Three digits; None means an infinity."""
     if value is None:
         return '∞'
     return f'{value:.3f}' if 1e-3 <= abs(value) < 1e4 else f'{value:.3g}'

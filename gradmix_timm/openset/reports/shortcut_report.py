@@ -69,7 +69,7 @@ def evidence_lines(results: ShortcutResults) -> list[str]:
     """Mass of the map on the mark and the deletion test, in words."""
     part = results['evidence']
     if part['mass'] is None:
-        return [f'no map of {part["attribution"]} on any image says something of the mark']
+        return [f'no map of {part["attribution"]} is informative about the mark on any image']
     where = f' at {", ".join(part["layers"])}' if part['layers'] else ''
     return [
         f'{part["attribution"]}{where}: {part["mass"]:.1%}{_share_ends(part["mass_ci"])} of the map lies on the mark, '

@@ -109,7 +109,7 @@ def read_figures(path: Path) -> RunFigures:
     """The figures of one run, of a JSON file by itself.
 
     Raises:
-        ValueError: Not what its type says.
+        ValueError: It does not conform to its type.
     """
     found: RunFigures = check(read_json(path), RunFigures, str(path))
     return found
@@ -310,19 +310,19 @@ class Mixes(TypedDict, total=False):
 
 
 def read_mistakes(folder: Path) -> Mistakes:
-    """mistakes.json of an evaluation's folder; empty where there is none.
+    """mistakes.json of an evaluation's folder; empty if missing.
 
     Raises:
-        ValueError: Not what its type says.
+        ValueError: It does not conform to its type.
     """
     return _optional(folder / MISTAKES, Mistakes)
 
 
 def read_mixes(folder: Path) -> Mixes:
-    """mixes.json of a training run's folder; empty where there is none.
+    """mixes.json of a training run's folder; empty if missing.
 
     Raises:
-        ValueError: Not what its type says.
+        ValueError: It does not conform to its type.
     """
     return _optional(folder / MIXES, Mixes)
 

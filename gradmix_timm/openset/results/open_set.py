@@ -64,7 +64,7 @@ class UnknownSet(TypedDict, total=False):
         kind: ``near``, ``far`` or null.
         dropped_classes: Classes left out as their names are known.
         dropped_images: Images of those.
-        known_classes_kept: Classes of known names that are counted as unknown all the same.
+        known_classes_kept: Classes named like known ones that are counted as unknown nevertheless.
     """
 
     source: str

@@ -37,7 +37,7 @@ class ShortcutOfRun(TypedDict):
         place: ``random`` or ``fixed``.
         seed: Of everything that is drawn at random.
         size: Shorter side to which images are resized before; 0: as stored.
-        strength: 1 covers what is below.
+        strength: Opacity; 1 covers the image below.
     """
 
     kind: Name

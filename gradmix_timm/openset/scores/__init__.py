@@ -1,4 +1,4 @@
-"""The scores of knownness, by name: what is registered, and one call that fits any of them."""
+"""The scores of knownness, by name, and one function that fits any of them."""
 from __future__ import annotations
 
 # ruff: noqa: I001 - importing a file registers its scores, in the order of the list.

@@ -1,4 +1,4 @@
-"""Class-wise nearest neighbours: how close a query lies to the closest few samples of each class."""
+"""Class-wise nearest neighbours: similarity of a query to the closest few samples of each class."""
 from __future__ import annotations
 
 import torch

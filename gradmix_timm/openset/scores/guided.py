@@ -27,7 +27,7 @@ class NeighbourGuide(Score):
     k = 100 of the first hundredth of the shuffled training images (``alpha: 0.01``).
 
     Args:
-        k: Neighbours; default 10, as in the authors' code, or all samples where there are fewer.
+        k: Neighbours; default 10, as in the authors' code, or all samples if there are fewer.
         share: Share of the training samples that is searched, evenly spaced in the order they come in; in (0, 1].
     """
 

@@ -20,14 +20,14 @@ from .base import SCORES, Score, by_rows, checked_rows
 __all__ = ['Energy', 'Entropy', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'log_odds_parts', 'positive',
            'unsaturated']
 
-# Below this distance from 1 a probability goes on by the logarithm of the distance.
+# Below this distance from 1 a probability is continued by the logarithm of the distance.
 _CLOSE = 1e-9
-# Below this a value goes on by its logarithm: near it float64's range ends.
+# Below this, near the end of float64's range, a value is continued by its logarithm.
 _VANISHED = 1e-290
 
 
 def _gaps(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of float64 logits [N, K]: how far each lies below a largest (-inf for that one), and the logsumexp of these."""
+    """Of float64 logits [N, K]: how far each is below a largest (-inf for that one), and the logsumexp of these."""
     top, place = logits.max(1, keepdim=True)
     below = (logits - top).scatter_(1, place, -math.inf)
     return below, below.logsumexp(1)
@@ -45,7 +45,7 @@ def log_odds_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ordered(value: Tensor, log_value: Tensor) -> Tensor:
-    """``value``, but where it would vanish a number of the same order, which its logarithm still tells apart.
+    """``value``, continued by its logarithm where it would underflow, with the same order.
 
     Args:
         value: float64 [N], 0 or more.
@@ -58,7 +58,7 @@ def unsaturated(log_p: Tensor, log_rest: Tensor) -> Tensor:
     """A probability in (0, 1) whose order survives where exp(log_p) would round to 1.
 
     p as it is, but the last 1e-9 below 1 is spent on a scale in which the distance to 1 falls as 1 / -log(1 - p): never
-    off by more than 1e-9, strictly increasing, 0.00001 of a logit told apart at a gap of 40 and 0.0001 at 100.
+    off by more than 1e-9, strictly increasing, resolving 0.00001 of a logit at a gap of 40 and 0.0001 at 100.
 
     Args:
         log_p: log p, float64.
@@ -162,7 +162,7 @@ class Gen(LogitScore):
 
     Args:
         gamma: Exponent in (0, 1]; small ones weigh the tail.
-        top: M; all classes where there are fewer.
+        top: M; all classes if there are fewer.
     """
 
     arrays = 3

@@ -39,7 +39,7 @@ def join_options(parts: Iterable[str]) -> list[str]:
 
 
 def parse_score(text: str) -> tuple[str, dict[str, Any]]:
-    """A score's name without options, and the options; ``T`` stands for ``temperature``, as in papers.
+    """A score's name without options, and the options; ``T`` means ``temperature``, as in papers.
 
     Raises:
         ValueError: No such score or option (with the nearest), an option without a value or twice.

@@ -40,7 +40,7 @@ _SLACK = 2 ** -21
 _TINY = 1e-12
 # Training samples from which on faiss searches, where it is installed: below, its threads cost more than they gain.
 _LARGE = 16384
-# Columns that stand for one while the largest of a row are looked for.
+# Columns that are folded into one while the largest of a row are searched.
 _FOLD = 16
 
 
@@ -173,7 +173,7 @@ class _Neighbours(Score):
     """Holds the training features.
 
     Args:
-        k: Neighbours; default 50, or all training samples where there are fewer.
+        k: Neighbours; default 50, or all training samples if there are fewer.
     """
 
     reads = ('features',)

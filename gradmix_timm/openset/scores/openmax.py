@@ -71,8 +71,8 @@ class OpenMax(Score):
     rises when it is multiplied; with few classes keep alpha small. Each row is scored by itself.
 
     Args:
-        tailsize: Largest distances of each class that the law is fit on; all where there are fewer.
-        alpha: Logits revised, from the largest; all where there are fewer.
+        tailsize: Largest distances of each class that the law is fit on; all if there are fewer.
+        alpha: Logits revised, from the largest; all if there are fewer.
         shift: Added to the distances before the law is fit; 1 in libMR as its Python package and OpenOOD call it.
     """
 

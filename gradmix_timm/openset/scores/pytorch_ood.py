@@ -34,7 +34,7 @@ _KINDS = {'LogitsDetector': ('logits', 'logits'), 'FeaturesDetector': ('features
           'FeatureMapsDetector': ('features', 'feature_maps')}
 # Of these kinds, yet in need of what embeddings do not hold: text, weights of a loss, the singular values of maps.
 _OTHERS = ('MCM', 'WeightedEBO', 'RankFeat')
-# Options that the library wants said, and their usual values.
+# Options that the library requires, and their usual values.
 _USUAL = {'DICE': {'p': 0.9}}
 
 
