@@ -48,8 +48,8 @@ def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, sou
     if missing > SLACK + 1e-9 and missing * count > 1 + 1e-6:
         raise ValueError(
             f'closed-set accuracy is {measured:.2%} on {count} {where}, and {source} says {reference:.2%}: '
-            'preprocessing, data or class order are not those of the reference, and figures of unknowns would mean '
-            "nothing; see data_dir=DIR, img_size=N, known_classes=A,B,... and the checkpoint, or pass gate='off'")
+            'preprocessing, data or class order differ from those of the reference, so open-set figures would be '
+            "meaningless; see data_dir=DIR, img_size=N, known_classes=A,B,... and the checkpoint, or pass gate='off'")
     return {'reference': reference, 'measured': measured, 'n': count, 'source': source}
 
 

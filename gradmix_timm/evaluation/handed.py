@@ -62,8 +62,8 @@ class HandedImages(CutDataset):
         for images, labels in _digested(self.batches, digests, title):
             start = len(digests) - len(images)
             if digests[start:] != self.digests[start:len(digests)]:
-                raise ValueError(f'{title} come in another order, or otherwise, the second time they are read, as a '
-                                 'score that goes back to the model has to; pass a data set, or a loader without '
+                raise ValueError(f'{title} differ when read a second time, which a '
+                                 'score that goes back to the model requires; pass a data set, or a loader without '
                                  'shuffling and without random transforms')
             yield images, labels
         if len(digests) != len(self.digests):

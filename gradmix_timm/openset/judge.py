@@ -284,7 +284,7 @@ def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -
                   f'{_ALPHA:.0%} of new ones at most')
         return value, source, len(held.label)
     count = 0 if held is None else len(held.label)
-    why = why or f'{count} images were held out from training, too few for an honest one'
+    why = why or f'{count} images were held out from training, too few for a threshold'
     return observed_threshold(arrays[f'known/{name}']), (
         f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({why})'), 0
 

@@ -160,5 +160,5 @@ def test_images_that_cannot_be_read_twice_alike_are_refused(net):
         evaluate(net, known=known, unknown=iter(DataLoader(unknown, 16)), scores=('odin',), **QUICK)
     loader = DataLoader(known, batch_sampler=torch.utils.data.BatchSampler(
         torch.utils.data.SubsetRandomSampler(range(60)), 20, drop_last=False))
-    with pytest.raises(ValueError, match=r'known test images come in another order.*without shuffling'):
+    with pytest.raises(ValueError, match=r'known test images differ when read a second time.*without shuffling'):
         evaluate(net, known=loader, unknown=unknown, scores=('odin',), **QUICK)
