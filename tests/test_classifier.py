@@ -423,6 +423,7 @@ def half_accepted(checkpoint, score):
         checkpoint, score, threshold=float(values[1] + values[2]) / 2, device='cpu')
 
 
+@pytest.mark.slow
 def test_the_graph_answers_as_the_classifier(whole, tmp_path):
     accepted = equal_in_onnx(half_accepted(whole, 'mls'), tmp_path / 'm.onnx')
     assert accepted.any()

@@ -30,6 +30,7 @@ def test_digits_are_known_and_unknown():
     assert unknown.shape[1:] == (1, 32, 32)
 
 
+@pytest.mark.slow
 def test_plain_pytorch():
     result = importlib.import_module('plain_pytorch').main(epochs=3, batch_size=32)
     assert result['accuracy'] > 0.7
@@ -44,6 +45,7 @@ def test_lightning_module():
     assert result['accuracy'] > 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('precision', [pytest.param('no', marks=pytest.mark.slow), 'bf16'])
 def test_accelerate_loop(precision, monkeypatch):
     accelerate = pytest.importorskip('accelerate')

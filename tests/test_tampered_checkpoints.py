@@ -91,6 +91,7 @@ def test_the_untouched_one_is_read(make, file):
     assert use(file(make())) == ''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', [ours, timms])
 @ALL
 def test_no_value_gives_anything_but_a_line(values, make, file):

@@ -56,6 +56,7 @@ def write(folder: Path, facts) -> None:
     (folder / 'classifier.json').write_text(json.dumps(facts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('score', SCORES)
 @ALL
 def test_no_value_gives_anything_but_a_line(values, score, saved, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from peak_memory import PeakMemory
 from gradmix_timm import create_mixer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet18', 'vit_tiny_patch16_224', 'convnext_atto'])
 def test_peak_memory_is_that_of_cutmix(name):
     size = 96

@@ -34,6 +34,7 @@ def test_gradient_checkpointing_is_off_for_the_pass_and_on_again(batch):
         assert any(getattr(m, 'grad_checkpointing', False) for m in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['wrapped', 'in place'])
 def test_compiled_models_are_attributed_on_the_module_inside(how, tiny_cnn, batch):
     model = tiny_cnn.eval()
@@ -51,6 +52,7 @@ def test_compiled_models_are_attributed_on_the_module_inside(how, tiny_cnn, batc
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == frames, 'nothing is compiled again'
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_with_live_maps(tiny_vit, batch):
     torch._dynamo.reset()
     compiled = torch.compile(tiny_vit, backend='aot_eager')
@@ -126,6 +128,7 @@ def test_a_gradient_scaler_never_sees_the_pass(tiny_cnn, batch):
     assert scaler.get_scale() == 2.0 ** 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['resnet18', 'vit_b_16', 'swin_t', 'convnext_tiny'])
 def test_torchvision_models(name):
     import torchvision

@@ -73,6 +73,7 @@ def test_with_and_without_prefetcher_the_batches_are_normalised_once(images, tmp
     assert left.shape == (30, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_workers_and_epochs_differ_and_a_run_reproduces_itself(images, tmp_path, batches, pipeline):
     flags = (*pipeline(CROP), '--workers', 2, '--known-classes', 'ant,bee,cat', '--osr-val-fraction', 0.25)
     for name in ('one', 'two'):
@@ -110,6 +111,7 @@ def test_two_workers_crop_the_same_image_apart(persistent, pipeline):
         assert not torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(workers, images, tmp_path, pipeline):
     flags = (*pipeline(CROP), '--workers', workers, '--mixup-mode', 'cutmix')
@@ -256,6 +258,7 @@ def test_cached_images_without_augmentation_are_those_of_timms_loader(images, tm
     assert torch.equal(left_eval, right_eval)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
     (), ('--crop-padding', 4, '--img-size', 40), ('--reprob', 0.5, '--mixup-mode', 'gradmix'), ('--mixup', 0.5),
     *(pytest.param(flags, marks=pytest.mark.slow) for flags in (

@@ -126,6 +126,7 @@ def test_large_images_are_cut_to_the_input_before_they_are_corrupted(tmp_path):
 
 # ---- resuming
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_and_ends_the_same(place, tmp_path, monkeypatch, capsys):
     checkpoint, calls = place[0] / 'run' / 'model_best.pth.tar', []
     judge = corrupt.judge_corrupted

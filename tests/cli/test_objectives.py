@@ -180,6 +180,7 @@ def test_an_epoch_with_every_mixer(mixer, images, tmp_path):
     assert record.objective_options == {'temperature': 0.05, 'dim': 16, 'hidden': None, 'gamma': 1.0, 'ssl_weight': 1.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
     ('--objective', 'simclr', *GRADMIX, '--no-prefetcher', '--reprob', 0.5),
     (*SUPCON, *GRADMIX, '--amp', '--amp-dtype', 'bfloat16', '--workers', 2, '--channels-last'),
@@ -202,6 +203,7 @@ def test_mixing_goes_off_and_the_table_keeps_its_columns(images, tmp_path):
     assert 0 <= float(second['eval_knn_top1']) <= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
     (*SUPCON, *GRADMIX, '--drop', 0.3, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw'),
     (*MOCO, *GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),

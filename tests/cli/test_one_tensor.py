@@ -80,6 +80,7 @@ def overlay(mode):
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'flags', 'changes'), [
     ('squash', (), {}), ('border', ('--no-prefetcher', '--exif', 'apply'), {'exif': 'apply'}),
     ('border', ('--cache-images', '--input-img-mode', 'HSV'), {'image_mode': 'HSV'}),

@@ -269,6 +269,7 @@ def test_folders_with_classes_out_of_order(tmp_path, capsys):
     assert not results['threshold']['held_out']
 
 
+@pytest.mark.slow
 def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
     """The same pixels under another name and in another file, of the test and of the training images."""
     data = folders(tmp_path / 'data')
@@ -507,6 +508,7 @@ def test_a_model_that_gives_nan_leaves_the_old_files(tmp_path, capsys):
     assert {path: path.read_bytes() for path in (tmp_path / 'osr').rglob('*') if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, capsys):
     """Two images a class are too few for a covariance; unasked, it is only left out."""
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data', count=1)), two_outputs())

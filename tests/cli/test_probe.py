@@ -146,6 +146,7 @@ def test_a_head_that_was_never_trained_is_not_judged(place, tmp_path):
     assert list(results_of(tmp_path / 'probe')['groups']) == ['knn']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['test_vit', 'test_convnext'])
 def test_any_model_of_timm_with_a_head_of_any_width(place, tmp_path, name: str):
     """A bare state dict says no classes: all of the data are known and the head is not looked at."""

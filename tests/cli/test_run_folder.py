@@ -127,6 +127,7 @@ def test_unnamed_runs_of_one_second_get_folders_of_their_own(images, tmp_path):
 
 # ---- the lock
 
+@pytest.mark.slow
 def test_a_folder_that_is_being_written_to_is_refused_by_process_host_and_start(images, tmp_path, holder, capsys):
     argv = ['--data-dir', str(images), '--num-classes', '4', *TINY, '--output', str(tmp_path), '--experiment', 'run']
     for flags in ([], ['--overwrite'], ['--resume', 'auto']):

@@ -74,6 +74,7 @@ def wandb(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_metrics_parts_and_pictures_reach_tensorboard(images, tmp_path, board):
     folder = run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--epochs', 3, '--log-mixes-interval', 2)
     keys = {key for key, epoch in board.scalars if epoch == 1}

@@ -104,6 +104,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_path, spy, monkeypatch):
     """Training on stored mixed batches without a mixer gives the same weights, buffers and averages."""

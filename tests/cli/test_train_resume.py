@@ -39,6 +39,7 @@ def equal(left, right):
 GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
     (),
     ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),

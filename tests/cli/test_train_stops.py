@@ -57,6 +57,7 @@ PLAIN = ('--reprob', 0.5, '--drop', 0.3)
 AVERAGED = (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('flags', 'epoch', 'index'), [
     pytest.param(PLAIN, 0, 0, id='plain, first batch'),
     pytest.param(('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3), 1, 2, id='timm mixup',

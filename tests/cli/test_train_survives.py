@@ -81,6 +81,7 @@ def weights(path: Path) -> dict:
         return torch.load(path, weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('harm', [
     pytest.param(HALF_A_FILE, id='in a checkpoint'),
     pytest.param(MID_EPOCH, id='in an epoch', marks=pytest.mark.slow),

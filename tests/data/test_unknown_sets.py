@@ -136,7 +136,7 @@ def test_known_classes_among_the_unknown(tmp_path):
     assert (set(dropped.dropped), dropped.left_out, dropped.images.classes) == ({'Cat', 'car'}, 6, ('dog',))
     kept = open_outside(spec, KNOWN, overlap='keep')
     assert (len(kept.images), set(kept.shared)) == (9, {'Cat', 'car'})
-    with pytest.raises(ValueError, match='nothing is left'):
+    with pytest.raises(ValueError, match='no image is left'):
         open_outside(spec, ('car', 'dog', 'cat'), overlap='drop')
 
 

@@ -121,6 +121,7 @@ def test_a_net_of_imagenet_is_evaluated_with_val_alone(folders, tmp_path, caplog
 
 # ---- names
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [
     'osr', *(pytest.param(name, marks=pytest.mark.slow) for name in ('ood', 'corrupt', 'probe'))])
 def test_names_that_are_not_utf8_lose_nothing(name, tmp_path, capsys):

@@ -36,6 +36,7 @@ def epochs(mixer, count=2, workers=4, step=None, **options):
     return [tuple(drawn.tolist()) for _ in range(count) for drawn in loader]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:This DataLoader will create')
 @pytest.mark.parametrize('name', NAMES)
 def test_workers_of_a_loader_and_their_epochs_draw_differently(name):

@@ -24,6 +24,7 @@ from gradmix_timm.records import Captured
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES]
 OF_CLASSES = [name for name in OURS if name != 'gradmix' and create_mixer(name, num_classes=10).requires_model]
+WITHOUT_SHARE = [name for name in OURS if not create_mixer(name, num_classes=10).tells_lam]
 LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
@@ -94,7 +95,13 @@ def test_mixers_that_read_the_evidence_of_classes_are_refused(name, tiny_cnn):
         JointTask(tiny_cnn, create_mixer(name, num_classes=10), dim=8, verbose=False)
 
 
-@pytest.mark.parametrize('name', [name for name in OURS if name not in OF_CLASSES])
+@pytest.mark.parametrize('name', WITHOUT_SHARE)
+def test_mixers_whose_draws_have_no_share_are_refused(name, tiny_cnn):
+    with pytest.raises(ValueError, match=f"'{name}' reports none"):
+        JointTask(tiny_cnn, create_mixer(name, num_classes=10), dim=8, verbose=False)
+
+
+@pytest.mark.parametrize('name', [name for name in OURS if name not in OF_CLASSES + WITHOUT_SHARE])
 @pytest.mark.parametrize('kind', ['joint', 'moco'])
 def test_every_mixer_makes_the_mixed_view(name, kind, tiny_cnn):
     mixer = create_mixer(name, num_classes=10, seed=1)

@@ -121,6 +121,7 @@ def test_two_processes_equal_one_with_the_joined_batch(kind, both):
         assert torch.allclose(first[3], task.queue.keys, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_shuffled_keys_come_back_in_order(both):
     """Without BatchNorm a key does not depend on the images beside it, and they are those of no shuffle."""
     sides = [found['keys'] for found in both]

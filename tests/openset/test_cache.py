@@ -127,6 +127,7 @@ def test_arrays_that_were_changed_are_never_served(field, change, whole, tmp_pat
     same(EmbeddingCache(tmp_path).fetch(PARTS, 11, counting(calls, fail_at=0)), rows(0, 11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['entry.json', 'done.json'])
 def test_no_value_of_an_entry_gives_anything_but_the_same_rows(name, tmp_path):
     made = tmp_path / 'made' / (entry_key(PARTS) + ('' if name == 'entry.json' else '.partial'))

@@ -414,6 +414,7 @@ def test_a_latex_table_cannot_be_broken_by_names():
     assert all(rule in text for rule in (r'\toprule', r'\midrule', r'\bottomrule', 'booktabs'))
 
 
+@pytest.mark.slow
 def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
     results, arrays = evaluation
     planes = project_features(make(60, seed=1).features, make(60, seed=2, unknown=True).features, 40)

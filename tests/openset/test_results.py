@@ -220,8 +220,8 @@ def test_an_empty_word_is_no_folder(folder, command, words, capsys, monkeypatch)
 @pytest.mark.parametrize(('name', 'kind'), [
     ('osr', OpenSetResults), ('ood', OpenSetResults), ('corrupt', CorruptionResults), ('probe', ProbeResults)])
 def test_results_of_earlier_versions_are_read(name, kind):
-    """The repository's own, of 2026-11-23, without what is not measured (manifest, checkpoint)."""
-    results = json.loads((ROOT / 'benchmarks' / 'results' / 'cifar10' / f'{name}.json').read_text())
+    """Of evaluations of 2026-11-23, without what is not measured (manifest, checkpoint)."""
+    results = json.loads((Path(__file__).parent / 'data' / 'earlier' / f'{name}.json').read_text())
     assert check({**results, 'manifest': {'model': 'm'}, 'checkpoint': 'c'}, kind, name)
 
 

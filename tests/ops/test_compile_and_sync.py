@@ -41,6 +41,7 @@ def case(seed: int, batch: int):
             torch.randint(0, 24, (batch, 2), generator=rng), torch.rand(batch, 2, generator=rng))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fill', ['donor', 'donor-resized'])
 def test_one_graph_serves_all_boxes(fill):
     counter = CompileCounter()
