@@ -69,8 +69,18 @@ def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
     return '\n'.join(lines)
 
 
+def headline() -> str:
+    """README's table of the shortcut."""
+    methods = ('none', 'cutmix', 'random-box', 'gradmix', 'random-small', 'gradmix-small')
+    rows = [line.strip('| ').split(' | ') for line in shortcut('shortcut-digits', methods).splitlines()[2:]]
+    lines = ['| training | accuracy, conflict | accuracy, none | AUROC, conflict | AUROC, none |', f'|{"---|" * 5}']
+    return '\n'.join(lines + [f'| {row[0]} | {row[3]} | {row[2]} | {row[6]} | {row[5]} |' for row in rows])
+
+
 def table(name: str) -> str:
     """A table by the name in its marker: 'quickstart', a study, or a study and 'differences'."""
+    if name == 'shortcut-headline':
+        return headline()
     study, _, which = name.partition(' ')
     if which == 'differences':
         return study_tables(opened(study), ['mls'], ['auroc']).strip()

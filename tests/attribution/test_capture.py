@@ -336,6 +336,7 @@ def unfused(monkeypatch):
     timm.layers.set_fused_attn(True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'size', 'layer', 'p'), [
     ('resnet18', 96, 'layer4', 0.0),
     ('resnet18', 96, 'layer3', 0.227),

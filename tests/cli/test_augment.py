@@ -141,6 +141,7 @@ def osr(folder, *flags):
     return json.loads((folder / 'osr' / 'results.json').read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags', [(), ('--no-prefetcher',),
                                    ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20)], ids=str)
 def test_a_checkpoint_is_evaluated_by_the_pipeline_that_validated_it(flags, images, tmp_path, pipeline):

@@ -113,6 +113,7 @@ def test_without_unknown_classes_the_closed_set_is_judged_alone(tmp_path):
     assert not (tmp_path / 'corrupt' / 'figures' / 'auroc.png').exists()
 
 
+@pytest.mark.slow
 def test_large_images_are_cut_to_the_input_before_they_are_corrupted(tmp_path):
     data = class_folders(tmp_path / 'data', count=4)
     for path in data.rglob('*.png'):

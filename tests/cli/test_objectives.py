@@ -266,6 +266,7 @@ def probed(images, tmp_path_factory):
                     '--probe-epochs', 20, '--aug-splits', 0, classes=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['last.pth.tar', 'model_best.pth.tar'])
 @pytest.mark.parametrize('ema', [False, True])
 def test_the_head_is_fitted_to_the_train_images_of_known_classes_alone(name, ema, probed, images):

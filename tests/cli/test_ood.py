@@ -277,6 +277,7 @@ def test_a_checkpoint_that_does_not_say(done):
 
 # ---- codecs
 
+@pytest.mark.slow
 def test_a_codec_for_all_and_one_for_the_unknown(places, tmp_path, capsys):
     """JPEG at quality 5 changes logits; the known ones only where it is asked for."""
     argv = ('--checkpoint', places[2], '--unknown', f'folder:pets={places[0] / "other"}', '--scores', 'mls', '--output')
@@ -312,6 +313,7 @@ def test_a_second_run_reads_no_image_and_gives_the_same(places, tmp_path, capsys
     assert 'known test images' in results_of(tmp_path / 'osr')['manifest']['extraction']['from_cache']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', ['weights', 'size', 'image', 'codec', 'seed'])
 def test_whatever_changes_is_embedded_again(change, tmp_path, capsys, monkeypatch):
     data = class_folders(tmp_path / 'data', count=4)
@@ -343,6 +345,7 @@ def test_whatever_changes_is_embedded_again(change, tmp_path, capsys, monkeypatc
 
 # ---- broken images
 
+@pytest.mark.slow
 def test_broken_images_are_left_out_and_named_where_asked(places, tmp_path, capsys):
     data = shutil.copytree(places[1], tmp_path / 'data')
     other = shutil.copytree(places[0] / 'other', tmp_path / 'other')

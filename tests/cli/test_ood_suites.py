@@ -48,6 +48,7 @@ def run(root, *argv, output):
                                   '--output', str(output), *map(str, argv), *QUICK])
 
 
+@pytest.mark.slow
 def test_near_and_far_and_the_rows_of_the_leaderboard(place, tmp_path, capsys):
     assert run(place, '--ood-suite', 'cifar10', '--scores', 'msp', 'knn:k=3', output=tmp_path) == 0
     results = json.loads((tmp_path / 'results.json').read_text())

@@ -256,6 +256,7 @@ def test_checkpoints_whose_results_would_meet_are_refused_before_any_is_judged(t
 
 # ---- whatever kind of checkpoint
 
+@pytest.mark.slow
 def test_folders_with_classes_out_of_order(tmp_path, capsys):
     """Head order is the record's, not the folders'."""
     checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
@@ -306,6 +307,7 @@ def test_a_held_out_image_among_the_unknown_is_found(tmp_path, capsys):
     assert [(pair['known'], pair['part']) for pair in found['identical']] == [('dog/5.png', 'held-out')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('pretrained', 'began'), [(True, 'test_resnet.r160_in1k'), (False, 'none')])
 def test_pretraining_is_recorded_and_said(pretrained, began, tmp_path, capsys):
     data = folders(tmp_path / 'data')
@@ -344,6 +346,7 @@ def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
     assert results['manifest']['preprocessing']['input_size'] == [3, 32, 32]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_timms_own_script(tmp_path, capsys):
     """It tells the model, the data and the preprocessing, and its classes have to be named."""
     told = argparse.Namespace(model='test_resnet', num_classes=2, in_chans=None, input_size=None, img_size=32, gp=None,
@@ -495,6 +498,7 @@ def test_a_broken_image_is_named(tmp_path, capsys):
         assert os.path.join('cat', '3.png') in line
 
 
+@pytest.mark.slow
 def test_a_model_that_gives_nan_leaves_the_old_files(tmp_path, capsys):
     data, model = folders(tmp_path / 'data'), two_outputs()
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(data), model)

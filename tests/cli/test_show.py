@@ -140,6 +140,7 @@ def test_the_deletion_table_is_printed_and_written(images, tmp_path, capsys):
     assert {'random', 'center'} < set(table)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_names_the_classes_and_folders_give_the_labels(images, tmp_path):
     from tiny_training import run_tiny, write_images
     write_images(tmp_path / 'data')

@@ -99,6 +99,7 @@ def test_losses_in_parts_are_logged(images, tmp_path, board):
     assert all(math.isfinite(value) for value in board.scalars.values())
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_mixes_in_the_step_of_timms_summary(images, tmp_path, wandb):
     run_tiny(images, tmp_path, *GRADMIX, '--log-wandb', '--log-mixes-interval', 2)
     assert len(wandb.logged) == 2

@@ -119,6 +119,7 @@ def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_pa
         assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_the_mixer_gets_integer_labels_the_bare_model_and_its_place(images, tmp_path, spy):
     run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--torchcompile', 'eager', '--amp', '--amp-dtype', 'bfloat16')
     seen = spy[0].seen
@@ -450,6 +451,7 @@ def test_create_model_is_looked_up_in_the_module(images, tmp_path, monkeypatch):
     assert set(state(run_tiny(images, tmp_path, '--epochs', 1))) == {'fc.weight', 'fc.bias'}
 
 
+@pytest.mark.slow
 def test_a_run_moves_no_flag_of_the_process(images, tmp_path):
     before = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled())
     run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--epochs', 1)

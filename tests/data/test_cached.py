@@ -132,6 +132,7 @@ def test_crops_are_distributed_as_timms(size, scale, ratio):
     assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [
     {}, {'scale': (0.6, 1.0), 'hflip': 0.2, 'vflip': 0.3, 'color_jitter': 0.8},
     {'color_jitter_prob': 0.4, 'grayscale_prob': 0.3, 'interpolation': 'bilinear'}])

@@ -253,6 +253,7 @@ class Legacy:
         return np.array([self.stream.randint(low, high, size=(2,)) for _ in range(size[0])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale', SCALES)
 def test_pixels_are_those_of_the_published_code(scale: str):
     """Means and deviations of what hendrycks/robustness (with ImageMagick 6.9.11) makes of one picture."""

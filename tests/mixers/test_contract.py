@@ -182,16 +182,16 @@ def test_no_random_stream_of_the_training_moves(name, toy):
 def test_prob_is_the_rate_of_mixed_batches_and_prob_elem_of_images(name, toy):
     images, labels = torch.randn(16, 3, 8, 8), torch.arange(16) % K
 
-    def changed(**options):
+    def changed(count=60, **options):
         mixer = create_mixer(name, num_classes=K, **options)
-        draws = [mixer.draw(images, labels, toy) for _ in range(120)]
+        draws = [mixer.draw(images, labels, toy) for _ in range(count)]
         return torch.stack([draw.lam < 1 for draw in draws]).float()
 
     per_batch = changed(prob=0.5)
-    assert 0.36 < (per_batch.amax(1)).mean() < 0.64
+    assert 0.3 < (per_batch.amax(1)).mean() < 0.7
     full = changed().mean()
     assert changed(prob_elem=0.5).mean() == pytest.approx(full.item() / 2, abs=0.05)
-    assert changed(prob=0.0).sum() == 0
+    assert changed(10, prob=0.0).sum() == 0
 
 
 LAM_OF_LABELS = [name for name in OURS if (mixer := create_mixer(name, num_classes=K)).tells_lam

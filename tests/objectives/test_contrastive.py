@@ -302,6 +302,7 @@ def test_the_class_head_is_left_alone_and_all_else_trains(tiny_cnn):
         id(w) for name, w in task.trainable_module.named_parameters() if name not in idle}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('wrapped', ['plain', 'compiled'])
 def test_checkpoints_hold_timms_weights_and_the_projection_apart(wrapped, tiny_cnn):
     task = joint(tiny_cnn)

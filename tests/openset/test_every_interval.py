@@ -41,6 +41,7 @@ def held(figures):
     return names
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(judged(), st.sampled_from([.8, .95]))
 def test_an_interval_holds_its_estimate(case, level):

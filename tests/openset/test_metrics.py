@@ -264,6 +264,7 @@ def test_a_million_scores_take_no_quadratic_time():
     assert 0 < metrics.oscr(known, correct, unknown) < metrics.auroc(known, unknown) < 1
 
 
+@pytest.mark.slow
 def test_importing_the_metrics_stays_light():
     code = ('import sys, gradmix_timm.openset.metrics;'
             'print([m for m in ("timm", "torchvision", "matplotlib", "sklearn", "gradmix_timm.mixers") '

@@ -241,6 +241,7 @@ NAMES_OF_ANY_KIND = [
     'x/../../../../evil', '/etc/evil', '..', '.', 'a\\b', 'a\nb', 'a\0b', 'é' * 300, 'n' * 300, 'C:evil', '$\\frac{a}$']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['x/../../../../evil', '$\\frac{a}$'])
 def test_figures_stay_in_their_folder_whatever_a_score_is_called(name, evaluation, tmp_path):
     results, arrays = evaluation
