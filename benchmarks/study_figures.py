@@ -44,13 +44,10 @@ def percent(values: list[float]) -> str:
 def quickstart() -> str:
     """README's figures of ``make quickstart``."""
     runs = [results for _, results in finished('quickstart')]
-    lines = [f'Mean ± standard deviation in percent over {len(runs)} seeds ({runs[0]["n_known"]} known and '
-             f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`):', '',
-             f'closed-set accuracy {percent([run["closed_set"]["top1"] for run in runs])}', '',
-             '| score | AUROC | OSCR |', '|---|---|---|']
-    lines += [f'| {name} | {percent([run["scores"][name]["auroc"] for run in runs])} | '
-              f'{percent([run["scores"][name]["oscr"] for run in runs])} |' for name in QUICK_SCORES]
-    return '\n'.join(lines)
+    aurocs = ', '.join(f'{name} {percent([run["scores"][name]["auroc"] for run in runs])}' for name in QUICK_SCORES)
+    return (f'Closed-set accuracy {percent([run["closed_set"]["top1"] for run in runs])}, AUROC {aurocs}: percent, '
+            f'mean ± standard deviation over {len(runs)} seeds\n({runs[0]["n_known"]} known and '
+            f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`).')
 
 
 def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
