@@ -163,6 +163,7 @@ def test_corrupted_images_go_through_the_same_resize_and_crop(wide, tmp_path):
         assert (pixels[:, 0, 0] >= frame).all()
 
 
+@pytest.mark.slow
 def test_a_run_without_an_open_set_split_validates_as_timms_script_and_records_it(wide, tmp_path, caplog):
     """timm's script hands no crop mode to its validation loader; its figures stay, and every evaluation agrees."""
     figures = {}

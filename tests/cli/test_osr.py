@@ -522,6 +522,7 @@ def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, capsys):
     assert 'not served: mahalanobis: ' in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_module_is_a_door_to_the_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['openset', 'osr', '--checkpoint', 'nowhere.pth.tar'])
     with pytest.raises(SystemExit) as stop:

@@ -137,6 +137,7 @@ def test_shuffled_keys_come_back_in_order(both):
     assert sides[0][1][0] != sides[0][1][1]
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_keys_of_both_processes(both):
     sides = [found['norm keys'] for found in both]
     assert all(needed for _, _, needed in sides)
@@ -151,6 +152,7 @@ def test_batch_norm_sees_keys_of_both_processes(both):
     assert {number // 4 for number in sides[0][1][0] + sides[0][1][1]} == {0, 1}
 
 
+@pytest.mark.slow
 def test_batch_norm_trains_in_two_processes(both):
     """Two passes a step under DDP, whose broadcast of buffers must not spoil the first one's graph."""
     first, second = (found['norms'] for found in both)
@@ -164,6 +166,7 @@ def test_one_process_gathers_nothing():
     assert own_rows(3, rows.device) is None
 
 
+@pytest.mark.slow
 def test_rows_come_in_the_order_of_ranks_and_gradients_add_up(both):
     (rows, grad, own), (others, other_grad, other_own) = (found['gradients'] for found in both)
     assert torch.equal(rows, others)

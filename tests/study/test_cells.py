@@ -55,6 +55,7 @@ def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):
     assert [is_done(study.output, cell) for cell in study.cells] == [False, False, True, True]
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(make, stubbed):
     study = make(axes={'mixer': ['slow'], 'seed': [0]})
     cell, stop = study.cells[0], threading.Event()
