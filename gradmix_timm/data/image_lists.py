@@ -1,23 +1,21 @@
 """OpenOOD's image lists: one line an image, its path below a folder and its class; and the suites they make up."""
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from timm.data.readers.reader import Reader
 
 from gradmix_timm.registry import nearest
 from gradmix_timm.schema import shown
 
 from .images import ImageSource
-from .opening import open_regular
+from .readers import FileReader
 from .subsets import CutDataset
 
-__all__ = ['SUITES', 'ListReader', 'Suite', 'find_suite', 'read_list', 'suite_images']
+__all__ = ['SUITES', 'Suite', 'find_suite', 'read_list', 'suite_images']
 
 _CLASSIC, _LARGE = 'images_classic', 'images_largescale'
 
@@ -78,30 +76,6 @@ def find_suite(name: str) -> Suite:
     return SUITES[name]
 
 
-class ListReader(Reader):
-    """Files by name, as a timm reader.
-
-    Args:
-        root: Above all of them.
-        samples: Path and label of each.
-    """
-
-    def __init__(self, root: str | os.PathLike[str], samples: Sequence[tuple[str, int]]) -> None:
-        super().__init__()
-        self.root, self.samples = str(root), list(samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self.samples[index]
-        return open_regular(path), label
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        path = self.samples[index][0]
-        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
-
-
 def read_list(path: Path, folder: Path) -> list[tuple[str, int]]:
     """Path and label of each line ``PATH LABEL``; in place of a label may be a mapping, which has none (-1).
 
@@ -155,6 +129,6 @@ def suite_images(suite: Suite, root: Path, parts: Sequence[str], classes: Sequen
         if bad is not None:
             raise ValueError(f'{root / file}: label {bad} is none of the {len(classes)} known classes')
         samples += found
-    source = ImageSource(ListReader(root, samples), **reading)
+    source = ImageSource(FileReader(root, samples), **reading)
     labels = np.array([label for _, label in samples]) if known else np.full(len(samples), -1)
     return CutDataset(source, np.arange(len(samples)), labels, classes if known else ())

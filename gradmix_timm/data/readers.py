@@ -17,7 +17,7 @@ from timm.utils.misc import natural_key
 from .listing import class_folder, is_hidden, list_images, said_once
 from .opening import expected_files, image_extensions, open_regular
 
-__all__ = ['FolderReader', 'TarReader']
+__all__ = ['FileReader', 'FolderReader', 'TarReader']
 
 # Folders that tars wrap their class folders in.
 _WRAPPERS = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing', 'images'}
@@ -25,7 +25,31 @@ _WRAPPERS = {'train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluat
 _TIMM_CACHES = 10 * 1024 ** 3
 
 
-class FolderReader(Reader):
+class FileReader(Reader):
+    """Files by path.
+
+    Args:
+        root: The folder above all of them; names are relative to it.
+        samples: Path and label of each.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], samples: Sequence[tuple[str, int]]) -> None:
+        super().__init__()
+        self.root, self.samples = str(root), list(samples)
+
+    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
+        path, label = self.samples[index]
+        return open_regular(path), label
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+
+
+class FolderReader(FileReader):
     """Class folders.
 
     Args:
@@ -44,28 +68,16 @@ class FolderReader(Reader):
 
     def __init__(self, root: str, class_map: str | dict[str, int] = '', timm_rule: bool = False,
                  extensions: Sequence[str] | None = None) -> None:
-        super().__init__()
         found = list_images(root, timm_rule, extensions)
-        self.root, self.empty = root, found.empty
+        self.empty = found.empty
         self.class_to_idx = load_class_map(class_map, root) if class_map else _numbered(found.classes)
-        self.samples = [(path, self.class_to_idx[name]) for path, name in zip(found.files, found.classes, strict=True)
-                        if name in self.class_to_idx]
+        super().__init__(root, [
+            (path, self.class_to_idx[name]) for path, name in zip(found.files, found.classes, strict=True)
+            if name in self.class_to_idx])
         if not self.samples:
             ends = ', '.join(extensions or get_img_extensions()) if extensions or timm_rule else expected_files()
             left_out = f'{found.describe()} left out; ' if found.left_out else ''
             raise ValueError(f'no image in {root} ({ends}); {left_out}expected one folder a class: CLASS/IMAGE.png')
-
-    def __getitem__(self, index: int) -> tuple[BinaryIO, int]:
-        path, label = self.samples[index]
-        return open_regular(path), label
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        path = self.samples[index][0]
-        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
-
 
 class TarReader(ReaderImageInTar):
     """A tar of class folders, which may lie in a folder of the tar's name or of a split's.
