@@ -74,10 +74,32 @@ def headline() -> str:
     return '\n'.join(lines + [f'| {row[0]} | {row[3]} | {row[2]} | {row[6]} | {row[5]} |' for row in rows])
 
 
+def gaps(study: str, first: str, second: str, view: str, score: str = '') -> list[float]:
+    """Points of one method above another by class split: accuracy, or AUROC of a score."""
+    found: dict[str, dict[str, float]] = {first: {}, second: {}}
+    for cell, results in finished(study):
+        if cell.levels['method'] in found:
+            group = results['groups'][view]
+            value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
+            found[cell.levels['method']][cell.levels['trial']] = 100 * value
+    return [value - found[second][trial] for trial, value in found[first].items()]
+
+
+def gains() -> str:
+    """Differences of pairs of methods: mean, and the range over class splits."""
+    lines = ['| points above | accuracy, conflict | AUROC, conflict | accuracy, none | AUROC, none |', f'|{"---|" * 5}']
+    for first, second in (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')):
+        row = [gaps('shortcut-digits', first, second, view, score)
+               for view in ('conflict', 'absent') for score in ('', 'mls')]
+        cells = [f'{statistics.mean(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})' for found in row]
+        lines.append(f'| {first} above {second} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
 def table(name: str) -> str:
     """A table by the name in its marker: 'quickstart', a study, or a study and 'differences'."""
-    if name == 'shortcut-headline':
-        return headline()
+    if name in ('shortcut-headline', 'shortcut-gains'):
+        return headline() if name == 'shortcut-headline' else gains()
     study, _, which = name.partition(' ')
     if which == 'differences':
         return study_tables(opened(study), ['mls'], ['auroc']).strip()
