@@ -17,7 +17,7 @@ from torch import Tensor
 from gradmix_timm.attribution import CONTROLS, METHODS, attribute, resolve_layers, to_pixels
 from gradmix_timm.attribution.deletion import log_odds
 from gradmix_timm.data import CutDataset, ShortcutSource, viewed
-from gradmix_timm.openset.judge import needs_train
+from gradmix_timm.openset.judge import needs_train, refuse_model_scores
 from gradmix_timm.openset.metrics.intervals import top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.results import ShortcutGroup, ShortcutResults
@@ -83,6 +83,7 @@ def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: 
         ValueError: A data set without a shortcut, images that cannot be read, a score that cannot be served.
     """
     began = time.monotonic()
+    refuse_model_scores(model.settings.scores)
     known = {view: viewed(images.known, view) for view in ('own', 'absent', 'conflict')}
     unknown = {} if images.unknown is None else {
         view: viewed(images.unknown.sets[''], view) for view in ('own', 'absent')}

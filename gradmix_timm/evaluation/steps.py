@@ -94,7 +94,8 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     results: OpenSetResults = {
         **facts_of(model, images, images.cuts(), seconds, command), **judged.results, 'accuracy_gate': accuracy,
         'trivial': trivial.get(''), 'duplicates': duplicates,
-        'sensitivity': sensitivity(sets, list(judged.results['scores']), on_score) if settings.sensitivity else {}}
+        'sensitivity': sensitivity(
+            sets, list(judged.results['scores']), on_score, preset) if settings.sensitivity else {}}
     if tune is not None and validation is not None and sets.held_out is not None:
         results['tuning'] = {'unknown': tune[0], 'n_known': len(sets.held_out.label),
                              'n_unknown': len(validation.label), 'scores': tuned}

@@ -270,7 +270,7 @@ class GradMix(BatchMixer):
         config, batch, size, device = self.config, images.shape[0], image_size(images), images.device
         kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
         into = self._epoch - config.warmup + 1
-        if into < config.grow:
+        if 0 < into < config.grow:
             kept = 1 - into / config.grow * (1 - kept)
         nominal = self._sides(kept, coins, size)
         u = to_device(rng.random((batch, 2)), device)

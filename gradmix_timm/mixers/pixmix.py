@@ -121,7 +121,8 @@ class PixMix(BatchMixer):
             return images.clone()
         plan, low, span = self.plan(draw.noise_seed, images.shape[0]), *self._range(images)
         with torch.autocast(images.device.type, enabled=False):
-            plain = (images.float() - low) / span
+            # Rounding, and noise that was erased into an image, lie outside of [0, 1], where the product has no value.
+            plain = ((images.float() - low) / span).clamp(0, 1)
             start = to_device(plan.own[0], images.device)[:, None, None, None]
             mixed = torch.where(start, augmented(plain, plan.operation[0], plan.level[0]), plain)
             for number in range(1, int(plan.rounds.max()) + 1):

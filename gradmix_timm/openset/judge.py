@@ -34,7 +34,8 @@ from .operating import at_threshold
 from .presets import Preset, preset_figures
 from .scores import Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
-__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold']
+__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold',
+           'refuse_model_scores']
 
 _logger = logging.getLogger(__name__)
 Array = NDArray[Any]
@@ -135,7 +136,7 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     arrays = _answers(sets)
     scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset, tuned or {})
     main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
-    value, source, count = _set_threshold(sets, arrays, main)
+    value, source, count = _set_threshold(sets, arrays, main, preset)
     accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
     threshold: Threshold = {
         'score': main, 'value': value, 'source': source, 'n': count or len(sets.known.label), 'held_out': count > 0,
@@ -253,6 +254,18 @@ def needs_train(names: Sequence[str] | None) -> bool:
     return any(score_kind(name).needs_train for name in names or list_scores())
 
 
+def refuse_model_scores(names: Sequence[str] | None) -> None:
+    """For evaluations that keep embeddings alone.
+
+    Raises:
+        ValueError: A score that takes passes of its own over the model; the message names the first.
+    """
+    for name in names or ():
+        if score_kind(name).requires_model:
+            raise ValueError(f'scores={name} takes passes of its own over the model, which osr and ood alone make; '
+                             'leave it out here')
+
+
 def observed_threshold(known: Floats, alpha: float = _ALPHA) -> float:
     """The largest observed score that accepts (s >= tau) at least ``1 - alpha`` of these.
 
@@ -271,14 +284,16 @@ def _values(name: str, values: Any) -> Floats:
     return array
 
 
-def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str) -> tuple[float, str, int]:
+def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str, preset: Preset | None,
+                   ) -> tuple[float, str, int]:
     """The threshold, a description of its source, and the number of held-out images; 0 if set on test images."""
     held, why = sets.held_out, ''
-    if held is not None and score_kind(name).fits_on_held_out:
+    fit_on = fitted_on(sets, name, preset)
+    if held is not None and (score_kind(name).fits_on_held_out or fit_on is held):
         held, why = None, 'the score is fit on the held-out images'
     # A conformal threshold for 95% needs 19 held-out images.
     if held is not None and len(held.label) >= math.ceil(1 / _ALPHA) - 1:
-        score = fit_score(name, sets.train, head=sets.head)
+        score = fit_score(name, fit_on, head=sets.head)
         value = conformal_threshold(_values(name, _knownness(sets, score, 'held_out')), _ALPHA)
         source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
                   f'{_ALPHA:.0%} of new ones at most')

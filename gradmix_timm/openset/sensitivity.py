@@ -9,8 +9,9 @@ from typing import Any
 
 from gradmix_timm.openset.results import Sensitivity
 
-from .judge import EmbeddedSets
+from .judge import EmbeddedSets, fitted_on
 from .metrics import auroc
+from .presets import Preset
 from .scores import fit_score, parse_score
 
 __all__ = ['LADDERS', 'sensitivity']
@@ -35,13 +36,14 @@ LADDERS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[str], None] = lambda _: None,
-                ) -> dict[str, Sensitivity]:
+                preset: Preset | None = None) -> dict[str, Sensitivity]:
     """AUROC of each score at other values of its main option, everything else as it is.
 
     Args:
         sets: Embeddings of known and unknown images.
         names: Scores; those without such an option are left out.
         on_score: Called with each score's name as its turn comes.
+        preset: Of the evaluation; some fit scores on held-out images.
 
     Returns:
         Score to ``option``, the value ``used``, and ``points``, pairs (value, AUROC) in rising order; a value that
@@ -52,13 +54,14 @@ def sensitivity(sets: EmbeddedSets, names: Sequence[str], on_score: Callable[[st
         base, options = parse_score(name)
         if base in LADDERS:
             on_score(name)
-            points, used = _climb(sets, base, options)
+            points, used = _climb(sets, base, options, preset)
             if len(points) > 1:
                 found[name] = {'option': LADDERS[base][0], 'used': used, 'points': points}
     return found
 
 
-def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list[tuple[float, float]], float | None]:
+def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any], preset: Preset | None,
+           ) -> tuple[list[tuple[float, float]], float | None]:
     option, values = LADDERS[name]
     if option == 'dim':
         width = sets.known.features.shape[1]
@@ -67,7 +70,7 @@ def _climb(sets: EmbeddedSets, name: str, options: dict[str, Any]) -> tuple[list
     used: float | None = None
     for wanted in (None, *values):
         try:
-            score = fit_score(name, sets.train, sets.head, sets.held_out,
+            score = fit_score(name, fitted_on(sets, name, preset), sets.head, sets.held_out,
                               **options if wanted is None else options | {option: wanted})
             area = auroc(score(sets.known), score(sets.unknown))
         except ValueError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradmix_timm.openset.comparison import LOWER_IS_BETTER, compare_runs
+from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS
 from gradmix_timm.openset.runs import CLOSED_SET, Run, read_runs
 
 from .cells import is_done, result_files
@@ -19,8 +20,6 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
-# Fewer pairs make an interval too wide to be useful.
-_FEWEST_PAIRS = 5
 # Parts of an evaluation by `openset shortcut`, each with its own table.
 _VIEWS: dict[str | None, str] = {
     'own': "images with their own class's mark", 'absent': 'images without a mark',
@@ -218,7 +217,7 @@ def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str
     if gap is None:
         return text
     won, pairs = _wins(study, block, key, name)
-    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if pairs >= _FEWEST_PAIRS and gap['low'] is not None else ''
+    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if pairs >= FEWEST_PAIRS and gap['low'] is not None else ''
     return f'{text} ({gap["value"]:+.3f}{interval}, wins {won}/{pairs})'
 
 

@@ -227,6 +227,7 @@ def test_a_model_is_as_good_as_itself(place, tmp_path, capsys):
 @pytest.mark.parametrize(('argv', 'words'), [
     (('--corruptions', 'fogg'), "did you mean 'fog'"), (('--severities', '0'), 'run from 1 to 5'),
     (('--severities', '1,1'), 'each named once'), (('--scores', 'knn'), 'fit on training images'),
+    (('--scores', 'odin'), '--scores odin takes passes of its own'),
     (('--scores', 'mlss'), "did you mean 'mls'"), (('--baseline', 'nowhere.json'), 'nowhere.json: no such file'),
     (('--baseline', 'alexnet'), "ImageNet-C's own files"), (('--official', 'nowhere'), 'no folder at nowhere'),
     (('--images', '0'), 'expected 1 or more'), (('--known-classes', 'ant'), 'known'),

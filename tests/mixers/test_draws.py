@@ -158,3 +158,13 @@ def test_a_bound_mixer_is_the_mixer_but_for_its_call(tiny_cnn):
     again = pickle.loads(pickle.dumps(create_mixer('cutmix', num_classes=K).bound_to(nn.Identity())))
     assert again(images, labels)[0].shape == images.shape
     assert 'bound_to' in repr(bound)
+
+
+@pytest.mark.parametrize('schedule', [{'warmup': 3}, {'warmup': 5, 'grow': 2}])
+def test_layers_captured_before_the_warm_up_is_over_give_a_draw_that_mixes_nothing(tiny_cnn, schedule):
+    """As objectives draw that share the forward of the clean batch."""
+    mixer = create_mixer('gradmix', num_classes=K, **schedule)
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    draw = mixer.draw_from(images, mixer.captured(tiny_cnn, images, labels))
+    assert (draw.lam == 1).all()
+    assert torch.equal(mixer.apply(images, labels, draw)[0], images)

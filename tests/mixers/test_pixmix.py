@@ -92,8 +92,9 @@ def test_without_a_normalisation_the_range_of_each_channel_stands_for_it():
 
 
 def test_the_draws_are_those_of_the_paper():
-    plan = create_mixer('pixmix', num_classes=K, k=4, beta=3).plan(0, 4000)
+    plan = create_mixer('pixmix', num_classes=K).plan(0, 4000)  # k = 4, beta = 3, severity 3
     assert np.bincount(plan.rounds).tolist() == pytest.approx([800] * 5, abs=110)
+    assert (abs(plan.level).min(), abs(plan.level).max()) == (pytest.approx(.1, abs=.01), pytest.approx(3, abs=.01))
     a, b = plan.share[..., 0].ravel(), plan.share[..., 1].ravel()
     gentle = a <= 1
     assert gentle.mean() == pytest.approx(0.5, abs=0.02)
@@ -117,3 +118,14 @@ def test_fractals_differ_fill_their_picture_and_come_from_their_seed():
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):
         create_mixer('pixmix', num_classes=K, **options)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_values_outside_of_the_range_give_no_nan(dtype):
+    """Black that is rounded to below 0, and the noise of timm's RandomErasing."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    images = (torch.zeros(64, 3, 8, 8) - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    images[:, :, :4, :4] = torch.randn(64, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    mixer = create_mixer('pixmix', num_classes=10, mean=mean, std=std, seed=0)
+    mixed, _ = mixer(images.to(dtype), torch.arange(64) % 10)
+    assert mixed.isfinite().all()

@@ -290,3 +290,11 @@ def test_paired_delong_without_spread_has_one_answer(n, m, level):
 def test_a_verdict_takes_five_pairs():
     assert paired_difference([.9, .91, .92, .94], [.8, .81, .82, .83]).verdict == 'too few pairs (4)'
     assert paired_difference([.9, .91, .92, .94, .95], [.8, .81, .82, .83, .84]).verdict == 'higher'
+
+
+def test_an_interval_without_spread_stays_in_the_range_of_its_figure():
+    """All scores alike: the least error is a half, and no figure of its kind is larger."""
+    same, right = np.zeros(30), np.ones(30, dtype=bool)
+    metrics_of = {'detection_error': RANK_METRICS['detection_error']}
+    low, high = rank_intervals(metrics_of, same, same, right, draws=50)['detection_error']
+    assert low < high == .5

@@ -17,6 +17,7 @@ from gradmix_timm.openset.metrics.rank_counts import count
 from gradmix_timm.openset.presets import PRESETS, find_preset
 from gradmix_timm.openset.reports.preset_table import preset_csv, preset_table
 from gradmix_timm.openset.scores import parse_score
+from gradmix_timm.openset.sensitivity import sensitivity
 
 # Name of its postprocessor; the subspaces are as small as these nets' features ask.
 POSTPROCESSORS = {
@@ -120,3 +121,21 @@ def test_the_papers_figures_are_those_of_arpls_code():
                 1 - metrics.fpr_at_95_known(known, unknown, legacy=True),
                 metrics.oscr(known, correct, unknown, legacy=True))
     assert judged.results['preset']['scores']['class-knn-share']['all'] == list(expected)
+
+
+def test_a_threshold_is_not_set_on_the_images_that_the_score_was_fit_on():
+    sets = sets_of('test_resnet')
+    assert sets.held_out is not None
+    found = {name: judge(sets, ('react',), draws=0, preset=PRESETS[name]).results['threshold']
+             for name in ('openood', 'paper')}
+    assert not found['openood']['held_out']
+    assert 'fit on the held-out images' in found['openood']['source']
+    assert found['paper']['held_out']
+
+
+def test_the_sensitivity_of_a_presets_score_begins_at_its_figure():
+    sets = sets_of('test_resnet')
+    preset = PRESETS['openood']
+    figure = judge(sets, ('react',), draws=0, preset=preset).results['scores']['react']['auroc']
+    found = sensitivity(sets, ('react:percentile=90',), preset=preset)['react:percentile=90']
+    assert dict(found['points'])[90] == pytest.approx(figure)

@@ -37,11 +37,16 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
             call()
 
 
+def library_names():
+    """The detectors that can be computed from embeddings."""
+    from gradmix_timm.openset.scores.pytorch_ood import PREFIX, _detectors
+    return [f'{PREFIX}{name}' for name in _detectors()]
+
+
 @installed
 def test_every_detector_of_embeddings_scores_them():
     """Finite, one value a row, the same for the rows alone as far as the library keeps that."""
-    from gradmix_timm.openset.scores.pytorch_ood import list_library_scores
-    names = list_library_scores()
+    names = library_names()
     assert {f'pytorch-ood:{name}' for name in (
         'MaxSoftmax', 'EnergyBased', 'GEN', 'KNN', 'ViM', 'SHE', 'NNGuide', 'KLMatching', 'fDBD', 'VRA')} <= set(names)
     for name in names:
@@ -127,9 +132,9 @@ def test_what_it_needs_is_asked_for():
 @installed
 def test_what_a_file_can_hold_comes_back_bit_for_bit():
     """Detectors whose fit leaves tensors; those that keep objects of other packages are refused, with the remedy."""
-    from gradmix_timm.openset.scores.pytorch_ood import PREFIX, list_library_scores
+    from gradmix_timm.openset.scores.pytorch_ood import PREFIX
     objects = {f'{PREFIX}{name}' for name in ('KLMatching', 'KNN', 'OpenMax')}
-    for name in list_library_scores():
+    for name in library_names():
         score = fit_score(name, TRAIN, head=HEAD)
         if name in objects:
             with pytest.raises(ValueError, match=f"score '{name}' cannot be kept in a file; make the classifier"):

@@ -52,8 +52,9 @@ def add_shortcut(commands: Any) -> None:
                                                                   '(default: layercam)')
     add('--layers', nargs='+', metavar='LAYER', help='where the map is made: module names or numbers, as of '
                                                      "--gradmix-layers (default: by the map's size)")
-    add('--images', type=int, default=1000, metavar='N', help='known images at most that maps are made of '
-                                                              '(default: 1000)')
+    most = ShortcutOptions().images
+    add('--images', type=int, default=most, metavar='N',
+        help=f'known images at most that maps are made of (default: {most})')
     add = shortcut.add_argument_group('Evaluation').add_argument
     add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
         metavar='NAME[:OPTION=VALUE,...]', help='(default: msp,mls)')

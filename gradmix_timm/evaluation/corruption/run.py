@@ -33,7 +33,7 @@ from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.processes import rest_by_first
 from gradmix_timm.evaluation.settings import EvaluationSettings, check_counts
 from gradmix_timm.openset.cache import weights_hash
-from gradmix_timm.openset.judge import needs_train
+from gradmix_timm.openset.judge import needs_train, refuse_model_scores
 from gradmix_timm.openset.results import Corruption, CorruptionGroup, CorruptionResults, read_results
 from gradmix_timm.records import Embeddings
 
@@ -171,11 +171,12 @@ class CorruptionPlan:
 
 
 def check_scores(settings: EvaluationSettings) -> None:
-    """Reject scores that are fitted, since no training image is read here.
+    """Reject scores that need training images or passes of their own, neither of which are made here.
 
     Raises:
-        ValueError: A score is fitted; the message names the first.
+        ValueError: Such a score; the message names the first.
     """
+    refuse_model_scores(settings.scores)
     late = next((name for name in settings.scores or () if needs_train([name])), None)
     if late is not None:
         raise ValueError(f'scores={late} is fit on training images, which are not read here; msp, mls, energy and '

@@ -45,7 +45,8 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
         scale: Largest value that the figure can have, and the power of ``size`` by which a sample moves it.
     """
     if np.ptp(draws) == 0 and 0 <= value <= 1:
-        low, high = rule_of_three(value, size, level)
+        top = 1. if scale is None else scale[0]
+        low, high = (top * end for end in rule_of_three(value / top, size, level))
     elif scale is None:
         low, high = (float(end) for end in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
     else:

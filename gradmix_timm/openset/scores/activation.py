@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
-from .base import SCORES, Head, Score, blocks, by_rows
+from .base import SCORES, Head, Score, blocks, by_rows, feature_mean
 
 __all__ = ['Ash', 'Dice', 'React', 'Scale', 'Vra', 'percentile_of']
 
@@ -243,10 +243,7 @@ class Dice(_Reshaped):
         assert train is not None
         assert head is not None
         super().fit(train, head)
-        # torch's own mean in float64 makes a copy of all features in float64.
-        total = sum((train.features[rows].double().sum(0) for rows in blocks(train.features)),
-                    start=head.weight.new_zeros(head.weight.shape[1], dtype=torch.float64))
-        contribution = head.weight.double() * (total / len(train.features))
+        contribution = head.weight.double() * feature_mean(train.features)
         bar = float(np.percentile(contribution.cpu().numpy(), self.percentile)) if self.percentile else -math.inf
         mask = contribution > bar
         self.head = Head(head.weight.double() * mask, head.bias.double())

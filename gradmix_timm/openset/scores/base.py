@@ -14,7 +14,7 @@ from gradmix_timm.openset.memory import is_out_of_memory
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry
 
-__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks']
+__all__ = ['SCORES', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks', 'feature_mean']
 
 _logger = logging.getLogger(__name__)
 # Values of one block of a fit.
@@ -65,6 +65,14 @@ def chunks(count: int, size: int = 4096) -> Iterator[slice]:
 def blocks(rows: Tensor) -> Iterator[slice]:
     """Slices of rows of which one in float64 takes 32 MB, so that a fit never holds a copy of what it reads."""
     return chunks(len(rows), max(1, _BLOCK // max(1, rows.shape[1])))
+
+
+def feature_mean(features: Tensor) -> Tensor:
+    """Mean of rows in float64 [D], without a copy of all of them in float64."""
+    total = features.new_zeros(features.shape[1], dtype=torch.float64)
+    for rows in blocks(features):
+        total += features[rows].sum(0, dtype=torch.float64)
+    return total / len(features)
 
 
 def by_rows(function: Callable[..., Tensor], *fields: Tensor, arrays: int = 1) -> Tensor:

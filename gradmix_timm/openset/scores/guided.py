@@ -35,7 +35,7 @@ class NeighbourGuide(Score):
     needs_train = True
 
     def __init__(self, k: int | None = None, share: float = 1.) -> None:
-        check_k('nnguide', k)
+        check_k(k)
         if not 0 < share <= 1:
             raise ValueError(f'nnguide: share is a share of the training samples in (0, 1], got {share}')
         self.k, self.share = k or 10, float(share)

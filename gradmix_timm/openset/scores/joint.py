@@ -8,21 +8,13 @@ from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
-from .base import SCORES, Head, Score, blocks, by_rows
+from .base import SCORES, Head, Score, blocks, by_rows, feature_mean
 from .logit import positive
 
-__all__ = ['BoundaryDistance', 'GradNorm', 'Hopfield', 'NeuralCollapse', 'feature_mean']
+__all__ = ['BoundaryDistance', 'GradNorm', 'Hopfield', 'NeuralCollapse']
 
 # Length below which a vector is taken for zeros.
 _TINY = 1e-12
-
-
-def feature_mean(features: Tensor) -> Tensor:
-    """Mean of rows in float64 [D], without a copy of all of them in float64."""
-    total = features.new_zeros(features.shape[1], dtype=torch.float64)
-    for rows in blocks(features):
-        total += features[rows].sum(0, dtype=torch.float64)
-    return total / len(features)
 
 
 @SCORES.register('she', 'inner product with the mean training feature of the predicted class (SHE, ICLR 2023)')

@@ -159,14 +159,14 @@ def _largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, places.gather(1, order)
 
 
-def check_k(name: str, k: int | None) -> None:
+def check_k(k: int | None) -> None:
     """Reject an invalid number of neighbours.
 
     Raises:
-        ValueError: Neither None nor a whole number from 1 on; ``name`` is the score's.
+        ValueError: Neither None nor a whole number from 1 on.
     """
     if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
-        raise ValueError(f'{name}: k is the number of neighbours, a whole number from 1 on, got {k!r}')
+        raise ValueError(f'k is the number of neighbours, a whole number from 1 on, got {k!r}')
 
 
 class _Neighbours(Score):
@@ -180,7 +180,7 @@ class _Neighbours(Score):
     needs_train = True
 
     def __init__(self, k: int | None = None) -> None:
-        check_k('knn', k)
+        check_k(k)
         self.k = k or _K
 
     @override
@@ -235,7 +235,7 @@ class ClassNeighbours(Score):
     needs_train = True
 
     def __init__(self, k: int = 3) -> None:
-        check_k('class-knn', k)
+        check_k(k)
         self.k = k
 
     def fields(self, train: Embeddings | None) -> tuple[str, ...]:

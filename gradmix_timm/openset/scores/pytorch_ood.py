@@ -22,7 +22,7 @@ from gradmix_timm.registry import nearest
 from .base import Head, Score, chunks
 from .distance import main_dimensions
 
-__all__ = ['PREFIX', 'library_score', 'library_twin', 'list_library_scores']
+__all__ = ['PREFIX', 'library_score', 'library_twin']
 
 #: Of the names.
 PREFIX = 'pytorch-ood:'
@@ -36,15 +36,6 @@ _KINDS = {'LogitsDetector': ('logits', 'logits'), 'FeaturesDetector': ('features
 _OTHERS = ('MCM', 'WeightedEBO', 'RankFeat')
 # Options that the library requires, and their usual values.
 _USUAL = {'DICE': {'p': 0.9}}
-
-
-def list_library_scores() -> list[str]:
-    """Names of the detectors that can be computed from embeddings, with their prefix.
-
-    Raises:
-        ValueError: The package is not installed.
-    """
-    return [f'{PREFIX}{name}' for name in _detectors()]
 
 
 @functools.cache
