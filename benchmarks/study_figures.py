@@ -107,7 +107,15 @@ def table(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A page with its tables as the files have them."""
+    """A page with its tables as the files have them.
+
+    Raises:
+        ValueError: A marker without its end, or a name that no table can have.
+    """
+    found = re.findall(r'<!-- table [\w -]+ -->\n(?:(?!<!-- table ).)*?<!-- end -->', text, flags=re.DOTALL)
+    if len(found) != text.count('<!-- table '):
+        raise ValueError(f'{text.count("<!-- table ")} tables begin and {len(found)} are whole: expected '
+                         '<!-- table NAME --> ... <!-- end --> for each')
     return re.sub(r'<!-- table ([\w -]+) -->\n.*?<!-- end -->',
                   lambda match: f'<!-- table {match[1]} -->\n\n{table(match[1])}\n\n<!-- end -->', text,
                   flags=re.DOTALL)

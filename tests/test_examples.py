@@ -46,7 +46,7 @@ def test_lightning_module():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('precision', [pytest.param('no', marks=pytest.mark.slow), 'bf16'])
+@pytest.mark.parametrize('precision', ['no', 'bf16'])
 def test_accelerate_loop(precision, monkeypatch):
     accelerate = pytest.importorskip('accelerate')
     accelerate.state.AcceleratorState._reset_state(True)

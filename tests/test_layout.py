@@ -98,6 +98,19 @@ def test_files_of_tests_have_names_of_their_own():
     """pytest imports them by name, and collects nothing where two share one."""
     names = [path.name for path in Path(__file__).parent.rglob('test_*.py')]
     assert sorted(names) == sorted(set(names))
+    assert all('def test_' in path.read_text() for path in Path(__file__).parent.rglob('test_*.py'))
+
+
+def test_a_test_is_slow_as_a_whole_or_by_its_parameters():
+    """A mark of the function hides those of its parameters, and with them the quick ones."""
+    found = []
+    for path in Path(__file__).parent.rglob('test_*.py'):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+                inner = [mark for mark in marks if 'parametrize' in mark and 'slow' in mark.lower()]
+                found += [f'{path.name}::{node.name}'] * ('pytest.mark.slow' in marks and bool(inner))
+    assert not found
 
 
 def test_no_room_is_called_utils():

@@ -73,9 +73,8 @@ def test_every_named_control_is_one_flag_away(path):
         assert changed == {'mixup_mode'}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('path', [
-    pytest.param(path, marks=pytest.mark.slow) if path.stem not in ('cifar10', 'finetune', 'vit-small') else path
+    pytest.param(path, marks=pytest.mark.slow) if path.stem != 'finetune' else path
     for path in RECIPES], ids=NAMES)
 def test_two_steps_of_every_recipe(path, tmp_path, monkeypatch):
     args = parse(path)

@@ -112,7 +112,7 @@ def test_two_workers_crop_the_same_image_apart(persistent, pipeline):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('workers', [0, 1])
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(workers, images, tmp_path, pipeline):
     flags = (*pipeline(CROP), '--workers', workers, '--mixup-mode', 'cutmix')
     straight = run_tiny(images, tmp_path, *flags, name='straight')
@@ -259,12 +259,11 @@ def test_cached_images_without_augmentation_are_those_of_timms_loader(images, tm
     assert torch.equal(left_eval, right_eval)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
-    (), ('--crop-padding', 4, '--img-size', 40), ('--reprob', 0.5, '--mixup-mode', 'gradmix'), ('--mixup', 0.5),
-    *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
-        ('--amp', '--amp-dtype', 'bfloat16'), ('--model-dtype', 'bfloat16', '--mixup-mode', 'cutmix'))),
-    ('--known-classes', 'ant,cat', '--osr-val-fraction', 0.25)], ids=str)
+    (), *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
+        ('--crop-padding', 4, '--img-size', 40), ('--reprob', 0.5, '--mixup-mode', 'gradmix'), ('--mixup', 0.5),
+        ('--amp', '--amp-dtype', 'bfloat16'), ('--model-dtype', 'bfloat16', '--mixup-mode', 'cutmix'),
+        ('--known-classes', 'ant,cat', '--osr-val-fraction', 0.25)))], ids=str)
 def test_cached_runs_reproduce_themselves_and_resume_exactly(flags, images, tmp_path):
     classes = None if '--known-classes' in flags else 4
     straight = run_tiny(images, tmp_path, *CACHED, *flags, name='straight', classes=classes)

@@ -207,7 +207,7 @@ def test_mixing_goes_off_and_the_table_keeps_its_columns(images, tmp_path):
 @pytest.mark.parametrize('flags', [
     (*SUPCON, *GRADMIX, '--drop', 0.3, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw'),
     (*MOCO, *GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),
-    pytest.param(('--objective', 'simclr', '--workers', 2), marks=pytest.mark.slow),
+    ('--objective', 'simclr', '--workers', 2),
 ], ids=['supcon+ssl', 'moco', 'workers'])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(flags, images, tmp_path):
     flags, classes = ('--epochs', 3, '--probe-epochs', 2, *flags), None if '--known-classes' in flags else 4

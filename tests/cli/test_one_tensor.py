@@ -80,10 +80,10 @@ def overlay(mode):
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'flags', 'changes'), [
-    ('squash', (), {}), ('border', ('--no-prefetcher', '--exif', 'apply'), {'exif': 'apply'}),
-    ('border', ('--cache-images', '--input-img-mode', 'HSV'), {'image_mode': 'HSV'}),
+    ('squash', (), {}),
+    pytest.param('border', ('--no-prefetcher', '--exif', 'apply'), {'exif': 'apply'}, marks=SLOW),
+    pytest.param('border', ('--cache-images', '--input-img-mode', 'HSV'), {'image_mode': 'HSV'}, marks=SLOW),
     pytest.param('squash', ('--in-chans', 4, '--input-img-mode', 'RGBA'), {'image_mode': 'RGBA'}, marks=SLOW),
     pytest.param('border', ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20), {}, marks=SLOW)],
     ids=['plain', 'exif', 'cached hsv', 'rgba', 'probe'])

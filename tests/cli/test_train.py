@@ -104,8 +104,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('variant', [
+    pytest.param(name, marks=pytest.mark.slow) if name not in ('plain', 'average') else name for name in VARIANTS])
 def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_path, spy, monkeypatch):
     """Training on stored mixed batches without a mixer gives the same weights, buffers and averages."""
     flags = ('--mixup-mode', 'gradmix', *VARIANTS[variant])

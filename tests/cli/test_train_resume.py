@@ -39,14 +39,14 @@ def equal(left, right):
 GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('flags', [
-    (),
-    ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),
     (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates'),
-    (*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),
-    pytest.param((*GRADMIX, '--workers', 2, '--reprob', 0.5), marks=pytest.mark.slow),
-], ids=['plain', 'timm mixup', 'gradmix', 'open set', 'workers'])
+    *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
+        (),
+        ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),
+        (*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.3, '--grad-accum-steps', 2),
+        (*GRADMIX, '--workers', 2, '--reprob', 0.5))),
+], ids=['gradmix', 'plain', 'timm mixup', 'open set', 'workers'])
 def test_a_resumed_run_is_the_run_that_was_not_stopped(flags, images, tmp_path):
     classes = None if '--known-classes' in flags else 4
     flags = ('--epochs', 3, *flags)

@@ -57,12 +57,12 @@ PLAIN = ('--reprob', 0.5, '--drop', 0.3)
 AVERAGED = (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('flags', 'epoch', 'index'), [
     pytest.param(PLAIN, 0, 0, id='plain, first batch'),
     pytest.param(('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3), 1, 2, id='timm mixup',
                  marks=pytest.mark.slow),
-    pytest.param((*AVERAGED, '--grad-accum-steps', 2), 1, 2, id='gradmix, in a window'),
+    pytest.param((*AVERAGED, '--grad-accum-steps', 2), 1, 2, id='gradmix, in a window',
+                 marks=pytest.mark.slow),
     pytest.param(AVERAGED, 2, 4, id='gradmix, last batch', marks=pytest.mark.slow),
     pytest.param((*GRADMIX, '--known-classes', 'bee,dog,cat', '--osr-val-fraction', 0.2, '--workers', 1), 0, 1,
                  id='workers', marks=pytest.mark.slow),

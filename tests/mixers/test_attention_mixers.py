@@ -50,14 +50,15 @@ def by_hand(model, images):
     return (found / found.sum(1, keepdim=True)).view(b, side, side)
 
 
-@pytest.mark.parametrize('fused', [True, False])
-def test_the_attention_is_that_of_the_formula_and_the_label_follows_it(fused):
+@pytest.mark.parametrize(('fused', 'options'), [(True, {}), (False, {'area': 0.25})])
+def test_the_attention_is_that_of_the_formula_and_the_label_follows_it(fused, options):
     model = make('test_vit').eval()
     for block in model.blocks:
         block.attn.fused_attn = fused
     side = side_of(model)
     images, labels = batch(4, side)
-    mixer = create_mixer('transmix', num_classes=K, label_smoothing=0.1, area=0.25, seed=1)
+    mixer = create_mixer('transmix', num_classes=K, label_smoothing=0.1, seed=1, **options)
+    area = options.get('area', 0.5)
     mixer.prepare(model, (3, side, side))
     mixed = mixer.mix(images, labels, model)
     with mixer.watch(model, mixed) as finish:
@@ -71,7 +72,7 @@ def test_the_attention_is_that_of_the_formula_and_the_label_follows_it(fused):
         pasted[yl:yh, xl:xh] = 1
         seen = sum(attention[row, i, j] * pasted[i * patch:(i + 1) * patch, j * patch:(j + 1) * patch].mean()
                    for i in range(attention.shape[1]) for j in range(attention.shape[2]))
-        other = 0.25 * pasted.mean() + 0.75 * seen
+        other = area * pasted.mean() + (1 - area) * seen
         assert torch.allclose(targets[row], (1 - other) * rows[row] + other * rows[mixed.draw.partner[row]], atol=1e-4)
     plain = create_mixer('cutmix', num_classes=K, label_smoothing=0.1, seed=1).mix(images, labels)
     assert torch.equal(plain.input, mixed.input)
@@ -184,6 +185,17 @@ class Spots(nn.Module):
 
     def forward(self, x):
         return (self.grid(x) * self.scale).mean((2, 3))
+
+
+def test_tokenmix_hides_half_of_fourteen_rows_of_tokens_alike_in_a_batch():
+    images, labels = torch.rand(K, K, 28, 28), torch.arange(K)
+    draws = [create_mixer('tokenmix', num_classes=K, seed=3, **options).draw(images, labels, Spots())
+             for options in ({}, {'share': 'beta'})]
+    for draw in draws:
+        assert (draw.mask == draw.mask[:1]).all(), 'one mask a batch'
+        assert torch.equal(draw.mask, draw.mask[..., ::2, ::2].repeat_interleave(2, -2).repeat_interleave(2, -1))
+    assert draws[0].mask[0, 0, ::2, ::2].sum() == 98
+    assert draws[1].mask[0, 0, ::2, ::2].sum() != 98, 'drawn from Beta(1, 1)'
 
 
 def test_tokenmix_weighs_what_is_seen_of_both_contents():
