@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from spots import Spots
 from timm.loss import SoftTargetCrossEntropy
-from torch import nn
 
 from gradmix_timm import create_mixer
 from gradmix_timm.attribution import watch_class_attention
@@ -175,16 +175,6 @@ def test_blocks_hang_together():
         mask = block_mask(np.random.default_rng(seed), (14, 14), 0.5)
         alike.append((mask[:, 1:] == mask[:, :-1]).mean())
     assert np.mean(alike) > 0.75
-
-
-class Spots(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.grid = nn.AvgPool2d(2)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return (self.grid(x) * self.scale).mean((2, 3))
 
 
 def test_tokenmix_hides_half_of_fourteen_rows_of_tokens_alike_in_a_batch():

@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from authors_reference import authors_boxes, authors_lam
+from spots import Spots
 from torch import nn
 
 from gradmix_timm import GradMix, create_mixer
@@ -14,18 +15,6 @@ from gradmix_timm.attribution.maps import loss
 from gradmix_timm.ops import box_mass
 
 K = 4
-
-
-class Spots(nn.Module):
-    """Evidence by construction: the logit of class k is the mean of channel k, on an 8 x 8 grid of 2 x 2 cells."""
-
-    def __init__(self):
-        super().__init__()
-        self.grid = nn.AvgPool2d(2)
-        self.scale = nn.Parameter(torch.ones(()))
-
-    def forward(self, x):
-        return (self.grid(x) * self.scale).mean((2, 3))
 
 
 def spotted(places):
