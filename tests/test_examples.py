@@ -48,6 +48,15 @@ def test_lightning_module():
 
 
 @pytest.mark.slow
+def test_lightning_module_with_labels_that_are_known_after_the_pass():
+    pytest.importorskip('lightning')
+    module = importlib.import_module('lightning_module')
+    result = module.main('test_vit', epochs=2, batch_size=32, mixer='transmix', model_kwargs={'img_size': 32},
+                         enable_progress_bar=False, enable_model_summary=False)
+    assert result['accuracy'] > 0.3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('precision', ['no', 'bf16'])
 def test_accelerate_loop(precision, monkeypatch):
     accelerate = pytest.importorskip('accelerate')

@@ -13,11 +13,17 @@ from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 import gradmix_timm
 from gradmix_timm import evaluate
+from gradmix_timm.checkpoint import load_checkpoint
+from gradmix_timm.cli.errors import run_console
+from gradmix_timm.cli.openset import main as openset_command
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import Evaluation
+from gradmix_timm.evaluation.opening import open_known
+from gradmix_timm.evaluation.settings import DataOptions
 from gradmix_timm.openset import metrics
 
 QUICK = {'bootstrap': 0, 'trivial_images': 20, 'feature_map': 16}
@@ -67,6 +73,29 @@ def test_a_live_model_on_loaders_gives_what_its_logits_give(net):
     assert row['probability'] == pytest.approx(float(logits[0].softmax(0).max()), rel=1e-5)
     assert row['mls'] == pytest.approx(float(logits[0].max()), rel=1e-5)
     assert found.predictions[119]['label'] == 'far'
+
+
+def test_an_output_for_no_class_is_folded_into_the_others(net):
+    """Of three outputs two are classes: the largest logit is the likelier class's log-odds against no class."""
+    known, unknown = tensors(1, classes=2), tensors(2, shift=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = evaluate(net, known=known, unknown=unknown, scores=('mls', 'energy'), unknown_output=True, **QUICK)
+    net.eval()
+    with torch.no_grad():
+        logits, others = (part[:, :2] - part[:, 2:] for part in (net(known.tensors[0]), net(unknown.tensors[0])))
+    assert found.results['known_classes'] == ['0', '1']
+    assert found.closed_set['top1'] == float((logits.argmax(1) == known.tensors[1]).double().mean())
+    assert [row['mls'] for row in found.predictions[:60]] == pytest.approx(logits.amax(1).tolist(), rel=1e-4)
+    assert [row['energy'] for row in found.predictions[60:]] == pytest.approx(others.logsumexp(1).tolist(), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_an_output_for_no_class_needs_a_live_linear_head(net, tmp_path):
+    with pytest.raises(ValueError, match='is for live modules'):
+        evaluate('resnet18', known=tensors(1), unknown=tensors(2), pretrained=False, unknown_output=True)
+    net.top = torch.nn.Linear(net.top.in_features, 2)
+    with pytest.raises(ValueError, match=r'expected an nn\.Linear with an output'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), unknown_output=True)
 
 
 def test_the_model_and_the_streams_of_the_caller_stay_as_they_were(net):
@@ -248,3 +277,70 @@ def test_the_public_names_are_listed():
     assert {'evaluate', 'Evaluation', 'EvaluationImages', 'EvaluatedModel'} <= set(evaluation.__all__)
     assert {'evaluate', 'create_mixer', 'list_mixers', 'register_mixer', 'GradMix', 'attribute',
             'OpenSetClassifier'} <= set(dir(gradmix_timm))
+
+
+# ---- options picked on a validation set
+
+@pytest.fixture
+def apart(tmp_path):
+    """Class folders that share nothing with those of ``places``."""
+    return class_folders(tmp_path / 'apart', ('yak', 'zebu'), 6, splits=('test',), seed=5)
+
+
+def test_options_are_picked_as_the_command_picks_them(places, apart, tmp_path):
+    """The same rows, and the same record of what was tried."""
+    _, other, checkpoint = places
+    argv = ['ood', '--checkpoint', checkpoint, '--unknown', f'folder:other={other}', '--tune',
+            f'folder:validation={apart}', '--scores', 'scale', 'gen', '--no-accuracy-gate', '--output',
+            tmp_path / 'out', '--bootstrap', '0', '--device', 'cpu', '--trivial-images', '0', '--feature-map', '0']
+    assert run_console(openset_command.main, list(map(str, argv))) == 0
+    loaded = load_checkpoint(checkpoint)
+    opened = open_known(DataOptions(), loaded, loaded.record.known_classes, Preprocessing.of(CONFIG))
+    found = evaluate(checkpoint, known=opened.known, train=opened.train, held_out=opened.held_out,
+                     unknown={'other': other}, tune=apart, scores=('scale', 'gen'), device='cpu', gate='off', **QUICK)
+    written = Evaluation.load(tmp_path / 'out')
+    assert found.results['tuning'] == written.results['tuning']
+    assert found.results['tuning']['unknown'] == f'folder:validation={apart}'
+    assert {name: part['auroc'] for name, part in found.scores.items()} == {
+        name: part['auroc'] for name, part in written.scores.items()}
+
+
+def test_options_are_picked_on_loaders(net):
+    found = evaluate(net, train=tensors(0, 90), known=tensors(1), unknown={'far': tensors(2, shift=5)},
+                     held_out=tensors(3), tune=DataLoader(tensors(4, shift=2), 16), scores='scale', **QUICK)
+    tuning = found.results['tuning']
+    assert (tuning['unknown'], tuning['n_known'], tuning['n_unknown']) == ('DataLoader', 60, 60)
+    assert list(found.scores) == [tuning['scores']['scale']['chosen']]
+
+
+def test_a_validation_set_that_is_not_apart_is_refused(net):
+    """Of each kind of images, one is enough among those that are evaluated."""
+    parts = {'known': tensors(1), 'unknown': {'far': tensors(2, shift=5)}, 'held_out': tensors(3),
+             'train': tensors(0, 90)}
+    own = tensors(4, shift=2).tensors[0]
+    for images, words in ((tensors(1).tensors[0][:1], 'shares 1 of its 61 images with the known test images'),
+                          (tensors(2, shift=5).tensors[0][7:8], 'shares 1 of its 61 images with far'),
+                          (tensors(0, 90).tensors[0][:5], 'are known training images'),
+                          (tensors(3).tensors[0][:5], 'are known held-out images')):
+        mixed = torch.cat([own, images])
+        with pytest.raises(ValueError, match=words):
+            evaluate(net, **parts, tune=TensorDataset(mixed, torch.zeros(len(mixed)).long()), scores='scale', **QUICK)
+    with pytest.raises(ValueError, match='add held_out=IMAGES'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), tune=tensors(4), scores='scale', **QUICK)
+
+
+def test_a_validation_set_of_classes_that_are_evaluated_is_refused(places, tmp_path):
+    """By the names of its folders, whether their path or a data set is passed; a subset has the classes of its rows."""
+    data, other, checkpoint = places
+    given = {'known': data / 'test', 'train': data, 'held_out': class_folders(tmp_path / 'held', ('cat', 'ant'), 4,
+                                                                             ('test',), 8),
+             'unknown': {'other': other}, 'scores': 'scale', 'device': 'cpu', 'gate': 'off', **QUICK}
+    same = class_folders(tmp_path / 'same', ('newt', 'yak'), 3, ('test',), 9) / 'test'
+    for tune in (same, ImageFolder(same)):
+        with pytest.raises(ValueError, match=r"has 1 classes of other \('newt', ...\)"):
+            evaluate(checkpoint, **given, tune=tune)
+    known = ImageFolder(class_folders(tmp_path / 'more', ('cat', 'yak'), 3, ('test',), 9) / 'test')
+    with pytest.raises(ValueError, match=r"has 1 classes of the known images \('cat', ...\)"):
+        evaluate(checkpoint, **given, tune=known)
+    yaks = Subset(known, [3, 4, 5])
+    assert evaluate(checkpoint, **given, tune=yaks).results['tuning']['n_unknown'] == 3
