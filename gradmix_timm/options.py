@@ -47,6 +47,8 @@ class GradMixOptions:
     label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
                          'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
                          'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
+    shape: str = _option('box', 'what hides the evidence: one box, or of 8 x 8 cells those with the most of it, of '
+                         'the same area', ('box', 'grid'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
@@ -65,6 +67,13 @@ class GradMixOptions:
         if not 0 <= low < high <= 1:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
+        if self.shape == 'grid':
+            of_boxes = (('recipe', 'authors'), ('center', 'argmax'), ('center', 'sample'), ('placement', 'shift'),
+                        ('fill', 'donor-resized'))
+            wrong = next((name for name, value in of_boxes if getattr(self, name) == value), None)
+            if wrong is not None:
+                raise ValueError(f'shape=grid with {wrong}={getattr(self, wrong)}: cells have no centre and no size of '
+                                 'their own; leave one of them out')
         for name in ('warmup', 'grow'):
             if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError(f'{name} is a number of epochs, 0 or more, got {getattr(self, name)}')

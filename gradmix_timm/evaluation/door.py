@@ -20,7 +20,7 @@ from gradmix_timm.openset.near_far import near_and_far
 from gradmix_timm.registry import nearest
 
 from .accuracy import GATES
-from .handed import HandedImages, open_handed
+from .handed import as_unknown, open_handed
 from .images import EvaluationImages, UnknownImages
 from .model import EvaluatedModel
 from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
@@ -28,6 +28,7 @@ from .result import Evaluation
 from .settings import EvaluationSettings
 from .steps import evaluate_images
 from .unknown import UnknownOptions, open_unknown
+from .validation_unknown import check_validation_unknown, open_validation_unknown
 
 __all__ = ['evaluate']
 
@@ -38,7 +39,8 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
              scores: Sequence[str] | None = None, held_out: Any = None, known_classes: Sequence[str] | None = None,
              preprocessing: Preprocessing | None = None, pretrained: bool = True, img_size: int | None = None,
              device: torch.device | str | None = None, gate: str = 'warn', reference_top1: float | None = None,
-             near: Sequence[str] = (), far: Sequence[str] = (), overlap: str = 'refuse', **settings: Any) -> Evaluation:
+             near: Sequence[str] = (), far: Sequence[str] = (), overlap: str = 'refuse', tune: Any = None,
+             **settings: Any) -> Evaluation:
     """Evaluate how well a model classifies known images and separates unknown images from them.
 
     Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
@@ -63,10 +65,13 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         near: Names of unknown sets that count as near.
         far: The same for far.
         overlap: What to do about unknown classes named like a known one: 'refuse', 'drop', 'keep'.
+        tune: Unknown images, apart from all others, on which options of scores are picked against ``held_out``, by
+            OpenOOD's grids; ``results['tuning']`` says what was tried.
         **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
 
     Raises:
-        ValueError: Images or classes that do not fit the model, test images that are training images.
+        ValueError: Images or classes that do not fit the model, test images that are training images, a validation
+            set (``tune``) that shares an image or a class with what is evaluated.
         TypeError: An unknown setting, or images of another kind.
 
     Example:
@@ -84,6 +89,9 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
     if gate not in GATES:
         raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
     names = (scores,) if isinstance(scores, str) else scores
+    if tune is not None and held_out is None:
+        raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
+                         'leave out tune=')
     chosen = EvaluationSettings(scores=None if names is None else tuple(names), **settings)
     with _random_state_kept():
         subject = _model_of(model, chosen, preprocessing, pretrained, img_size, device, known_classes)
@@ -91,6 +99,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         images = _with_unknown(subject, images, unknown, UnknownOptions(
             sets=(), overlap=overlap, made_seed=chosen.seed, near=tuple(near), far=tuple(far)))
         return evaluate_images(subject, images, gate=gate, reference_top1=reference_top1,
+                               tune=None if tune is None else _validation_unknown(subject, images, tune),
                                command='gradmix_timm.evaluate(...)')
 
 
@@ -178,9 +187,7 @@ def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any,
             given, sets[name] = of_word[name]
             facts[name] = opened.facts[given]
         else:
-            handed = open_handed(data, f'images of {name}', model)
-            sets[name] = handed.as_unknown() if isinstance(handed, HandedImages) else CutDataset(
-                handed.source, handed.indices, np.full(len(handed), -1), ())
+            sets[name] = as_unknown(open_handed(data, f'images of {name}', model))
             images.check_unknown(name, sets[name])
             facts[name] = {'source': _described(data), 'kind': None, 'dropped_classes': [], 'dropped_images': 0,
                            'known_classes_kept': []}
@@ -192,6 +199,16 @@ def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any,
     only = sets['unknown']
     return replace(images, unknown=UnknownImages({'': only}, np.zeros(len(only), np.int64)), split=ClassSplit(
         known=images.split.known, unknown=('unknown',), unknown_dataset='unknown'))
+
+
+def _validation_unknown(model: EvaluatedModel, images: EvaluationImages, data: Any) -> tuple[str, CutDataset]:
+    """What options of scores are picked on: how results record it, and the images."""
+    if _is_path(data):
+        word = _word('validation', data)
+        return word, open_validation_unknown(word, images, model.reading())
+    found = as_unknown(open_handed(data, 'validation images of unknown classes', model))
+    check_validation_unknown(_described(data), found, images, found.classes)
+    return _described(data), found
 
 
 def _word(name: str, data: Any) -> str:

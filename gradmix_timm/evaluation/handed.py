@@ -23,7 +23,7 @@ from gradmix_timm.records import Embeddings
 
 from .model import EvaluatedModel
 
-__all__ = ['HandedImages', 'open_handed']
+__all__ = ['HandedImages', 'as_unknown', 'open_handed']
 
 _KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H, W], labels [B]), a data set of '
           '(image, label), or a folder')
@@ -45,12 +45,6 @@ class HandedImages(CutDataset):
                  classes: Sequence[str], pictured: bool, batches: Iterable[Any]) -> None:
         super().__init__(source, np.arange(len(embeddings.label)), embeddings.label.numpy(), classes)
         self.embeddings, self.digests, self.pictured, self.batches = embeddings, digests, pictured, batches
-
-    def as_unknown(self) -> HandedImages:
-        """The same images, labelled as unknown."""
-        label = torch.full_like(self.embeddings.label, -1)
-        return HandedImages(self.source, replace(self.embeddings, label=label), self.digests, (), self.pictured,
-                            self.batches)
 
     def again(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches once more.
@@ -100,6 +94,21 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
     names = getattr(_inner(dataset)[0], 'classes', None) if dataset is not None else None
     return HandedImages(ImageSource(reader, None), embeddings, digests, tuple(map(str, names or ())),
                         dataset is not None, loader)
+
+
+def as_unknown(images: CutDataset) -> CutDataset:
+    """The same images, labelled as unknown; of the names of classes those that have an image here.
+
+    Numbers in place of names are dropped, since other data sets count their classes by them too.
+    """
+    numbered = images.classes == tuple(map(str, range(len(images.classes))))
+    there = () if numbered or not images.classes else tuple(
+        images.classes[label] for label in np.unique(images.targets).tolist() if 0 <= label < len(images.classes))
+    if isinstance(images, HandedImages):
+        label = torch.full_like(images.embeddings.label, -1)
+        return HandedImages(images.source, replace(images.embeddings, label=label), images.digests, there,
+                            images.pictured, images.batches)
+    return CutDataset(images.source, images.indices, np.full(len(images), -1), there)
 
 
 def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:

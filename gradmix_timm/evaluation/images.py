@@ -14,7 +14,7 @@ from gradmix_timm.data import ClassSplit, Codec, CutDataset, recode
 from gradmix_timm.data.identity import check_apart, overlap
 from gradmix_timm.openset.results import UnknownSet
 
-__all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'thinned']
+__all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'shared_count', 'thinned']
 
 _logger = logging.getLogger(__name__)
 # Accepted share of test images that repeat training images: published sets contain a few.
@@ -111,7 +111,7 @@ class EvaluationImages:
         if not (hasattr(images, 'digests') or hasattr(self.known, 'digests')):
             found = check_apart(images, self.known, remedy)
             return found.describe() if found else ''
-        count = _shared_count(images, self.known)
+        count = shared_count(images, self.known)
         message = f'{count} of the {len(self.known)} test images are training images, pixel by pixel'
         if count > _STRAY * len(self.known):
             raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
@@ -128,7 +128,7 @@ class EvaluationImages:
             ValueError: More than one in a hundred of them are known images, for test, training or held out.
         """
         for title, part in (('test', self.known), ('training', self.train), ('held-out', self.held_out)):
-            count = 0 if part is None else _shared_count(part, unknown)
+            count = 0 if part is None else shared_count(part, unknown)
             if count > _STRAY * len(unknown):
                 raise ValueError(f'{count} of the {len(unknown)} images of {name} are known {title} images, by '
                                  'path or by content; take them out: what is known cannot be unknown')
@@ -153,7 +153,7 @@ class EvaluationImages:
         return replace(self, known=recode(self.known, codec), train=train, held_out=held)
 
 
-def _shared_count(one: CutDataset, other: CutDataset) -> int:
+def shared_count(one: CutDataset, other: CutDataset) -> int:
     """Number of rows of ``other`` that are images of ``one``; 0 between files and tensors."""
     theirs, ours = getattr(one, 'digests', None), getattr(other, 'digests', None)
     if theirs is None and ours is None:

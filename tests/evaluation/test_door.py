@@ -13,11 +13,17 @@ from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 import gradmix_timm
 from gradmix_timm import evaluate
+from gradmix_timm.checkpoint import load_checkpoint
+from gradmix_timm.cli.errors import run_console
+from gradmix_timm.cli.openset import main as openset_command
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import Evaluation
+from gradmix_timm.evaluation.opening import open_known
+from gradmix_timm.evaluation.settings import DataOptions
 from gradmix_timm.openset import metrics
 
 QUICK = {'bootstrap': 0, 'trivial_images': 20, 'feature_map': 16}
@@ -248,3 +254,70 @@ def test_the_public_names_are_listed():
     assert {'evaluate', 'Evaluation', 'EvaluationImages', 'EvaluatedModel'} <= set(evaluation.__all__)
     assert {'evaluate', 'create_mixer', 'list_mixers', 'register_mixer', 'GradMix', 'attribute',
             'OpenSetClassifier'} <= set(dir(gradmix_timm))
+
+
+# ---- options picked on a validation set
+
+@pytest.fixture
+def apart(tmp_path):
+    """Class folders that share nothing with those of ``places``."""
+    return class_folders(tmp_path / 'apart', ('yak', 'zebu'), 6, splits=('test',), seed=5)
+
+
+def test_options_are_picked_as_the_command_picks_them(places, apart, tmp_path):
+    """The same rows, and the same record of what was tried."""
+    _, other, checkpoint = places
+    argv = ['ood', '--checkpoint', checkpoint, '--unknown', f'folder:other={other}', '--tune',
+            f'folder:validation={apart}', '--scores', 'scale', 'gen', '--no-accuracy-gate', '--output',
+            tmp_path / 'out', '--bootstrap', '0', '--device', 'cpu', '--trivial-images', '0', '--feature-map', '0']
+    assert run_console(openset_command.main, list(map(str, argv))) == 0
+    loaded = load_checkpoint(checkpoint)
+    opened = open_known(DataOptions(), loaded, loaded.record.known_classes, Preprocessing.of(CONFIG))
+    found = evaluate(checkpoint, known=opened.known, train=opened.train, held_out=opened.held_out,
+                     unknown={'other': other}, tune=apart, scores=('scale', 'gen'), device='cpu', gate='off', **QUICK)
+    written = Evaluation.load(tmp_path / 'out')
+    assert found.results['tuning'] == written.results['tuning']
+    assert found.results['tuning']['unknown'] == f'folder:validation={apart}'
+    assert {name: part['auroc'] for name, part in found.scores.items()} == {
+        name: part['auroc'] for name, part in written.scores.items()}
+
+
+def test_options_are_picked_on_loaders(net):
+    found = evaluate(net, train=tensors(0, 90), known=tensors(1), unknown={'far': tensors(2, shift=5)},
+                     held_out=tensors(3), tune=DataLoader(tensors(4, shift=2), 16), scores='scale', **QUICK)
+    tuning = found.results['tuning']
+    assert (tuning['unknown'], tuning['n_known'], tuning['n_unknown']) == ('DataLoader', 60, 60)
+    assert list(found.scores) == [tuning['scores']['scale']['chosen']]
+
+
+def test_a_validation_set_that_is_not_apart_is_refused(net):
+    """Of each kind of images, one is enough among those that are evaluated."""
+    parts = {'known': tensors(1), 'unknown': {'far': tensors(2, shift=5)}, 'held_out': tensors(3),
+             'train': tensors(0, 90)}
+    own = tensors(4, shift=2).tensors[0]
+    for images, words in ((tensors(1).tensors[0][:1], 'shares 1 of its 61 images with the known test images'),
+                          (tensors(2, shift=5).tensors[0][7:8], 'shares 1 of its 61 images with far'),
+                          (tensors(0, 90).tensors[0][:5], 'are known training images'),
+                          (tensors(3).tensors[0][:5], 'are known held-out images')):
+        mixed = torch.cat([own, images])
+        with pytest.raises(ValueError, match=words):
+            evaluate(net, **parts, tune=TensorDataset(mixed, torch.zeros(len(mixed)).long()), scores='scale', **QUICK)
+    with pytest.raises(ValueError, match='add held_out=IMAGES'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), tune=tensors(4), scores='scale', **QUICK)
+
+
+def test_a_validation_set_of_classes_that_are_evaluated_is_refused(places, tmp_path):
+    """By the names of its folders, whether their path or a data set is passed; a subset has the classes of its rows."""
+    data, other, checkpoint = places
+    given = {'known': data / 'test', 'train': data, 'held_out': class_folders(tmp_path / 'held', ('cat', 'ant'), 4,
+                                                                             ('test',), 8),
+             'unknown': {'other': other}, 'scores': 'scale', 'device': 'cpu', 'gate': 'off', **QUICK}
+    same = class_folders(tmp_path / 'same', ('newt', 'yak'), 3, ('test',), 9) / 'test'
+    for tune in (same, ImageFolder(same)):
+        with pytest.raises(ValueError, match=r"has 1 classes of other \('newt', ...\)"):
+            evaluate(checkpoint, **given, tune=tune)
+    known = ImageFolder(class_folders(tmp_path / 'more', ('cat', 'yak'), 3, ('test',), 9) / 'test')
+    with pytest.raises(ValueError, match=r"has 1 classes of the known images \('cat', ...\)"):
+        evaluate(checkpoint, **given, tune=known)
+    yaks = Subset(known, [3, 4, 5])
+    assert evaluate(checkpoint, **given, tune=yaks).results['tuning']['n_unknown'] == 3

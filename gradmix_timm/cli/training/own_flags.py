@@ -17,6 +17,8 @@ VAL_FRACTION = 0.1
 MIXING = (
     flag('--mixup-prob-elem', type=float, default=1.0, metavar='P',
          text='probability that an image of a mixed batch is mixed; registered mixers only'),
+    flag('--mixup-model', type=str, choices=('live', 'ema'), default='live',
+         text='where a mixer reads its maps: the model in training, or its running average (--model-ema)'),
     flag('--multi-label-mix', type=str, choices=('weight', 'union'),
          text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
     flag('--unknown-output', action='store_true', default=False,

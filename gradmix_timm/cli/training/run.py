@@ -53,6 +53,7 @@ from .setup import (
     build_task,
     compile_task,
     live_model,
+    mapped_model,
     start,
 )
 from .tracking import Tracker, open_bar
@@ -171,7 +172,7 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
                           exact=args.workers == 0 or plan.in_step or data.split is not None)
     bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None
     run = Run(args=args, hardware=hardware, task=task, optimizer=optimizer, loaders=loaders, mixer=mixer,
-              model=live_model(task) if mixer is not None else None, scheduler=scheduler, saver=saver,
+              model=mapped_model(args, task) if mixer is not None else None, scheduler=scheduler, saver=saver,
               output_dir=output_dir, epochs=epochs, bar=bar, section=section, position=position,
               interrupt=Interrupt(hardware.device if args.distributed else None),
               tracker=_open_tracker(args, output_dir, span.first))
@@ -363,9 +364,8 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     """Write mixes.png and mixes.json: one batch mixed at the end of training."""
     names = data.known or tuple(map(str, range(run.args.num_classes)))
     names = (*names, 'no class') if run.args.unknown_output else names
-    images, labels = run.samples
-    mixer, model = run.mixer, live_model(run.task)
+    (images, labels), mixer = run.samples, run.mixer
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture should not show unmixed images
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
-    save_mixes(str(run.output_dir), model, images, labels, mixer, names, built.preprocessing.as_config())
+    save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())
 
