@@ -19,7 +19,9 @@ def _on_path(monkeypatch):
 
 
 def test_no_example_is_without_a_test():
-    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop', 'hf_trainer', 'torchvision_reference'}
+    # onnx_runtime.py is run by tests/test_onnx_image.py.
+    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop', 'hf_trainer', 'torchvision_reference',
+              'onnx_runtime'}
     assert {path.stem for path in EXAMPLES.glob('*.py')} == tested
 
 

@@ -229,19 +229,24 @@ class OpenSetClassifier:
             manifest = Manifest(**facts)
         return cls(model, score, manifest, device, batch_size)
 
-    def export_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Write one ONNX graph: normalisation, model, score and threshold.
+    def export_onnx(self, path: str | os.PathLike[str], input: str = 'tensor') -> None:
+        """Write one ONNX graph of normalisation, model, score and threshold, and its model card, ``PATH.md``.
 
-        Input ``images``: float32 [N, C, H, W], pixels from 0 to 1 at the model's size (the metadata list the steps
-        from a file to them, see :meth:`~gradmix_timm.data.preprocessing.Preprocessing.onnx_metadata`); N is free.
-        Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool [N]; class names are in the metadata.
-        In full precision, regardless of ``amp_dtype``.
+        Outputs: ``label`` int64 [N], ``knownness`` float64 [N], ``accepted`` bool [N]. Class names, threshold,
+        preprocessing and versions are in the metadata. In full precision, regardless of ``amp_dtype``.
+
+        Args:
+            path: Of the graph.
+            input: 'tensor': the graph reads ``images``, float32 [N, C, H, W], pixels from 0 to 1 at the model's size
+                (the metadata list the steps from a file to them, see
+                :meth:`~gradmix_timm.data.preprocessing.Preprocessing.onnx_metadata`); N is free. 'image': it reads
+                ``image``, uint8 [H, W, 3] of any size, resizes and crops it itself, and N is 1.
 
         Raises:
-            ValueError: A score that reads more than logits.
+            ValueError: A score that reads more than logits; for 'image' a preprocessing that ONNX has no operators for.
             ImportError: Without the packages of ``pip install gradmix-timm[onnx]``.
         """
-        onnx_export.export(path, self.model, self.score, self.manifest)
+        onnx_export.export(path, self.model, self.score, self.manifest, input)
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
