@@ -32,9 +32,11 @@ def main(backbone: str = 'test_resnet', epochs: int = 6, batch_size: int = 64, *
         for step, (images, labels) in enumerate(loader):
             mixer.set_step(epoch, step)
             with accelerator.autocast():
-                images, targets = mixer(images, labels, model)  # before accumulate: the maps need no synchronisation
+                mixed = mixer.mix(images, labels, model)  # before accumulate: the maps need no synchronisation
             with accelerator.accumulate(model):
-                loss = loss_fn(model(images), targets)
+                with mixer.watch(model, mixed) as finish:  # some mixers, such as transmix, know labels after the pass
+                    output = model(mixed.input)
+                loss = loss_fn(output, finish(output))
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()

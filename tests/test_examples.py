@@ -19,7 +19,9 @@ def _on_path(monkeypatch):
 
 
 def test_no_example_is_without_a_test():
-    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop', 'hf_trainer', 'torchvision_reference'}
+    # onnx_runtime.py is run by tests/test_onnx_image.py.
+    tested = {'digits', 'plain_pytorch', 'lightning_module', 'accelerate_loop', 'hf_trainer', 'torchvision_reference',
+              'onnx_runtime'}
     assert {path.stem for path in EXAMPLES.glob('*.py')} == tested
 
 
@@ -43,6 +45,15 @@ def test_lightning_module():
     module = importlib.import_module('lightning_module')
     result = module.main(epochs=3, batch_size=32, enable_progress_bar=False, enable_model_summary=False)
     assert result['accuracy'] > 0.7
+
+
+@pytest.mark.slow
+def test_lightning_module_with_labels_that_are_known_after_the_pass():
+    pytest.importorskip('lightning')
+    module = importlib.import_module('lightning_module')
+    result = module.main('test_vit', epochs=2, batch_size=32, mixer='transmix', model_kwargs={'img_size': 32},
+                         enable_progress_bar=False, enable_model_summary=False)
+    assert result['accuracy'] > 0.3
 
 
 @pytest.mark.slow

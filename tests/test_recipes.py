@@ -11,6 +11,7 @@ from PIL import Image
 
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli import train
+from gradmix_timm.cli.training import run as stages
 from gradmix_timm.data import load_split
 
 CONFIGS = Path(__file__).parent.parent / 'configs'
@@ -89,8 +90,8 @@ def test_two_steps_of_every_recipe(path, tmp_path, monkeypatch):
     create = timm.create_model
     monkeypatch.setattr(train, 'create_model', lambda **options: create(**{**options, 'pretrained': False}))
     steps = []
-    step = train.train_one_epoch
-    monkeypatch.setattr(train, 'train_one_epoch', lambda run, epoch: (steps.append(len(run.loaders.train)),
+    step = stages.train_one_epoch
+    monkeypatch.setattr(stages, 'train_one_epoch', lambda run, epoch: (steps.append(len(run.loaders.train)),
                                                                      step(run, epoch))[1])
     model = 'test_vit' if args.model.startswith('vit') else 'test_resnet'
     where = [] if digits else ['--data-dir', str(tmp_path / 'data'), '--dataset', '']

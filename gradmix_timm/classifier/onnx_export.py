@@ -1,4 +1,4 @@
-"""One ONNX graph of normalisation, model, score and threshold."""
+"""One ONNX graph of normalisation, model, score and threshold; of the preprocessing too where it reads images."""
 from __future__ import annotations
 
 import copy
@@ -6,17 +6,31 @@ import json
 import os
 import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.checkpoint import atomic_path
+from gradmix_timm.checkpoint import atomic_path, versions, write_atomic
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.scores import SCORES, Score
 from gradmix_timm.openset.scores.logit import LogitScore
 
-__all__ = ['Graph', 'export']
+from .model_card import model_card
+from .onnx_image import check_exportable, prepend
+
+__all__ = ['INPUTS', 'Graph', 'export']
+
+#: What a graph reads, and its description in the metadata.
+INPUTS = {
+    'tensor': 'float32 [N, C, H, W], pixels from 0 to 1: what the steps of gradmix_timm.preprocessing make of an '
+              'image; normalised in the graph',
+    'image': 'uint8 [H, W, 3], RGB, one image of any size, upright; the steps of gradmix_timm.preprocessing, orient '
+             'apart, and normalisation are done in the graph'}
+_OUTPUTS = {
+    'label': 'int64 [N]: position in gradmix_timm.known_classes', 'knownness': 'float64 [N]: higher = more known',
+    'accepted': 'bool [N]: knownness >= threshold; false: of no known class'}
 
 
 class Graph(nn.Module):
@@ -47,21 +61,26 @@ class Graph(nn.Module):
         return logits.argmax(1), knownness, knownness >= self.threshold
 
 
-def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
-    """Write the graph atomically.
+def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any, input: str = 'tensor') -> None:
+    """Write the graph and its model card, ``PATH.md``, each atomically.
 
     Raises:
-        ValueError: A score that reads more than logits.
+        ValueError: A score that reads more than logits; another ``input`` than those of :data:`INPUTS`; a preprocessing
+            that ONNX has no operators for.
         ImportError: Without onnx and onnxscript.
     """
+    if input not in INPUTS:
+        raise ValueError(f'input={input!r}: a graph reads {" or ".join(map(repr, INPUTS))}')
     if not isinstance(score, LogitScore):
         able = [name for name in SCORES.describe() if issubclass(SCORES[name], LogitScore)]
         raise ValueError(f'score {score.name!r} does not fit into a graph of the logits; those that do: '
                          f'{", ".join(able)}: OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
+    preprocessing = Preprocessing.of(manifest.data_config)
+    if input == 'image':
+        check_exportable(preprocessing)
     missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
     if missing:
         raise ImportError(f'{" and ".join(missing)} not installed; pip install gradmix-timm[onnx]')
-    preprocessing = Preprocessing.of(manifest.data_config)
     frozen = copy.deepcopy(model).cpu().eval()
     net = Graph(frozen, score, preprocessing.mean, preprocessing.std, manifest.threshold).eval()
     example = torch.rand(2, *preprocessing.input_size)
@@ -72,22 +91,52 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
             dynamic_shapes={'images': {0: torch.export.Dim('n')}}, verbose=False)
     assert program is not None
     proto = program.model_proto
-    for key, value in _metadata(score, manifest, preprocessing).items():
+    if input == 'image':
+        prepend(proto, preprocessing)
+    for key, value in _metadata(score, manifest, preprocessing, input).items():
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, value
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString())
+    title = Path(path).name
+    write_atomic(f'{os.fspath(path)}.md', model_card(title, manifest, score, _use(title, input, preprocessing)))
 
 
-def _metadata(score: Score, manifest: Any, preprocessing: Preprocessing) -> dict[str, str]:
+def _metadata(score: Score, manifest: Any, preprocessing: Preprocessing, input: str) -> dict[str, str]:
     """Metadata for callers of the graph, as text."""
     facts = {
         'known_classes': list(manifest.known_classes), 'score': score.name, 'score_options': score.options,
         'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,
-        'input': 'float32 [N, C, H, W], pixels from 0 to 1: what the steps of gradmix_timm.preprocessing make of an '
-                 'image; normalised in the graph',
+        'known_acceptance': manifest.known_acceptance, 'input': INPUTS[input], 'outputs': _OUTPUTS,
         'formulas': "H and W are the picture's sides before the step, / divides in float64, round goes to the even "
                     'number at halves, floor down',
-        **preprocessing.onnx_metadata(), 'model': manifest.model}
+        **preprocessing.onnx_metadata(), 'model': manifest.model, 'checkpoint': manifest.checkpoint,
+        'versions': versions()}
     return {f'gradmix_timm.{key}': value if isinstance(value, str) else json.dumps(value)
             for key, value in facts.items()}
+
+
+def _use(name: str, input: str, preprocessing: Preprocessing) -> str:
+    """The card's section on the use of the graph."""
+    upright = 'ImageOps.exif_transpose(Image.open(path))' if preprocessing.exif == 'apply' else 'Image.open(path)'
+    feed = {'image': f"np.asarray({upright}.convert('RGB'))",
+            'tensor': 'pixels  # float32 [N, C, H, W]: facts["gradmix_timm.preprocessing"] lists the steps'}[input]
+    modules = f'Image{", ImageOps" if preprocessing.exif == "apply" else ""}'
+    outputs = '\n'.join(f'- `{key}`: {value}' for key, value in _OUTPUTS.items())
+    return f"""```python
+import json
+import numpy as np
+import onnxruntime
+from PIL import {modules}
+
+session = onnxruntime.InferenceSession({name!r})
+facts = session.get_modelmeta().custom_metadata_map
+names = json.loads(facts['gradmix_timm.known_classes'])
+{"image" if input == "image" else "images"} = {feed}
+label, knownness, accepted = session.run(None, {{{"'image': image" if input == "image" else "'images': images"}}})
+print(names[label[0]] if accepted[0] else 'unknown', knownness[0])
+```
+
+- Input: {INPUTS[input]}.
+{outputs}
+"""

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import difflib
 import logging
@@ -10,11 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from timm.utils import ParseKwargs
-
 from gradmix_timm.schema import naming, read_yaml, shown
 
-__all__ = ['layer', 'read_config', 'words']
+__all__ = ['ParseKwargs', 'layer', 'read_config', 'words']
 
 _logger = logging.getLogger('train')
 # Former flags of timm's script, and their replacements.
@@ -50,6 +49,24 @@ def words(text: str) -> list[str]:
     if not all(found):
         raise argparse.ArgumentTypeError(f'{text!r} has an empty word (an unset variable?); expected A,B,...')
     return found
+
+
+class ParseKwargs(argparse.Action):
+    """``KEY=VALUE KEY=VALUE`` as a dict, values as Python literals where they are ones; timm's, without its import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,  # noqa: D102
+                 option_string: str | None = None) -> None:
+        found = {}
+        for pair in values:
+            key, equals, value = pair.partition('=')
+            if not equals:
+                parser.error(f'{option_string} takes pairs KEY=VALUE, with blanks between them and none round the =; '
+                             f'got {pair}')
+            try:
+                found[key] = ast.literal_eval(value)
+            except (ValueError, SyntaxError):
+                found[key] = value
+        setattr(namespace, self.dest, found)
 
 
 def layer(text: str) -> int | str:

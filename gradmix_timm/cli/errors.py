@@ -104,14 +104,6 @@ class ConsoleParser(argparse.ArgumentParser):
         # Lists of negative numbers are values too: `--layers -2,-1`.
         self._negative_number_matcher = re.compile(r'^-\d+(,-?\d+)*$|^-\d*\.\d+$')
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102 - argparse's
-        try:
-            return super().parse_known_args(args, namespace)
-        except ValueError:  # timm's action for KEY=VALUE on a word without =
-            words = sys.argv[1:] if args is None else args
-            pairs = [word for word in words if getattr(self._option_string_actions.get(word), 'nargs', None) == '*']
-            self.error(f'{" or ".join(pairs)} takes pairs KEY=VALUE, with blanks between them and none round the =')
-
     def _get_values(self, action: argparse.Action, arg_strings: Any) -> Any:
         empty_means = action.dest in self.takes_empty
         whole_line = action.nargs in (argparse.PARSER, argparse.REMAINDER)  # of a command, whose parser looks itself

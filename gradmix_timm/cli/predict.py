@@ -1,33 +1,16 @@
-"""``python -m gradmix_timm.predict``: the class of each image or ``unknown``, with its knownness."""
+"""Flags of ``python -m gradmix_timm.predict``; what it does is in :mod:`.commands.predict`."""
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from PIL import Image
-from tqdm import tqdm
-
-from gradmix_timm.classifier import UNKNOWN, OpenSetClassifier
-from gradmix_timm.classifier.images import as_image
-from gradmix_timm.classifier.serialization import JSON
-from gradmix_timm.data.decoding import EXIF_RULES, MODES
-from gradmix_timm.data.listing import list_images
-from gradmix_timm.data.opening import expected_files
-from gradmix_timm.openset.scores import list_scores
+from gradmix_timm.choices import EXIF_RULES, MODES, ONNX_INPUTS, SCORES
 
 from .config_file import words
-from .errors import ConsoleParser, UsageError, user_errors
+from .errors import ConsoleParser
+from .plugins import MODULES_HELP
 
 __all__ = ['build_parser', 'main']
-
-# Flags that a saved classifier fixes, and its attributes.
-_MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classes', 'model', 'amp', 'data_dir',
-           'dataset', 'train_split', 'class_map', 'workers', 'input_img_mode', 'exif')
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,8 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ConsoleParser(prog='gradmix-predict', description='The class of each image, or "unknown".')
     parser.add_argument('images', nargs='*', metavar='IMAGES', help='image files, and folders of them')
     add = parser.add_argument_group('Classifier').add_argument
-    add('--checkpoint', metavar='C', required=True, help='a checkpoint, or the folder of a saved classifier')
-    add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(list_scores())}; or '
+    add('--checkpoint', metavar='C', required=True, help='a checkpoint, the folder of a saved classifier, or '
+                                                        'hf-hub:ORG/NAME of the Hugging Face Hub')
+    add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(SCORES)}; or '
                                         'pytorch-ood:NAME')
     add('--known-acceptance', type=float, metavar='P',
         help='share of new known images to accept at least (default: 0.95)')
@@ -52,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda if available)')
     add('--amp', action='store_true', default=None, help='run the model in bfloat16')
     add('--batch-size', type=int, default=64, metavar='N', help='(default: 64)')
+    add('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
     add = parser.add_argument_group('Training images, for the threshold and for scores with a fit').add_argument
     add('--data-dir', '--data', metavar='DIR', help="folder of the data (default: the checkpoint's)")
     add('--dataset', metavar='NAME', help="(default: the checkpoint's)")
@@ -61,112 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group('Output').add_argument
     add('--json', action='store_true', help='for programs, in place of the table')
     add('--save', metavar='DIR', help='keep the classifier; --checkpoint DIR takes it')
-    add('--onnx', metavar='FILE', help='export the classifier as one ONNX graph')
+    add('--onnx', metavar='FILE', help='export the classifier as one ONNX graph, and its model card, FILE.md')
+    add('--onnx-input', choices=ONNX_INPUTS, metavar='KIND',
+        help='what the graph reads: tensor, prepared pixels; image, uint8 [H, W, 3] of any size (default: tensor)')
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
-    if not args.images and not args.save and not args.onnx:
-        raise UsageError('no image given: name image files or folders of them (or --save DIR, --onnx FILE)')
-    files = _expand(args.images)
-    with user_errors():
-        classifier = _classifier(args)
-        if args.save:
-            classifier.save(args.save)
-        if args.onnx:
-            classifier.export_onnx(args.onnx)
-        rows, broken = _predict(classifier, files)
-    if args.json:
-        print(json.dumps(_told(classifier, rows, broken), indent=1))
-    elif rows:
-        print(_table(rows))
-        rejected = sum(not row['accepted'] for row in rows)
-        print(f'{len(rows)} images, {rejected} unknown: {classifier.score.name} below {classifier.threshold:.4f}, '
-              f'a threshold {classifier.manifest.threshold_source}')
-    for path in (args.save, args.onnx):
-        if path and not args.json:
-            print(path)
-    if broken:
-        first = broken[0]
-        more = f' (and {len(broken) - 1} more of {len(files)})' if len(broken) > 1 else ''
-        raise UsageError(f'{first["error"]}{more}')
-    return 0
-
-
-def _expand(named: Sequence[str], flag: str = '') -> list[Path]:
-    """Image files, folders expanded; names that do not exist are refused before a model is loaded."""
-    found: list[Path] = []
-    for name in named:
-        path = Path(name)
-        if not path.exists():
-            raise UsageError(f'{flag}there is no file or folder {name}; name images, or folders of them')
-        inside = [Path(file) for file in list_images(path).files] if path.is_dir() else [path]
-        if not inside:
-            raise UsageError(f'{flag}no image in the folder {name} ({expected_files()})')
-        found += inside
-    return found
-
-
-def _classifier(args: argparse.Namespace) -> OpenSetClassifier:
-    if args.batch_size < 1:
-        raise UsageError(f'--batch-size {args.batch_size}: expected 1 or more')
-    given = {name: getattr(args, name) for name in _MAKING if getattr(args, name) is not None}
-    if (Path(args.checkpoint) / JSON).is_file():
-        if given:
-            flag = next(iter(given)).replace('_', '-')
-            raise UsageError(f'{args.checkpoint} is a saved classifier, its score, threshold and preprocessing are '
-                             f'fixed; leave out --{flag}, or give the checkpoint it was made from')
-        return OpenSetClassifier.load(args.checkpoint, args.device, args.batch_size)
-    if given.pop('amp', False):
-        given['amp_dtype'] = torch.bfloat16
-    if args.validation:
-        given['validation'] = _expand(args.validation, '--validation: ')
-    return OpenSetClassifier.from_checkpoint(
-        args.checkpoint, device=args.device, batch_size=args.batch_size, **given)
-
-
-def _predict(classifier: OpenSetClassifier, files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """A row for each image that can be read, and the others with their errors."""
-    good: list[Path] = []
-    broken: list[dict[str, str]] = []
-
-    def readable() -> Iterator[Image.Image]:
-        for path in tqdm(files, unit='image', leave=False, delay=2., disable=None, file=sys.stderr):
-            try:
-                image = as_image(path, classifier.preprocessing)
-            except ValueError as error:
-                broken.append({'file': str(path), 'error': ' '.join(str(error).split())})
-                continue
-            good.append(path)
-            yield image
-
-    classes, knownness = classifier.scores(readable())
-    rows = []
-    for path, place, value in zip(good, classes.tolist(), knownness.tolist(), strict=True):
-        accepted, nearest = value >= classifier.threshold, classifier.known_classes[place]
-        rows.append({'file': str(path), 'label': nearest if accepted else UNKNOWN, 'knownness': value,
-                     'accepted': accepted, 'nearest': nearest})
-    return rows, broken
-
-
-def _told(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: list[dict[str, str]]) -> dict[str, Any]:
-    manifest = classifier.manifest
-    return {
-        'format': 1, 'model': manifest.model, 'score': classifier.score.name, 'threshold': classifier.threshold,
-        'known_acceptance': manifest.known_acceptance, 'threshold_source': manifest.threshold_source,
-        'known_classes': list(classifier.known_classes), 'images': rows, 'unreadable': broken}
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, readable in a terminal; rejected images are shown with the nearest known class."""
-    cells = [('image', 'label', 'knownness', 'nearest known')]
-    cells += [(row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'])
-              for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    lines = [f'| {a.ljust(widths[0])} | {b.ljust(widths[1])} | {c.rjust(widths[2])} | {d.ljust(widths[3])} |'
-             for a, b, c, d in cells]
-    lines.insert(1, '|' + '|'.join('-' * (width + 1) + (':' if column == 2 else '-')
-                                   for column, width in enumerate(widths)) + '|')
-    return '\n'.join(lines)
+    from .commands.predict import run  # imports PyTorch, which flags need not wait for
+    return run(args)

@@ -1,20 +1,13 @@
-"""``gradmix-study``: many trainings and their evaluations from one YAML file, resumable; tables from their files."""
+"""Flags of ``python -m gradmix_timm.study``; what it does is in :mod:`.commands.study`."""
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from timm.utils import ParseKwargs
+from gradmix_timm.choices import ENGINES
 
-from gradmix_timm.checkpoint import atomic_path, write_atomic
-from gradmix_timm.study import draw_study, list_engines, read_study, run_study, study_tables
-from gradmix_timm.study.cells import is_done
-
-from .config_file import words
-from .errors import ConsoleParser, user_errors
+from .config_file import ParseKwargs, words
+from .errors import ConsoleParser
 
 __all__ = ['build_parser', 'main']
 
@@ -25,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
                            'not done yet, then print its tables. Several machines may share the output folder.')
     add = parser.add_argument
     add('study', metavar='STUDY.yaml', help='axes, flags of train.py, evaluations; see docs/study.md')
-    add('--engine', choices=tuple(list_engines()), default='local', help='(default: local)')
+    add('--engine', choices=tuple(ENGINES), default='local', help='(default: local)')
     add('--jobs', type=int, default=1, metavar='N', help='cells at a time (default: 1)')
     add('--threads', type=int, metavar='N', help='threads of each cell (default: the cores shared out among --jobs)')
     add('--keep-runs', action='store_true', help='keep run folders with their checkpoints (default: results alone)')
@@ -44,38 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the missing cells, then print the tables."""
+    """Run the command."""
     args = build_parser().parse_args(argv)
-    with user_errors():
-        if not 0 < args.level < 1:
-            raise ValueError(f'--level {args.level:g}: expected a coverage between 0 and 1')
-        study = read_study(args.study)
-    if args.list:
-        for cell in study.cells:
-            print(f'{"done" if is_done(study.output, cell) else "    "}  {cell.name}')
-        return 0
-    failed: dict[str, str] = {}
-    if not args.table:
-        # A scheduler's signal ends a study like Ctrl-C: running cells write a checkpoint.
-        previous = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            with user_errors():
-                failed = run_study(study, args.engine, args.jobs, args.threads, args.keep_runs, args.engine_kwargs)
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-    for name, message in failed.items():
-        print(f'failed: {name}: {message}')
-    with user_errors():
-        tables = study_tables(study, args.scores, args.metrics, args.level)
-        print(tables, end='')
-        if args.write:
-            write_atomic(Path(args.write), tables)
-        if args.plot:
-            figure = draw_study(study, args.plot_metric, args.plot_score, args.level)
-            with atomic_path(args.plot) as temporary:
-                figure.savefig(temporary, dpi=150)
-    return 1 if failed else 0
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+    from .commands.study import run  # imports PyTorch, which flags need not wait for
+    return run(args)

@@ -20,11 +20,10 @@ from .shortcut import Shortcut, ShortcutSource, bearing, canonical_name, inner_n
 from .sources import is_flat, list_splits, open_dataset
 from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
 from .synthetic import list_made, made_images
-from .unknown_sets import OVERLAPS, Outside, UnknownSpec, check_specs, open_outside, parse_unknown
+from .unknown_sets import Outside, UnknownSpec, check_specs, open_outside, parse_unknown
 from .views import TwoViews, collate_views
 
 __all__ = [
-    'OVERLAPS',
     'ClassSplit',
     'Codec',
     'CutDataset',

@@ -9,15 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ['EXIF_RULES', 'MODES', 'decode', 'through_rgb']
+__all__ = ['decode', 'through_rgb']
 
 _logger = logging.getLogger(__name__)
-
-#: PIL modes that a model can be fed with, 8 bits a channel, and how many channels each has.
-MODES = {'L': 1, 'LA': 2, 'RGB': 3, 'HSV': 3, 'YCbCr': 3, 'LAB': 3, 'RGBA': 4, 'CMYK': 4, 'RGBX': 4}
-#: What to do about the orientation that a camera writes beside the pixels: read them as stored, as timm does, or turn
-#: the picture upright.
-EXIF_RULES = ('ignore', 'apply')
 
 _warned_of_deep = False
 
@@ -31,8 +25,8 @@ def decode(image: Image.Image, mode: str | None, exif: str = 'ignore', name: Any
 
     Args:
         image: As opened.
-        mode: One of :data:`MODES`; None: as stored.
-        exif: One of :data:`EXIF_RULES`.
+        mode: One of :data:`~gradmix_timm.choices.MODES`; None: as stored.
+        exif: One of :data:`~gradmix_timm.choices.EXIF_RULES`.
         name: Of the file, for messages.
 
     Raises:
@@ -71,7 +65,7 @@ def through_rgb(image: Image.Image, change: Callable[[Image.Image], Image.Image]
     """Apply a change that is defined for RGB and grey pictures to an image of any mode; alpha is kept.
 
     Args:
-        image: Of one of :data:`MODES`.
+        image: Of one of :data:`~gradmix_timm.choices.MODES`.
         change: RGB or grey picture to another of the same mode.
     """
     if image.mode in ('L', 'RGB'):

@@ -12,7 +12,9 @@ from timm.data.model_config import resolve_input_data_config
 from torch import nn
 from torchvision.transforms import Compose
 
-from .decoding import EXIF_RULES, MODES, decode
+from gradmix_timm.choices import EXIF_RULES, MODES
+
+from .decoding import decode
 from .transforms import PipelineTransform, recorded_pipeline
 
 __all__ = ['CROP_MODES', 'FILTERS', 'Preprocessing']

@@ -18,7 +18,7 @@ from .sources import list_splits, open_dataset
 from .subsets import CutDataset, as_source, class_names, labels_of
 from .synthetic import list_made, made_images
 
-__all__ = ['OVERLAPS', 'TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
+__all__ = ['TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
 
 # Our name to torchvision's class and its arguments for the test part.
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,8 +38,6 @@ _ALIASES = {'textures': 'dtd', 'fashionmnist': 'fashion_mnist', 'pets': 'oxford_
 _KINDS = ('folder', 'torchvision', 'timm', 'noise', 'made')
 _SYNTAX = ('expected folder:NAME=DIR (a folder or a .tar), torchvision:NAME, timm:NAME=DIR, or noise:NAME for images '
            'that are made')
-#: Policies for unknown sets with classes named like known ones.
-OVERLAPS = ('refuse', 'drop', 'keep')
 _EVALUATED = ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.data import ClassSplit, CutDataset, class_names, is_flat, split_flat
 from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.openset.extract import without_unknown_output
 from gradmix_timm.openset.near_far import near_and_far
 from gradmix_timm.registry import nearest
 
@@ -40,7 +41,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
              preprocessing: Preprocessing | None = None, pretrained: bool = True, img_size: int | None = None,
              device: torch.device | str | None = None, gate: str = 'warn', reference_top1: float | None = None,
              near: Sequence[str] = (), far: Sequence[str] = (), overlap: str = 'refuse', tune: Any = None,
-             **settings: Any) -> Evaluation:
+             unknown_output: bool = False, **settings: Any) -> Evaluation:
     """Evaluate how well a model classifies known images and separates unknown images from them.
 
     Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
@@ -67,6 +68,8 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         overlap: What to do about unknown classes named like a known one: 'refuse', 'drop', 'keep'.
         tune: Unknown images, apart from all others, on which options of scores are picked against ``held_out``, by
             OpenOOD's grids; ``results['tuning']`` says what was tried.
+        unknown_output: The last output of a live module is for no class: a copy is evaluated whose logits are
+            z_k - z_unknown. A checkpoint says so itself.
         **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
 
     Raises:
@@ -93,6 +96,11 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
     chosen = EvaluationSettings(scores=None if names is None else tuple(names), **settings)
+    if unknown_output:
+        if not isinstance(model, nn.Module):
+            raise ValueError('unknown_output=True is for live modules; a checkpoint of train.py --unknown-output '
+                             'records it')
+        model = without_unknown_output(model)
     with _random_state_kept():
         subject = _model_of(model, chosen, preprocessing, pretrained, img_size, device, known_classes)
         images = _images_of(subject, known, train, held_out, known_classes)

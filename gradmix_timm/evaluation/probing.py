@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradmix_timm.choices import PROBES
 from gradmix_timm.data.subsets import stratified
 from gradmix_timm.openset.metrics.intervals import over_trials, top1
 from gradmix_timm.openset.metrics.summary import summarize
@@ -25,10 +26,8 @@ from .model import EvaluatedModel
 from .processes import rest_by_first
 from .settings import EvaluationSettings, check_counts
 
-__all__ = ['PROBES', 'ProbeOptions', 'evaluate_probes']
+__all__ = ['ProbeOptions', 'evaluate_probes']
 
-#: Kinds of probes.
-PROBES = ('linear', 'knn', 'few-shot')
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -37,7 +36,7 @@ class ProbeOptions:
     """Which probes, and how they are fitted.
 
     Attributes:
-        probes: Of :data:`PROBES`.
+        probes: Of :data:`~gradmix_timm.choices.PROBES`.
         shots: Training images of a class for few-shot probes.
         draws: Few-shot draws of each size.
         knn_k: Neighbours; None: 20, or 200 for half a million images.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradmix_timm.attribution import CONTROLS, METHODS, attribute, resolve_layers, to_pixels
 from gradmix_timm.attribution.deletion import log_odds
+from gradmix_timm.choices import SHORTCUT_IMAGES
 from gradmix_timm.data import CutDataset, ShortcutSource, viewed
 from gradmix_timm.openset.judge import needs_train, refuse_model_scores
 from gradmix_timm.openset.metrics.intervals import top1
@@ -52,7 +53,7 @@ class ShortcutOptions:
 
     attribution: str = 'layercam'
     layers: Sequence[str] | None = None
-    images: int = 1000
+    images: int = SHORTCUT_IMAGES
 
     def __post_init__(self) -> None:
         """Reject methods without a map, before anything is opened."""

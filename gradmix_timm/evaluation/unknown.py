@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradmix_timm.choices import OVERLAPS
 from gradmix_timm.data import (
-    OVERLAPS,
     Codec,
     CutDataset,
     UnreadableImageError,

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from gradmix_timm.choices import TIMM_MODES
+from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
 from gradmix_timm.registry import Registry, nearest
 
 from .attentivemix import AttentiveMix
@@ -16,7 +18,7 @@ from .callables import CallableMixer, TorchvisionMixer
 from .contract import BoundMixer, Mixer, adopt
 from .cutout import Cutout
 from .fmix import FMix
-from .gradmix import OPTIONS, RECIPES, GradMix, GradMixOptions
+from .gradmix import GradMix
 from .gridmix import GridMix
 from .guidedmix import GuidedMix
 from .openmix import OpenMix
@@ -69,8 +71,6 @@ __all__ = [
     'register_mixer',
 ]
 
-#: Names that build timm's own class.
-TIMM_MODES = ('batch', 'pair', 'elem', 'half')
 _SHARED = ('num_classes', 'label_smoothing', 'prob', 'prob_elem', 'seed', 'rank', 'multi_label_mix', 'unknown_output')
 
 _MIXERS: Registry[Callable[..., Any]] = Registry('mixer')

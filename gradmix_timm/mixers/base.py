@@ -1,7 +1,6 @@
 """Base class of mixers: draw once, apply deterministically, call like timm's Mixup with the live model as well."""
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from gradmix_timm.records import Captured, MixDraw, Mixed
 from .contract import BoundMixer
 
 __all__ = [
-    'BatchMixer', 'check_alpha', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'paste_mask', 'to_device']
+    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'paste_mask', 'to_device']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -57,17 +56,6 @@ def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
     partner = np.empty_like(order)
     partner[order] = np.roll(order, 1)
     return partner
-
-
-def check_alpha(alpha: float, name: str = 'alpha') -> float:
-    """The parameter of a Beta distribution, as a float.
-
-    Raises:
-        ValueError: Not above 0, or not finite.
-    """
-    if not (alpha > 0 and math.isfinite(alpha)):
-        raise ValueError(f'{name} of the Beta distribution is a finite number above 0, got {alpha}')
-    return float(alpha)
 
 
 class BatchMixer:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from gradmix_timm.ops import (
     boxes_at,
     boxes_inside,
     image_size,
+    like,
+    mask_mass,
     noise_fill,
     paste,
     paste_donors,
@@ -37,81 +39,20 @@ from gradmix_timm.ops import (
     window_boxes,
 )
 from gradmix_timm.ops.authors import authors_sides
+from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
 from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, check_alpha, to_device
+from .base import BatchMixer, paste_mask, to_device
+from .cells import CELLS, cell_order
+from .fmix import top_mask
 from .plain import box_sides, draw_lam
 
-__all__ = ['OPTIONS', 'RECIPES', 'GradMix', 'GradMixOptions']
-
-
-def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    return field(default=default, metadata={'help': text, 'choices': choices})
-
-
-@dataclass(frozen=True)
-class GradMixOptions:
-    """The options of GradMix: constructor keyword, ``--gradmix-NAME`` flag, YAML key and report column alike."""
-
-    recipe: str = _option('default', "'authors' sets every option as a run of the authors' code does, with the layers "
-                          '-2,-1 (their default is one layer); explicit options override', ('default', 'authors'))
-    attribution: str = _option('layercam', 'how the map is made; random and center are controls without a model',
-                               ('layercam', 'hirescam', 'gradcam', 'input-gradient', 'random', 'center'))
-    score: Any = _option('evidence', "differentiated: the label's log-odds, its logit, or +cross-entropy",
-                         ('evidence', 'logit', 'loss'))
-    sign: str = _option('high', "box at the map's maximum (high) or minimum (low)", ('high', 'low'))
-    layers: Any = _option(None, 'target layers: module names, or numbers (-1 the deepest usable); several are fused. '
-                          'The default lies early in a ResNet on 32 px images: try -2 there')
-    fill: str = _option('donor', 'what fills the box; noise and mean keep the label',
-                        ('donor', 'donor-resized', 'noise', 'mean'))
-    center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
-                          ('window', 'argmax', 'sample'))
-    placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
-    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
-                         'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
-                         'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
-    lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
-    alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
-    lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
-    warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
-    grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
-    correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
-    attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
-    keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            choices, value = option.metadata['choices'], getattr(self, option.name)
-            if choices and value not in choices and not (option.name == 'score' and callable(value)):
-                raise ValueError(f'{option.name}={value!r}: {nearest(str(value), choices)}')
-        low, high = self.lam_range
-        if not 0 <= low < high <= 1:
-            raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
-        check_alpha(self.alpha)
-        for name in ('warmup', 'grow'):
-            if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f'{name} is a number of epochs, 0 or more, got {getattr(self, name)}')
-        if not 0 < self.attr_scale <= 1:
-            raise ValueError(f'attr_scale is in (0, 1], got {self.attr_scale}')
-
-
-#: Option name to its dataclass field; ``metadata`` holds help and choices.
-OPTIONS = {option.name: option for option in fields(GradMixOptions)}
-
-#: Settings of the authors' code that differ from our defaults. Their scripts default to one layer (the
-#: third or the last stage, by date); others of their runs fuse (-2, -1). Not adopted: without AMP the line
-#: that adds their mixed term to the loss is commented out; their attribution leaves gradients in ``.grad``; and its
-#: extra forward in training mode updates BatchNorm's statistics a second time per step.
-RECIPES: dict[str, dict[str, Any]] = {
-    'default': {},
-    'authors': {'score': 'loss', 'layers': (-2, -1), 'fill': 'noise', 'center': 'argmax', 'label': 'keep',
-                'lam': 'batch', 'lam_range': (0.5, 0.9), 'correct_lam': False},
-}
+__all__ = ['GradMix']
 
 
 class GradMix(BatchMixer):
-    """A box over the evidence of each image, filled from a partner; labels by the visible shares.
+    """A box (or cells) over the evidence of each image, filled from a partner; labels by the visible shares.
 
     One step: a borrowed forward and a backward down to the target layer give each image's map; the box goes where it
     hides most of it; the ordinary step follows on the mixed batch. Cost: (4 + p) / 3 of an unmixed step, p the share
@@ -278,21 +219,29 @@ class GradMix(BatchMixer):
         # The authors' box is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
-        dst = self._boxes(pixels, sides, u, size)
         mixed = to_device(coins, device)
-        fallback = torch.zeros_like(mixed)
-        if attribution is not None:
-            fallback = attribution.degenerate & mixed
-            dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
-        donors = to_device(partner, device)
-        src = whole_boxes(batch, size, device) if config.fill == 'donor-resized' else dst
-        lam = box_lam(dst, size)
+        fallback = torch.zeros_like(mixed) if attribution is None else attribution.degenerate & mixed
+        donors, mask = to_device(partner, device), None
+        if config.shape == 'grid':
+            dst = src = torch.zeros(batch, 4, dtype=torch.int64, device=device)
+            noise = to_device(rng.random((batch, CELLS, CELLS), dtype=np.float32), device)
+            fine = pixels if attribution is None or min(attribution.map.shape[1:]) < CELLS else attribution.map
+            order = cell_order(fine, fallback, noise, config.attribution == 'center', config.sign)
+            mask = top_mask(order, to_device(np.where(coins, kept, 1.0), device))
+            mask = F.interpolate(mask, size=size, mode='nearest-exact')
+            lam = mask.mean((1, 2, 3))
+        else:
+            dst = self._boxes(pixels, sides, u, size)
+            if attribution is not None:
+                dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
+            src = whole_boxes(batch, size, device) if config.fill == 'donor-resized' else dst
+            lam = box_lam(dst, size)
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
-        share = self._own_share(pixels, donors, src, dst, lam)
+        share = self._own_share(pixels, donors, src, dst, mask, lam)
         rest = 1 - share
         weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
-        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, noise_seed=noise_seed,
+        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, mask=mask, noise_seed=noise_seed,
                           fallback=fallback, unknown=rest if self._open else None)
 
     def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -333,19 +282,20 @@ class GradMix(BatchMixer):
     def _open(self) -> bool:
         return self.config.label in ('open', 'open-area')
 
-    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
+    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, mask: Tensor | None,
+                   lam: Tensor) -> Tensor:
         """Weight of the own label, float32 [B]; the rest goes to the partner's or to no class."""
         if self._keeps_label():
             return torch.ones_like(lam)
         if self.config.label in ('area', 'open-area') or pixels is None:
             return lam
-        own, flat = 1 - box_mass(pixels, dst), pixels.flatten(1).sum(1) <= 0
+        own, flat = 1 - _hidden(pixels, dst, mask), pixels.flatten(1).sum(1) <= 0
         if self.config.label == 'open':
             return torch.where(flat, lam, own)
-        donor = box_mass(pixels[partner], src)
+        donor = _hidden(pixels[partner], src, mask)
         total = own + donor
         flat = flat | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
-        empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2])
+        empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2]) if mask is None else lam >= 1
         share = torch.where(empty, torch.ones_like(own), own / total.clamp_min(1e-12))
         return torch.where(flat & ~empty, lam, share)
 
@@ -356,14 +306,20 @@ class GradMix(BatchMixer):
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         if self.config.fill == 'donor':
-            return paste_donors(images, draw.partner, draw.dst)
+            return paste_donors(images, draw.partner, draw.dst) if draw.mask is None else paste_mask(images, draw)
         if self.config.fill == 'donor-resized':
             return paste_resized(images, images.index_select(0, draw.partner), draw.src, draw.dst)
-        if self.config.fill == 'mean':
-            return paste(images, images.float().mean((2, 3), keepdim=True), draw.dst)
-        if draw.noise_seed is None:
+        if self.config.fill == 'noise' and draw.noise_seed is None:
             return images.clone()
-        return paste(images, noise_fill(images, draw.noise_seed), draw.dst)
+        fill = (images.float().mean((2, 3), keepdim=True) if draw.noise_seed is None
+                else noise_fill(images, draw.noise_seed))
+        if draw.mask is None:
+            return paste(images, fill, draw.dst)
+        return like(torch.where(draw.mask > 0.5, images, fill.to(images.dtype)), images)
+
+
+def _hidden(maps: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor:
+    return box_mass(maps, boxes) if mask is None else mask_mass(maps, 1 - mask[:, 0])
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste_donors
+from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, check_alpha, kept_draw, to_device
+from .base import BatchMixer, kept_draw, to_device
 
 __all__ = ['AlphaMixer', 'CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
 

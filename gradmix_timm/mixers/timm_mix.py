@@ -8,9 +8,10 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from gradmix_timm.ops import as_targets, soft_targets
+from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 
-from .base import check_alpha, check_images
+from .base import check_images
 from .contract import BoundMixer
 
 __all__ = ['TimmMixup']

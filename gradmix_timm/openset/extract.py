@@ -20,7 +20,7 @@ from gradmix_timm.records import Embeddings
 from .memory import is_out_of_memory
 from .scores.base import Head
 
-__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched']
+__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched', 'without_unknown_output']
 
 _logger = logging.getLogger(__name__)
 # Seconds between log lines if no terminal shows a progress bar.
@@ -116,6 +116,28 @@ def head_of(model: nn.Module) -> Head:
     if len({weight.shape[1] for weight, _ in parts}) == 1:
         return Head(torch.stack([weight for weight, _ in parts]).mean(0), bias)
     return Head(torch.cat([weight for weight, _ in parts], dim=1) / len(parts), bias)
+
+
+def without_unknown_output(model: nn.Module) -> nn.Module:
+    """A copy whose logits are those of the known classes, z_k - z_unknown: the head's last row, off the others.
+
+    As :func:`~gradmix_timm.checkpoint.build_model` makes of a checkpoint that was trained with ``--unknown-output``.
+
+    Args:
+        model: Its last output is for no class.
+
+    Raises:
+        ValueError: A head that is no plain linear layer, or has fewer than three outputs.
+    """
+    copied = copy.deepcopy(model)
+    for head in _classifiers(unwrap_model(copied)):
+        if not isinstance(head, nn.Linear) or head.out_features < 3:
+            raise ValueError(f'unknown_output=True with {head}: expected an nn.Linear with an output for each of two '
+                             'or more known classes and one for no class')
+        for name, value in list(head.named_parameters(recurse=False)):
+            setattr(head, name, nn.Parameter(value.detach()[:-1] - value.detach()[-1:], value.requires_grad))
+        head.out_features -= 1
+    return copied
 
 
 _REMAINS = 'scores that need no head remain (logits or features alone)'

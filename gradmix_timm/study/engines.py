@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from gradmix_timm.choices import ENGINES
 from gradmix_timm.registry import nearest
 
 from .cells import CellFailedError, is_done, run_cell
@@ -25,8 +26,7 @@ _logger = logging.getLogger(__name__)
 
 def list_engines() -> dict[str, str]:
     """Engine to its description."""
-    return {'local': 'processes of this machine, --jobs at a time',
-            'submitit': 'an array of Slurm jobs (pip install submitit); its local and debug executors too'}
+    return dict(ENGINES)
 
 
 def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int | None = None, keep_runs: bool = False,

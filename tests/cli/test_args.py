@@ -20,7 +20,7 @@ OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_m
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
         'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
-        'log_tensorboard', 'log_mixes_interval', 'unknown_output',
+        'log_tensorboard', 'log_mixes_interval', 'unknown_output', 'mixup_model',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
 
@@ -256,6 +256,11 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode random-box --gradmix-keep-clean', 'random-box'),
     ('--mixup-mode gradmix --gradmix-warmup 5 --epochs 5', '--gradmix-warmup 5 with --epochs 5'),
     ('--mixup-mode gradmix --gradmix-warmup 3 --epochs 5 --mixup-off-epoch 3', '--mixup-off-epoch 3'),
+    ('--mixup-mode gradmix --mixup-model ema', 'needs --model-ema'),
+    ('--mixup-mode gradmix --mixup-model ema --model-ema --model-ema-force-cpu', 'with --model-ema-force-cpu'),
+    ('--mixup-mode cutmix --mixup-model ema --model-ema', 'no pass for the maps'),
+    ('--mixup-mode gradmix --mixup-model ema --model-ema --gradmix-keep-clean', '--gradmix-keep-clean'),
+    ('--mixup-mode gradmix --gradmix-shape grid --gradmix-center argmax', 'shape=grid with center=argmax'),
     ('--mixup-mode gradmix --gradmix-grow -1', 'grow is a number of epochs'),
     ('--mixup-mode mixup --unknown-output --num-classes 4', 'nothing would go to that output'),
     ('--mixup 0.2 --unknown-output --num-classes 4', '--mixup-mode openmix'),

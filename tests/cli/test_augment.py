@@ -15,6 +15,7 @@ from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.training import caching, loop
+from gradmix_timm.cli.training import run as stages
 from gradmix_timm.data import open_dataset, select_classes
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation.model import EvaluatedModel
@@ -32,14 +33,14 @@ def images(tmp_path_factory):
 def batches(monkeypatch):
     """Every training batch of the next runs, as the step gets it."""
     seen = []
-    step = train.train_one_epoch
+    step = stages.train_one_epoch
 
     def watched(run, epoch):
         loader = run.loaders.train
         seen.append([images.clone() for images, _ in loader])
         return step(run, epoch)
 
-    monkeypatch.setattr(train, 'train_one_epoch', watched)
+    monkeypatch.setattr(stages, 'train_one_epoch', watched)
     return seen
 
 
@@ -250,7 +251,7 @@ CACHED = ('--cache-images',)
 def test_cached_images_without_augmentation_are_those_of_timms_loader(images, tmp_path, monkeypatch):
     """The same training images in another order, the same validation batches."""
     seen = []
-    monkeypatch.setattr(train, '_train', lambda run, *rest: seen.append(
+    monkeypatch.setattr(stages, '_train', lambda run, *rest: seen.append(
         [torch.cat([batch for batch, _ in loader]).flatten(1) for loader in (run.loaders.train, run.loaders.eval)]))
     for name, more in (('timm', ()), ('cached', CACHED)):
         run_tiny(images, tmp_path, '--no-aug', '-b', 8, '--epochs', 1, *more, name=name)

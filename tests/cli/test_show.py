@@ -12,8 +12,9 @@ from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution.deletion import Place, deletion_drops
+from gradmix_timm.cli.commands.show import save_mixes
 from gradmix_timm.cli.errors import UsageError, run_console
-from gradmix_timm.cli.show import main, save_mixes
+from gradmix_timm.cli.show import main
 from gradmix_timm.mixers import TIMM_MODES
 
 

@@ -19,6 +19,7 @@ from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.training import loaders, loop, setup
+from gradmix_timm.cli.training import run as stages
 from gradmix_timm.cli.training.mixing import SwitchedCollate
 from gradmix_timm.cli.training.tracking import open_bar
 from gradmix_timm.mixers import create_mixer
@@ -84,8 +85,25 @@ def spy(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(setup, 'create_step_mixer', create)
-    monkeypatch.setattr(train, '_write_mixes', lambda *args: None)
+    monkeypatch.setattr(stages, '_write_mixes', lambda *args: None)
     return made
+
+
+def test_maps_may_be_of_the_running_average(images, tmp_path, spy, monkeypatch):
+    """The same first step, in which the average is the model; then maps of the average, which nothing trains."""
+    flags = ('--mixup-mode', 'gradmix', '--epochs', 1, '--model-ema', '--model-ema-decay', 0.9)
+    run_tiny(images, tmp_path, *flags, name='live')
+    run_tiny(images, tmp_path, *flags, '--mixup-model', 'ema', name='average')
+    live, average = spy
+    models = {id(step['model']): step['model'] for step in average.seen}
+    assert len(models) == 1
+    own, = models.values()
+    assert all(step['model'] is not own for step in live.seen)
+    assert torch.equal(live.given[0][0], average.given[0][0])
+    assert any(not torch.equal(a[0], b[0]) for a, b in zip(live.given[1:], average.given[1:], strict=True))
+    saved = load_checkpoint(tmp_path / 'average' / 'last.pth.tar', ema=True).state_dict
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, saved[name]), 'what the checkpoint keeps as the average'
 
 
 VARIANTS = {
@@ -189,7 +207,7 @@ def test_a_student_is_mixed_by_its_own_maps(kind, images, tmp_path, spy, monkeyp
 
 def test_a_mixer_that_cannot_serve_the_model_is_refused_before_data_is_opened(tmp_path, monkeypatch):
     opened = []
-    monkeypatch.setattr(train, 'open_data', lambda *args: opened.append(args))
+    monkeypatch.setattr(stages, 'open_data', lambda *args: opened.append(args))
     with pytest.raises(UsageError, match='layer9'):
         train.main(line('/nowhere', tmp_path, '--mixup-mode', 'gradmix', '--gradmix-layers', 'layer9'))
     assert not opened
@@ -210,8 +228,8 @@ def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeyp
     opened, served = [], []
     original = loaders.open_dataset
     monkeypatch.setattr(loaders, 'open_dataset', lambda *a, **k: (opened.append(a[2]), original(*a, **k))[1])
-    build = train.build_loaders
-    monkeypatch.setattr(train, 'build_loaders', lambda *a: (served.append(a[4]), build(*a))[1])
+    build = stages.build_loaders
+    monkeypatch.setattr(stages, 'build_loaders', lambda *a: (served.append(a[4]), build(*a))[1])
     folder = run_tiny(images, tmp_path, '--known-classes', 'dog,ant,bee', '--osr-val-fraction', 0.25, '--mixup-mode',
                       'gradmix', classes=None)
     assert opened == ['train']
@@ -309,7 +327,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(im
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(images, tmp_path, monkeypatch,
                                                                                      capsys):
-    step = train.train_one_epoch
+    step = stages.train_one_epoch
 
     def poison(run, epoch):
         if epoch == 1:
@@ -317,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
                 next(run.task.parameters()).fill_(float('nan'))
         return step(run, epoch)
 
-    monkeypatch.setattr(train, 'train_one_epoch', poison)
+    monkeypatch.setattr(stages, 'train_one_epoch', poison)
     assert train.console(line(images, tmp_path, '--num-classes', 4)) == 1
     error = [text for text in capsys.readouterr().err.splitlines() if text.startswith('error: ')][-1]
     for word in ('nan', 'epoch 1, batch 0', 'learning rate 0.025', str(tmp_path / 'run' / 'last.pth.tar')):
@@ -360,14 +378,14 @@ def test_an_epoch_of_broken_batches_stops_even_so(images, tmp_path, monkeypatch,
 
 
 def test_an_interrupt_is_130_and_names_the_last_checkpoint(images, tmp_path, monkeypatch, capsys):
-    step = train.train_one_epoch
+    step = stages.train_one_epoch
 
     def interrupted(run, epoch):
         if epoch == 1:
             raise KeyboardInterrupt
         return step(run, epoch)
 
-    monkeypatch.setattr(train, 'train_one_epoch', interrupted)
+    monkeypatch.setattr(stages, 'train_one_epoch', interrupted)
     assert train.console(line(images, tmp_path, '--num-classes', 4)) == 130
     printed = capsys.readouterr()
     assert f'last checkpoint: {tmp_path / "run" / "last.pth.tar"}' in printed.err

@@ -38,14 +38,14 @@ loop._Epoch._updated = killed
 """
 DISK_FULL = """
 import resource
-from gradmix_timm.cli import train
 from gradmix_timm.cli.training import loop
-step = train.train_one_epoch
+from gradmix_timm.cli.training import run as stages
+step = stages.train_one_epoch
 def full(run, epoch):
     if epoch == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     return step(run, epoch)
-train.train_one_epoch = full
+stages.train_one_epoch = full
 """
 DEAD_WORKER = """
 import os, signal

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 from torch.utils.data import DataLoader, Dataset
 
+from gradmix_timm.choices import SCALES
 from gradmix_timm.data.corruption import (
-    SCALES,
     alexnet_errors,
     corrupt,
     find_corruptions,

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gradmix_timm.choices import MODES
 from gradmix_timm.data import UnreadableImageError, decoding, open_dataset, parse_codec, recode, select_classes
 from gradmix_timm.data.corruption import corrupt, corrupted
-from gradmix_timm.data.decoding import MODES, decode, through_rgb
+from gradmix_timm.data.decoding import decode, through_rgb
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8))
 RAMP = np.linspace(0, 1, 54).reshape(6, 9)

@@ -15,10 +15,10 @@ from onnx_steps import pixels_by_metadata
 from PIL import Image
 from timm.data import create_loader, create_transform
 
+from gradmix_timm.choices import MODES
 from gradmix_timm.classifier.images import batches
-from gradmix_timm.cli.show import _load
+from gradmix_timm.cli.commands.show import _load
 from gradmix_timm.data import UnreadableImageError, open_dataset, select_classes
-from gradmix_timm.data.decoding import MODES
 from gradmix_timm.data.preprocessing import CROP_MODES, FILTERS, Preprocessing
 from gradmix_timm.evaluation.pixels import _Statistics
 from gradmix_timm.openset.pixel_statistics import measure

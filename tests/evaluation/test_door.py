@@ -75,6 +75,29 @@ def test_a_live_model_on_loaders_gives_what_its_logits_give(net):
     assert found.predictions[119]['label'] == 'far'
 
 
+def test_an_output_for_no_class_is_folded_into_the_others(net):
+    """Of three outputs two are classes: the largest logit is the likelier class's log-odds against no class."""
+    known, unknown = tensors(1, classes=2), tensors(2, shift=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = evaluate(net, known=known, unknown=unknown, scores=('mls', 'energy'), unknown_output=True, **QUICK)
+    net.eval()
+    with torch.no_grad():
+        logits, others = (part[:, :2] - part[:, 2:] for part in (net(known.tensors[0]), net(unknown.tensors[0])))
+    assert found.results['known_classes'] == ['0', '1']
+    assert found.closed_set['top1'] == float((logits.argmax(1) == known.tensors[1]).double().mean())
+    assert [row['mls'] for row in found.predictions[:60]] == pytest.approx(logits.amax(1).tolist(), rel=1e-4)
+    assert [row['energy'] for row in found.predictions[60:]] == pytest.approx(others.logsumexp(1).tolist(), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_an_output_for_no_class_needs_a_live_linear_head(net, tmp_path):
+    with pytest.raises(ValueError, match='is for live modules'):
+        evaluate('resnet18', known=tensors(1), unknown=tensors(2), pretrained=False, unknown_output=True)
+    net.top = torch.nn.Linear(net.top.in_features, 2)
+    with pytest.raises(ValueError, match=r'expected an nn\.Linear with an output'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), unknown_output=True)
+
+
 def test_the_model_and_the_streams_of_the_caller_stay_as_they_were(net):
     net.top.requires_grad_(False)
     net.drop.eval()

@@ -5,8 +5,9 @@ import embedded
 import pytest
 import torch
 
+from gradmix_timm.cli.openset.flags import join_options
 from gradmix_timm.openset.judge import check_names
-from gradmix_timm.openset.scores import SCORES, fit_score, join_options, parse_score, score_kind, score_label
+from gradmix_timm.openset.scores import SCORES, fit_score, parse_score, score_kind, score_label
 from gradmix_timm.openset.scores.names import defaults_of
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from gradmix_timm.checkpoint import write_atomic
-from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.evaluation.folder import check_output
 from gradmix_timm.openset.comparison import compare_runs
@@ -35,43 +34,10 @@ from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.plots.figure import png
 from gradmix_timm.registry import nearest
 
-from .flags import score_names
-
-__all__ = ['add_compare', 'run_compare']
+__all__ = ['run_compare']
 
 _NAME = 'comparison'
 _DRAWN = ('auroc', 'oscr')
-
-
-def add_compare(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    compare = commands.add_parser(
-        'compare', help='groups of runs against each other, from results.json files',
-        description='Means of groups of runs and paired differences with intervals, from what `osr` wrote.')
-    compare.add_argument('runs', nargs='+', metavar='RUN',
-                         help='run folders, folders of evaluations, studies, or folders above; files of the figures '
-                              'of one run each, as in benchmarks/results')
-    add = compare.add_argument
-    add('--paired', action='store_true', help='differences between runs of the same trial and seed')
-    add('--base', metavar='GROUP', help='that differences are taken to (default: none where there is such a group, '
-                                        'else the last)')
-    add('--by', type=words, default=['mixer'], metavar='A,B,...',
-        help='what makes a group: mixer, model, objective, folder, or options of the mixer (default: mixer)')
-    add('--common', action='store_true', help='leave out runs without a partner in place of refusing them')
-    add('--scores', type=score_names, metavar='A,B,...', help='(default: all that every run has)')
-    add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
-        help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
-    add('--part', metavar='NAME',
-        help='compare on a part of the unknown images: easy, hard+medium, a data set of `ood` (default: all of them)')
-    add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
-    add('--wide', action='store_true',
-        help='print one table a metric, however wide (default: tables of 80 columns, one below the other)')
-    add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
-    compare.set_defaults(run=run_compare)
 
 
 def run_compare(args: argparse.Namespace) -> int:

@@ -6,14 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from gradmix_timm.cli.config_file import words
-from gradmix_timm.data.corruption import FAMILIES, SCALES, SEVERITIES
 from gradmix_timm.evaluation.corruption import (
-    SMALL,
     CorruptionOptions,
     check_scores,
     draw_examples,
@@ -34,60 +30,19 @@ from gradmix_timm.openset.reports.corruption_report import (
 )
 from gradmix_timm.openset.results import ARRAYS, CorruptionResults, read_results
 
-from .flags import (
-    Names,
-    add_model_flags,
+from .from_flags import (
     build_model,
     flag_errors,
     options_of,
     output_folder,
     read_checkpoint,
-    score_names,
     settings_of,
 )
 
-__all__ = ['add_corrupt', 'draw_corrupt', 'run_corrupt']
+__all__ = ['draw_corrupt', 'run_corrupt']
 
 _GROUPS, _EXAMPLES = 'groups.jsonl', 'examples.png'
 _TELL_EVERY = 10.
-
-
-def add_corrupt(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    corrupt = commands.add_parser(
-        'corrupt', help='errors and open-set scores under 15 corruptions at 5 severities',
-        description='Evaluate a checkpoint on corrupted images, generated on the fly or read from the official files.')
-    add_model_flags(corrupt)
-    add = corrupt.add_argument_group('Corruption').add_argument
-    add('--official', metavar='DIR', help='files of CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C or ImageNet-C in place of '
-                                          'generated images; the clean test set is needed as well')
-    add('--corruptions', type=words, metavar='A,B,...', help=f'names, or {", ".join(FAMILIES)} (default: the 15)')
-    add('--severities', type=_severities, default=SEVERITIES, metavar='1,3,5', help='(default: 1,2,3,4,5)')
-    add('--scale', choices=tuple(SCALES), help='whose constants generated images have (default: by their side)')
-    add('--corrupt-at', choices=('stored', 'input'),
-        help=f"corrupt images as stored, or cut to the model's input (default: stored up to {SMALL} pixels)")
-    add('--baseline', metavar='FILE', help='results.json of another model on the same images, or alexnet (for '
-                                           'ImageNet-C): adds mCE and relative mCE')
-    add('--images', type=int, metavar='N', help='at most N known and N unknown images, evenly chosen (default: all)')
-    add = corrupt.add_argument_group('Evaluation').add_argument
-    add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
-        metavar='NAME[:OPTION=VALUE,...]',
-        help='that need no training images (default: msp,mls)')
-    add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
-    add('--seed', type=int, default=0, metavar='N', help='of generated images and resamples (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder corrupt beside the checkpoint)')
-    corrupt.set_defaults(run=run_corrupt)
-
-
-def _severities(text: str) -> tuple[int, ...]:
-    parts = words(text)
-    if not parts or any(part not in ('1', '2', '3', '4', '5') for part in parts) or len(set(parts)) < len(parts):
-        raise argparse.ArgumentTypeError(f'severities run from 1 to 5, each named once, as in 1,3,5; got {text!r}')
-    return tuple(sorted(map(int, parts)))
 
 
 def run_corrupt(args: argparse.Namespace) -> int:

@@ -1,28 +1,15 @@
-"""Flags of the evaluation commands, and the settings of the library that they make."""
+"""Flags that several evaluation commands have; :mod:`.from_flags` makes the library's settings of them."""
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-from gradmix_timm.checkpoint import Loaded, load_checkpoint
+from gradmix_timm.choices import EXIF_RULES, MODES, PRESETS, SCORES
 from gradmix_timm.cli.config_file import words
-from gradmix_timm.cli.errors import UsageError, one_line, user_errors
-from gradmix_timm.cli.plugins import MODULES_HELP, import_modules
-from gradmix_timm.data.decoding import EXIF_RULES, MODES
-from gradmix_timm.evaluation.folder import check_output
-from gradmix_timm.evaluation.model import EvaluatedModel
-from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
-from gradmix_timm.openset.presets import PRESETS
-from gradmix_timm.openset.scores import join_options, list_scores
+from gradmix_timm.cli.plugins import MODULES_HELP
 
-__all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'as_flags', 'build_model', 'flag_errors', 'options_of',
-           'output_folder', 'read_checkpoint', 'score_names', 'settings_of']
+__all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'join_options', 'score_names']
 
 
 class Names(argparse.Action):
@@ -37,6 +24,22 @@ class Names(argparse.Action):
             else:
                 names.append(name)
         setattr(namespace, self.dest, names)
+
+
+def join_options(parts: Iterable[str]) -> list[str]:
+    """Names from words between commas, which part options too: a word ``option=value`` belongs to the one before.
+
+    Example:
+        >>> join_options('msp,ash:variant=b,percentile=65,mls'.split(','))
+        ['msp', 'ash:variant=b,percentile=65', 'mls']
+    """
+    found: list[str] = []
+    for part in parts:
+        if found and '=' in part and ':' not in part and ':' in found[-1]:
+            found[-1] += f',{part}'
+        else:
+            found.append(part)
+    return found
 
 
 def score_names(text: str) -> list[str]:
@@ -94,7 +97,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     """
     add = parser.add_argument_group('Evaluation').add_argument
     add('--scores', type=score_names, nargs='+', action=Names, metavar='NAME[:OPTION=VALUE,...]',
-        help=f'with options as in knn:k=5 ash:variant=b,percentile=65 (default: all of {", ".join(list_scores())}); '
+        help=f'with options as in knn:k=5 ash:variant=b,percentile=65 (default: all of {", ".join(SCORES)}); '
              'pytorch-ood:NAME for a detector of that package')
     add('--preset', metavar='NAME',
         help='scores, options and metrics by the conventions of published tables, beside our own figures: '
@@ -114,106 +117,3 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--feature-map', type=int, default=1000, metavar='N',
         help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
-
-
-# ---- from flags to the library
-
-_SETTINGS = ('preset', 'bootstrap', 'seed', 'batch_size', 'workers', 'channels_last', 'skip_bad', 'cache',
-             'trivial_images', 'duplicates', 'feature_map', 'sensitivity')
-
-
-def settings_of(args: argparse.Namespace) -> EvaluationSettings:
-    """The settings that flags name; the modules of --device-modules are imported before scores are looked up.
-
-    Raises:
-        ValueError: An invalid module, score or number.
-    """
-    import_modules(args.device_modules)
-    if args.img_size is not None and args.img_size < 1:
-        raise ValueError(f'img_size={args.img_size}: expected 1 or more')
-    if args.amp_dtype != 'float16' and not args.amp:
-        raise ValueError(f'amp_dtype={args.amp_dtype} has no effect without --amp; add it, or leave out --amp-dtype')
-    given = {name: getattr(args, name) for name in _SETTINGS if hasattr(args, name)}
-    scores = getattr(args, 'scores', None)
-    return EvaluationSettings(scores=None if scores is None else tuple(scores),
-                              amp_dtype=getattr(torch, args.amp_dtype) if args.amp else None, **given)
-
-
-def options_of(args: argparse.Namespace) -> DataOptions:
-    """The data options that the flags give.
-
-    Raises:
-        ValueError: Flags that contradict each other, or that would be ignored.
-    """
-    return DataOptions(
-        data_dir=args.data_dir, dataset=args.dataset, train_split=args.train_split, test_split=args.test_split,
-        class_map=args.class_map, known_classes=None if args.known_classes is None else tuple(args.known_classes),
-        osr_protocol=args.osr_protocol, osr_trial=args.osr_trial, osr_family=args.osr_family,
-        unknown_dataset=args.unknown_dataset, unknown_data_dir=args.unknown_data_dir)
-
-
-def read_checkpoint(args: argparse.Namespace) -> Loaded | None:
-    """The checkpoint of --checkpoint; None with --model.
-
-    Raises:
-        ValueError: Neither is given, or the file is not a checkpoint.
-    """
-    if args.checkpoint:
-        if args.pretrained:
-            raise ValueError('a checkpoint brings its own weights: leave out --pretrained or --checkpoint')
-        return load_checkpoint(args.checkpoint)
-    if not args.model:
-        raise ValueError('nothing to evaluate: --checkpoint FILE, or --model NAME --pretrained')
-    return None
-
-
-def build_model(args: argparse.Namespace, settings: EvaluationSettings, loaded: Loaded | None,
-                num_classes: int | None) -> EvaluatedModel:
-    """The model of the flags."""
-    return EvaluatedModel.build(settings, loaded, args.model, num_classes, pretrained=args.pretrained,
-                                img_size=args.img_size, input_img_mode=args.input_img_mode, exif=args.exif,
-                                device=args.device)
-
-
-def output_folder(args: argparse.Namespace, command: str) -> Path:
-    """The folder of results: --output, else beside the checkpoint; checked to be writable.
-
-    Raises:
-        ValueError: It is not writable.
-    """
-    beside = Path(args.checkpoint).parent / command if args.checkpoint else Path('output') / f'{command}-{args.model}'
-    folder = Path(args.output) if args.output else beside
-    check_output(folder)
-    return folder
-
-
-# ---- messages
-
-@contextmanager
-def flag_errors(args: argparse.Namespace) -> Iterator[None]:
-    """As :func:`~gradmix_timm.cli.errors.user_errors`; arguments that a message names become this command's flags."""
-    try:
-        with user_errors():
-            yield
-    except UsageError as error:
-        raise UsageError(as_flags(one_line(error), list(vars(args)))) from error.__cause__
-
-
-def as_flags(message: str, names: Sequence[str]) -> str:
-    """A message of the library with flags for arguments: ``batch_size=0`` becomes ``--batch-size 0``.
-
-    Args:
-        message: Names arguments as ``name=value``.
-        names: Those that have a flag.
-
-    Example:
-        >>> as_flags('known_classes=A,B,... or a=b, known=3; scores=: none', ['known_classes', 'scores'])
-        '--known-classes A,B,... or a=b, known=3; --scores: none'
-    """
-    def flag(found: re.Match[str]) -> str:
-        name, value = found.group(1), found.group(2)
-        return f'--{name.replace("_", "-")}{f" {value}" if value else ""}'
-
-    named = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
-    message = message.replace("gate='off'", '--no-accuracy-gate')
-    return re.sub(rf'(?<![\w.=-])({named})=([^\s:;,]?)', flag, message)

@@ -3,11 +3,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from gradmix_timm.cli.config_file import words
-from gradmix_timm.data import OVERLAPS
-from gradmix_timm.data.image_lists import SUITES, find_suite
+from gradmix_timm.data.image_lists import find_suite
 from gradmix_timm.evaluation.opening import head_names, known_folders, named_split, open_known, with_sets
 from gradmix_timm.evaluation.steps import evaluate_images
 from gradmix_timm.evaluation.suites import list_order, open_suite
@@ -15,9 +12,7 @@ from gradmix_timm.evaluation.unknown import UnknownOptions, open_unknown
 from gradmix_timm.evaluation.validation_unknown import open_validation_unknown
 from gradmix_timm.openset.reports.report import means_table
 
-from .flags import (
-    add_evaluation_flags,
-    add_model_flags,
+from .from_flags import (
     build_model,
     flag_errors,
     options_of,
@@ -27,43 +22,7 @@ from .flags import (
 )
 from .table import print_results, score_bar
 
-__all__ = ['add_ood', 'run_ood']
-
-
-def add_ood(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    ood = commands.add_parser(
-        'ood', help='known test images against other data sets, noise and textures',
-        description='Evaluate a model on its known test images and on data sets of unknown ones.')
-    add_model_flags(ood)
-    add = ood.add_argument_group('Known and unknown images').add_argument
-    add('--known', metavar='DIR', help="known test images by class, a folder or .tar (default: the checkpoint's data)")
-    add('--unknown', nargs='+', action='extend', default=[], metavar='SET',
-        help='folder:NAME=DIR (or a .tar), torchvision:svhn, timm:NAME=DIR, noise:uniform, noise:blobs, ...')
-    add('--ood-suite', metavar='NAME',
-        help=f"a benchmark of OpenOOD by its own image lists, in place of --known and --unknown: {', '.join(SUITES)}; "
-             'with --preset openood where no other is named')
-    add('--ood-suite-root', metavar='DIR',
-        help='folder with its lists (benchmark_imglist) and images (images_classic, images_largescale)')
-    add('--full-spectrum', action='store_true',
-        help='known images under other conditions (ImageNet-C, -R, -V2, ...) of the suite count as known')
-    add('--overlap', choices=OVERLAPS, default='refuse',
-        help='what to do where an unknown set has classes of known names (default: refuse)')
-    add('--near', type=words, default=[], metavar='A,B,...', help="sets that count as near (default: OpenOOD's table)")
-    add('--far', type=words, default=[], metavar='A,B,...', help="sets that count as far (default: OpenOOD's table)")
-    add('--codec', metavar='CODEC', help='turn every image through jpeg:QUALITY or png first')
-    add('--unknown-codec', metavar='CODEC', help='the same for unknown images alone')
-    add('--made-images', type=int, default=1000, metavar='N', help='images of noise:NAME (default: 1000)')
-    add('--download', action='store_true', help="fetch torchvision's sets where they are missing")
-    add('--reference-top1', type=float, metavar='PERCENT',
-        help='closed-set accuracy that the model should have (default: what the checkpoint had on held-out images)')
-    add('--no-accuracy-gate', action='store_true', help='continue if the accuracy is below the reference')
-    add_evaluation_flags(ood, 'ood')
-    ood.set_defaults(run=run_ood)
+__all__ = ['run_ood']
 
 
 def run_ood(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from gradmix_timm.evaluation.opening import open_split, plan_split
 from gradmix_timm.evaluation.steps import evaluate_images
@@ -11,9 +10,7 @@ from gradmix_timm.evaluation.validation_unknown import open_validation_unknown
 from gradmix_timm.openset.reports.report import means_table
 from gradmix_timm.openset.results import RankMetric
 
-from .flags import (
-    add_evaluation_flags,
-    add_model_flags,
+from .from_flags import (
     build_model,
     flag_errors,
     options_of,
@@ -23,20 +20,7 @@ from .flags import (
 )
 from .table import print_results, score_bar
 
-__all__ = ['add_osr', 'run_osr']
-
-
-def add_osr(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    osr = commands.add_parser('osr', help='known and unknown classes of one data set, by protocol',
-                              description='Evaluate a checkpoint on the known and unknown classes of its protocol.')
-    add_model_flags(osr)
-    add_evaluation_flags(osr, 'osr')
-    osr.set_defaults(run=run_osr)
+__all__ = ['run_osr']
 
 
 def run_osr(args: argparse.Namespace) -> int:

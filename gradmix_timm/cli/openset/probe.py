@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from gradmix_timm.cli.config_file import words
 from gradmix_timm.evaluation.folder import REPORT, draw_plain, write_files
 from gradmix_timm.evaluation.opening import named_split, open_split
-from gradmix_timm.evaluation.probing import PROBES, ProbeOptions, evaluate_probes
+from gradmix_timm.evaluation.probing import ProbeOptions, evaluate_probes
 from gradmix_timm.openset.reports.probe_report import (
     probe_csv,
     probe_figures,
@@ -20,8 +18,7 @@ from gradmix_timm.openset.reports.probe_report import (
 )
 from gradmix_timm.openset.results import ProbeResults, read_results
 
-from .flags import (
-    add_model_flags,
+from .from_flags import (
     build_model,
     flag_errors,
     options_of,
@@ -30,30 +27,7 @@ from .flags import (
     settings_of,
 )
 
-__all__ = ['add_probe', 'draw_probe', 'run_probe']
-
-
-def add_probe(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    probe = commands.add_parser(
-        'probe', help='linear, nearest-neighbour and few-shot probes of frozen features',
-        description='Fit probes on frozen features of training images; evaluate them once on the test images.')
-    add_model_flags(probe)
-    add = probe.add_argument_group('Probes').add_argument
-    add('--probes', type=words, default=list(PROBES), metavar='A,B,...', help='(default: linear,knn,few-shot)')
-    add('--shots', type=words, default=['1', '5', '10'], metavar='1,5,10', help='(default: 1,5,10)')
-    add('--draws', type=int, default=10, metavar='N', help='few-shot draws of each size (default: 10)')
-    add('--knn-k', type=int, metavar='N', help='neighbours (default: 20; 200 for half a million images)')
-    add('--held-out', type=float, default=0.2, metavar='SHARE',
-        help='of the training images, to choose the penalty on, where the checkpoint held none out (default: 0.2)')
-    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
-    add('--seed', type=int, default=0, metavar='N', help='of held-out images, draws and resamples (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder probe beside the checkpoint)')
-    probe.set_defaults(run=run_probe)
+__all__ = ['draw_probe', 'run_probe']
 
 
 def run_probe(args: argparse.Namespace) -> int:

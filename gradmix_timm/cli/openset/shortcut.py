@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from gradmix_timm.attribution import METHODS
 from gradmix_timm.evaluation.folder import REPORT, draw_plain, write_files
 from gradmix_timm.evaluation.opening import open_split, plan_split
 from gradmix_timm.evaluation.shortcut import ShortcutOptions, draw_shortcut_examples, evaluate_shortcut
@@ -20,48 +18,16 @@ from gradmix_timm.openset.reports.shortcut_report import (
 )
 from gradmix_timm.openset.results import ARRAYS, ShortcutResults, read_results
 
-from .flags import (
-    Names,
-    add_model_flags,
+from .from_flags import (
     build_model,
     flag_errors,
     options_of,
     output_folder,
     read_checkpoint,
-    score_names,
     settings_of,
 )
 
-__all__ = ['add_shortcut', 'draw_shortcut', 'run_shortcut']
-
-
-def add_shortcut(commands: Any) -> None:
-    """Register the sub-command.
-
-    Args:
-        commands: Of ``add_subparsers``.
-    """
-    shortcut = commands.add_parser(
-        'shortcut', help='accuracy and open-set scores with a shortcut present, absent and conflicting',
-        description='Evaluate a checkpoint trained with --dataset shortcut:NAME on test images with the mark of '
-                    'their class, without a mark and with the mark of another class; measure how much of the evidence '
-                    'lies on the mark.')
-    add_model_flags(shortcut)
-    add = shortcut.add_argument_group('Evidence').add_argument
-    add('--attribution', default='layercam', metavar='NAME', help=f'method of the map: {", ".join(METHODS)} '
-                                                                  '(default: layercam)')
-    add('--layers', nargs='+', metavar='LAYER', help='where the map is made: module names or numbers, as of '
-                                                     "--gradmix-layers (default: by the map's size)")
-    most = ShortcutOptions().images
-    add('--images', type=int, default=most, metavar='N',
-        help=f'known images at most that maps are made of (default: {most})')
-    add = shortcut.add_argument_group('Evaluation').add_argument
-    add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
-        metavar='NAME[:OPTION=VALUE,...]', help='(default: msp,mls)')
-    add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
-    add('--seed', type=int, default=0, metavar='N', help='of resamples and random places (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder shortcut beside the checkpoint)')
-    shortcut.set_defaults(run=run_shortcut)
+__all__ = ['draw_shortcut', 'run_shortcut']
 
 
 def run_shortcut(args: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""Stages of a training run and their flags; :mod:`gradmix_timm.cli.train` runs them in order."""
+"""Stages of a training run and their flags; :mod:`.run` has them in order."""

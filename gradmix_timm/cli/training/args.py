@@ -6,54 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from timm.utils import ParseKwargs
 
-from gradmix_timm.cli.config_file import layer, read_config, words
+from gradmix_timm.choices import MIXERS, TIMM_MODES
+from gradmix_timm.cli.config_file import read_config
 from gradmix_timm.cli.errors import ConsoleParser, one_line
 from gradmix_timm.cli.plugins import import_modules
-from gradmix_timm.mixers import OPTIONS, TIMM_MODES, list_mixers
 
-from .aug_flags import AUGMENTATION
-from .flag_checks import VAL_FRACTION, check_args
-from .objectives import OBJECTIVE
-from .timm_flags import TAKES_EMPTY, Flag, add_flags, add_timm_flags, flag
-from .tracking import TRACKING
+from .own_flags import AUGMENTATION, GRADMIX, MIXING, OBJECTIVE, OPEN_SET, RUN
+from .timm_flags import TAKES_EMPTY, add_flags, add_timm_flags
 
 __all__ = ['build_config_parser', 'build_parser', 'parse_args']
-
-_MIXING = (
-    flag('--mixup-prob-elem', type=float, default=1.0, metavar='P',
-         text='probability that an image of a mixed batch is mixed; registered mixers only'),
-    flag('--multi-label-mix', type=str, choices=('weight', 'union'),
-         text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
-    flag('--unknown-output', action='store_true', default=False,
-         text='one more output of the head, for what a mixer gives to no class (openmix, or label open of gradmix, its '
-              'controls and cutmix) in place of a uniform target; hidden from the known classes'),
-    flag('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-         text='options of any mixer; with two joined by + each key names its mixer: gradmix.alpha=0.5'),
-)
-
-_OPEN_SET = (
-    flag('--known-classes', type=words, metavar='A,B,...',
-         text='train on these classes alone, in this order; all others are unknown'),
-    flag('--osr-protocol', type=str, metavar='NAME',
-         text='class split: digits, mnist, svhn, cifar10, cifar+10, cifar+50, tinyimagenet, cub, aircraft, cars, '
-              'imagenet or a YAML file'),
-    flag('--osr-trial', type=int, default=0, metavar='N', text='trial of the protocol (default: 0)'),
-    flag('--osr-family', type=str, metavar='NAME', text="whose trials: arpl2020, neal2018_cac, ... (default: the "
-                                                        "protocol's own)"),
-    flag('--osr-val-fraction', type=float, default=VAL_FRACTION, metavar='P',
-         text='share of the known train images, by class, that is the validation set in place of --val-split'),
-    flag('--osr-test-split', type=str, metavar='NAME',
-         text='split that the evaluation will read; training never opens it (default: --val-split, else test)'),
-)
-
-_RUN = (
-    flag('--overwrite', action='store_true', default=False,
-         text='replace an existing run of that --experiment'),
-    flag('--skip-nonfinite', action='store_true', default=False,
-         text='drop an update whose loss is infinite or not a number, on all processes, instead of stopping'),
-)
 
 
 def build_config_parser() -> argparse.ArgumentParser:
@@ -75,32 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
     add_timm_flags(parser)
     group = parser.add_argument_group(
         'Mixers', "--mixup-mode takes timm's modes, a registered mixer, which switches mixing on by itself, or two "
-                  f'joined by +. Registered: {", ".join(name for name in list_mixers() if name not in TIMM_MODES)}')
-    add_flags(group, _MIXING)
+                  f'joined by +. Registered: {", ".join(name for name in MIXERS if name not in TIMM_MODES)}')
+    add_flags(group, MIXING)
     group = parser.add_argument_group('GradMix', 'options of --mixup-mode gradmix, random-box and center-box')
-    add_flags(group, tuple(_gradmix_flag(name) for name in OPTIONS))
+    add_flags(group, GRADMIX)
     add_flags(parser.add_argument_group('Image transforms'), AUGMENTATION)
-    add_flags(parser.add_argument_group('Open set recognition'), _OPEN_SET)
+    add_flags(parser.add_argument_group('Open set recognition'), OPEN_SET)
     add_flags(parser.add_argument_group('Objective'), OBJECTIVE)
-    add_flags(parser.add_argument_group('Run'), _RUN + TRACKING)
+    add_flags(parser.add_argument_group('Run'), RUN)
     return parser
-
-
-def _gradmix_flag(name: str) -> Flag:
-    """--gradmix-NAME; unset means the recipe's value, so that explicit options override a recipe."""
-    option = OPTIONS[name]
-    default, choices = option.default, option.metadata['choices']
-    shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
-    text = option.metadata['help'] + ('' if default is None else f' (default: {shown})')
-    option_string = f'--gradmix-{name.replace("_", "-")}'
-    if isinstance(default, bool):
-        return flag(option_string, text=text, action=argparse.BooleanOptionalAction)
-    if name == 'layers':
-        return flag(option_string, text=text, type=layer, nargs='+', metavar='LAYER')
-    if isinstance(default, tuple):
-        return flag(option_string, text=text, type=float, nargs=len(default), metavar='X')
-    kind = type(default) if isinstance(default, int | float) else str
-    return flag(option_string, text=text, type=kind, choices=choices)
 
 
 class _NotGiven:
@@ -135,6 +80,7 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
         if given.get('data_dir') not in (None, args.data):
             parser.error(f'DIR {args.data} with --data-dir {args.data_dir}: two data folders; leave one out')
         args.data_dir = args.data  # over that of the YAML file
+    from .flag_checks import check_args  # of values, by timm's own rules: it imports PyTorch
     try:
         import_modules(args.device_modules)
         check_args(args, {*values, *given})

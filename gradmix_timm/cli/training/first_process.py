@@ -1,7 +1,6 @@
-"""Print warnings, and errors common to all processes, only once."""
+"""Print errors common to all processes only once."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,29 +9,12 @@ from timm.utils.distributed import is_distributed_env, world_info_from_env
 
 from gradmix_timm.cli.errors import UsageError
 
-__all__ = ['FirstProcess', 'is_first', 'said_once']
+__all__ = ['is_first', 'said_once']
 
 
 def is_first() -> bool:
     """Whether this process is the first of its run, by the environment, before a process group exists."""
     return not is_distributed_env() or world_info_from_env()[1] == 0
-
-
-class FirstProcess(logging.Filter):
-    """Lets a warning pass once, and in the first process alone; other records as they are."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.seen = is_first(), set[str]()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is printed."""
-        if record.levelno != logging.WARNING:
-            return True
-        message = record.getMessage()
-        new = message not in self.seen
-        self.seen.add(message)
-        return self.first and new
 
 
 @contextmanager

@@ -18,18 +18,17 @@ from gradmix_timm.data import inner_name
 from gradmix_timm.mixers import TIMM_MODES
 from gradmix_timm.registry import nearest
 
-from .aug_flags import check_augmentation
+from .augmentation import check_augmentation
 from .flag_ranges import check_values
 from .mixing import MixPlan, plan_mixing
 from .objectives import check_objective, complete_objective
+from .own_flags import VAL_FRACTION
 from .tracking import check_tracking
 
-__all__ = ['VAL_FRACTION', 'check_args', 'create_loss', 'scheduled_epochs']
+__all__ = ['check_args', 'create_loss', 'scheduled_epochs']
 
 _logger = logging.getLogger(__name__)
 
-#: Default of --osr-val-fraction.
-VAL_FRACTION = 0.1
 _SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'plateau', 'none')
 
 

@@ -39,7 +39,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.preprocessing import Preprocessing
 
-from .aug_flags import build_transforms, set_transforms
+from .augmentation import build_transforms, set_transforms
 from .caching import cached_loader, held_data
 from .context import Built, Data, Hardware, Loaders
 from .interrupt import leave_signals_to_parent

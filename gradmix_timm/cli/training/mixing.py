@@ -80,6 +80,8 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
     if args.unknown_output:
         _check_unknown_output(args, plan)
+    if args.mixup_model == 'ema':
+        _check_average(args, plan)
     if plan.name is not None:
         _refuse_conflicts(args, plan)
     return plan
@@ -217,6 +219,23 @@ def _check_unknown_output(args: argparse.Namespace, plan: MixPlan) -> None:
     if args.num_classes is None and not (args.osr_protocol or args.known_classes):
         raise ValueError('--unknown-output adds one output to those of the classes; say how many they are, type '
                          '--num-classes N')
+
+
+def _check_average(args: argparse.Namespace, plan: MixPlan) -> None:
+    """A running average on the device, and a mixer that makes a pass of its own over it."""
+    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options) if plan.in_step else None
+    own = mixer is not None and mixer.requires_model and not getattr(mixer, 'labels_after_forward', False)
+    if not own or args.objective != 'ce' or args.gradmix_keep_clean:
+        extra = (f' --objective {args.objective}' if args.objective != 'ce' else
+                 ' --gradmix-keep-clean' if args.gradmix_keep_clean else '')
+        raise ValueError(f'--mixup-model ema with --mixup-mode {args.mixup_mode}{extra}: no pass for the maps alone is '
+                         'made; leave one of them out')
+    for flag, wrong in (('--model-ema', not args.model_ema), ('--model-ema-force-cpu', args.model_ema_force_cpu),
+                        ('--kd-model-name', args.kd_model_name is not None)):
+        if wrong:
+            verb = 'needs' if flag == '--model-ema' else 'with'
+            raise ValueError(f'--mixup-model ema {verb} {flag}: maps are made by the running average of the trained '
+                             'model, on its device' + ('' if verb == 'needs' else '; leave one of them out'))
 
 
 def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:

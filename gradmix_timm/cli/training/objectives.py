@@ -1,4 +1,4 @@
-"""Flags of the training objective, checks of their combination with others, and the task that trains it."""
+"""The training objective: defaults of its flags, checks of their combination with others, and the task."""
 from __future__ import annotations
 
 import argparse
@@ -14,31 +14,12 @@ from gradmix_timm.objectives import JointConfig, guiding_mixer
 
 from .mixing import MixPlan
 from .run_state import RECORDED_TASKS
-from .timm_flags import flag
 
 __all__ = [
-    'METRIC', 'OBJECTIVE', 'build_objective_task', 'check_objective', 'complete_objective', 'objective_options']
+    'METRIC', 'build_objective_task', 'check_objective', 'complete_objective', 'objective_options']
 
 #: Validation metric of contrastive objectives: nearest-neighbour accuracy, in percent.
 METRIC = 'knn_top1'
-
-OBJECTIVE = (
-    flag('--objective', type=str, default='ce', choices=('ce', 'supcon+ssl', 'simclr', 'moco'),
-         text='train the classifier, or features of two views of every image'),
-    flag('--objective-temperature', type=float, metavar='T', text='of the contrastive losses (default: 0.05)'),
-    flag('--objective-gamma', type=float, metavar='W',
-         text='supcon+ssl: weight of the supervised term, 0: none (default: 1)'),
-    flag('--objective-ssl-weight', type=float, metavar='W',
-         text='supcon+ssl: weight of the self-supervised and the mixed term (default: 1)'),
-    flag('--objective-dim', type=int, metavar='N', text='width of the projection (default: 128)'),
-    flag('--objective-hidden', type=int, metavar='N',
-         text="width inside the projection head (default: the features')"),
-    flag('--objective-queue', type=int, metavar='N', text='moco: keys kept as negatives (default: 4096)'),
-    flag('--objective-momentum', type=float, metavar='M', text='moco: momentum of the key encoder (default: 0.999)'),
-    flag('--probe-epochs', type=int, metavar='N',
-         text='after a contrastive objective: epochs of a linear head on the frozen features of the training images, '
-              '0: none (default: 10)'),
-)
 
 _SHARED: dict[str, Any] = {'objective_temperature': 0.05, 'objective_dim': 128, 'objective_hidden': None,
                            'probe_epochs': 10}

@@ -4,12 +4,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from timm.loss import LOSS_TYPES
-from timm.utils import ParseKwargs
-
+from gradmix_timm.cli.config_file import ParseKwargs
 from gradmix_timm.cli.plugins import MODULES_HELP
 
-__all__ = ['LATER_GROUPS', 'TAKES_EMPTY', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of', 'flag']
+__all__ = ['LATER_GROUPS', 'LOSSES', 'TAKES_EMPTY', 'TIMM_GROUPS', 'Flag', 'add_flags', 'add_timm_flags', 'default_of',
+           'flag']
 
 #: Option strings, and the other arguments of argparse's ``add_argument``.
 Flag = tuple[tuple[str, ...], dict[str, Any]]
@@ -238,6 +237,9 @@ _MISC = (
     switch('--naflex-patchify-channels-first', 'flat patches in channel order'),
 )
 
+#: timm's losses, timm.loss.LOSS_TYPES.
+LOSSES = ('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db')
+
 #: Flags whose empty value has a meaning in timm: no such split, data in folders, the default, off. Any other empty
 #: path or name comes from an unset variable.
 TAKES_EMPTY = (
@@ -284,7 +286,7 @@ LATER_GROUPS: tuple[tuple[str, str | None, tuple[Flag, ...]], ...] = (
         flag('--target-format', type=str, default='index', choices=('index', 'multihot'),
              text='multi-label targets as class indices or as dense vectors'),
         flag('--multilabel-threshold', type=float, default=0.5, text='probability that counts as a label in F1'),
-        flag('--loss', type=str, choices=LOSS_TYPES, text='training loss (default: ce; multilabel: bce)'),
+        flag('--loss', type=str, choices=LOSSES, text='training loss (default: ce; multilabel: bce)'),
         flag('--loss-pos-weight', type=str, metavar='W', text='weight of positive terms (bce, multi-label asl): a '
                                                               'number, a list a,b,c, a file, or neg_pos'),
         flag('--loss-class-weight', type=str, metavar='W', text='weight of classes (bce, multi-label asl): a number, '

@@ -20,15 +20,8 @@ from gradmix_timm.data.opening import open_image
 from gradmix_timm.mixers import BatchMixer, Mixer
 from gradmix_timm.records import MixDraw
 
-from .timm_flags import flag
+__all__ = ['LossParts', 'MixStats', 'Tracker', 'check_tracking', 'open_bar']
 
-__all__ = ['TRACKING', 'LossParts', 'MixStats', 'Tracker', 'check_tracking', 'open_bar']
-
-TRACKING = (
-    flag('--log-tensorboard', action='store_true', default=False, text='log to TensorBoard, in the run folder'),
-    flag('--log-mixes-interval', type=int, default=10, metavar='N',
-         text='with --log-tensorboard or --log-wandb: epochs between pictures of mixed images, 0: none'),
-)
 _PACKAGES = {'log_tensorboard': 'tensorboard', 'log_wandb': 'wandb'}
 
 

@@ -1,8 +1,5 @@
 """The corruptions of CIFAR-C, Tiny-ImageNet-C and ImageNet-C: made on the fly, or read from the published files."""
 from .catalog import (
-    FAMILIES,
-    SCALES,
-    SEVERITIES,
     alexnet_errors,
     corrupt,
     find_corruptions,
@@ -14,5 +11,5 @@ from .catalog import (
 from .images import CorruptedSource, OfficialSet, corrupted, open_official
 
 __all__ = [
-    'FAMILIES', 'SCALES', 'SEVERITIES', 'CorruptedSource', 'OfficialSet', 'alexnet_errors', 'corrupt', 'corrupted',
+    'CorruptedSource', 'OfficialSet', 'alexnet_errors', 'corrupt', 'corrupted',
     'find_corruptions', 'list_corruptions', 'nearest_scale', 'official_name', 'open_official', 'severity_constants']

@@ -12,25 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmix_timm.choices import FAMILIES, SCALES, SEVERITIES
 from gradmix_timm.registry import Registry, nearest
 
 from .kernels import DISTORTIONS, Distortion
 
 __all__ = [
-    'FAMILIES', 'SCALES', 'SEVERITIES', 'alexnet_errors', 'corrupt', 'find_corruptions', 'list_corruptions',
+    'alexnet_errors', 'corrupt', 'find_corruptions', 'list_corruptions',
     'nearest_scale', 'official_name', 'severity_constants']
 
 Pixels = NDArray[np.uint8]
-#: Sets of constants, and the image side in pixels that each was made for.
-SCALES = {'cifar': 32, 'tiny-imagenet': 64, 'imagenet': 224}
-SEVERITIES = (1, 2, 3, 4, 5)
-#: The 15 by kind, as the papers group them.
-FAMILIES = {
-    'noise': ('gaussian_noise', 'shot_noise', 'impulse_noise'),
-    'blur': ('defocus_blur', 'glass_blur', 'motion_blur', 'zoom_blur'),
-    'weather': ('snow', 'frost', 'fog', 'brightness'),
-    'digital': ('contrast', 'elastic_transform', 'pixelate', 'jpeg_compression'),
-}
 # Names with a suffix: frost is drawn rather than photographed; spatter keeps the name of an earlier approximation.
 _APPROXIMATE = ('frost', 'spatter')
 _SUFFIX = '_approx'

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data.readers.reader import Reader
 
+from gradmix_timm.choices import SEVERITIES
 from gradmix_timm.data.decoding import through_rgb
 from gradmix_timm.data.images import ImageSource
 from gradmix_timm.data.sources import open_dataset
 from gradmix_timm.data.subsets import CutDataset, class_names, labels_of
 from gradmix_timm.registry import nearest
 
-from .catalog import SEVERITIES, corrupt, list_corruptions, official_name
+from .catalog import corrupt, list_corruptions, official_name
 
 __all__ = ['CorruptedSource', 'OfficialSet', 'corrupted', 'open_official']
 

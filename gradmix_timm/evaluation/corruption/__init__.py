@@ -1,7 +1,6 @@
 """Evaluation under corruptions: one group for each corruption and severity, mCE, and a run that can be resumed."""
 from .errors import corruption_errors, judge_corrupted, mean_error_ci, relative_errors, summarize_corruptions
 from .run import (
-    SMALL,
     CorruptionOptions,
     CorruptionPlan,
     check_scores,
@@ -12,6 +11,6 @@ from .run import (
 )
 
 __all__ = [
-    'SMALL', 'CorruptionOptions', 'CorruptionPlan', 'check_scores', 'corruption_errors', 'draw_examples',
+    'CorruptionOptions', 'CorruptionPlan', 'check_scores', 'corruption_errors', 'draw_examples',
     'evaluate_corruptions', 'judge_corrupted', 'mean_error_ci', 'open_files', 'plan_corruptions', 'relative_errors',
     'summarize_corruptions']

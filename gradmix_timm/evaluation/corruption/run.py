@@ -13,11 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gradmix_timm.choices import FAMILIES, SCALES, SEVERITIES, SMALL
 from gradmix_timm.data import CutDataset, fingerprint, select_classes
 from gradmix_timm.data.corruption import (
-    FAMILIES,
-    SCALES,
-    SEVERITIES,
     OfficialSet,
     alexnet_errors,
     corrupted,
@@ -40,12 +38,9 @@ from gradmix_timm.records import Embeddings
 from .errors import judge_corrupted, summarize_corruptions
 from .journal import GroupStore
 
-__all__ = ['SMALL', 'CorruptionOptions', 'CorruptionPlan', 'check_scores', 'draw_examples', 'evaluate_corruptions',
+__all__ = ['CorruptionOptions', 'CorruptionPlan', 'check_scores', 'draw_examples', 'evaluate_corruptions',
            'open_files', 'plan_corruptions']
 
-#: Images up to this side are corrupted as they are stored, as CIFAR-C and Tiny-ImageNet-C were; larger ones cut to the
-#: model's input, as ImageNet-C was.
-SMALL = 96
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 # Format version of stored groups; groups of another version are ignored.
 _FORMAT = 1
@@ -61,7 +56,7 @@ class CorruptionOptions:
         corruptions: Names or families; None: the 15.
         severities: Ascending, each once.
         scale: Whose constants generated images have; None: by their side.
-        corrupt_at: 'stored' or 'input'; None: stored up to :data:`SMALL` pixels.
+        corrupt_at: 'stored' or 'input'; None: stored up to :data:`~gradmix_timm.choices.SMALL` pixels.
         baseline: results.json of another model on the same images, or 'alexnet'; None: no mCE.
         images: At most so many known and unknown images, evenly chosen; None: all.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 # ruff: noqa: I001 - importing a file registers its scores, in the order of the list.
 from . import logit, posterior, neighbours, guided, distance, density, openmax, activation, joint, odin  # noqa: F401
 from .fitting import fit_score, list_scores
-from .names import join_options, parse_score, score_kind, score_label
+from .names import parse_score, score_kind, score_label
 from .base import SCORES, Head, Score
 
-__all__ = ['SCORES', 'Head', 'Score', 'fit_score', 'join_options', 'list_scores', 'parse_score', 'score_kind',
+__all__ = ['SCORES', 'Head', 'Score', 'fit_score', 'list_scores', 'parse_score', 'score_kind',
            'score_label']

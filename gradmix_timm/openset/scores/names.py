@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gradmix_timm.registry import nearest
@@ -10,7 +10,7 @@ from gradmix_timm.registry import nearest
 from .base import SCORES, Score
 from .pytorch_ood import PREFIX, library_score, library_twin
 
-__all__ = ['check_options', 'defaults_of', 'join_options', 'parse_score', 'score_kind', 'score_label']
+__all__ = ['check_options', 'defaults_of', 'parse_score', 'score_kind', 'score_label']
 
 # The papers' letters for options.
 _LETTERS = {'T': 'temperature'}
@@ -20,22 +20,6 @@ _ABSENT = {
                 'lost',
     'mds_ensemble': 'it reads several layers, and embeddings hold the last one alone'}
 _WORDS = {'true': True, 'false': False, 'none': None}
-
-
-def join_options(parts: Iterable[str]) -> list[str]:
-    """Names from words between commas, which part options too: a word ``option=value`` belongs to the one before.
-
-    Example:
-        >>> join_options('msp,ash:variant=b,percentile=65,mls'.split(','))
-        ['msp', 'ash:variant=b,percentile=65', 'mls']
-    """
-    found: list[str] = []
-    for part in parts:
-        if found and '=' in part and ':' not in part and ':' in found[-1]:
-            found[-1] += f',{part}'
-        else:
-            found.append(part)
-    return found
 
 
 def parse_score(text: str) -> tuple[str, dict[str, Any]]:

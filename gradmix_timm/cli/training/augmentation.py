@@ -1,4 +1,4 @@
-"""Flags of image transforms besides timm's (pipelines and cached images), and their checks."""
+"""Image transforms besides timm's (pipelines and cached images): checks of their flags, and what they make."""
 from __future__ import annotations
 
 import argparse
@@ -7,30 +7,14 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from gradmix_timm.data.decoding import EXIF_RULES
 from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
 
 from .context import Built
-from .timm_flags import default_of, flag
+from .timm_flags import default_of
 
-__all__ = ['AUGMENTATION', 'build_transforms', 'check_augmentation', 'set_transforms']
+__all__ = ['build_transforms', 'check_augmentation', 'set_transforms']
 
 _logger = logging.getLogger('train')
-
-AUGMENTATION = (
-    flag('--aug-backend', type=str, default='timm', choices=('timm', 'albumentations'),
-         text='who transforms the training images'),
-    flag('--aug-config', type=str, metavar='FILE',
-         text='albumentations pipelines, YAML or JSON as albumentations.save writes them, under train: and eval:; '
-              'ready ones are in configs/aug'),
-    flag('--cache-images', default=False, action='store_true',
-         text='hold all images in memory and augment them in batches on the device; for small images of one size'),
-    flag('--crop-padding', type=int, metavar='N',
-         text='with --cache-images: crop from the image with a border of N pixels, not a random resized crop'),
-    flag('--exif', type=str, default='ignore', choices=EXIF_RULES,
-         text='orientation that a camera wrote beside the pixels: ignore it, as timm does, or apply it, so that '
-              'pictures stand upright; kept in the checkpoint for every evaluation'),
-)
 
 # timm's flags that shape an image before the loader; a pipeline from a file replaces what they do.
 _REPLACED = ('no_aug', 'train_crop_mode', 'scale', 'ratio', 'hflip', 'vflip', 'color_jitter', 'color_jitter_prob',

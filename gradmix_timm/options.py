@@ -1,0 +1,95 @@
+"""GradMix's options, in a file without PyTorch, so that flags and ``--help`` can be made of them."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gradmix_timm.registry import nearest
+
+__all__ = ['OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
+
+
+def check_alpha(alpha: float, name: str = 'alpha') -> float:
+    """The parameter of a Beta distribution, as a float.
+
+    Raises:
+        ValueError: Not above 0, or not finite.
+    """
+    if not (alpha > 0 and math.isfinite(alpha)):
+        raise ValueError(f'{name} of the Beta distribution is a finite number above 0, got {alpha}')
+    return float(alpha)
+
+
+def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
+    return field(default=default, metadata={'help': text, 'choices': choices})
+
+
+@dataclass(frozen=True)
+class GradMixOptions:
+    """The options of GradMix: constructor keyword, ``--gradmix-NAME`` flag, YAML key and report column alike."""
+
+    recipe: str = _option('default', "'authors' sets every option as a run of the authors' code does, with the layers "
+                          '-2,-1 (their default is one layer); explicit options override', ('default', 'authors'))
+    attribution: str = _option('layercam', 'how the map is made; random and center are controls without a model',
+                               ('layercam', 'hirescam', 'gradcam', 'input-gradient', 'random', 'center'))
+    score: Any = _option('evidence', "differentiated: the label's log-odds, its logit, or +cross-entropy",
+                         ('evidence', 'logit', 'loss'))
+    sign: str = _option('high', "box at the map's maximum (high) or minimum (low)", ('high', 'low'))
+    layers: Any = _option(None, 'target layers: module names, or numbers (-1 the deepest usable); several are fused. '
+                          'The default lies early in a ResNet on 32 px images: try -2 there')
+    fill: str = _option('donor', 'what fills the box; noise and mean keep the label',
+                        ('donor', 'donor-resized', 'noise', 'mean'))
+    center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
+                          ('window', 'argmax', 'sample'))
+    placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
+    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
+                         'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
+                         'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
+    shape: str = _option('box', 'what hides the evidence: one box, or of 8 x 8 cells those with the most of it, of '
+                         'the same area', ('box', 'grid'))
+    lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
+    alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
+    lam_range: tuple[float, float] = _option((0.0, 1.0), 'lo and hi of the kept share')
+    warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
+    grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
+    correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
+    attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
+    keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            choices, value = option.metadata['choices'], getattr(self, option.name)
+            if choices and value not in choices and not (option.name == 'score' and callable(value)):
+                raise ValueError(f'{option.name}={value!r}: {nearest(str(value), choices)}')
+        low, high = self.lam_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
+        check_alpha(self.alpha)
+        if self.shape == 'grid':
+            of_boxes = (('recipe', 'authors'), ('center', 'argmax'), ('center', 'sample'), ('placement', 'shift'),
+                        ('fill', 'donor-resized'))
+            wrong = next((name for name, value in of_boxes if getattr(self, name) == value), None)
+            if wrong is not None:
+                raise ValueError(f'shape=grid with {wrong}={getattr(self, wrong)}: cells have no centre and no size of '
+                                 'their own; leave one of them out')
+        for name in ('warmup', 'grow'):
+            if getattr(self, name) != int(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f'{name} is a number of epochs, 0 or more, got {getattr(self, name)}')
+        if not 0 < self.attr_scale <= 1:
+            raise ValueError(f'attr_scale is in (0, 1], got {self.attr_scale}')
+
+
+#: Option name to its dataclass field; ``metadata`` holds help and choices.
+OPTIONS = {option.name: option for option in fields(GradMixOptions)}
+
+#: Settings of the authors' code that differ from our defaults. Their scripts default to one layer (the
+#: third or the last stage, by date); others of their runs fuse (-2, -1). Not adopted: without AMP the line
+#: that adds their mixed term to the loss is commented out; their attribution leaves gradients in ``.grad``; and its
+#: extra forward in training mode updates BatchNorm's statistics a second time per step.
+RECIPES: dict[str, dict[str, Any]] = {
+    'default': {},
+    'authors': {'score': 'loss', 'layers': (-2, -1), 'fill': 'noise', 'center': 'argmax', 'label': 'keep',
+                'lam': 'batch', 'lam_range': (0.5, 0.9), 'correct_lam': False},
+}

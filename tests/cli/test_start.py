@@ -1,0 +1,111 @@
+"""Help, version and errors of flags come before anything heavy is imported."""
+from __future__ import annotations
+
+import configparser
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ('torch', 'torchvision', 'timm', 'numpy', 'scipy', 'sklearn', 'PIL', 'matplotlib', 'tqdm')
+SECONDS = 0.5
+# Flags of each command that fail while they are parsed: an unknown one, a wrong type, a wrong choice.
+WRONG = {
+    'gradmix-train': ['--gradmix-alhpa 1', '--epochs many', '--gradmix-fill white', '--model-kwargs x',
+                      '--config nowhere'],
+    'gradmix-openset osr': ['--checkpiont x', '--batch-size many', '--exif turn'],
+    'gradmix-openset ood': ['--unknwon x', '--made-images many', '--overlap some'],
+    'gradmix-openset corrupt': ['--severty 9', '--severities 9', '--scale huge'],
+    'gradmix-openset probe': ['--porbes x', '--draws many', '--amp-dtype int8'],
+    'gradmix-openset shortcut': ['--laeyrs x', '--images many', '--input-img-mode 3'],
+    'gradmix-openset compare': ['x --piared', 'x --level high'],
+    'gradmix-openset report': ['x --out-put y', ''],
+    'gradmix-openset': ['oood', ''],
+    'gradmix-predict': ['--checkpoint x --scroe y', '--checkpoint x --batch-size many', '--checkpoint x --exif turn'],
+    'gradmix-show': ['--images x --mixr y', '--images x --num many', '--images x --mixup-kwargs y'],
+    'gradmix-backbones': ['x --image-size 3', 'x --img-size large', 'x --model-kwargs y'],
+    'gradmix-study': ['x --jbos 2', 'x --jobs many', 'x --engine cloud'],
+}
+CASES = [(command, argv, 0 if argv.startswith('-') and argv in ('--help', '--version') else 2)
+         for command, wrong in WRONG.items() for argv in ['--help', '--version', *wrong]]
+RUN = """
+import contextlib, importlib, io, sys
+module, _, function = sys.argv[1].partition(':')
+sys.argv[:2] = ['command']
+status = getattr(importlib.import_module(module), function)()
+sys.exit(status)
+"""
+
+
+def entries():
+    """Name to entry point of every command that the package installs."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / 'setup.cfg')
+    lines = parser['options.entry_points']['console_scripts'].strip().splitlines()
+    return dict(line.replace(' ', '').split('=') for line in lines)
+
+
+def test_every_command_has_cases():
+    assert {command.split()[0] for command in WRONG} == set(entries())
+
+
+def test_flags_are_parsed_without_heavy_packages():
+    """All commands in one process, which ends with what it has imported of them."""
+    script = f"""
+import importlib, io, sys
+from contextlib import redirect_stderr, redirect_stdout
+asked = []
+class Heavy:
+    def find_spec(name, *_):
+        if name in {HEAVY!r}:
+            asked.append(name)
+            raise ImportError(name)
+sys.meta_path.insert(0, Heavy)
+for command, argv, expected in {CASES!r}:
+    name, *rest = command.split()
+    module, _, function = {entries()!r}[name].partition(':')
+    sys.argv = [name, *rest, *argv.split()]
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = getattr(importlib.import_module(module), function)()
+        except SystemExit as stop:
+            status = stop.code
+    assert status == expected, (sys.argv, status, out.getvalue(), err.getvalue())
+    lines = (err if status else out).getvalue().splitlines()
+    assert lines if argv == '--help' else len(lines) == 1, (sys.argv, lines)
+    assert not asked, (sys.argv, asked)
+sys.path.insert(0, {str(ROOT)!r})
+import train
+assert callable(train.main) and train.parser.parse_args([]).epochs == 300 and callable(train._parse_args)
+assert not asked
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def cpu_seconds(entry, argv):
+    """User and system time of one process, and its exit status."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    status = subprocess.run([sys.executable, '-c', RUN, entry, *argv], capture_output=True, cwd=ROOT,
+                            env={**os.environ, 'PYTHONDONTWRITEBYTECODE': ''}).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, status
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('command', 'argv', 'expected'), CASES, ids=[f'{c} {a}' for c, a, _ in CASES])
+def test_flags_take_half_a_second_of_cpu(command, argv, expected):
+    name, *rest = command.split()
+    seconds = []
+    for _ in range(3):  # the first run may compile, and a busy machine slows any of them
+        taken, status = cpu_seconds(entries()[name], [*rest, *argv.split()])
+        assert status == expected
+        seconds.append(taken)
+        if taken <= SECONDS:
+            break
+    assert min(seconds) <= SECONDS, seconds

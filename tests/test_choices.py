@@ -1,0 +1,40 @@
+"""The names that flags offer are those that the library has."""
+from __future__ import annotations
+
+from functools import partial
+
+from timm.loss import LOSS_TYPES
+
+from gradmix_timm import choices, list_mixers
+from gradmix_timm.attribution import CONTROLS, METHODS
+from gradmix_timm.classifier.onnx_export import INPUTS
+from gradmix_timm.cli.training.timm_flags import LOSSES
+from gradmix_timm.data.corruption import list_corruptions, official_name
+from gradmix_timm.data.image_lists import SUITES
+from gradmix_timm.mixers import _MIXERS
+from gradmix_timm.openset.presets import PRESETS
+from gradmix_timm.openset.scores import SCORES, list_scores
+from gradmix_timm.options import OPTIONS
+
+
+def own(registry, names):
+    """Names whose entry is a class of the package: other tests register more."""
+    entries = {name: registry[name] for name in names}
+    return tuple(name for name, entry in entries.items() if (
+        entry.func if isinstance(entry, partial) else entry).__module__.startswith('gradmix_timm.'))
+
+
+def test_registries_hold_these_names_in_this_order():
+    mixers = [name for name in list_mixers() if not name.startswith(('doctest', 'test-'))]
+    assert own(_MIXERS, mixers) == choices.MIXERS
+    assert own(SCORES, list_scores()) == choices.SCORES
+    assert tuple(METHODS)[:len(choices.ATTRIBUTIONS)] == choices.ATTRIBUTIONS
+    assert tuple(PRESETS) == choices.PRESETS
+    assert tuple(SUITES) == choices.SUITES
+
+
+def test_other_tables_agree():
+    assert OPTIONS['attribution'].metadata['choices'] == (*choices.ATTRIBUTIONS, *CONTROLS)
+    assert sorted(map(official_name, list_corruptions())) == sorted(sum(choices.FAMILIES.values(), ()))
+    assert tuple(INPUTS) == choices.ONNX_INPUTS
+    assert LOSSES == LOSS_TYPES  # timm's own, which its script offers
