@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from gradmix_timm.registry import nearest
+from gradmix_timm.registry import Registry
 from gradmix_timm.schema import shown
 
 from .images import ImageSource
 from .readers import FileReader
 from .subsets import CutDataset
 
-__all__ = ['SUITES', 'Suite', 'find_suite', 'read_list', 'suite_images']
+__all__ = ['SUITES', 'Suite', 'read_list', 'suite_images']
 
 _CLASSIC, _LARGE = 'images_classic', 'images_largescale'
 
@@ -56,24 +56,15 @@ class Suite:
 
 _SMALL_FAR, _LARGE_NEAR = ('mnist', 'svhn', 'texture', 'places365'), ('ssb_hard', 'ninco')
 _LARGE_FAR = ('inaturalist', 'textures', 'openimage_o')
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (
+SUITES: Registry[Suite] = Registry('OOD suite')
+for _suite in (
     Suite('cifar10', 10, ('cifar100', 'tin'), _SMALL_FAR, {'cifar10c': 'test_cifar10c'}, _CLASSIC),
     Suite('cifar100', 100, ('cifar10', 'tin'), _SMALL_FAR, {}, _CLASSIC),
     Suite('imagenet200', 200, _LARGE_NEAR, _LARGE_FAR, {
         f'imagenet_{kind}': f'test_imagenet200_{kind}' for kind in ('v2', 'c', 'r')}, _LARGE),
     Suite('imagenet', 1000, _LARGE_NEAR, _LARGE_FAR, {
-        f'imagenet_{kind}': f'test_imagenet_{kind}' for kind in ('v2', 'c', 'r', 'es')}, _LARGE))}
-
-
-def find_suite(name: str) -> Suite:
-    """The suite of a name.
-
-    Raises:
-        ValueError: No such suite, with the nearest.
-    """
-    if name not in SUITES:
-        raise ValueError(f'ood_suite={name}: {nearest(name, SUITES)}')
-    return SUITES[name]
+        f'imagenet_{kind}': f'test_imagenet_{kind}' for kind in ('v2', 'c', 'r', 'es')}, _LARGE)):
+    SUITES.register(_suite.name, f'near {", ".join(_suite.near)}; far {", ".join(_suite.far)}')(_suite)
 
 
 def read_list(path: Path, folder: Path) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gradmix_timm.openset.judge import check_names
-from gradmix_timm.openset.presets import find_preset
+from gradmix_timm.openset.presets import PRESETS
 
 __all__ = ['DataOptions', 'EvaluationSettings', 'check_counts']
 
@@ -64,8 +64,9 @@ class EvaluationSettings:
             if not self.scores:
                 raise ValueError('scores=(): name one score or more; None means all')
             object.__setattr__(self, 'scores', check_names(self.scores))
-        if self.preset is not None and (preset := find_preset(self.preset)) and self.scores is not None:
-            object.__setattr__(self, 'scores', preset.named(self.scores))
+        if self.preset is not None:
+            preset = PRESETS[self.preset]
+            object.__setattr__(self, 'scores', None if self.scores is None else preset.named(self.scores))
         if self.amp_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f'amp_dtype={self.amp_dtype}: expected torch.bfloat16, torch.float16 or None')
         check_counts(self)

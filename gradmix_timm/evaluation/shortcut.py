@@ -19,7 +19,7 @@ from gradmix_timm.attribution.deletion import log_odds
 from gradmix_timm.choices import SHORTCUT_IMAGES
 from gradmix_timm.data import CutDataset, ShortcutSource, viewed
 from gradmix_timm.openset.judge import needs_train, refuse_model_scores
-from gradmix_timm.openset.metrics.intervals import top1
+from gradmix_timm.openset.metrics.intervals import over_trials, share_ci, top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.results import ShortcutGroup, ShortcutResults
 from gradmix_timm.openset.scores import Score, fit_score
@@ -34,8 +34,6 @@ from .settings import check_counts
 __all__ = ['ShortcutOptions', 'draw_shortcut_examples', 'evaluate_shortcut']
 
 Floats = NDArray[np.float64]
-# Half the width of a 95% interval of a mean, in standard errors.
-_NORMAL = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,21 +161,18 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
     count = len(columns['area'])
     figures: dict[str, Any] = {}
     for name, column in columns.items():
-        figures |= _mean(name, column, bounded=name in ('area', 'mass', 'peak'))
+        figures |= _mean(name, column, share=name in ('area', 'mass', 'peak'))
     return {'attribution': options.attribution, 'layers': layers, 'n': count, 'left_out': len(images) - count,
             **figures}
 
 
-def _mean(name: str, values: Floats, bounded: bool) -> dict[str, Any]:
-    """A mean over images with its normal 95% interval; empty without images."""
+def _mean(name: str, values: Floats, share: bool) -> dict[str, Any]:
+    """A mean over images and its 95% interval, None where one image or no spread leaves it unbounded."""
     if not len(values):
         return {name: None, f'{name}_ci': None}
-    mean = float(values.mean())
-    half = _NORMAL * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-    ends = [mean - half, mean + half]
-    if bounded:
-        ends = [min(max(end, 0.), 1.) for end in ends]
-    return {name: mean, f'{name}_ci': ends if all(map(math.isfinite, ends)) else None}
+    found = over_trials(values)
+    ends = share_ci(values) if share else (found.low, found.high)
+    return {name: found.mean, f'{name}_ci': list(ends) if all(map(math.isfinite, ends)) else None}
 
 
 def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

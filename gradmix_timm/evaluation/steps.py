@@ -11,7 +11,7 @@ from torch import Tensor
 from gradmix_timm.data import CutDataset
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
 from gradmix_timm.openset.near_far import set_means
-from gradmix_timm.openset.presets import find_preset
+from gradmix_timm.openset.presets import PRESETS
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.results import Group, Mean, Mistakes, OpenSetResults, PixelStatistics, TunedScore
 from gradmix_timm.openset.scores import list_scores
@@ -82,7 +82,7 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     trivial = trivial_blocks(model, images, known, unknown)
     shown = images.pictured and known.features.shape[1] > 0
     duplicates, closest = find_duplicates(sets, images, settings.duplicates if shown else 0)
-    preset = None if settings.preset is None else find_preset(settings.preset)
+    preset = None if settings.preset is None else PRESETS[settings.preset]
     tuned: dict[str, TunedScore] = {}
     if validation is not None:
         names = settings.scores or (tuple(list_scores()) if preset is None else preset.labels)

@@ -3,20 +3,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmix_timm.registry import nearest
+from gradmix_timm.registry import Registry
 
 from .metrics import arpl, openood, rank_counts
 from .metrics.checks import correctness, sides
 from .results import PresetFigures
 from .scores import parse_score, score_label
 
-__all__ = ['PRESETS', 'Preset', 'find_preset', 'preset_figures']
+__all__ = ['PRESETS', 'Preset', 'preset_figures']
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -28,7 +27,6 @@ class Preset:
 
     Attributes:
         name: As typed on the command line.
-        summary: One line.
         scores: Names with the options that are fixed.
         on_held_out: Scores that are fit on held-out images of the known classes rather than on training images.
         heads: Columns of its table, figures in percent.
@@ -36,7 +34,6 @@ class Preset:
     """
 
     name: str
-    summary: str
     scores: tuple[str, ...]
     on_held_out: frozenset[str]
     heads: tuple[str, ...]
@@ -69,31 +66,21 @@ def _as_arpl(known: Floats, correct: NDArray[np.bool_], unknown: Floats, top1: f
             1 - arpl.fpr_at_95_known(known, unknown), arpl.oscr(known, correct, unknown))
 
 
-#: Name to preset. Options of ``openood`` are those of configs/postprocessors/*.yml of OpenOOD v1.5; what it fits on its
-#: validation images is fit on held-out ones here.
-PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in (
-    Preset('openood', "OpenOOD v1.5's postprocessors with their default options, and its evaluator's figures", (
+#: Options of ``openood`` are those of configs/postprocessors/*.yml of OpenOOD v1.5; what it fits on its validation
+#: images is fit on held-out ones here.
+PRESETS: Registry[Preset] = Registry('preset')
+PRESETS.register('openood', "OpenOOD v1.5's postprocessors with their default options, and its evaluator's figures")(
+    Preset('openood', (
         'msp', 'temperature', 'mls', 'energy:temperature=1', 'gen:gamma=0.1,top=100', 'knn:k=50',
         'mahalanobis:shrinkage=1e-6', 'rmahalanobis', 'vim:dim=256', 'residual:dim=512', 'openmax:shift=1',
         'react:percentile=90', 'ash:variant=b,percentile=90', 'scale:percentile=85', 'dice:percentile=90', 'klm',
         'she:metric=inner_product', 'nnguide:k=100,share=0.01', 'fdbd:normalizer=distance', 'nci:alpha=1e-4',
         'gradnorm', 'relation:power=1', 'vra:upper=90,lower=10,below=clip'),
         frozenset(('react', 'klm', 'vra', 'residual', 'temperature')),
-        ('FPR@95', 'AUROC', 'AUPR_IN', 'AUPR_OUT', 'ACC', 'CCR@FPR1', 'CCR@FPR10'), _as_openood),
-    Preset('paper', "the GradMix authors' class-wise neighbours, and the figures of ARPL's code",
-           ('class-knn-share:k=3', 'msp', 'mls'), frozenset(),
-           ('ACC', 'AUROC', 'AUIN', 'AUOUT', 'TNR@TPR95', 'OSCR'), _as_arpl))})
-
-
-def find_preset(name: str) -> Preset:
-    """The preset of a name.
-
-    Raises:
-        ValueError: No such preset, with the nearest.
-    """
-    if name not in PRESETS:
-        raise ValueError(f'preset={name}: {nearest(name, PRESETS)}')
-    return PRESETS[name]
+        ('FPR@95', 'AUROC', 'AUPR_IN', 'AUPR_OUT', 'ACC', 'CCR@FPR1', 'CCR@FPR10'), _as_openood))
+PRESETS.register('paper', "the GradMix authors' class-wise neighbours, and the figures of ARPL's code")(
+    Preset('paper', ('class-knn-share:k=3', 'msp', 'mls'), frozenset(),
+           ('ACC', 'AUROC', 'AUIN', 'AUOUT', 'TNR@TPR95', 'OSCR'), _as_arpl))
 
 
 def preset_figures(preset: Preset, arrays: Mapping[str, Array], names: Sequence[str],

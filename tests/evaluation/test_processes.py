@@ -61,6 +61,19 @@ def test_two_processes_give_what_one_gives(name, checkpoint, tmp_path):
     assert all(np.array_equal(arrays[key], others[key], equal_nan=arrays[key].dtype.kind == 'f') for key in arrays)
 
 
+def test_a_score_that_goes_back_to_the_model_is_that_of_one_process(checkpoint, tmp_path):
+    """Embeddings are shared out; the passes of ODIN are the first process's."""
+    name, found = 'odin:temperature=10', []
+    for launch in ((), TORCHRUN):
+        folder = tmp_path / f'out{len(launch)}'
+        done = run(*launch, *words('osr', [checkpoint], folder), '--scores', name)
+        assert done.returncode == 0, done.stderr
+        with np.load(folder / 'arrays.npz') as arrays:
+            found.append([arrays[f'{side}/{name}'] for side in ('known', 'unknown')])
+    assert [len(side) for side in found[0]] == [48, 24]
+    assert all(map(np.array_equal, *found))
+
+
 def test_an_error_of_every_process_is_one_line(checkpoint, tmp_path):
     done = run(*TORCHRUN, *words('osr', [checkpoint], tmp_path / 'out'), '--train-split', 'nowhere')
     [line] = errors(done.stderr)

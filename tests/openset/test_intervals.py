@@ -20,6 +20,7 @@ from gradmix_timm.openset.metrics.intervals import (
     paired_delong,
     paired_difference,
     rule_of_three,
+    share_ci,
     top1,
     wilson_ci,
 )
@@ -298,3 +299,13 @@ def test_an_interval_without_spread_stays_in_the_range_of_its_figure():
     metrics_of = {'detection_error': RANK_METRICS['detection_error']}
     low, high = rank_intervals(metrics_of, same, same, right, draws=50)['detection_error']
     assert low < high == .5
+
+
+def test_shares_without_spread_leave_room_for_others():
+    """Red before in the evaluation of shortcuts: 30 equal shares had an interval of width 0."""
+    low, high = share_ci(np.full(30, .25))
+    assert low < .25 < high < 1
+    assert share_ci([1., 1.])[1] == 1
+    assert share_ci([.3]) == (0., 1.)
+    low, high = share_ci([.02, .2, .1])
+    assert (low, round(high, 3)) == (0., .331)

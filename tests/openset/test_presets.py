@@ -14,7 +14,7 @@ from gradmix_timm.openset import metrics
 from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.metrics import openood
 from gradmix_timm.openset.metrics.rank_counts import count
-from gradmix_timm.openset.presets import PRESETS, find_preset
+from gradmix_timm.openset.presets import PRESETS
 from gradmix_timm.openset.reports.preset_table import preset_csv, preset_table
 from gradmix_timm.openset.scores import parse_score
 from gradmix_timm.openset.sensitivity import sensitivity
@@ -42,7 +42,7 @@ def sets_of(net, groups=None):
 @pytest.mark.parametrize('net', nets.NETS)
 def test_rows_are_those_of_openoods_evaluator(net):
     """Float32 moves a few pairs: less than its two decimals show, of the covariances' scores .015 points at most."""
-    preset = find_preset('openood')
+    preset = PRESETS['openood']
     found = judge(sets_of(net), preset.named(POSTPROCESSORS), draws=0, preset=preset).results['preset']
     assert found['columns'][:5] == ['FPR@95', 'AUROC', 'AUPR_IN', 'AUPR_OUT', 'ACC']
     for given, name in zip(POSTPROCESSORS, preset.named(POSTPROCESSORS), strict=True):
@@ -87,7 +87,7 @@ def test_a_presets_options_stand_where_a_name_gives_no_other():
     assert preset.named(['ash', 'openmax:tailsize=5', 'knn']) == (
         'ash:variant=b', 'openmax:tailsize=5,shift=1', 'knn:k=50')
     assert EvaluationSettings(preset='openood', scores=('ash',)).scores == ('ash:variant=b',)
-    with pytest.raises(ValueError, match="preset=opnood: did you mean 'openood'"):
+    with pytest.raises(ValueError, match="no preset named 'opnood': did you mean 'openood'"):
         EvaluationSettings(preset='opnood')
 
 

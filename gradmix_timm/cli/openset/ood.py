@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gradmix_timm.data.image_lists import find_suite
+from gradmix_timm.data.image_lists import SUITES
 from gradmix_timm.evaluation.opening import head_names, known_folders, named_split, open_known, with_sets
 from gradmix_timm.evaluation.steps import evaluate_images
 from gradmix_timm.evaluation.suites import list_order, open_suite
@@ -37,7 +37,7 @@ def run_ood(args: argparse.Namespace) -> int:
         split = named_split(options, loaded.record if loaded is not None else None)
         model = build_model(args, settings, loaded, None if split is None else len(split.known))
         if args.ood_suite:
-            suite = find_suite(args.ood_suite)
+            suite = SUITES[args.ood_suite]
             known = split.known if split is not None else head_names(model.net, list_order(suite) or tuple(
                 map(str, range(suite.classes))), suite.name)
             images = open_suite(suite, args.ood_suite_root, known, model.reading(), args.full_spectrum)
@@ -56,7 +56,7 @@ def run_ood(args: argparse.Namespace) -> int:
     print_results(evaluation.results)
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
-    print(f'\nAUROC by data set\n\n{means_table(evaluation.results)}')
+    print(f'\nAUROC by data set\n\n{means_table(evaluation.results, width=80)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
 
@@ -70,9 +70,9 @@ def _check_suite(args: argparse.Namespace) -> None:
         if not args.unknown:
             raise ValueError('unknown=: name a set of unknown images, as in unknown=folder:NAME=DIR, or ood_suite=NAME')
         return
-    find_suite(args.ood_suite)
+    suite = SUITES[args.ood_suite]
     if not args.ood_suite_root:
-        raise ValueError(f'ood_suite={args.ood_suite} is read from a folder with its lists and images; add '
+        raise ValueError(f'ood_suite={suite.name} is read from a folder with its lists and images; add '
                          'ood_suite_root=DIR')
     for name in ('known', 'unknown', 'near', 'far', 'codec', 'unknown_codec'):
         if getattr(args, name):

@@ -41,6 +41,6 @@ def run_osr(args: argparse.Namespace) -> int:
     if evaluation.groups:
         titles: dict[RankMetric, str] = {'auroc': 'AUROC', 'oscr': 'OSCR'}
         for metric, title in titles.items():
-            print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric)}')
+            print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric, width=80)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0

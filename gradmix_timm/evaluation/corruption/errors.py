@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from gradmix_timm.openset.metrics.intervals import rule_of_three, top1
+from gradmix_timm.openset.metrics.intervals import share_ci, top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.results import (
     AurocBySide,
@@ -99,14 +98,7 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
         >>> round(low, 3), round(high, 3)
         (0.0, 1.0)
     """
-    shares = wrong.mean(0)
-    if len(shares) < 2:
-        return 0., 1.
-    if np.ptp(shares) == 0:  # Student's interval would have width 0
-        return rule_of_three(float(shares[0]), len(shares), level)
-    half = float(stdtrit(len(shares) - 1, (1 + level) / 2) * shares.std(ddof=1) / np.sqrt(len(shares)))
-    mean = float(shares.mean())
-    return max(mean - half, 0.), min(mean + half, 1.)
+    return share_ci(wrong.mean(0), level)
 
 
 def judge_corrupted(known: Embeddings, unknown: Embeddings | None, clean_unknown: Embeddings | None,

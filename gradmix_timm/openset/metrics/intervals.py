@@ -27,6 +27,7 @@ __all__ = [
     'paired_delong',
     'paired_difference',
     'rule_of_three',
+    'share_ci',
     'too_few_pairs',
     'top1',
     'wilson_ci',
@@ -282,6 +283,24 @@ def over_trials(values: ArrayLike, level: float = 0.95) -> TrialMean:
         return TrialMean(mean, 0., -float('inf'), float('inf'), n)
     half = quantile * sd / n ** .5
     return TrialMean(mean, sd, mean - half, mean + half, n)
+
+
+def share_ci(shares: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Interval for the mean of shares: Student's within [0, 1], and where all are the same that of the rule of three.
+
+    Args:
+        shares: One an image, in [0, 1].
+        level: Coverage, in (0, 1).
+
+    Example:
+        >>> low, high = share_ci([0.2, 0.4, 0.3, 0.5])
+        >>> round(low, 3), round(high, 3), share_ci([0.5])
+        (0.145, 0.555, (0.0, 1.0))
+    """
+    found = over_trials(shares, level)
+    if found.n > 1 and found.sd == 0:
+        return rule_of_three(found.mean, found.n, level)
+    return max(found.low, 0.), min(found.high, 1.)
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Difference:

@@ -23,17 +23,38 @@ def _trapezoid(found: Floats, wrong: Floats) -> float:
 
 
 def aupr_in(ladder: Ladder) -> float:
-    """Knowns positive, from the highest score down."""
+    """Area under the precision-recall curve with knowns as positives.
+
+    Args:
+        ladder: Counts of both sides.
+
+    Returns:
+        Fraction in [0, 1]; where all scores are equal 1 less half the share of unknowns.
+    """
     return _trapezoid(ladder.known[::-1], ladder.unknown[::-1])
 
 
 def aupr_out(ladder: Ladder) -> float:
-    """Unknowns positive, from the lowest score up."""
+    """The same with unknowns as positives.
+
+    Args:
+        ladder: Counts of both sides.
+    """
     return _trapezoid(ladder.unknown, ladder.known)
 
 
 def fpr_at_95(ladder: Ladder) -> float:
-    """Knowns rejected where 95% of the unknowns are; points inside a straight run of the curve are passed over."""
+    """Share of knowns that are rejected where 95% of the unknowns are: the library's ``fpr_at_95_unknown``.
+
+    Points inside a straight run of the ROC curve are passed over, as scikit-learn's ``drop_intermediate`` does, so that
+    it may lie above that.
+
+    Args:
+        ladder: Counts of both sides.
+
+    Returns:
+        Fraction in [0, 1].
+    """
     found, wrong = ladder.unknown_cut, ladder.known_cut
     turns = (np.diff(found, 2) != 0) | (np.diff(wrong, 2) != 0)
     corners = np.r_[True, turns, True][-len(found):]
@@ -42,7 +63,15 @@ def fpr_at_95(ladder: Ladder) -> float:
 
 
 def ccr_at_fpr(ladder: Ladder, fpr: float) -> float:
-    """Knowns with the right class above the ceil(fpr M)-th highest unknown."""
+    """Share of knowns that score above the ceil(fpr M)-th highest of M unknowns and have their own class.
+
+    Args:
+        ladder: Counts of both sides, with those of correctly classified knowns.
+        fpr: Share of unknowns that may pass, in (0, 1].
+
+    Returns:
+        Fraction in [0, 1].
+    """
     assert ladder.correct is not None
     place = np.flatnonzero(ladder.unknown_kept >= math.ceil(fpr * ladder.n_unknown))[-1]
     return float(ladder.correct[place + 1:].sum() / ladder.n_known)

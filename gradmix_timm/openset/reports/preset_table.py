@@ -5,17 +5,17 @@ from collections.abc import Iterator
 
 from gradmix_timm.openset.results import OpenSetResults, PresetFigures
 
-from .tables import csv_text, text_table
+from .tables import csv_text, narrow_tables
 
 __all__ = ['preset_csv', 'preset_table']
 
 
 def preset_table(results: OpenSetResults) -> str:
-    """One row a score and data set, with the means of near and far sets; '' without a preset."""
+    """One row a score and data set, with the means of near and far sets, within 80 columns; '' without a preset."""
     if 'preset' not in results:
         return ''
     figures = results['preset']
-    return text_table(['score and data set', *figures['columns']], [
+    return narrow_tables(['score and data set', *figures['columns']], [
         [f'{score} {part}', *cells] for score, part, cells in _rows(results, figures)])
 
 

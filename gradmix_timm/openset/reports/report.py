@@ -25,7 +25,7 @@ from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
-from .tables import csv_text, interval_of, pretraining_note, text_table, warnings_of
+from .tables import csv_text, interval_of, narrow_tables, pretraining_note, text_table, warnings_of
 
 __all__ = [
     'FIGURES', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder', 'operating_line',
@@ -90,19 +90,20 @@ def score_table(results: Scored, intervals: bool = False) -> str:
         [name, *(_percent(values, key, intervals) for key in _COLUMNS)] for name, values in results['scores'].items()])
 
 
-def means_table(results: OpenSetResults, metric: RankMetric = 'auroc') -> str:
+def means_table(results: OpenSetResults, metric: RankMetric = 'auroc', width: int | None = None) -> str:
     """One metric of every score by data set, then near and far; Markdown, in percent.
 
     Args:
         results: Of results.json, with groups and means.
         metric: Of the scores.
+        width: Of a terminal, in characters: as many tables below each other as keep to it; None: one table.
     """
     groups, means = results['groups'], results.get('means') or {}
     heads = [*groups, *(f'{kind} (mean of {len(part["data_sets"])})' for kind, part in means.items())]
     values = {name: [*(group['scores'][name][metric] for group in groups.values()),
                      *(mean['scores'][name][metric] for mean in means.values())] for name in results['scores']}
-    return text_table(['score', *heads], [[name, *(f'{100 * value:.2f}' for value in row)]
-                                          for name, row in values.items()])
+    rows = [[name, *(f'{100 * value:.2f}' for value in row)] for name, row in values.items()]
+    return text_table(['score', *heads], rows) if width is None else narrow_tables(['score', *heads], rows, width)
 
 
 def results_csv(results: OpenSetResults) -> str:

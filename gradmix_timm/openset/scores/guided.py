@@ -8,7 +8,7 @@ from typing_extensions import override
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, Score, blocks, by_rows, chunks
-from .neighbours import check_k, top_cosines, unit
+from .neighbours import NeighbourScore, top_cosines, unit
 
 __all__ = ['NeighbourGuide', 'Relation']
 
@@ -20,7 +20,7 @@ _SLACK = 1e-9
 
 @SCORES.register('nnguide', 'energy times the mean energy-weighted cosine to the k nearest training features '
                             '(arXiv:2309.14888)')
-class NeighbourGuide(Score):
+class NeighbourGuide(NeighbourScore):
     """E(z) times the mean of the k largest E(z_i) cos(f, f_i) over training samples i; E = logsumexp.
 
     Park et al., Nearest Neighbor Guidance for Out-of-Distribution Detection, ICCV 2023; OpenOOD's ``nnguide`` takes
@@ -32,13 +32,13 @@ class NeighbourGuide(Score):
     """
 
     reads = ('features', 'logits')
-    needs_train = True
+    usual = 10
 
     def __init__(self, k: int | None = None, share: float = 1.) -> None:
-        check_k(k)
+        super().__init__(k)
         if not 0 < share <= 1:
             raise ValueError(f'nnguide: share is a share of the training samples in (0, 1], got {share}')
-        self.k, self.share = k or 10, float(share)
+        self.share = float(share)
 
     @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
@@ -46,13 +46,8 @@ class NeighbourGuide(Score):
         count = max(1, round(self.share * len(train.features)))
         if count < len(train.features):
             train = train.rows(torch.arange(count, device=train.features.device) * len(train.features) // count)
-        if self.k > count:
-            if self.options['k'] is not None:
-                raise ValueError(f'{self.name}: k={self.k} neighbours of {count} training samples; give a smaller k')
-            self.k = count
-        self.options['k'] = self.k
-        self.samples, self.energy = train.features, _energy(train.logits)
-        self.diagnostics = {'samples': count}
+        super().fit(train, head)
+        self.energy = _energy(train.logits)
 
     @override
     def knownness(self, embeddings: Embeddings) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ __all__ = [
     'ClassNeighbours',
     'Neighbour',
     'NeighbourMean',
+    'NeighbourScore',
     'check_k',
     'kth_neighbours',
     'top_cosines',
@@ -169,19 +171,23 @@ def check_k(k: int | None) -> None:
         raise ValueError(f'k is the number of neighbours, a whole number from 1 on, got {k!r}')
 
 
-class _Neighbours(Score):
+class NeighbourScore(Score):
     """Holds the training features.
 
     Args:
-        k: Neighbours; default 50, or all training samples if there are fewer.
+        k: Neighbours; None: :attr:`usual`, or all training samples if there are fewer.
+
+    Attributes:
+        usual: Neighbours by default.
     """
 
     reads = ('features',)
     needs_train = True
+    usual: ClassVar[int] = _K
 
     def __init__(self, k: int | None = None) -> None:
         check_k(k)
-        self.k = k or _K
+        self.k = k or self.usual
 
     @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
@@ -197,7 +203,7 @@ class _Neighbours(Score):
 
 
 @SCORES.register('knn', 'minus the distance to the k-th nearest training feature, normalised (arXiv:2204.06507)')
-class Neighbour(_Neighbours):
+class Neighbour(NeighbourScore):
     """-|f - f_(k)| of features of length 1; in [-2, 0].
 
     The neighbour is found by its cosine and its distance then taken directly, so that near ones keep their digits
@@ -213,7 +219,7 @@ class Neighbour(_Neighbours):
 
 
 @SCORES.register('knn-mean', 'mean cosine similarity to the k nearest training features')
-class NeighbourMean(_Neighbours):
+class NeighbourMean(NeighbourScore):
     """Mean of the k largest cosine similarities; in [-1, 1]."""
 
     @override
