@@ -12,12 +12,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS, over_trials
 from gradmix_timm.study import Cell, Study, read_study, study_tables
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / 'benchmarks' / 'studies'
 PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
+PLAIN_SCORES = ('msp', 'mls', 'knn', 'mahalanobis')
+HEADLINES = {'shortcut-cifar10': ('none', 'cutmix', 'saliencymix', 'random-small', 'gradmix', 'gradmix-small')}
+PAIRS = {
+    'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
+    'shortcut-cifar10': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'),
+                         ('gradmix-small', 'saliencymix'), ('gradmix', 'cutmix')),
+}
 
 
 def opened(name: str) -> Study:
@@ -66,12 +74,11 @@ def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
     return '\n'.join(lines)
 
 
-def headline() -> str:
-    """README's table of the shortcut."""
-    methods = ('none', 'cutmix', 'random-box', 'gradmix', 'random-small', 'gradmix-small')
-    rows = [line.strip('| ').split(' | ') for line in shortcut('shortcut-digits', methods).splitlines()[2:]]
-    lines = ['| training | accuracy, conflict | accuracy, none | AUROC, conflict | AUROC, none |', f'|{"---|" * 5}']
-    return '\n'.join(lines + [f'| {row[0]} | {row[3]} | {row[2]} | {row[6]} | {row[5]} |' for row in rows])
+def headline(study: str, methods: tuple[str, ...]) -> str:
+    """README's table of a shortcut."""
+    rows = [line.strip('| ').split(' | ') for line in shortcut(study, methods).splitlines()[2:]]
+    lines = ['| training | accuracy, conflict | accuracy, none | AUROC, conflict | AUROC, none | n |', f'|{"---|" * 6}']
+    return '\n'.join(lines + [f'| {row[0]} | {row[3]} | {row[2]} | {row[6]} | {row[5]} | {row[7]} |' for row in rows])
 
 
 def gaps(study: str, first: str, second: str, view: str, score: str = '') -> list[float]:
@@ -79,31 +86,56 @@ def gaps(study: str, first: str, second: str, view: str, score: str = '') -> lis
     found: dict[str, dict[str, float]] = {first: {}, second: {}}
     for cell, results in finished(study):
         if cell.levels['method'] in found:
-            group = results['groups'][view]
+            group = results['groups'][view] if view else results
             value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
             found[cell.levels['method']][cell.levels['trial']] = 100 * value
-    return [value - found[second][trial] for trial, value in found[first].items()]
+    return [value - found[second][trial] for trial, value in found[first].items() if trial in found[second]]
 
 
-def gains() -> str:
-    """Differences of pairs of methods: mean, and the range over class splits."""
-    lines = ['| points above | accuracy, conflict | AUROC, conflict | accuracy, none | AUROC, none |', f'|{"---|" * 5}']
-    for first, second in (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')):
-        row = [gaps('shortcut-digits', first, second, view, score)
-               for view in ('conflict', 'absent') for score in ('', 'mls')]
-        cells = [f'{statistics.mean(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})' for found in row]
-        lines.append(f'| {first} above {second} | {" | ".join(cells)} |')
+def interval(values: list[float], level: float) -> str:
+    """Mean over class splits and Student's interval; of fewer than five the range in its place."""
+    if len(values) < FEWEST_PAIRS:
+        return f'{statistics.mean(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})'
+    found = over_trials(values, level)
+    return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
+
+
+def gains(study: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni)."""
+    lines = ['| points above | accuracy, conflict | AUROC, conflict | accuracy, none | AUROC, none | n |',
+             f'|{"---|" * 6}']
+    for first, second in pairs:
+        row = [gaps(study, first, second, view, score) for view in ('conflict', 'absent') for score in ('', 'mls')]
+        cells = [interval(found, 1 - 0.05 / (4 * len(pairs))) for found in row]
+        lines.append(f'| {first} above {second} | {" | ".join(cells)} | {len(row[0])} |')
+    return '\n'.join(lines)
+
+
+def plain(study: str) -> str:
+    """One row a method of a study without shortcut: accuracy, and AUROC of scores."""
+    rows: dict[str, list[dict]] = {}
+    for cell, results in finished(study):
+        rows.setdefault(cell.levels['method'], []).append(results)
+    lines = [f'| training | accuracy | {" | ".join(f"AUROC, {name}" for name in PLAIN_SCORES)} | n |', f'|{"---|" * 7}']
+    for method, found in rows.items():
+        cells = [percent([run['closed_set']['top1'] for run in found]),
+                 *(percent([run['scores'][name]['auroc'] for run in found]) for name in PLAIN_SCORES)]
+        lines.append(f'| {method} | {" | ".join(cells)} | {len(found)} |')
     return '\n'.join(lines)
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', a study, or a study and 'differences'."""
-    if name in ('shortcut-headline', 'shortcut-gains'):
-        return headline() if name == 'shortcut-headline' else gains()
+    """A table by the name in its marker: 'quickstart', a study, or a study and 'differences', 'gains', 'headline'."""
     study, _, which = name.partition(' ')
+    if which == 'headline':
+        return headline(study, HEADLINES[study])
+    if which == 'gains':
+        return gains(study, PAIRS[study])
     if which == 'differences':
         return study_tables(opened(study), ['mls'], ['auroc']).strip()
-    return quickstart() if study == 'quickstart' else shortcut(study)
+    if study == 'quickstart':
+        return quickstart()
+    return plain(study) if study.startswith('small') else shortcut(study)
 
 
 def filled(text: str) -> str:

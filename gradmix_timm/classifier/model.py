@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from gradmix_timm.openset.extract import extract
 from gradmix_timm.openset.scores import Score
 from gradmix_timm.schema import naming
 
-from . import calibration, onnx_export, serialization
+from . import calibration, hub, onnx_export, serialization
 from .images import batches
 
 __all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
@@ -228,6 +229,56 @@ class OpenSetClassifier:
         with naming(os.path.join(folder, serialization.JSON)):
             manifest = Manifest(**facts)
         return cls(model, score, manifest, device, batch_size)
+
+    def push_to_hub(self, repo: str, *, results: str | os.PathLike[str] | None = None, license: str | None = None,
+                    private: bool | None = None, token: str | None = None, revision: str | None = None,
+                    message: str = 'Upload classifier') -> str:
+        """Commit the classifier to a repository of the Hugging Face Hub, created where it is missing.
+
+        Five files: those of :meth:`save`; ``config.json`` and ``model.safetensors``, of which
+        ``timm.create_model('hf-hub:ORG/NAME', pretrained=True)`` makes the network alone; and ``README.md``, the model
+        card, which replaces an earlier one.
+
+        Args:
+            repo: 'ORG/NAME'.
+            results: Folder of ``gradmix-openset osr`` of the same checkpoint, whose figures go into the card.
+            license: The Hub's name of the weights' license: 'apache-2.0', 'cc-by-4.0', ...
+            private: Of a new repository; None: as the organisation has it.
+            token: Default: that of ``hf auth login``.
+            revision: An existing branch; None: the main one.
+            message: Of the commit.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ValueError: Results of another checkpoint, a score that cannot be saved, or the Hub refused or could not be
+                reached; with the remedy.
+        """
+        return hub.upload(repo, self.model, self.score, self.manifest, results=results, license_=license,
+                          private=private, token=token, revision=revision, message=message)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], device: torch.device | str | None = None,
+                        batch_size: int = 64, *, revision: str | None = None, token: str | None = None,
+                        cache_dir: str | os.PathLike[str] | None = None) -> OpenSetClassifier:
+        """The classifier of :meth:`push_to_hub`, or of a local folder as :meth:`load`; no code of a repository is run.
+
+        Args:
+            name: 'ORG/NAME' of the Hugging Face Hub, or a folder, which goes first.
+            device: Default: cuda if available.
+            batch_size: Images at a time.
+            revision: Branch, tag or commit; a commit's hash pins the content.
+            token: For private repositories; default: that of ``hf auth login``.
+            cache_dir: Default: the Hub's own cache; what is there is not fetched again.
+
+        Raises:
+            ValueError: As for :meth:`load`; no such repository, revision or classifier in it; no network.
+        """
+        folder = Path(name)
+        if not (os.fspath(name) and folder.is_dir()):  # '' is no name for the current folder
+            folder = hub.download(os.fspath(name), revision=revision, token=token, cache_dir=cache_dir)
+        return cls.load(folder, device, batch_size)
 
     def export_onnx(self, path: str | os.PathLike[str], input: str = 'tensor') -> None:
         """Write one ONNX graph of normalisation, model, score and threshold, and its model card, ``PATH.md``.

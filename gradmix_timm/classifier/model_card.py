@@ -97,7 +97,8 @@ def front_matter(title: str, score: Score, license_: str | None, results: OpenSe
     head: dict[str, Any] = {} if license_ is None else {'license': license_}
     head |= {'library_name': 'timm', 'pipeline_tag': 'image-classification', 'tags': list(_TAGS)}
     if results is not None:
-        metrics = [{'type': 'accuracy', 'name': 'closed-set accuracy', 'value': results['closed_set']['top1']}]
+        metrics: list[dict[str, Any]] = [{
+            'type': 'accuracy', 'name': 'closed-set accuracy', 'value': results['closed_set']['top1']}]
         figures: Mapping[str, Any] = results['scores'].get(score.name, {})
         metrics += [{'type': kind, 'name': f'{name} of {score.name}', 'value': figures[key]}
                     for key, (kind, name) in _METRICS.items() if key in figures]

@@ -73,8 +73,8 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         environment = {**os.environ, **({} if threads is None else {
             name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')})}
         run = place / _WORK / 'run'
-        train = [*_module('gradmix_timm.cli.train'), *as_flags(cell.train), '--output', str(place / _WORK),
-                 '--experiment', 'run']
+        train = [*_launched(_module('gradmix_timm.cli.train'), cell.processes), *as_flags(cell.train),
+                 '--output', str(place / _WORK), '--experiment', 'run']
         shown = _shown(train, place)
         seconds = _train(train, run, environment, stop)
         found = {}
@@ -223,6 +223,13 @@ def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: th
 
 def _module(name: str) -> list[str]:
     return [sys.executable, '-m', name]
+
+
+def _launched(words: list[str], processes: int) -> list[str]:
+    """A command under torchrun, if it takes more than one process."""
+    if processes == 1:
+        return words
+    return [words[0], '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), *words[1:]]
 
 
 def _checkpoint(run: Path, which: str) -> Path:

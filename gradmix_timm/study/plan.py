@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ['EVALUATIONS', 'Cell', 'Study', 'read_study']
 EVALUATIONS = ('osr', 'ood', 'corrupt', 'probe', 'shortcut')
 #: Checkpoint name to its file in the run folder.
 CHECKPOINTS = {'best': 'model_best.pth.tar', 'last': 'last.pth.tar'}
-_KEYS = ('name', 'output', 'base', 'train', 'evaluate', 'checkpoint', 'axes', 'exclude')
+_KEYS = ('name', 'output', 'base', 'train', 'processes', 'evaluate', 'checkpoint', 'axes', 'exclude')
 # An axis given as a list sets the flag of its own name, except these.
 _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_protocol', 'data': 'dataset'}
 # Flags that the engine sets itself.
@@ -38,12 +38,14 @@ class Cell:
         train: Flags of train.py, keyed as in its YAML files.
         evaluate: Command of gradmix-openset to its flags.
         checkpoint: ``best`` by the validation images, or ``last``.
+        processes: Of the training on this machine; more than one are started by torchrun.
     """
 
     levels: Mapping[str, str]
     train: Mapping[str, Any]
     evaluate: Mapping[str, Mapping[str, Any]]
     checkpoint: str = 'best'
+    processes: int = 1
 
     @property
     def name(self) -> str:
@@ -53,7 +55,8 @@ class Cell:
         """
         words = '-'.join(re.sub(r'[^\w.+]+', '_', f'{level}') for level in self.levels.values())
         runs = [dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}]
-        content = json.dumps(runs + [self.checkpoint] * (self.checkpoint != 'best'), sort_keys=True, default=str)
+        rest: list[Any] = [self.checkpoint] * (self.checkpoint != 'best') + [self.processes] * (self.processes != 1)
+        content = json.dumps(runs + rest, sort_keys=True, default=str)
         return f'{words[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
 
@@ -82,10 +85,10 @@ def read_study(path: str | Path) -> Study:
     """Read and check a study's YAML file; nothing is run.
 
     Keys: ``axes`` (axis to a list of values for the flag of its name, or to a mapping of level names to flags),
-    ``train`` (flags of train.py for all cells), ``evaluate`` (command of gradmix-openset to flags; default: ``osr``),
-    ``checkpoint`` (``best`` by the validation images, the default, or ``last``), ``base`` (level of the first axis
-    that differences are taken to; default: its first), ``exclude`` (list of mappings of axes to levels), ``name`` and
-    ``output`` (default: after the file).
+    ``train`` (flags of train.py for all cells), ``processes`` (of each training, by torchrun; default: 1),
+    ``evaluate`` (command of gradmix-openset to flags; default: ``osr``), ``checkpoint`` (``best`` by the validation
+    images, the default, or ``last``), ``base`` (level of the first axis that differences are taken to; default: its
+    first), ``exclude`` (list of mappings of axes to levels), ``name`` and ``output`` (default: after the file).
 
     Args:
         path: The file. Paths in it are relative to the folder that the study is started in.
@@ -112,7 +115,10 @@ def read_study(path: str | Path) -> Study:
     base = str(given.get('base', next(iter(axes[first]))))
     if base not in axes[first]:
         raise ValueError(f'{path}: base: {base!r} is no level of the first axis, {first}: {nearest(base, axes[first])}')
-    cells = tuple(_cells(axes, train, evaluate, checkpoint, excluded))
+    processes = given.get('processes', 1)
+    if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
+        raise ValueError(f'{path}: processes: {processes!r}; expected the number of processes of a training, 1 or more')
+    cells = tuple(replace(cell, processes=processes) for cell in _cells(axes, train, evaluate, checkpoint, excluded))
     return Study(str(given.get('name') or path.stem), Path(given.get('output') or path.with_suffix('')),
                  {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
 

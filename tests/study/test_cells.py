@@ -10,8 +10,10 @@ import threading
 import time
 
 import pytest
+import torch
 from stub_job import StubJob
 
+from gradmix_timm.checkpoint import KEY
 from gradmix_timm.study import cells as cells_module
 from gradmix_timm.study import engines, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
@@ -45,6 +47,20 @@ def test_the_checkpoint_that_the_study_names_is_evaluated(make, stubbed, checkpo
     assert run_study(study) == {}
     results = json.loads((study.output / study.cells[0].name / 'results.json').read_text())
     assert results['closed_set']['top1'] == pytest.approx(top1)
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes(make):
+    study = make(axes={'mixer': ['gradmix'], 'seed': [0]}, processes=2,
+                 evaluate={'osr': {'scores': 'mls', 'bootstrap': 0}},
+                 train={'dataset': 'sklearn/digits', 'osr_protocol': 'digits', 'model': 'test_resnet', 'img_size': 32,
+                        'epochs': 1, 'warmup_epochs': 0, 'batch_size': 64, 'workers': 0, 'device': 'cpu'})
+    assert run_study(study, keep_runs=True) == {}
+    place = study.output / study.cells[0].name
+    told = json.loads((place / 'results.json').read_text())['manifest']['study']
+    assert told['commands'][0].startswith('-m torch.distributed.run --standalone --nproc-per-node 2 train.py')
+    saved = torch.load(place / 'work' / 'run' / 'last.pth.tar', map_location='cpu', weights_only=False)
+    assert len(saved[KEY]['random_streams']) == 2, 'of each process'
 
 
 def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):

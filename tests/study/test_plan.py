@@ -25,6 +25,11 @@ def test_a_cell_of_other_flags_has_another_name(make):
     assert names[0] == {cell.name for cell in make(train={'epochs': 3}).cells}
 
 
+def test_cells_of_several_processes_are_other_cells(make):
+    assert make(processes=1).cells == make().cells
+    assert not {cell.name for cell in make(processes=2).cells} & {cell.name for cell in make().cells}
+
+
 def test_cells_can_be_excluded(make):
     study = make(exclude=[{'mixer': 'gradmix', 'seed': 2}])
     assert [cell.levels for cell in study.cells if cell.levels['seed'] == '2'] == [{'mixer': 'none', 'seed': '2'}]
@@ -38,6 +43,8 @@ def test_cells_can_be_excluded(make):
     ({'axes': {'seed': [1, 1]}}, 'each named once'),
     ({'base': 'cutmix'}, "base: 'cutmix' is no level of the first axis, mixer"),
     ({'evaluate': {'ors': {}}}, "no command 'ors'.*osr"),
+    ({'processes': 0}, 'processes: 0; expected'),
+    ({'processes': '2'}, "processes: '2'; expected"),
     ({'checkpoint': 'lst'}, "checkpoint: 'lst'.*last"),
     ({'train': {'output': 'x'}}, 'train: output is set for each cell'),
     ({'train': {'amp': None}}, 'amp has no value'),
