@@ -56,3 +56,8 @@ FAMILIES = {
 #: Images up to this side are corrupted as they are stored, as CIFAR-C and Tiny-ImageNet-C were; larger ones cut to the
 #: model's input, as ImageNet-C was.
 SMALL = 96
+
+# ---- exports
+
+#: What an exported ONNX graph reads: prepared pixels, or a whole image.
+ONNX_INPUTS = ('tensor', 'image')

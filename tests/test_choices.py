@@ -7,6 +7,7 @@ from timm.loss import LOSS_TYPES
 
 from gradmix_timm import choices, list_mixers
 from gradmix_timm.attribution import CONTROLS, METHODS
+from gradmix_timm.classifier.onnx_export import INPUTS
 from gradmix_timm.cli.training.timm_flags import LOSSES
 from gradmix_timm.data.corruption import list_corruptions, official_name
 from gradmix_timm.data.image_lists import SUITES
@@ -35,4 +36,5 @@ def test_registries_hold_these_names_in_this_order():
 def test_other_tables_agree():
     assert OPTIONS['attribution'].metadata['choices'] == (*choices.ATTRIBUTIONS, *CONTROLS)
     assert sorted(map(official_name, list_corruptions())) == sorted(sum(choices.FAMILIES.values(), ()))
+    assert tuple(INPUTS) == choices.ONNX_INPUTS
     assert LOSSES == LOSS_TYPES  # timm's own, which its script offers

@@ -185,6 +185,48 @@ def test_labels_follow_the_threshold(classifier, files):
     assert {label for label, _ in records} - {'unknown'}
 
 
+def test_a_record_holds_probabilities_and_the_file(classifier, files):
+    """Red before: a label and its knownness were all."""
+    with torch.inference_mode():
+        inputs = torch.stack([classifier.preprocessing.transform()(Image.open(path).convert('RGB')) for path in files])
+        shares = classifier.model(inputs).double().softmax(1)
+    records = classifier.predict(files)
+    for record, share, path in zip(records, shares, files, strict=True):
+        assert record.path == path
+        assert record.nearest == ('cat', 'ant')[share.argmax()]
+        assert record.label in (record.nearest, 'unknown')
+        assert record.probability == pytest.approx(float(share.max()), rel=1e-5)
+        assert [name for name, _ in record.top_k] == [('cat', 'ant')[place] for place in share.argsort(descending=True)]
+        assert sum(value for _, value in record.top_k) == pytest.approx(1)
+    assert [record.top_k for record in classifier.predict(files, top_k=1)] == [record.top_k[:1] for record in records]
+    assert classifier.predict(pixels(files[0]))[0].path is None
+    with pytest.raises(ValueError, match='top_k is at least 1'):
+        classifier.predict(files, top_k=0)
+
+
+def test_a_score_with_a_predictor_of_its_own_names_the_class_and_the_model_its_probability(checkpoint, files):
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'class-knn', device='cpu', known_acceptance=0.8)
+    classes, _ = found.scores(files)
+    for record, place in zip(found.predict(files), classes, strict=True):
+        assert record.nearest == found.known_classes[place]
+        assert dict(record.top_k)[record.nearest] == record.probability
+
+
+def test_a_folder_stands_for_its_images(classifier, data, checkpoint, tmp_path):
+    """Red before: refused, 'name the images in it'; a single path of validation images was read letter by letter."""
+    files = sorted((data / 'test').rglob('*.png'))
+    whole = classifier.predict(data / 'test')
+    assert [record.path for record in whole] == files
+    assert whole == classifier.predict(files)
+    mixed = classifier.predict([files[3], str(data / 'test' / 'bee'), pixels(files[0])])
+    assert [record.path for record in mixed] == [files[3], *sorted((data / 'test' / 'bee').iterdir()), None]
+    own = OpenSetClassifier.from_checkpoint(checkpoint, validation=str(data / 'test'), device='cpu')
+    assert own.manifest.n_validation == 60, 'bee is no known class'
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(ValueError, match=r'no image in the folder .*empty'):
+        classifier.predict(tmp_path / 'empty')
+
+
 def test_answers_are_those_of_the_model_under_its_own_transform(classifier, checkpoint, files):
     from timm.data import create_transform
     model = timm.create_model('test_resnet', num_classes=2).eval()
@@ -286,12 +328,14 @@ def test_a_bad_image_is_named(classifier, image, kind, words):
         classifier.predict([image])
 
 
-def test_a_broken_file_and_a_folder_are_named_with_their_place(classifier, files, tmp_path):
+def test_a_broken_file_is_named_with_its_position(classifier, files, tmp_path):
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
     with pytest.raises(ValueError, match=r'image 1: .*broken\.png cannot be read'):
         classifier.predict([files[0], tmp_path / 'broken.png'])
-    with pytest.raises(ValueError, match='is a folder'):
-        classifier.predict([tmp_path])
+    with pytest.raises(ValueError, match=r'image 0: .*broken\.png cannot be read'):
+        classifier.predict(tmp_path)
+    with pytest.raises(ValueError, match='image 0: there is no file'):
+        classifier.predict([''])
     with pytest.raises(TypeError, match='expected images'):
         classifier.predict(7)
 

@@ -21,7 +21,7 @@ from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Score, fit_score, score_kind
 
-from .images import batches
+from .images import batches, each
 
 __all__ = ['Plan', 'Source', 'calibrate']
 
@@ -165,15 +165,17 @@ def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str])
     """Validation images without those of other classes, as far as their folders are named by classes.
 
     Args:
-        images: Paths; images of other kinds are kept.
+        images: Paths, of folders too; images of other kinds are kept.
         names: Of the known classes.
         unknown: Names of the classes that training left out.
 
     Raises:
         ValueError: All of them are of other classes.
     """
+    images = [images] if isinstance(images, str | os.PathLike) else images
     if not isinstance(images, Sequence) or not all(isinstance(item, str | os.PathLike) for item in images):
         return images
+    images = list(each(images))
     chains = [[folder.name for folder in Path(item).absolute().parents[:_LEVELS]] for item in images]
     listed = list(dict.fromkeys(name for chain in chains for name in chain))
     known = {listed[place] for place in shared_classes(listed, names)}

@@ -69,7 +69,8 @@ def download(repo: str, *, revision: str | None, token: str | None, cache_dir: s
     _check_name(repo)
     with _errors(repo, revision):
         def fetch(name: str, commit: str | None) -> Path:
-            return Path(hf_hub_download(repo, name, revision=commit, token=token, cache_dir=cache_dir))
+            return Path(hf_hub_download(repo, name, revision=commit, token=token,
+                                        cache_dir=None if cache_dir is None else os.fspath(cache_dir)))
 
         manifest = fetch(serialization.JSON, revision)
         # The cache names a commit's folder by its hash: both files are of that one, whatever is pushed meanwhile.
@@ -90,8 +91,9 @@ def _save_for_timm(folder: Path, model: nn.Module, manifest: Any, license_: str 
         tensor.data = tensor.data.contiguous()
     # What timm knows of its own weights of that name does not hold for these.
     source = {**dict.fromkeys(('tag', 'origin_url', 'paper_ids', 'notes')), 'license': license_}
-    save_for_hf(network, folder, model_config={'label_names': list(manifest.known_classes), 'pretrained_cfg': source},
-                data_config=Preprocessing.of(manifest.data_config).as_config(), safe_serialization=True)
+    named = {'label_names': list(manifest.known_classes), 'pretrained_cfg': source}
+    save_for_hf(network, str(folder), model_config=named, safe_serialization=True,
+                data_config=Preprocessing.of(manifest.data_config).as_config())
 
 
 def _use(repo: str, manifest: Any) -> str:

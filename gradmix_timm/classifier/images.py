@@ -13,24 +13,37 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gradmix_timm.data.opening import open_image
+from gradmix_timm.data.listing import list_images
+from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 
 __all__ = ['as_image', 'batches', 'each']
 
-_KINDS = ('a path, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W] or [H, W]; pixels as uint8, or as '
-          'floats from 0 to 1')
+_KINDS = ('a path of an image or of a folder, a PIL image, an array [H, W, C] or [H, W], a tensor [C, H, W] or [H, W]; '
+          'pixels as uint8, or as floats from 0 to 1')
 
 
-def each(images: Any) -> Iterable[Any]:
-    """Iterate over a single image, a batch as one array or tensor, or any iterable."""
+def each(images: Any) -> Iterator[Any]:
+    """The images of a single one, a batch as one array or tensor, or any iterable; for a folder, those below it.
+
+    Raises:
+        TypeError: None of these.
+        ValueError: A folder without images.
+    """
     if isinstance(images, str | os.PathLike | Image.Image):
-        return [images]
-    if isinstance(images, np.ndarray | Tensor):
-        return [images] if images.ndim in (2, 3) else images
-    if not isinstance(images, Iterable):
+        images = [images]
+    elif isinstance(images, np.ndarray | Tensor):
+        images = [images] if images.ndim in (2, 3) else images
+    elif not isinstance(images, Iterable):
         raise TypeError(f'expected images ({_KINDS}; one or many), got {type(images).__name__}')
-    return images
+    for item in images:
+        if isinstance(item, str | os.PathLike) and os.fspath(item) and Path(item).is_dir():
+            files = list_images(item).files
+            if not files:
+                raise ValueError(f'no image in the folder {os.fspath(item)} ({expected_files()})')
+            yield from map(Path, files)
+        else:
+            yield item
 
 
 def as_image(item: Any, preprocessing: Preprocessing) -> Image.Image:
@@ -78,9 +91,7 @@ def _placed(place: int, item: Any, preprocessing: Preprocessing, transform: Any)
 
 
 def _read(path: Path, preprocessing: Preprocessing) -> Image.Image:
-    if path.is_dir():
-        raise ValueError(f'{path} is a folder; name the images in it')
-    if not path.exists():
+    if not path.exists() or path.is_dir():  # '' is the current folder
         raise ValueError(f'there is no file {path}')
     try:
         with open_image(path) as image:

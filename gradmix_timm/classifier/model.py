@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +20,35 @@ from gradmix_timm.openset.scores import Score
 from gradmix_timm.schema import naming
 
 from . import calibration, hub, onnx_export, serialization
-from .images import batches
+from .images import batches, each
 
 __all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
 
 UNKNOWN = 'unknown'
 
 
-class Prediction(NamedTuple):
-    """The prediction for one image.
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The prediction for one image; ``label, knownness = prediction`` takes it apart.
 
     Attributes:
         label: Name of a known class, or ``'unknown'``.
         knownness: The score; higher = more known. Accepted if at least the classifier's threshold.
+        nearest: The known class that is predicted, whether the image is accepted or not.
+        probability: Its softmax among the known classes, in [0, 1]; it says nothing about unknown ones.
+        top_k: The most probable known classes with their probabilities, in descending order.
+        path: File of the image; None if it was handed in as pixels. Not compared.
     """
 
     label: str
     knownness: float
+    nearest: str
+    probability: float
+    top_k: tuple[tuple[str, float], ...]
+    path: Path | None = field(default=None, compare=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.label, self.knownness))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +108,10 @@ class OpenSetClassifier:
 
     Example:
         >>> classifier = OpenSetClassifier.from_checkpoint('run/model_best.pth.tar')    # doctest: +SKIP
-        >>> [(label, round(knownness, 2)) for label, knownness in classifier.predict(['a.png', 'b.png'])]
-        ...                                                                             # doctest: +SKIP
-        [('cat', 7.31), ('unknown', 2.05)]
+        >>> for found in classifier.predict('folder'):                                  # doctest: +SKIP
+        ...     print(found.path, found.label, round(found.knownness, 2), found.top_k[0])
+        folder/a.png cat 7.31 ('cat', 0.98)
+        folder/b.png unknown 2.05 ('ant', 0.61)
         >>> classifier.save('cats')                                                     # doctest: +SKIP
         >>> classifier = OpenSetClassifier.load('cats')                                 # doctest: +SKIP
     """
@@ -171,23 +184,40 @@ class OpenSetClassifier:
         net, fitted, facts = calibration.calibrate(plan)
         return cls(net, fitted, Manifest(**facts), device, batch_size)
 
-    def predict(self, images: Any) -> list[Prediction]:
-        """The class of each image or ``'unknown'``, with its knownness.
+    def predict(self, images: Any, top_k: int = 5) -> list[Prediction]:
+        """The class of each image or ``'unknown'``, with its knownness and the most probable known classes.
 
         Args:
             images: One image or any iterable of them, of mixed kinds: paths, PIL images, arrays [H, W, C] or
                 [H, W], tensors [C, H, W]; or a batch as one array [B, H, W, C] or tensor [B, C, H, W]. Pixels as uint8,
-                or as floats from 0 to 1; the checkpoint's resizing and normalisation are applied here.
+                or as floats from 0 to 1; the checkpoint's resizing and normalisation are applied here. A folder
+                stands for all images below it, in natural order of their paths.
+            top_k: Number of most probable known classes in each record, at most.
 
         Returns:
             One record an image, in order.
 
         Raises:
-            ValueError: An image that cannot be read, with its place in the row.
+            ValueError: An image that cannot be read, with its position; a folder without images.
         """
-        classes, knownness = self.scores(images)
-        return [Prediction(self.known_classes[k] if value >= self.threshold else UNKNOWN, float(value))
-                for k, value in zip(classes.tolist(), knownness, strict=True)]
+        if top_k < 1:
+            raise ValueError(f'top_k is at least 1, got {top_k}')
+        paths: list[Path | None] = []
+
+        def noted() -> Iterator[Any]:
+            for item in each(images):
+                paths.append(Path(item) if isinstance(item, str | os.PathLike) else None)
+                yield item
+
+        names, found = self.known_classes, list[Prediction]()
+        for classes, knownness, probability in self._answers(noted()):
+            best = np.argsort(-probability, axis=1, kind='stable')[:, :top_k].tolist()
+            for row, (place, value) in enumerate(zip(classes.tolist(), knownness.tolist(), strict=True)):
+                found.append(Prediction(
+                    label=names[place] if value >= self.threshold else UNKNOWN, knownness=value, nearest=names[place],
+                    probability=float(probability[row, place]),
+                    top_k=tuple((names[k], float(probability[row, k])) for k in best[row]), path=paths[len(found)]))
+        return found
 
     def scores(self, images: Any) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Closed-set class (position in ``known_classes``) and knownness of each image, rejected or not.
@@ -198,13 +228,16 @@ class OpenSetClassifier:
         Returns:
             int64 [N] and float64 [N].
         """
-        classes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-        knownness: list[NDArray[np.float64]] = [np.empty(0)]
+        parts = list(self._answers(images))
+        return (np.concatenate([np.empty(0, np.int64), *(classes for classes, _, _ in parts)]),
+                np.concatenate([np.empty(0), *(knownness for _, knownness, _ in parts)]))
+
+    def _answers(self, images: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
+        """Of each batch: predicted classes [B], knownness [B], probabilities [B, K]."""
         for batch in batches(images, self.preprocessing, self.batch_size):
             embeddings = extract(self.model, [batch], self.device, self.amp_dtype)
-            classes.append(self.score.predict(embeddings).numpy())
-            knownness.append(self.score(embeddings).numpy())
-        return np.concatenate(classes), np.concatenate(knownness)
+            yield (self.score.predict(embeddings).numpy(), self.score(embeddings).numpy(),
+                   embeddings.logits.double().softmax(1).numpy())
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``classifier.json`` and ``classifier.safetensors``; reading them runs nothing.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 __all__ = ['MODULES_HELP', 'import_modules']
 
-MODULES_HELP = ('modules to import first, from PYTHONPATH: of a device backend, or of your own with register_mixer or '
-                'register_model in them')
+MODULES_HELP = ('modules to import first, from PYTHONPATH: of a device backend, or of your own that register mixers, '
+                'models or scores')
 
 
 def import_modules(names: Sequence[str] | None) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from gradmix_timm.choices import EXIF_RULES, MODES, SCORES
+from gradmix_timm.choices import EXIF_RULES, MODES, ONNX_INPUTS, SCORES
 
 from .config_file import words
 from .errors import ConsoleParser
+from .plugins import MODULES_HELP
 
 __all__ = ['build_parser', 'main']
 
@@ -17,7 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ConsoleParser(prog='gradmix-predict', description='The class of each image, or "unknown".')
     parser.add_argument('images', nargs='*', metavar='IMAGES', help='image files, and folders of them')
     add = parser.add_argument_group('Classifier').add_argument
-    add('--checkpoint', metavar='C', required=True, help='a checkpoint, or the folder of a saved classifier')
+    add('--checkpoint', metavar='C', required=True, help='a checkpoint, the folder of a saved classifier, or '
+                                                        'hf-hub:ORG/NAME of the Hugging Face Hub')
     add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(SCORES)}; or '
                                         'pytorch-ood:NAME')
     add('--known-acceptance', type=float, metavar='P',
@@ -34,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--device', metavar='NAME', help='cpu, cuda, cuda:1 (default: cuda if available)')
     add('--amp', action='store_true', default=None, help='run the model in bfloat16')
     add('--batch-size', type=int, default=64, metavar='N', help='(default: 64)')
+    add('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
     add = parser.add_argument_group('Training images, for the threshold and for scores with a fit').add_argument
     add('--data-dir', '--data', metavar='DIR', help="folder of the data (default: the checkpoint's)")
     add('--dataset', metavar='NAME', help="(default: the checkpoint's)")
@@ -43,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group('Output').add_argument
     add('--json', action='store_true', help='for programs, in place of the table')
     add('--save', metavar='DIR', help='keep the classifier; --checkpoint DIR takes it')
-    add('--onnx', metavar='FILE', help='export the classifier as one ONNX graph')
+    add('--onnx', metavar='FILE', help='export the classifier as one ONNX graph, and its model card, FILE.md')
+    add('--onnx-input', choices=ONNX_INPUTS, metavar='KIND',
+        help='what the graph reads: tensor, prepared pixels; image, uint8 [H, W, 3] of any size (default: tensor)')
     return parser
 
 

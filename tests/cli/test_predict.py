@@ -11,6 +11,7 @@ from tiny_checkpoints import class_folders, save_checkpoint
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.cli import predict
 from gradmix_timm.cli.errors import run_console
+from gradmix_timm.openset.scores import SCORES
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +45,10 @@ def test_json_holds_what_the_classifier_says(checkpoint, data, expected, capsys)
     assert [row['file'] for row in found['images']] == [str(path) for path in expected[0]]
     assert [(row['label'], row['knownness']) for row in found['images']] == [tuple(one) for one in expected[1]]
     assert all(row['accepted'] == (row['knownness'] >= found['threshold']) for row in found['images'])
-    assert all(row['nearest'] in found['known_classes'] for row in found['images'])
+    assert [row['nearest'] for row in found['images']] == [one.nearest for one in expected[1]]
+    assert [row['probability'] for row in found['images']] == [one.probability for one in expected[1]]
+    assert all([(best['label'], best['probability']) for best in row['top_k']] == list(one.top_k)
+               for row, one in zip(found['images'], expected[1], strict=True))
     assert found['unreadable'] == []
     assert (found['score'], found['known_acceptance'], found['known_classes']) == ('mls', 0.95, ['cat', 'ant'])
 
@@ -87,11 +91,39 @@ def test_a_saved_classifier_is_taken_as_a_checkpoint(checkpoint, expected, tmp_p
     assert 'leave out --score' in capsys.readouterr().err
 
 
+def test_scores_of_ones_own_are_known_once_imported(checkpoint, expected, tmp_path, monkeypatch, capsys):
+    """Red before: --device-modules was no flag here."""
+    (tmp_path / 'margin_of_mine.py').write_text(
+        'from gradmix_timm.openset.scores import SCORES\n'
+        'from gradmix_timm.openset.scores.logit import LogitScore\n\n\n'
+        '@SCORES.register("margin-of-mine", "gap of the two largest logits")\n'
+        'class Margin(LogitScore):\n'
+        '    def of(self, logits):\n'
+        '        top = logits.double().topk(2).values\n'
+        '        return top[:, 0] - top[:, 1]\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    image = expected[0][0]
+    assert run('--checkpoint', checkpoint, image, '--score', 'margin-of-mine') == 2
+    assert 'no score' in capsys.readouterr().err
+    asked = ('--score', 'margin-of-mine', '--device-modules', 'margin_of_mine')
+    try:
+        first = told(capsys, '--checkpoint', checkpoint, image, *asked, '--save', tmp_path / 'kept')
+        assert first['score'] == 'margin-of-mine'
+        assert told(capsys, '--checkpoint', tmp_path / 'kept', image, *asked[2:]) == first
+    finally:
+        SCORES._entries.pop('margin-of-mine', None)
+    assert run('--checkpoint', checkpoint, image, '--device-modules', 'nowhere') == 2
+    assert '--device-modules nowhere: no such module' in capsys.readouterr().err
+
+
 @pytest.mark.slow
-def test_a_graph_is_exported(checkpoint, tmp_path, capsys):
+@pytest.mark.parametrize('kind', ['tensor', 'image'])
+def test_a_graph_is_exported(checkpoint, tmp_path, capsys, kind):
+    onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxscript')
-    assert run('--checkpoint', checkpoint, '--onnx', tmp_path / 'm.onnx') == 0
-    assert (tmp_path / 'm.onnx').stat().st_size > 1000
+    assert run('--checkpoint', checkpoint, '--onnx', tmp_path / 'm.onnx', '--onnx-input', kind) == 0
+    read, = onnx.load(tmp_path / 'm.onnx').graph.input
+    assert read.name == {'tensor': 'images', 'image': 'image'}[kind]
 
 
 def test_broken_images_are_named_and_the_others_told(checkpoint, expected, tmp_path, capsys):
@@ -124,6 +156,9 @@ def mistakes(tmp_path, checkpoint, image):
         '--batch-size 0': ('--checkpoint', checkpoint, image, '--batch-size', '0'),
         '--validation: there is no file': ('--checkpoint', checkpoint, image, '--validation', 'nowhere'),
         'no folder at nowhere': ('--checkpoint', checkpoint, image, '--data-dir', 'nowhere'),
+        '--onnx-input image is of an exported graph': ('--checkpoint', checkpoint, image, '--onnx-input', 'image'),
+        'neither a folder here nor a repository': ('--checkpoint', 'hf-hub:', image),
+        'its score, threshold and preprocessing are fixed': ('--checkpoint', 'hf-hub:a/b', image, '--score', 'mls'),
         '--checkpoint': (image,)}
 
 

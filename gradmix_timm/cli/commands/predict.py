@@ -12,15 +12,18 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from gradmix_timm.classifier import UNKNOWN, OpenSetClassifier
+from gradmix_timm.classifier import OpenSetClassifier
 from gradmix_timm.classifier.images import as_image
 from gradmix_timm.classifier.serialization import JSON
 from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files
 
 __all__ = ['run']
 
+# timm's prefix of models on the Hugging Face Hub.
+_HUB = 'hf-hub:'
 # Flags that a saved classifier fixes, and its attributes.
 _MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classes', 'model', 'amp', 'data_dir',
            'dataset', 'train_split', 'class_map', 'workers', 'input_img_mode', 'exif')
@@ -30,13 +33,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if not args.images and not args.save and not args.onnx:
         raise UsageError('no image given: name image files or folders of them (or --save DIR, --onnx FILE)')
+    if args.onnx_input and not args.onnx:
+        raise UsageError(f'--onnx-input {args.onnx_input} is of an exported graph; name its file, --onnx FILE')
     files = _expand(args.images)
     with user_errors():
+        import_modules(args.device_modules)
         classifier = _classifier(args)
         if args.save:
             classifier.save(args.save)
         if args.onnx:
-            classifier.export_onnx(args.onnx)
+            classifier.export_onnx(args.onnx, args.onnx_input or 'tensor')
         rows, broken = _predict(classifier, files)
     if args.json:
         print(json.dumps(_told(classifier, rows, broken), indent=1))
@@ -73,12 +79,12 @@ def _classifier(args: argparse.Namespace) -> OpenSetClassifier:
     if args.batch_size < 1:
         raise UsageError(f'--batch-size {args.batch_size}: expected 1 or more')
     given = {name: getattr(args, name) for name in _MAKING if getattr(args, name) is not None}
-    if (Path(args.checkpoint) / JSON).is_file():
+    if args.checkpoint.startswith(_HUB) or (Path(args.checkpoint) / JSON).is_file():
         if given:
             flag = next(iter(given)).replace('_', '-')
             raise UsageError(f'{args.checkpoint} is a saved classifier, its score, threshold and preprocessing are '
                              f'fixed; leave out --{flag}, or give the checkpoint it was made from')
-        return OpenSetClassifier.load(args.checkpoint, args.device, args.batch_size)
+        return OpenSetClassifier.from_pretrained(args.checkpoint.removeprefix(_HUB), args.device, args.batch_size)
     if given.pop('amp', False):
         given['amp_dtype'] = torch.bfloat16
     if args.validation:
@@ -102,13 +108,11 @@ def _predict(classifier: OpenSetClassifier, files: Sequence[Path]) -> tuple[list
             good.append(path)
             yield image
 
-    classes, knownness = classifier.scores(readable())
-    rows = []
-    for path, place, value in zip(good, classes.tolist(), knownness.tolist(), strict=True):
-        accepted, nearest = value >= classifier.threshold, classifier.known_classes[place]
-        rows.append({'file': str(path), 'label': nearest if accepted else UNKNOWN, 'knownness': value,
-                     'accepted': accepted, 'nearest': nearest})
-    return rows, broken
+    predictions = classifier.predict(readable())
+    return [{'file': str(path), 'label': one.label, 'knownness': one.knownness,
+             'accepted': one.knownness >= classifier.threshold, 'nearest': one.nearest, 'probability': one.probability,
+             'top_k': [{'label': name, 'probability': share} for name, share in one.top_k]}
+            for path, one in zip(good, predictions, strict=True)], broken
 
 
 def _told(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: list[dict[str, str]]) -> dict[str, Any]:
