@@ -111,3 +111,20 @@ def test_flags_take_half_a_second_of_cpu(command, argv, expected):
         if taken <= SECONDS:
             break
     assert min(seconds) <= SECONDS, seconds
+
+
+@pytest.mark.slow
+def test_a_first_step_waits_for_no_package_that_training_does_not_use(tmp_path):
+    """With held images; what the report and the scores need is imported after the last step."""
+    script = f"""
+import sys
+from gradmix_timm.cli import train
+from gradmix_timm.cli.training import run
+def first(*_):
+    print(sorted({{'matplotlib', 'scipy', 'sklearn', 'albumentations', 'cv2', 'pandas'}} & set(sys.modules)))
+    raise KeyboardInterrupt
+run.train_one_epoch = first
+sys.exit(train.console({['-c', 'quickstart', '--cache-images', '--workers', '0', '--output', str(tmp_path)]!r}))
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ['[]'], done.stderr[-2000:]
