@@ -81,8 +81,11 @@ def main() -> None:
     judging.at_threshold = timed('threshold', judging.at_threshold)
     judging._calibrate = timed('calibration', judging._calibrate)
     began = time.process_time()
-    judged, wall, most = watched(lambda: judge(sets, args.scores))
+    turns: list[tuple[str, float]] = []
+    judged, wall, most = watched(lambda: judge(
+        sets, args.scores, on_score=lambda name: turns.append((name, time.process_time()))))
     total = time.process_time() - began
+    ends = [when for _, when in turns[1:]]
     count = len(judged.results['scores'])
     stages['fits and scores'] = total - sum(stages.values())
     generator = np.random.default_rng(0)
@@ -94,6 +97,7 @@ def main() -> None:
     found = {'machine': machine(), 'test_images': args.images, 'train_images': TRAIN, 'width': WIDTH,
              'classes': CLASSES, 'scores': list(judged.results['scores']),
              'seconds_by_stage': {name: round(value, 1) for name, value in stages.items()},
+             'seconds_by_score': {name: round(end - start, 1) for (name, start), end in zip(turns, ends, strict=False)},
              'processor_seconds': round(total, 1), 'wall_seconds': round(wall, 1),
              'metrics_seconds_a_score': round(stages['metrics and intervals'] / count, 2),
              'peak_own_gib': round(most / 2**30, 2), 'scores_a_side': args.side,

@@ -57,7 +57,7 @@ class Graph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of float32 [N, C, H, W]: int64 [N], float64 [N], bool [N]."""
         logits = self.model((images - self.mean) / self.std).float()
-        knownness = self.score.of(logits)  # not chunk by chunk, which would fix the number of images
+        knownness = self.score.of(logits.double())  # not chunk by chunk, which would fix the number of images
         return logits.argmax(1), knownness, knownness >= self.threshold
 
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Score
-from .logit import log_odds_parts, positive, unsaturated
+from .logit import Gaps, positive, unsaturated
 
 __all__ = ['ModelScore', 'Odin']
 
@@ -77,4 +77,4 @@ class Odin(ModelScore):
             gradient, = torch.autograd.grad(loss, moving)
             images = images - self.epsilon * torch.where(gradient >= 0, 1., -1.).to(images.dtype) / std
         with torch.no_grad():
-            return unsaturated(*log_odds_parts(forward(images).double() / self.temperature))
+            return unsaturated(*Gaps.of(forward(images).double(), self.temperature).log_odds_parts())

@@ -11,7 +11,7 @@ from gradmix_timm.openset.metrics.calibration import fit_temperature
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Head, blocks
-from .logit import LogitScore, MaxSoftmax
+from .logit import Gaps, GapScore, MaxSoftmax
 
 __all__ = ['KLMatching', 'TemperatureScaled']
 
@@ -20,7 +20,7 @@ _LEAST = torch.finfo(torch.float64).tiny
 
 
 @SCORES.register('klm', 'minus the KL divergence from the nearest mean softmax of a predicted class (arXiv:1911.11132)')
-class KLMatching(LogitScore):
+class KLMatching(GapScore):
     """-min over k of KL(p || d_k), d_k the mean softmax of the images that are predicted as class k.
 
     Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022 (arXiv:1911.11132);
@@ -31,7 +31,6 @@ class KLMatching(LogitScore):
 
     needs_train = True
     fits_on_held_out = True
-    arrays = 3
 
     @override
     def fit(self, train: Embeddings | None, head: Head | None) -> None:
@@ -49,9 +48,14 @@ class KLMatching(LogitScore):
 
     @override
     def of(self, logits: Tensor) -> Tensor:
-        log_p = logits.double().log_softmax(1)
-        p = log_p.exp()
-        return (p @ self.log_means.T).amax(1) - (p * log_p).sum(1)
+        return super().of(logits.double())  # a difference that is small where the net is sure
+
+    @override
+    def of_gaps(self, gaps: Gaps) -> Tensor:
+        # With s the sum of powers, p = powers / s and log p = below - log s.
+        nearest = (gaps.powers @ self.log_means.T).amax(1)
+        total = gaps.rest.exp().log1p_()
+        return (nearest - (gaps.powers * gaps.below).sum(1)) / total.exp() + total
 
 
 @SCORES.register('temperature', 'largest softmax probability at the temperature that suits labels best '
