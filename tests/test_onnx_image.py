@@ -80,7 +80,8 @@ def test_the_nodes_go_before_those_of_a_model(pictures):
     found, = session.run(None, {'image': np.asarray(pictures[5])})
     assert [tensor.name for tensor in session.get_inputs()] == ['image']
     assert session.get_outputs()[0].shape == [1]
-    assert found[0] == pytest.approx(made.transform(normalize=False)(pictures[5]).float().mean() / 255, abs=1e-4)
+    expected = float(made.transform(normalize=False)(pictures[5]).float().mean()) / 255
+    assert found[0] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize(('config', 'words'), [
