@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm import OpenSetClassifier
+from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.classifier import hub as module
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.judge import EmbeddedSets, judge
@@ -106,6 +107,19 @@ def test_timm_makes_the_network_of_the_repository(hub, classifier, images):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_without_a_threshold_goes_up_as_a_network(hub, data, tmp_path):
+    """By timm's own function, as docs/howto/hub.md has it."""
+    loaded = load_checkpoint(save_checkpoint(tmp_path / 'm.pth.tar', data, known_classes=NAMES, unknown_classes=()))
+    timm.models.push_to_hf_hub(
+        build_model(loaded), 'zoo/network', model_config={'label_names': list(loaded.record.known_classes)},
+        data_config=loaded.record.data_config, safe_serialization=True)
+    model = timm.create_model('hf-hub:zoo/network', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == list(NAMES)
+    assert all(torch.equal(value, loaded.state_dict[name]) for name, value in model.state_dict().items())
+    assert Preprocessing.of(timm.data.resolve_model_data_config(model)) == Preprocessing.of(loaded.record.data_config)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(('name', 'options'), [('classifier32', {}), ('test_vit', {'img_size': 32})])
 def test_networks_of_this_package_and_of_other_sizes(hub, data, images, tmp_path, name, options):
     classifier = made(tmp_path, data, name, **options)
@@ -156,6 +170,7 @@ def test_results_of_another_checkpoint_are_refused_before_anything_is_sent(hub, 
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_a_revision_is_a_branch_or_a_commit(hub, classifier, data, images, tmp_path):
     first = classifier.push_to_hub('zoo/animals').rsplit('/', 1)[1]
     hub.repos['zoo/animals']['next'] = hub.repos['zoo/animals']['main']
