@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving() -> Iterator[Hub]:
     hub = Hub()
-    thread = Thread(target=hub.serve_forever, daemon=True)
+    thread = Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

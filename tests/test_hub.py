@@ -21,6 +21,8 @@ from tiny_checkpoints import class_folders, save_checkpoint
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.classifier import hub as module
+from gradmix_timm.cli import predict
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.judge import EmbeddedSets, judge
 
@@ -74,7 +76,7 @@ def write_results(folder, classifier, **changes):
     return judged.results
 
 
-def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images):
+def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images, tmp_path, capsys):
     address = classifier.push_to_hub('zoo/animals')
     files = hub.repos['zoo/animals']['main']
     assert sorted(files) == ['README.md', 'classifier.json', 'classifier.safetensors', 'config.json',
@@ -86,7 +88,11 @@ def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images):
     # Neither more than the two files, nor any twice.
     got = [line for line in hub.asked if line.startswith('GET') and '/resolve/' in line]
     assert sorted(line.rsplit('/', 1)[1] for line in got) == ['classifier.json', 'classifier.safetensors']
-    OpenSetClassifier.from_pretrained('zoo/animals', 'cpu')
+    Image.fromarray(images[0]).save(tmp_path / 'a.png')
+    assert run_console(predict.main, ['--checkpoint', 'hf-hub:zoo/animals', str(tmp_path / 'a.png'), '--device', 'cpu',
+                                      '--json']) == 0
+    row, = json.loads(capsys.readouterr().out)['images']
+    assert row['knownness'] == pytest.approx(classifier.scores(images[0])[1][0], rel=1e-5)
     assert [line for line in hub.asked if line.startswith('GET') and '/resolve/' in line] == got
 
 
