@@ -5,10 +5,7 @@ BIN = $(VENV)/bin
 PYTHONS = $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 PIP_INSTALL = $(BIN)/python -m pip install -q --disable-pip-version-check
 
-# The quickstart's two commands; the run of an earlier time is replaced.
 QUICK_RUN = output/quickstart
-QUICK_TRAIN = $(BIN)/python train.py --config configs/quickstart.yaml --output output --experiment quickstart --overwrite
-QUICK_EVAL = $(BIN)/python -m gradmix_timm.openset osr --checkpoint $(QUICK_RUN)/model_best.pth.tar
 
 # Two processes, whole files to each: fixtures of a module are made once.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -24,8 +21,7 @@ help:  ## list the targets
 	@echo 'PYTHON=python3.12 picks the interpreter (3.11 or newer) that $(VENV) is made with.'
 
 quickstart: $(VENV)/.base  ## train with GradMix on the embedded digits, evaluate open-set, write the report
-	$(QUICK_TRAIN)
-	$(QUICK_EVAL)
+	$(BIN)/python -m gradmix_timm.quickstart --output output
 
 test: $(VENV)/.test  ## the quick suite: CPU, offline
 	$(PYTEST)
@@ -61,7 +57,7 @@ comma := ,
 # What a larger one installs holds the smaller ones, so `make quickstart` after `make test` installs nothing.
 # A missing interpreter (never made, or its Python was removed) makes all of them stale.
 STALE := $(shell test -x $(BIN)/python || echo stale)
-METADATA = setup.cfg pyproject.toml $(STALE)
+METADATA = setup.cfg setup.py pyproject.toml $(STALE)
 
 define install
 @test -x $(BIN)/python || { $(make_venv); }

@@ -74,7 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             repo = f'{asked["organization"]}/{asked["name"]}'
             known = repo in self.server.repos
-            self.server.repos.setdefault(repo, {'main': {}})
+            if not known:
+                self.server.commit(repo, {})
             return self.answer(409 if known else 200, {'url': f'{self.server.url}/{repo}'})
         repo, _, step = self.path.removeprefix('/api/models/').partition('/preupload/')
         if step:
@@ -104,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving() -> Iterator[Hub]:
     hub = Hub()
-    thread = Thread(target=hub.serve_forever, daemon=True)
+    thread = Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield hub

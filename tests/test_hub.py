@@ -19,7 +19,10 @@ from PIL import Image
 from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm import OpenSetClassifier
+from gradmix_timm.checkpoint import build_model, load_checkpoint
 from gradmix_timm.classifier import hub as module
+from gradmix_timm.cli import predict
+from gradmix_timm.cli.errors import run_console
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.judge import EmbeddedSets, judge
 
@@ -73,7 +76,7 @@ def write_results(folder, classifier, **changes):
     return judged.results
 
 
-def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images):
+def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images, tmp_path, capsys):
     address = classifier.push_to_hub('zoo/animals')
     files = hub.repos['zoo/animals']['main']
     assert sorted(files) == ['README.md', 'classifier.json', 'classifier.safetensors', 'config.json',
@@ -85,7 +88,11 @@ def test_what_goes_up_comes_down_bit_for_bit(hub, classifier, images):
     # Neither more than the two files, nor any twice.
     got = [line for line in hub.asked if line.startswith('GET') and '/resolve/' in line]
     assert sorted(line.rsplit('/', 1)[1] for line in got) == ['classifier.json', 'classifier.safetensors']
-    OpenSetClassifier.from_pretrained('zoo/animals', 'cpu')
+    Image.fromarray(images[0]).save(tmp_path / 'a.png')
+    assert run_console(predict.main, ['--checkpoint', 'hf-hub:zoo/animals', str(tmp_path / 'a.png'), '--device', 'cpu',
+                                      '--json']) == 0
+    row, = json.loads(capsys.readouterr().out)['images']
+    assert row['knownness'] == pytest.approx(classifier.scores(images[0])[1][0], rel=1e-5)
     assert [line for line in hub.asked if line.startswith('GET') and '/resolve/' in line] == got
 
 
@@ -103,6 +110,19 @@ def test_timm_makes_the_network_of_the_repository(hub, classifier, images):
     with torch.inference_mode():
         logits = model(torch.stack([transform(Image.fromarray(image)) for image in images]))
     np.testing.assert_allclose(logits.amax(1), classifier.scores(images)[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_a_threshold_goes_up_as_a_network(hub, data, tmp_path):
+    """By timm's own function, as docs/howto/hub.md has it."""
+    loaded = load_checkpoint(save_checkpoint(tmp_path / 'm.pth.tar', data, known_classes=NAMES, unknown_classes=()))
+    timm.models.push_to_hf_hub(
+        build_model(loaded), 'zoo/network', model_config={'label_names': list(loaded.record.known_classes)},
+        data_config=loaded.record.data_config, safe_serialization=True)
+    model = timm.create_model('hf-hub:zoo/network', pretrained=True)
+    assert model.pretrained_cfg['label_names'] == list(NAMES)
+    assert all(torch.equal(value, loaded.state_dict[name]) for name, value in model.state_dict().items())
+    assert Preprocessing.of(timm.data.resolve_model_data_config(model)) == Preprocessing.of(loaded.record.data_config)
 
 
 @pytest.mark.slow
@@ -156,6 +176,7 @@ def test_results_of_another_checkpoint_are_refused_before_anything_is_sent(hub, 
     assert not hub.asked
 
 
+@pytest.mark.slow
 def test_a_revision_is_a_branch_or_a_commit(hub, classifier, data, images, tmp_path):
     first = classifier.push_to_hub('zoo/animals').rsplit('/', 1)[1]
     hub.repos['zoo/animals']['next'] = hub.repos['zoo/animals']['main']

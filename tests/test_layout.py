@@ -30,7 +30,7 @@ ROOMS = {
     'cli': {'*'},
 }
 # Thin modules that call the command line: `python -m gradmix_timm.show`.
-DOORS = {'openset/__main__.py', 'study/__main__.py', 'show.py', 'predict.py', 'backbones.py'}
+DOORS = {'openset/__main__.py', 'study/__main__.py', 'show.py', 'predict.py', 'backbones.py', 'quickstart.py'}
 LIMITED = {'albumentations': {'data/transforms.py'}, 'cv2': {'data/corruption/kernels.py'},
            'faiss': {'openset/scores/neighbours.py'}, 'huggingface_hub': {'classifier/hub.py'}}
 FILES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')

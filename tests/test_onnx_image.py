@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
 from gradmix_timm import OpenSetClassifier
-from gradmix_timm.classifier.onnx_image import check_exportable, image_graph
+from gradmix_timm.classifier.onnx_image import check_exportable, image_graph, prepend
 from gradmix_timm.data.preprocessing import Preprocessing
 
 EXAMPLE = Path(__file__).parent.parent / 'examples' / 'onnx_runtime.py'
@@ -20,8 +20,9 @@ EXAMPLE = Path(__file__).parent.parent / 'examples' / 'onnx_runtime.py'
 
 @pytest.fixture(scope='module')
 def pictures():
-    """50 of odd sides from 33 to 401 pixels: smooth colours, every second under texture."""
-    rng, images = np.random.default_rng(0), []
+    """50 of odd sides from 33 to 401 pixels: smooth colours, every second under texture; and two tiny ones."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (*sides, 3), dtype=np.uint8)) for sides in ((1, 1), (2, 50))]
     for place in range(50):
         height, width = (2 * rng.integers(16, 201, 2) + 1).tolist()
         coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height))
@@ -63,6 +64,26 @@ def test_pixels_are_those_of_pillow_within_one_level(config, pictures):
     assert np.mean([part.mean() for part in found]) < 0.005
 
 
+def test_the_nodes_go_before_those_of_a_model(pictures):
+    """The model here is the mean of its input; the slow test below has a whole one."""
+    onnxruntime = pytest.importorskip('onnxruntime')
+    helper = pytest.importorskip('onnx').helper
+    images, mean = (helper.make_tensor_value_info(name, 1, shape) for name, shape in (
+        ('images', ['n', 3, 32, 32]), ('mean', ['n'])))
+    axes = helper.make_tensor('axes', 7, [3], [1, 2, 3])
+    proto = helper.make_model(helper.make_graph(
+        [helper.make_node('ReduceMean', ['images', 'axes'], ['mean'], keepdims=0)], 'model', [images], [mean], [axes]),
+        opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+    made = Preprocessing.of(CONFIG)
+    prepend(proto, made)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=['CPUExecutionProvider'])
+    found, = session.run(None, {'image': np.asarray(pictures[5])})
+    assert [tensor.name for tensor in session.get_inputs()] == ['image']
+    assert session.get_outputs()[0].shape == [1]
+    expected = float(made.transform(normalize=False)(pictures[5]).float().mean()) / 255
+    assert found[0] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(('config', 'words'), [
     ({'interpolation': 'lanczos'}, "'lanczos': ONNX resizes by bilinear and bicubic .* input='tensor'"),
     ({'image_mode': 'HSV'}, 'read as HSV'), ({'input_size': (4, 32, 32), 'mean': (0.5,), 'std': (0.5,)}, 'as RGBA'),
@@ -90,7 +111,7 @@ def test_the_graph_classifies_files_of_any_size_as_the_classifier(pictures, tmp_
     made = {**CONFIG, 'input_size': (3, 96, 96), 'interpolation': 'bicubic', 'exif': 'apply'}
     path = save_checkpoint(tmp_path / 'm.pth.tar', class_folders(tmp_path / 'data', count=1), data_config=made)
     turned, files = Image.Exif(), []
-    for place, picture in enumerate(pictures):
+    for place, picture in enumerate(pictures[2:]):
         turned[0x0112] = 1 + place % 8
         files.append(tmp_path / f'{place:02}.png')
         picture.save(files[-1], exif=turned)

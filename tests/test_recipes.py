@@ -11,6 +11,7 @@ from PIL import Image
 
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.cli import train
+from gradmix_timm.cli.recipes import find_recipe, list_recipes
 from gradmix_timm.cli.training import run as stages
 from gradmix_timm.data import load_split
 
@@ -58,6 +59,23 @@ def test_a_header_says_command_source_and_cost(path):
     assert (CONFIGS.parent / results[0]).exists() if results else 'not run here' in text
     assert str(path.relative_to(CONFIGS.parent)) in text
     assert all(len(line) <= 120 for line in path.read_text().splitlines())
+
+
+def test_recipes_go_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = [name.removesuffix('.yaml') for name in NAMES]
+    assert list(list_recipes()) == names
+    assert all(line and len(line) < 250 for line in list_recipes().values())
+    for name in (*names, 'configs/finetune.yaml', 'osr/cifar10.yaml'):
+        assert Path(find_recipe(name)).is_file()
+    assert parse('osr/cifar+10', '--data-dir', 'x') == parse(CONFIGS / 'osr' / 'cifar+10.yaml', '--data-dir', 'x')
+    (tmp_path / 'finetune').write_text('epochs: 7\n')
+    assert parse('finetune', '--data-dir', 'x').epochs == 7, 'a file comes first'
+    for wrong, near in (('osr/cifar10-smal', "'osr/cifar10-small'"), ('aug/light', 'Known: finetune')):
+        with pytest.raises(SystemExit):
+            parse(wrong)
+        assert near in capsys.readouterr().err
+    assert parse('finetune', '--aug-backend', 'albumentations', '--aug-config', 'aug/light').aug_config == 'aug/light'
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=NAMES)

@@ -54,7 +54,7 @@ def model_card(title: str, manifest: Any, score: Score, use: str, results: OpenS
                f'The threshold accepts at least {share:.0%} of new images of the known classes, on average over '
                'held-out sets and for images of the same kind as those; a drift of the input voids this.')
     lines = [
-        f'# {title}', '',
+        f'# {_cell(title)}', '',
         f'An image classifier for {len(manifest.known_classes)} classes that answers "unknown" where an image is of '
         'none of them, made with [gradmix_timm](https://github.com/gradmix-timm/gradmix-timm).', '',
         '| | |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows.items() if value), '',

@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import io
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from torchvision.datasets.folder import default_loader
 from .decoding import decode
 from .opening import open_image, open_regular
 
-__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError']
+__all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 'UnreadableImageError', 'digits']
 
 DIGITS_SPLITS = ('train', 'test')
 
@@ -128,6 +131,23 @@ class TorchvisionReader(Reader):
         return str(files[index]) if files else f'{type(self.dataset).__name__}[{index}]'
 
 
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits, float [1797, 8, 8] from 0 to 16, and their labels, int64 [1797].
+
+    The file is read where scikit-learn has it: its import takes longer than all else before a first training step.
+    """
+    spec = find_spec('sklearn')
+    file = Path(spec.submodule_search_locations[0], 'datasets/data/digits.csv.gz') if (
+        spec is not None and spec.submodule_search_locations) else Path()
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=',')
+    else:
+        from sklearn.datasets import load_digits
+        table = np.column_stack(load_digits(return_X_y=True))
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+
+
 class DigitsReader(Reader):
     """scikit-learn's 1,797 handwritten digits, 8x8 grey, as PNG files in memory.
 
@@ -137,14 +157,13 @@ class DigitsReader(Reader):
     """
 
     def __init__(self, split: str, rows: np.ndarray) -> None:
-        from sklearn.datasets import load_digits
         super().__init__()
-        digits = load_digits()
+        images, labels = digits()
         self.split, self.rows = split, rows
-        self.targets = digits.target[rows].astype(np.int64)
+        self.targets = labels[rows]
         self.class_to_idx = {str(digit): digit for digit in range(10)}
         # Stored as 0..16.
-        self.files = [_png(np.rint(digits.images[row] * (255 / 16)).astype(np.uint8)) for row in rows]
+        self.files = [_png(np.rint(images[row] * (255 / 16)).astype(np.uint8)) for row in rows]
 
     def __getitem__(self, index: int) -> tuple[io.BytesIO, int]:
         return io.BytesIO(self.files[index]), int(self.targets[index])

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from gradmix_timm.registry import nearest
 
-from .images import DIGITS_SPLITS, DigitsReader, ImageSource
+from .images import DIGITS_SPLITS, DigitsReader, ImageSource, digits
 from .opening import expected_files
 from .readers import FolderReader, TarReader
 from .shortcut import PREFIX, ShortcutSource, inner_name, parse_shortcut
@@ -149,8 +149,7 @@ def _digits(rest: str, split: str, class_map: Any, img_mode: str | None) -> Imag
         raise ValueError(f'no split {split!r} in sklearn/digits: {nearest(split, DIGITS_SPLITS)}')
     if class_map:
         raise ValueError('sklearn/digits takes no class map; leave out --class-map')
-    from sklearn.datasets import load_digits
-    labels = load_digits().target
+    labels = digits()[1]
     test = stratified(labels, 0.2, _DIGITS_SEED)
     rows = test if split == 'test' else np.setdiff1d(np.arange(len(labels)), test)
     return ImageSource(DigitsReader(split, rows), img_mode)

@@ -28,10 +28,12 @@ WRONG = {
     'gradmix-predict': ['--checkpoint x --scroe y', '--checkpoint x --batch-size many', '--checkpoint x --exif turn'],
     'gradmix-show': ['--images x --mixr y', '--images x --num many', '--images x --mixup-kwargs y'],
     'gradmix-backbones': ['x --image-size 3', 'x --img-size large', 'x --model-kwargs y'],
+    'gradmix-quickstart': ['--epcohs 1', '--epochs many'],
     'gradmix-study': ['x --jbos 2', 'x --jobs many', 'x --engine cloud'],
 }
-CASES = [(command, argv, 0 if argv.startswith('-') and argv in ('--help', '--version') else 2)
-         for command, wrong in WRONG.items() for argv in ['--help', '--version', *wrong]]
+RIGHT = ('--help', '--version', '--list-recipes')
+CASES = [(command, argv, 0 if argv in RIGHT else 2)
+         for command, wrong in WRONG.items() for argv in [*RIGHT[:2], *wrong]] + [('gradmix-train', RIGHT[2], 0)]
 RUN = """
 import contextlib, importlib, io, sys
 module, _, function = sys.argv[1].partition(':')
@@ -77,7 +79,7 @@ for command, argv, expected in {CASES!r}:
             status = stop.code
     assert status == expected, (sys.argv, status, out.getvalue(), err.getvalue())
     lines = (err if status else out).getvalue().splitlines()
-    assert lines if argv == '--help' else len(lines) == 1, (sys.argv, lines)
+    assert len(lines) == 1 if status or argv == '--version' else lines, (sys.argv, lines)
     assert not asked, (sys.argv, asked)
 sys.path.insert(0, {str(ROOT)!r})
 import train
@@ -109,3 +111,20 @@ def test_flags_take_half_a_second_of_cpu(command, argv, expected):
         if taken <= SECONDS:
             break
     assert min(seconds) <= SECONDS, seconds
+
+
+@pytest.mark.slow
+def test_a_first_step_waits_for_no_package_that_training_does_not_use(tmp_path):
+    """With held images; what the report and the scores need is imported after the last step."""
+    script = f"""
+import sys
+from gradmix_timm.cli import train
+from gradmix_timm.cli.training import run
+def first(*_):
+    print(sorted({{'matplotlib', 'scipy', 'sklearn', 'albumentations', 'cv2', 'pandas'}} & set(sys.modules)))
+    raise KeyboardInterrupt
+run.train_one_epoch = first
+sys.exit(train.console({['-c', 'quickstart', '--cache-images', '--workers', '0', '--output', str(tmp_path)]!r}))
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ['[]'], done.stderr[-2000:]

@@ -24,6 +24,7 @@ from gradmix_timm.data import (
     select_classes,
     take,
 )
+from gradmix_timm.data import images as images_module
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 
@@ -67,6 +68,16 @@ def test_digits_are_scikit_learns_and_split_80_to_20_by_class(digits):
     assert label == load_digits().target[row]
     assert (image.mode, image.size) == ('RGB', (8, 8))
     assert np.array_equal(np.asarray(image)[:, :, 1], np.rint(load_digits().images[row] * 255 / 16))
+
+
+def test_digits_are_read_with_and_without_scikit_learns_import(monkeypatch):
+    images, labels = images_module.digits()
+    assert np.array_equal(images, load_digits().images)
+    assert np.array_equal(labels, load_digits().target)
+    monkeypatch.setattr(images_module, 'find_spec', lambda name: None)
+    for found, expected in zip(images_module.digits.__wrapped__(), (images, labels), strict=True):
+        assert np.array_equal(found, expected)
+        assert found.dtype == expected.dtype
 
 
 def test_digits_are_always_the_same_rows(digits):

@@ -11,6 +11,7 @@ from gradmix_timm.choices import MIXERS, TIMM_MODES
 from gradmix_timm.cli.config_file import read_config
 from gradmix_timm.cli.errors import ConsoleParser, one_line
 from gradmix_timm.cli.plugins import import_modules
+from gradmix_timm.cli.recipes import ListRecipes, find_recipe
 
 from .own_flags import AUGMENTATION, GRADMIX, MIXING, OBJECTIVE, OPEN_SET, RUN
 from .timm_flags import TAKES_EMPTY, add_flags, add_timm_flags
@@ -22,7 +23,7 @@ def build_config_parser() -> argparse.ArgumentParser:
     """The parser of --config alone, which is read before the others."""
     parser = ConsoleParser(description='Training configuration', add_help=False)
     parser.add_argument('-c', '--config', default='', type=str, metavar='FILE',
-                        help='YAML file of flags; the command line goes over it, `base: FILE` inside names one below')
+                        help='YAML file of flags, or the name of a recipe; `base: FILE` inside names one below')
     return parser
 
 
@@ -33,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
         takes_empty=TAKES_EMPTY)
     # Shown here; the parser of --config has taken it before this one looks.
     parser.add_argument('-c', '--config', dest='help', default=argparse.SUPPRESS, metavar='FILE',
-                        help='YAML file of flags; the command line goes over it')
+                        help='YAML file of flags, or the name of a recipe; the command line goes over it')
+    parser.add_argument('--list-recipes', action=ListRecipes, dest='help', default=argparse.SUPPRESS, nargs=0,
+                        help='list the recipes and exit')
     add_timm_flags(parser)
     group = parser.add_argument_group(
         'Mixers', "--mixup-mode takes timm's modes, a registered mixer, which switches mixing on by itself, or two "
@@ -72,7 +75,7 @@ def parse_args(config_parser: argparse.ArgumentParser, parser: argparse.Argument
     values: dict[str, Any] = {}
     if config.config:
         try:
-            values = read_config(config.config, parser)
+            values = read_config(find_recipe(config.config), parser)
         except (ValueError, OSError) as error:
             parser.error(_config_error(config.config, error))
     args = argparse.Namespace(**{**vars(parser.parse_args([])), **values, **given})

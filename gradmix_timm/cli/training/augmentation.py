@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
+from gradmix_timm.cli.recipes import find_recipe
 from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pipeline, read_pipelines
 
 from .context import Built
@@ -40,7 +41,7 @@ def check_augmentation(args: argparse.Namespace) -> None:
         return
     if not args.aug_config:
         raise ValueError('--aug-backend albumentations takes its pipelines from a file: --aug-config FILE.yaml (ready '
-                         'ones: configs/aug)')
+                         'ones: aug/light, aug/cifar, aug/imagenet)')
     _refuse(args, '--aug-backend albumentations', _REPLACED, 'the pipeline says it in its place')
     for name, on in (('--aug-splits', args.aug_splits > 0), ('--naflex-loader', args.naflex_loader),
                      ('--train-img-sizes', args.train_img_sizes is not None),
@@ -48,7 +49,7 @@ def check_augmentation(args: argparse.Namespace) -> None:
         if on:
             raise ValueError(f"{name} with --aug-backend albumentations: it is part of timm's transform, which the "
                              'pipeline replaces; leave one of them out')
-    read_pipelines(args.aug_config)
+    read_pipelines(find_recipe(args.aug_config, '--aug-config'))
 
 
 def _check_cache(args: argparse.Namespace) -> None:
@@ -79,7 +80,7 @@ def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, Pipeli
     """
     if args.aug_backend == 'timm':
         return {}
-    pipelines: Pipelines = read_pipelines(args.aug_config)
+    pipelines: Pipelines = read_pipelines(find_recipe(args.aug_config, '--aug-config'))
     preprocessing, normalize = built.preprocessing, not args.prefetcher
     found = {'train': build_pipeline(
         pipelines.train, f'{pipelines.path}: train', preprocessing.input_size, preprocessing.mean, preprocessing.std,

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from gradmix_timm.checkpoint import KEY, atomic_path
 from gradmix_timm.objectives import classifier_layers
 from gradmix_timm.objectives.linear import fit_linear_head
-from gradmix_timm.openset.extract import extract
 from gradmix_timm.records import Embeddings
 
 from .context import Built, Data, Hardware
@@ -119,6 +118,7 @@ def _fit_weights(probe: Probe, weights: dict[str, Tensor]) -> dict[str, float]:
 
 
 def _embed(probe: Probe, model: nn.Module, images: Any) -> Embeddings:
+    from gradmix_timm.openset.extract import extract  # SciPy and the scores, which training need not wait for
     args, hardware = probe.args, probe.hardware
     loader = create_loader(
         copy.copy(images), **probe.built.preprocessing.loader_options(), is_training=False,

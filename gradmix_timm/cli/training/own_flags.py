@@ -33,7 +33,7 @@ AUGMENTATION = (
          text='who transforms the training images'),
     flag('--aug-config', type=str, metavar='FILE',
          text='albumentations pipelines, YAML or JSON as albumentations.save writes them, under train: and eval:; '
-              'ready ones are in configs/aug'),
+              'ready ones by name: aug/light, aug/cifar, aug/imagenet'),
     flag('--cache-images', default=False, action='store_true',
          text='hold all images in memory and augment them in batches on the device; for small images of one size'),
     flag('--crop-padding', type=int, metavar='N',

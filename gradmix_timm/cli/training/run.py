@@ -18,7 +18,6 @@ from timm.utils import trim_summary, update_summary
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gradmix_timm.checkpoint import RunRecord, versions
-from gradmix_timm.cli.commands.show import save_mixes
 from gradmix_timm.cli.errors import user_errors
 from gradmix_timm.data import canonical_name
 from gradmix_timm.mixers import create_mixer
@@ -362,10 +361,12 @@ def _can_show(run: Run) -> bool:
 
 def _write_mixes(run: Run, data: Data, built: Built) -> None:
     """Write mixes.png and mixes.json: one batch mixed at the end of training."""
+    from gradmix_timm.cli.commands.show import save_mixes  # matplotlib, after training
     names = data.known or tuple(map(str, range(run.args.num_classes)))
     names = (*names, 'no class') if run.args.unknown_output else names
     (images, labels), mixer = run.samples, run.mixer
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture should not show unmixed images
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
+    assert run.model is not None  # a run with a mixer has it
     save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())
 

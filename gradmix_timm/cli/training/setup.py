@@ -353,7 +353,7 @@ def live_model(task: TrainingTask) -> nn.Module:
 
 def mapped_model(args: argparse.Namespace, task: TrainingTask) -> nn.Module:
     """The classifier whose maps the mixer reads: that in training, or its running average."""
-    average = task.get_trainable_module(ema=True) if args.mixup_model == 'ema' else None
+    average: Any = task.get_trainable_module(ema=True) if args.mixup_model == 'ema' else None
     return live_model(task) if average is None else unwrap(average.module)
 
 

@@ -15,7 +15,6 @@ from torch.utils.data import IterableDataset
 
 from .context import Hardware
 from .interrupt import Interrupt
-from .knn_validation import validate_neighbours
 from .loop import Run
 
 __all__ = ['check_metric', 'share_norms', 'validate', 'validate_run']
@@ -173,5 +172,6 @@ def validate_run(run: Run) -> OrderedDict[str, float] | None:
 def _validated(run: Run, model: Any, suffix: str = '') -> OrderedDict[str, float]:
     """The classifier's metrics; of a contrastive objective, whose head is not trained yet, those of its features."""
     if run.loaders.bank is not None:
+        from .knn_validation import validate_neighbours  # SciPy and the probes, of contrastive objectives alone
         return validate_neighbours(run.args, model, run.loaders, run.hardware, run.interrupt, suffix)
     return validate(run.args, run.task, model, run.loaders.eval, run.hardware, run.interrupt, suffix)
