@@ -24,7 +24,10 @@ features or a net trained for long, here as in the other two packages.
   on a small net (`tests/openset/test_odin.py`, `tests/openset/data/odin.npz`).
 - RankFeat removes the largest singular value from the feature map before pooling. Pooled features are one row, whose
   only singular value it would be, so that embeddings do not suffice, and there is no such score.
-- MDS-ensemble reads several layers and goes back to the images; there is no such score yet.
+- MDS-ensemble fits a Gaussian a class to the pooled output of each of several layers, moves every image by the
+  gradient of each layer's distance, and weighs the layers by a logistic regression on known and moved images. A score
+  that goes back to the model gets logits and their gradient (`requires_model`), no layers, and is fitted on embeddings,
+  which hold the last layer alone: so there is no such score.
 - What else pytorch-ood has is reached through `pytorch-ood:NAME` alone, and a short name says so.
 """
 
@@ -110,9 +113,14 @@ def main() -> None:
         'float32, so that twice as fast as the library is out of reach without coarser numbers. bfloat16 was tried: it '
         'is faster where the processor has it, but too many neighbours lie within its rounding of the k-th, all of '
         'which would have to be looked at again. It was left out.\n',
-        'Scores of logits hold their digits by float64 as well. What made that slow was memory, not arithmetic: they '
-        'take so many rows at a time as stay in the cache from one operation to the next. Exponentials in float32 '
-        'were no faster; ratios of scores so cheap differ from run to run.\n',
+        'Scores of logits take exponentials in the precision of the logits, float32 as a rule. That moves figures by '
+        'less than 1e-6 and takes about half the time: in float64, on the same logits, `msp` ran at 0.41 of the '
+        "library's speed, `energy` at 0.57 and `entropy` at 0.51. Rows so near certainty that float32 would underflow "
+        'are computed in float64. `msp` and `temperature` stay slower than the library, since nothing may saturate: '
+        'they sum the powers without the largest, and take the logarithms of p and of 1 - p. `klm` stays in float64: '
+        'in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small where a net is '
+        'sure, of which four digits were left there, and a product in float32 may depend on how its rows are '
+        'blocked. Ratios of scores so cheap differ from run to run.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
