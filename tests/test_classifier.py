@@ -193,6 +193,7 @@ def test_a_record_holds_probabilities_and_the_file(classifier, files):
     records = classifier.predict(files)
     for record, share, path in zip(records, shares, files, strict=True):
         assert record.path == path
+        assert (*record,) == (record[0], record[1]) == (record.label, record.knownness)
         assert record.nearest == ('cat', 'ant')[share.argmax()]
         assert record.label in (record.nearest, 'unknown')
         assert record.probability == pytest.approx(float(share.max()), rel=1e-5)

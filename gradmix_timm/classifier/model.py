@@ -50,6 +50,9 @@ class Prediction:
     def __iter__(self) -> Iterator[Any]:
         return iter((self.label, self.knownness))
 
+    def __getitem__(self, index: int) -> Any:
+        return (self.label, self.knownness)[index]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
