@@ -27,6 +27,7 @@ from gradmix_timm.attribution import attribute, borrow, to_pixels
 from gradmix_timm.attribution.deletion import Place, log_odds, place_boxes
 from gradmix_timm.attribution.maps import evidence
 from gradmix_timm.checkpoint import Loaded, build_model, load_checkpoint
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers.cells import CELLS
 from gradmix_timm.ops import box_mask, image_size, window_boxes
 
@@ -80,12 +81,13 @@ def photographs(folder: Path, model: nn.Module, count: int) -> tuple[Tensor, Ten
 def class_images(folder: Path, loaded: Loaded, model: nn.Module, count: int) -> tuple[Tensor, Tensor]:
     """Images of a checkpoint's known classes that it names rightly, evenly from the folder, and their classes."""
     assert loaded.record is not None
-    transform = create_transform(**loaded.record.data_config, is_training=False)
+    preprocessing = Preprocessing.of(loaded.record.data_config)
+    transform, mode = preprocessing.transform(), 'L' if preprocessing.input_size[0] == 1 else 'RGB'
     images, labels = [], []
     for label, name in enumerate(loaded.record.known_classes):
         files = sorted(path for path in (folder / name).iterdir() if path.is_file())
         for path in files[::max(1, len(files) * 3 // (4 * count) * len(loaded.record.known_classes))]:
-            images.append(transform(Image.open(path).convert('RGB')))
+            images.append(transform(Image.open(path).convert(mode)))
             labels.append(label)
     batch, classes = torch.stack(images), torch.tensor(labels)
     with torch.inference_mode():
@@ -126,20 +128,25 @@ def shape_mask(shape: str, maps: Tensor, side: int) -> Tensor:
         chosen = cells.topk(round(area * cells.shape[1]), 1).indices
         hidden = torch.zeros_like(cells).scatter_(1, chosen, 1.0).view(batch, 1, CELLS, CELLS)
         return F.interpolate(hidden, size=size, mode='nearest-exact')
+    relative = maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
     low, high = torch.zeros(batch), torch.full((batch,), 1e6)
     for _ in range(40):  # the scale at which the blend hides as much as the box
         middle = (low + high) / 2
-        over = (maps / maps.amax((1, 2), keepdim=True) * middle[:, None, None]).clamp(max=1).mean((1, 2)) > area
+        over = (relative * middle[:, None, None]).clamp(max=1).mean((1, 2)) > area
         low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    return (maps / maps.amax((1, 2), keepdim=True) * high[:, None, None]).clamp(max=1)[:, None]
+    return (relative * high[:, None, None]).clamp(max=1)[:, None]
 
 
 def measure(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """Falls of the log-odds by place and side, each as a share of the best box's; written after every side."""
+    """Falls of the log-odds by place, as shares of the best box's; a side that is done is not measured again."""
     donors, size = images.roll(1, 0), image_size(images)
-    before, found = log_odds(model, images, labels), {}
+    pages = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    page = pages.setdefault(name, {'images': len(images), 'pixels': size[0], 'places_a_side': GRID, 'sides': {}})
+    before, found = log_odds(model, images, labels), page['sides']
     maps = to_pixels(attribute(model, images, labels, '-1', 'gradcam').map, size)
     for share in SHARES:
+        if str(share) in found:
+            continue
         side, falls = round(share * size[0]), {}
         generator = torch.Generator().manual_seed(0)
         for place in PLACES:
@@ -158,8 +165,6 @@ def measure(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> None
                                       / len(best) ** 0.5).item(), 3)}
             for place, fall in falls.items()}
         print(share, json.dumps(found[str(share)]), flush=True)
-        pages = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        pages[name] = {'images': len(images), 'pixels': size[0], 'places_a_side': GRID, 'sides': found}
         RESULTS.write_text(json.dumps(pages, indent=1) + '\n')
 
 
