@@ -21,6 +21,7 @@ from PIL import Image
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as osr
+from gradmix_timm.cli.openset import report
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
 from gradmix_timm.evaluation import result
 from gradmix_timm.evaluation.mistakes import find_mistakes
@@ -210,7 +211,7 @@ def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures and page of an evaluation take a second; here a page is a line."""
-    for module in (osr, result):
+    for module in (report, result):
         monkeypatch.setattr(module, 'draw', lambda folder: (folder / 'report.html').write_text('a page'))
 
 

@@ -181,7 +181,7 @@ class NeighbourScore(Score):
         usual: Neighbours by default.
     """
 
-    reads = ('features',)
+    reads: tuple[str, ...] = ('features',)
     needs_train = True
     usual: ClassVar[int] = _K
 
