@@ -81,6 +81,9 @@ MODEL
 # `--known-classes` keeps the other folders out of training. A fifth of the training images is held out
 # (`--osr-val-fraction`): it picks the best checkpoint and, later, the threshold. In a terminal this is `gradmix-train
 # --data-dir DATA ...`; `main` takes the same flags. `configs/finetune.yaml` is a recipe for a real run on a GPU.
+#
+# On few images and in a short run, boxes of any size (`--gradmix-lam-range 0 1`) cost less than the default's:
+# [when to use which](../results/study.md).
 
 # %%
 from gradmix_timm.cli import train
@@ -88,7 +91,8 @@ from gradmix_timm.cli import train
 status = train.main([
     '--data-dir', str(data), '--train-split', 'train', '--val-split', 'val', '--model', MODEL, *weights,
     '--known-classes', ','.join(KNOWN), '--osr-val-fraction', '0.2', '--img-size', '64', '--mixup-mode', 'gradmix',
-    '--mixup-prob', '0.3', '--epochs', '6', '--batch-size', '32', '--opt', 'adamw', '--lr', '0.001',
+    '--gradmix-lam-range', '0', '1', '--mixup-prob', '0.3', '--epochs', '6', '--batch-size', '32', '--opt', 'adamw',
+    '--lr', '0.001',
     '--warmup-epochs', '0', '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0', '--device', 'cpu',
     '--output', str(data / 'output'), '--experiment', 'run', '--checkpoint-hist', '1'])
 
