@@ -124,9 +124,7 @@ def _add_corrupt(commands: Any) -> None:
     add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
         metavar='NAME[:OPTION=VALUE,...]',
         help='that need no training images (default: msp,mls)')
-    add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
-    add('--seed', type=int, default=0, metavar='N', help='of generated images and resamples (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder corrupt beside the checkpoint)')
+    _add_resampling(add, 'corrupt', 'generated images and resamples')
 
 
 def _add_probe(commands: Any) -> None:
@@ -141,9 +139,7 @@ def _add_probe(commands: Any) -> None:
     add('--knn-k', type=int, metavar='N', help='neighbours (default: 20; 200 for half a million images)')
     add('--held-out', type=float, default=0.2, metavar='SHARE',
         help='of the training images, to choose the penalty on, where the checkpoint held none out (default: 0.2)')
-    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
-    add('--seed', type=int, default=0, metavar='N', help='of held-out images, draws and resamples (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder probe beside the checkpoint)')
+    _add_resampling(add, 'probe', 'held-out images, draws and resamples', 1000)
 
 
 def _add_shortcut(commands: Any) -> None:
@@ -163,9 +159,16 @@ def _add_shortcut(commands: Any) -> None:
     add = shortcut.add_argument_group('Evaluation').add_argument
     add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
         metavar='NAME[:OPTION=VALUE,...]', help='(default: msp,mls)')
-    add('--bootstrap', type=int, default=0, metavar='N', help="resamples for intervals but AUROC's (default: 0, none)")
-    add('--seed', type=int, default=0, metavar='N', help='of resamples and random places (default: 0)')
-    add('--output', metavar='DIR', help='(default: the folder shortcut beside the checkpoint)')
+    _add_resampling(add, 'shortcut', 'resamples and random places')
+
+
+def _add_resampling(add: Any, command: str, drawn: str, draws: int = 0) -> None:
+    """Intervals, the seed of what is drawn, and the folder of an evaluation beside its checkpoint."""
+    intervals = 'the intervals' if draws else "intervals but AUROC's"
+    add('--bootstrap', type=int, default=draws, metavar='N',
+        help=f'resamples for {intervals} (default: {draws}{"" if draws else ", none"})')
+    add('--seed', type=int, default=0, metavar='N', help=f'of {drawn} (default: 0)')
+    add('--output', metavar='DIR', help=f'(default: the folder {command} beside the checkpoint)')
 
 
 def _severities(text: str) -> tuple[int, ...]:
