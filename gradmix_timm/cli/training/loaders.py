@@ -50,7 +50,6 @@ __all__ = ['build_loaders', 'open_data', 'plan_classes', 'set_learning_rate', 's
 _logger = logging.getLogger('train')
 # Fewest n with floor((1 - 0.95) (n + 1)) >= 1: split conformal at the classifier's default acceptance.
 _CONFORMAL = 19
-_TRAIN_WORDS = ('train', 'training')
 
 
 def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
