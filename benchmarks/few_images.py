@@ -13,23 +13,22 @@ from pathlib import Path
 import numpy as np
 
 
-def link(source: Path, target: Path, counts: dict[str, int], seed: int = 0) -> None:
+def link(source: Path, target: Path, counts: dict[str, int]) -> None:
     """Link so many images of each class of each split.
 
     Raises:
         SystemExit: A split is missing, or a class has fewer images.
     """
     for split, count in counts.items():
-        rng = np.random.default_rng(seed)
         classes = sorted(path for path in (source / split).glob('*') if path.is_dir())
         if not classes:
             raise SystemExit(f'{source / split}: expected a folder of class folders')
-        for place in classes:
+        for number, place in enumerate(classes):
             files = sorted(path.name for path in place.iterdir())
             if len(files) < count:
                 raise SystemExit(f'{place}: {len(files)} images; expected {count} or more')
             (target / split / place.name).mkdir(parents=True, exist_ok=True)
-            for name in sorted(rng.choice(files, count, replace=False)):
+            for name in np.random.default_rng([0, number]).choice(files, count, replace=False):
                 link = target / split / place.name / name
                 link.unlink(missing_ok=True)
                 link.symlink_to((place / name).resolve())
