@@ -19,7 +19,7 @@ OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_m
         'osr_trial', 'osr_family', 'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature',
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
-        'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
+        'probe_epochs', 'loss_temperature', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
         'log_tensorboard', 'log_mixes_interval', 'unknown_output', 'mixup_model',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
