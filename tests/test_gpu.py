@@ -17,8 +17,9 @@ pytestmark = pytest.mark.gpu
 NAMES = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith(('doctest', 'test-'))]
 ATTENTION = ('transmix', 'tokenmix')
 DIGITS = ('--dataset', 'sklearn/digits', '--osr-protocol', 'digits', '--model', 'test_resnet', '--img-size', '32',
-          '--in-chans', '1', '--model-kwargs', 'output_stride=8', '--epochs', '15', '--batch-size', '64', '--opt', 'adamw',
-          '--lr', '0.003', '--warmup-epochs', '0', '--workers', '0', '--checkpoint-hist', '1', '--mixup-mode', 'gradmix')
+          '--in-chans', '1', '--model-kwargs', 'output_stride=8', '--epochs', '15', '--batch-size', '64',
+          '--opt', 'adamw', '--lr', '0.003', '--warmup-epochs', '0', '--workers', '0', '--checkpoint-hist', '1',
+          '--mixup-mode', 'gradmix')
 
 
 @pytest.mark.parametrize('name', NAMES)
