@@ -211,7 +211,8 @@ def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset
     if not math.isfinite(threshold):
         raise ValueError(f'{plan.score} of the held-out images gives the threshold {threshold}; choose another score')
     return (threshold, len(values),
-            f'set on {len(values)} {kind}, so as to accept at least {plan.known_acceptance:g} of new known images')
+            f'set on {len(values)} {kind}, so as to accept on average at least '
+            f'{plan.known_acceptance:g} of new known images')
 
 
 def _origin(loaded: Loaded) -> dict[str, Any]:
