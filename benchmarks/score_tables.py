@@ -135,9 +135,9 @@ def main() -> None:
         "at 0.41 of the library's speed, `energy` at 0.57 and `entropy` at 0.51. Rows so near certainty that float32 "
         'would underflow are computed in float64. `msp` and `temperature` stay slower than the library, since nothing '
         'may saturate: they sum the powers without the largest, and take the logarithms of p and of 1 - p. `klm` stays '
-        'in float64: in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small where a net is '
-        'sure, of which four digits were left there, and a product in float32 may depend on how its rows are '
-        'blocked. Ratios of scores so cheap differ from run to run.\n',
+        'in float64: in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small '
+        'where a net is sure, of which four digits were left there, and a product in float32 may depend on how its '
+        'rows are blocked. Ratios of scores so cheap differ from run to run.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',

@@ -209,13 +209,13 @@ def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset
     kind, doubt = 'validation images', ''
     if held is not None:
         kind = 'training images of the known classes that were held out'
-        doubt = '; fewer may be, since the same images pick model_best in training'
+        doubt = '; it may be fewer, since the same images pick model_best in training'
     threshold = conformal_threshold(values.numpy(), 1 - plan.known_acceptance)
     if not math.isfinite(threshold):
         raise ValueError(f'{plan.score} of the held-out images gives the threshold {threshold}; choose another score')
     return (threshold, len(values),
-            f'set on {len(values)} {kind}, so that on average at least {plan.known_acceptance:g} of new known images '
-            f'are accepted{doubt}')
+            f'set on {len(values)} {kind}, so as to accept on average at least '
+            f'{plan.known_acceptance:g} of new known images{doubt}')
 
 
 def _origin(loaded: Loaded) -> dict[str, Any]:

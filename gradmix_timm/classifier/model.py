@@ -61,7 +61,8 @@ class Manifest:
     Attributes:
         known_classes: Names in head order.
         threshold: An image is accepted if its knownness is at least this.
-        known_acceptance: Share of new known images that is accepted at least; None if the threshold was given.
+        known_acceptance: Share of new known images that is accepted on average, at least; None: the threshold was
+            given.
         threshold_source: Description of what the threshold was set on.
         n_validation: Held-out images it was set on.
         model: timm's model name.
@@ -149,7 +150,7 @@ class OpenSetClassifier:
             ema: bool | None = None,
             **source: Any,
     ) -> OpenSetClassifier:
-        """A classifier whose threshold accepts at least ``known_acceptance`` of new known images.
+        """A classifier whose threshold accepts on average at least ``known_acceptance`` of new known images.
 
         The threshold is split conformal (:func:`~gradmix_timm.openset.metrics.conformal_threshold`) on training
         images of the known classes that were held out: those that the checkpoint lists, or ``validation``. This
@@ -230,6 +231,9 @@ class OpenSetClassifier:
 
         Returns:
             int64 [N] and float64 [N].
+
+        Raises:
+            ValueError: As for :meth:`predict`.
         """
         parts = list(self._answers(images))
         return (np.concatenate([np.empty(0, np.int64), *(classes for classes, _, _ in parts)]),

@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--score', metavar='NAME', help=f'of knownness (default: mls): {", ".join(SCORES)}; or '
                                         'pytorch-ood:NAME')
     add('--known-acceptance', type=float, metavar='P',
-        help='share of new known images to accept at least (default: 0.95)')
+        help='share of new known images to accept on average, at least (default: 0.95)')
     add('--threshold', type=float, metavar='X', help='accept from this knownness on, in place of --known-acceptance')
     add('--validation', nargs='+', metavar='PATH', help='images of known classes that took no part in training, to set '
                                                         'the threshold on (default: those the checkpoint held out)')

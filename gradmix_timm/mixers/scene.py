@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.attribution import layer_maps, to_pixels
 from gradmix_timm.plots.pictures import MixScene, plot_scene
+from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer
 from .callables import seeded_streams
@@ -40,7 +41,7 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
         The figure; the last line of a notebook's cell shows it, ``figure.savefig('mixes.png')`` writes it.
 
     Raises:
-        ValueError: The mixer cannot serve the model or the images.
+        ValueError: The mixer cannot serve the model or the images, or ``ax`` is no subplot.
 
     Example:
         >>> from gradmix_timm import create_mixer
@@ -52,7 +53,20 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
 
 
 def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Tensor) -> MixScene:
-    """Mix one batch and keep the intermediate results; mixer, model and global random streams are left unchanged."""
+    """Mix one batch and keep the intermediate results; mixer, model and global random streams are left unchanged.
+
+    Args:
+        mixer: Any of :func:`gradmix_timm.create_mixer`.
+        model: Read by mixers that need one.
+        images: Normalised, [B, C, H, W].
+        labels: int64 [B].
+
+    Returns:
+        For :func:`~gradmix_timm.plots.pictures.plot_scene`, on the CPU.
+
+    Raises:
+        ValueError: The mixer cannot serve the model or the images.
+    """
     maps: list[tuple[str, Tensor]] = []
     layers: tuple[str, ...] = ()
     if not isinstance(mixer, BatchMixer):
@@ -75,5 +89,11 @@ def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Te
         fused = guided.fused(captured, size).map
         fused = fused / fused.amax((1, 2), keepdim=True).clamp_min(torch.finfo(fused.dtype).tiny)
         maps.append((layers[0] if len(layers) == 1 else 'fused', to_pixels(fused, size)))
-    return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), draw.to('cpu'),
+    return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), draw.to('cpu') if _describes(draw) else None,
                     tuple((name, m.cpu()) for name, m in maps), labels.cpu(), layers)
+
+
+def _describes(draw: MixDraw) -> bool:
+    """Whether a draw says what was mixed; that of a function, or of PixMix, is a seed and says nothing."""
+    others = draw.partner != torch.arange(len(draw.partner), device=draw.partner.device)
+    return bool(draw.mask is not None or others.any() or draw.dst.any() or (draw.lam == 1).all())

@@ -5,6 +5,7 @@ from .heads import Projected, classifier_layers
 from .late_labels import LateLabelTask
 from .losses import JointConfig, instance_logits, joint_terms, ssl_loss, supcon_loss
 from .moco import MocoTask
+from .temperature import LossTemperature, TemperedLoss
 
 __all__ = [
     'ContrastiveTask',
@@ -12,8 +13,10 @@ __all__ = [
     'JointTask',
     'KeepCleanTask',
     'LateLabelTask',
+    'LossTemperature',
     'MocoTask',
     'Projected',
+    'TemperedLoss',
     'classifier_layers',
     'guiding_mixer',
     'instance_logits',

@@ -46,7 +46,12 @@ class NotebookFigure(Figure):
 
 
 def single_axes(ax: Axes | None, height: float) -> Axes:
-    """The caller's axes, or those of a new figure of standard width and so many inches of height; with a light grid."""
+    """The caller's axes, or those of a new figure; with a light grid.
+
+    Args:
+        ax: The caller's.
+        height: Of a new figure, in inches; its width is :data:`WIDTH`.
+    """
     axes = NotebookFigure(WIDTH, height).add_subplot() if ax is None else ax
     return styled(axes)
 
@@ -99,6 +104,9 @@ def finished(axes: Axes, own: bool, legend: bool = True) -> Figure:
         axes: Those with the labelled lines.
         own: The figure was made for them alone, so that the legend stands below the axes and fonts are set.
         legend: Draw one.
+
+    Returns:
+        Theirs.
     """
     figure: Any = axes.figure
     handles = axes.get_legend_handles_labels()

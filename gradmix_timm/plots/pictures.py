@@ -32,7 +32,7 @@ class MixScene:
         images: Normalised, [B, C, H, W].
         mixed: The same, mixed.
         targets: float32 [B, K].
-        draw: Boxes and weights; None for timm's own mixers, which draw and apply in one.
+        draw: Boxes and weights; None where they are not known, as for timm's own mixers, which draw and apply in one.
         maps: (name, float32 [B, H, W] in [0, 1]) for each layer and, last, the fused map.
         labels: int64 [B].
         layers: Names of the target layers.
@@ -68,7 +68,7 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
         The figure.
 
     Raises:
-        ValueError: As many maps as images are needed.
+        ValueError: Another number of maps than of images, or ``ax`` is no subplot.
 
     Example:
         >>> from gradmix_timm import attribute
@@ -108,11 +108,19 @@ def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[
         std: Of the normalisation.
         rows: At most this many images.
         ax: A subplot within whose bounds the table is drawn; None: a new figure.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: ``ax`` is no subplot.
     """
     rows = min(rows, len(scene.images))
     both = _shown(torch.cat([scene.images.float(), scene.mixed.float()]), mean, std)
     original, mixed = both[:len(scene.images)], both[len(scene.images):]
-    columns = ['original', *(name for name, _ in scene.maps), *(['partner'] if scene.draw else []), 'mixed']
+    # Without a partner, as after `none` or a blanked box, a column of it would repeat the first one.
+    partners = scene.draw is not None and bool((scene.draw.partner != torch.arange(len(scene.images))).any())
+    columns = ['original', *(name for name, _ in scene.maps), *(['partner'] if partners else []), 'mixed']
     axes = grid_axes(ax, rows, len(columns), (_CELL, _CELL + 0.62), _DPI)
     for row in range(rows):
         cells = iter(axes[row])
@@ -124,7 +132,7 @@ def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[
             _map_over(axis, original[row], maps[row])
             if scene.draw is not None:
                 _box(axis, scene.draw.dst[row])
-        if scene.draw is not None:
+        if scene.draw is not None and partners:
             axis, partner = next(cells), int(scene.draw.partner[row])
             _picture(axis, original[partner])
             _box(axis, scene.draw.src[row])

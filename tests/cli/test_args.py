@@ -19,7 +19,7 @@ OURS = {'skip_nonfinite', 'overwrite', 'exif', 'mixup_prob_elem', 'multi_label_m
         'osr_trial', 'osr_family', 'osr_val_fraction', 'osr_test_split', 'objective', 'objective_temperature',
         'objective_gamma',
         'objective_ssl_weight', 'objective_dim', 'objective_hidden', 'objective_queue', 'objective_momentum',
-        'probe_epochs', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
+        'probe_epochs', 'loss_temperature', 'aug_backend', 'aug_config', 'cache_images', 'crop_padding',
         'log_tensorboard', 'log_mixes_interval', 'unknown_output', 'mixup_model',
         *(f'gradmix_{name}' for name in OPTIONS)}
 ACTIONS = {action.dest: action for action in train.parser._actions if action.dest != 'help'}
@@ -211,6 +211,17 @@ def test_weights_beyond_one_and_binary_cross_entropy_are_refused_together(capsys
 ])
 def test_multi_label_mixing_says_what_it_goes_with(line, words, capsys):
     assert words in refused(capsys, *line.split())
+
+
+@pytest.mark.parametrize(('line', 'found'), [
+    ('--mixup-mode saliencymix --mixup-kwargs shared=true', {'shared': True}),
+    ('--mixup-mode puzzlemix --mixup-kwargs moves=false', {'moves': False}),
+    ('--mixup-mode elem --mixup 0.2 --mixup-kwargs correct_lam=false', {'correct_lam': False}),
+])
+def test_booleans_may_be_written_as_in_yaml(line, found):
+    from gradmix_timm.cli.training.mixing import plan_mixing
+    options = plan_mixing(parse(*line.split())).options
+    assert {key: options[key] for key in found} == found
 
 
 @pytest.mark.parametrize('mode', ['gradmix', 'cutmix', 'gradmix+cutmix'])

@@ -40,7 +40,8 @@ GRADMIX = ('--mixup-mode', 'gradmix', '--drop', 0.3)
 
 
 @pytest.mark.parametrize('flags', [
-    (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates'),
+    (*GRADMIX, '--model-ema', '--model-ema-decay', 0.9, '--opt', 'adamw', '--sched-on-updates',
+     '--loss-temperature', 'negcos'),
     *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
         (),
         ('--no-prefetcher', '--mixup', 0.4, '--mixup-mode', 'elem', '--drop', 0.3),

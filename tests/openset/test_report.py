@@ -157,6 +157,19 @@ def test_the_title_names_model_mixer_and_run(folder, evaluation):
         assert f'<{tag}>test_resnet, gradmix, run first_try: open set, toy</{tag}>' in html
 
 
+def test_an_unmixed_run_is_called_so(folder, evaluation):
+    manifest = {**evaluation[0]['manifest'], 'mixer': 'none'}
+    (folder / 'results.json').write_text(json.dumps({**evaluation[0], 'manifest': manifest}))
+    mixes = json.loads((folder.parent / 'mixes.json').read_text())
+    (folder.parent / 'mixes.json').write_text(json.dumps({**mixes, 'mixer': 'none', 'layers': []}))
+    html = render_report(folder)
+    assert '<h1>test_resnet, unmixed: open set, toy</h1>' in html
+    section = html[html.index('Training images, unmixed</h2>'):].partition('</section>')[0]
+    assert '<img' in section
+    assert '<table' not in section
+    assert 'ttribution' not in section
+
+
 def test_the_page_links_to_the_files_that_are_there(folder):
     def linked():
         return [link['href'] for link in Page(render_report(folder)).all('a') if not link['href'].startswith('#')]

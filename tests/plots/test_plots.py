@@ -12,6 +12,8 @@ from PIL import Image
 
 import gradmix_timm
 from gradmix_timm import attribute, create_mixer, evaluate, plot_attribution, plot_mixes
+from gradmix_timm.mixers.callables import CallableMixer
+from gradmix_timm.openset.reports.figures import plot_oscr, plot_roc
 from gradmix_timm.openset.reports.report import draw_figures
 from gradmix_timm.plots.figure import png
 from gradmix_timm.records import MixDraw
@@ -64,6 +66,20 @@ def test_scores_are_chosen_by_name(evaluation):
         evaluation.plot_scores('mlz')
 
 
+def test_a_score_has_one_colour_in_all_figures(evaluation):
+    one = evaluation.results['scores']['msp']
+    # More scores than colours, and another order by OSCR than by AUROC.
+    results = {**evaluation.results, 'scores': {
+        f's{place}': {**one, 'auroc': place / 20, 'oscr': 1 - place / 20} for place in range(12)},
+        'threshold': {**evaluation.results['threshold'], 'score': 's3'}}
+    arrays = {f'{side}/s{place}': evaluation.arrays[f'{side}/msp']
+              for side in ('known', 'unknown', 'correct') for place in range(12)}
+    colours = [{line.get_label().split()[0]: line.get_color() for line in plot(results, arrays).axes[0].lines
+                if line.get_label().startswith('s')} for plot in (plot_roc, plot_oscr)]
+    assert colours[0] == colours[1]
+    assert set(colours[0]) == {'s3', *(f's{place}' for place in range(7, 12))}
+
+
 def test_the_report_holds_the_same_pictures(evaluation):
     drawn = draw_figures(evaluation.results, {k: v for k, v in evaluation.arrays.items() if 'plane' not in k})
     for name, figure in (('roc', evaluation.plot_roc()), ('confusion', evaluation.plot_confusions())):
@@ -82,6 +98,21 @@ def test_mixes_are_plotted(name, tiny_cnn, batch, axes):
     first, last = (figure.axes[i].images[-1].get_array() for i in (0, len(titles) - 1))
     assert not np.array_equal(first, last)
     assert plot_mixes(mixer, images, labels, tiny_cnn, rows=2, ax=axes[0]) is axes[0].figure
+
+
+def test_pictures_claim_no_partner_and_no_share_that_the_draw_does_not_hold(batch):
+    images, labels = batch[0][:4], batch[1][:4]
+
+    def words(mixer):
+        figure = plot_mixes(mixer, images, labels, rows=1)
+        return [ax.get_title() for ax in figure.axes], figure.axes[-1].get_xlabel()
+
+    swap = CallableMixer('swap', lambda x, y: (x.flip(0), y.flip(0)), 10)
+    assert words(swap) == (['original', 'mixed'], f'{int(labels[3])} 1.00')
+    assert words(create_mixer('none', num_classes=10))[0] == ['original', 'mixed']
+    titles, caption = words(create_mixer('cutmix', num_classes=10))
+    assert titles == ['original', 'partner', 'mixed']
+    assert 'kept ' in caption
 
 
 def test_maps_are_plotted_over_their_images(tiny_cnn, batch, axes):

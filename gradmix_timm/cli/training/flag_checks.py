@@ -16,6 +16,7 @@ from torch import nn
 from gradmix_timm.cli.errors import one_line
 from gradmix_timm.data import inner_name
 from gradmix_timm.mixers import TIMM_MODES
+from gradmix_timm.objectives import LossTemperature, TemperedLoss
 from gradmix_timm.registry import nearest
 
 from .augmentation import check_augmentation
@@ -90,7 +91,7 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
         num_classes: Width of the head; weights and counts must have one entry for each. None: not known yet.
 
     Raises:
-        ValueError: A combination that the loss does not take; weights of another length.
+        ValueError: A combination that the loss does not take; weights of another length; no temperature.
     """
     kind = args.loss or ('bce' if args.task == 'multilabel' else 'ce')
     try:
@@ -98,7 +99,9 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(f'--class-stats {args.class_stats}: expected JSON with pos_counts and num_samples '
                          f'({one_line(error)})') from error
-    options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None}
+    # The union of labels is as binary as they are.
+    binary = kind in ('twoway', 'zlpr') and args.multi_label_mix == 'union' and not args.smoothing
+    options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None and not binary}
     for name in ('pos_weight', 'class_weight'):
         try:
             options[name] = resolve_class_weights(
@@ -114,7 +117,17 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
     elif kind == 'db' and stats is not None:
         options.update(class_counts=stats[0], num_samples=stats[1])
         _check_length('--class-stats', stats[0], num_classes)
-    return create_classification_loss(kind, multi_label=args.task == 'multilabel', **options)
+    try:
+        loss = create_classification_loss(kind, multi_label=args.task == 'multilabel', **options)
+    except ValueError as error:
+        raise ValueError(f'--loss {kind}: {error}') from error
+    if args.loss_temperature is None:
+        return loss
+    try:
+        schedule = LossTemperature.parse(str(args.loss_temperature))
+    except ValueError as error:
+        raise ValueError(f'--loss-temperature {args.loss_temperature}: {error}') from error
+    return TemperedLoss(loss, schedule, scheduled_epochs(args))
 
 
 def _check_length(flag: str, values: Any, num_classes: int | None) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.cli.errors import RunFailedError, UsageError
 from gradmix_timm.mixers import BatchMixer
+from gradmix_timm.objectives import TemperedLoss
 
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
@@ -111,6 +112,9 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
         StoppedError: A signal stopped it, after a checkpoint.
     """
     _set_epoch(run.loaders.train, epoch)
+    criterion = getattr(run.task, 'criterion', None)
+    if isinstance(criterion, TemperedLoss):
+        criterion.set_epoch(epoch)
     if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
         run.loaders.switch_off_mixing()
         if run.mixer is not None:

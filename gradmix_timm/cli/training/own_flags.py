@@ -59,6 +59,9 @@ OPEN_SET = (
 )
 
 OBJECTIVE = (
+    flag('--loss-temperature', type=str, metavar='T',
+         text='divide the logits by T in the training loss alone: a number, or negcos:low=0.5,high=2,period=200, a '
+              'negative cosine over the epochs (negcos alone: these, in shorter runs one rising half-cycle)'),
     flag('--objective', type=str, default='ce', choices=('ce', 'supcon+ssl', 'simclr', 'moco'),
          text='train the classifier, or features of two views of every image'),
     flag('--objective-temperature', type=float, metavar='T', text='of the contrastive losses (default: 0.05)'),

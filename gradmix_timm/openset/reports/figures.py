@@ -57,13 +57,19 @@ def figure_name(title: str) -> str:
 def plot_roc(results: Results, arrays: Arrays, scores: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
     """Known images accepted over unknown images accepted, one curve a score; the diagonal is chance.
 
-    With many scores the best have colours, the others are grey.
+    With many scores the best by AUROC have colours, the others are grey.
 
     Args:
         results: Of results.json.
-        arrays: Of arrays.npz.
+        arrays: Of arrays.npz: knownness float64 [N] of known and [M] of unknown images.
         scores: Names; None: all.
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: A score that was not evaluated.
     """
     strokes = _strokes(results, scores, 'auroc')
     axes = single_axes(ax, WIDTH + 0.24 * _rows(strokes))
@@ -80,9 +86,15 @@ def plot_oscr(results: Results, arrays: Arrays, scores: Sequence[str] | None = N
 
     Args:
         results: Of results.json.
-        arrays: Of arrays.npz.
+        arrays: Of arrays.npz: knownness float64 [N] of known and [M] of unknown images, ``correct`` bool [N].
         scores: Names; None: all.
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: A score that was not evaluated.
     """
     strokes = _strokes(results, scores, 'oscr')
     axes = single_axes(ax, WIDTH + 0.24 * _rows(strokes))
@@ -109,9 +121,15 @@ def plot_scores(results: Results, arrays: Arrays, score: str | None = None, ax: 
 
     Args:
         results: Of results.json.
-        arrays: Of arrays.npz.
+        arrays: Of arrays.npz: knownness float64 [N] of known and [M] of unknown images.
         score: Its name; None: the one that the threshold is set on, which is drawn as a line.
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: A score that was not evaluated.
     """
     threshold = results['threshold']
     score, = _chosen(results, None if score is None else [score], default=threshold['score'])
@@ -145,6 +163,9 @@ def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) ->
         results: Of results.json.
         arrays: Of arrays.npz; ``confusion`` int64 [K + 1, K + U].
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
     """
     counts = arrays['confusion']
     share = counts / np.maximum(counts.sum(0), 1)
@@ -180,8 +201,11 @@ def plot_reliability(results: Results, arrays: Arrays, ax: Axes | None = None) -
 
     Args:
         results: Of results.json.
-        arrays: Of arrays.npz.
+        arrays: Of arrays.npz: ``bin_confidence``, ``bin_accuracy``, ``bin_share`` float64 [bins], in [0, 1].
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
     """
     confidence, accuracy, share = (arrays[f'bin_{name}'] for name in ('confidence', 'accuracy', 'share'))
     axes = single_axes(ax, WIDTH)
@@ -203,6 +227,9 @@ def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
         gaps: Group to score to (value, low, high), fractions.
         what: Label of the axis.
         ax: Axes to draw into.
+
+    Returns:
+        The figure.
     """
     scores = list(dict.fromkeys(score for part in gaps.values() for score in part))
     axes = single_axes(ax, 1.2 + 0.24 * max(len(scores) * len(gaps), 4))
@@ -224,6 +251,9 @@ def plot_features(arrays: Arrays) -> Figure:
 
     Args:
         arrays: Of arrays.npz; ``plane/known`` bool [N] and ``plane/PCA`` or ``plane/t-SNE`` [N, 2].
+
+    Returns:
+        The figure.
     """
     known = arrays['plane/known']
     planes = {name: arrays[f'plane/{name}'] for name in ('PCA', 't-SNE') if f'plane/{name}' in arrays}
@@ -250,6 +280,9 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
         x: What the whole numbers are.
         y: What the values are.
         lines: Name to a level that is drawn across every panel.
+
+    Returns:
+        The figure.
     """
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
@@ -305,10 +338,14 @@ def _chosen(results: Results, scores: Sequence[str] | None, default: str | None 
 
 
 def _strokes(results: Results, scores: Sequence[str] | None, metric: str) -> dict[str, dict[str, Any]]:
-    """Style of each curve, the grey ones first, since only a few colours are distinct."""
-    area = {name: results['scores'][name][metric] for name in _chosen(results, scores)}
+    """Style of each curve, the grey ones first, since only a few colours are distinct.
+
+    Whatever the metric in the legend, colours go to the best by AUROC, so a score has one colour in all figures.
+    """
+    entries = {name: results['scores'][name] for name in _chosen(results, scores)}
+    area = {name: entry[metric] for name, entry in entries.items()}
     main = results['threshold']['score']
-    best = sorted(area, key=lambda name: (name != main, -area[name]))
+    best = sorted(entries, key=lambda name: (name != main, -entries[name]['auroc']))
     chosen = list(area) if len(area) <= _DISTINCT else [name for name in area if name in best[:_DISTINCT - 1]]
     others = [name for name in area if name not in chosen]
     strokes: dict[str, dict[str, Any]] = {

@@ -34,7 +34,8 @@ def run_name(manifest: Manifest) -> str:
         >>> run_name({'model': 'resnet18', 'mixer': 'gradmix', 'run_folder': '/runs/first'})
         'resnet18, gradmix, run first'
     """
-    parts = [manifest['model'], manifest.get('mixer') or '']
+    mixer = manifest.get('mixer') or ''
+    parts = [manifest['model'], 'unmixed' if mixer == 'none' else mixer]
     run = Path(manifest.get('run_folder', '')).name
     return ', '.join(filter(None, [*parts, run and f'run {run}']))
 

@@ -23,6 +23,9 @@ def render_evaluation(results: OpenSetResults, images: Mapping[str, bytes], mist
         mistakes: Of mistakes.json.
         mixes: Of mixes.json.
         files: Names of files beside the page, which it links to.
+
+    Returns:
+        HTML that needs no other file and no network.
     """
     manifest, scores = results['manifest'], results['scores']
     where = f'open set, {results["protocol"] or manifest.get("data", {}).get("dataset") or "chosen classes"}'
@@ -61,8 +64,9 @@ def _figures(results: OpenSetResults) -> list[tuple[str, str, str, str, bool]]:
          'the better score depends on how many knowns must be kept.',
          f'ROC curves; AUROC {_listed({key: entry["auroc"] for key, entry in scores.items()})}', True),
         ('oscr.png', 'Accepted and correct',
-         'A curve ends at its closed-set accuracy. Look at the left: how many knowns are still classified correctly '
-         'when one unknown in a hundred may pass.',
+         "A curve ends at the accuracy of the classes that its score predicts: the classifier's, or its own where it "
+         'goes by neighbours. Look at the left: how many knowns are still classified correctly when one unknown in a '
+         'hundred may pass.',
          f'OSCR curves; area {_listed({key: entry["oscr"] for key, entry in scores.items()})}', True),
         (figure_name(f'histogram-{name}'), f'Distribution of {name}', spread,
          f'Histograms of {results["n_known"]:,} known and {results["n_unknown"]:,} unknown images; {accepted}', True),
