@@ -1,6 +1,6 @@
 """timm's unmodified training script with a mixer bound to its model, over the script's flags of mixing.
 
-The script is in timm's repository and not in its wheel: GRADMIX_TIMM_SCRIPT=PATH/TO/train.py names a copy (timm 1.0.29 or
+The script is in timm's repository and not in its wheel: GRADMIX_TIMM_SCRIPT=PATH/TO/train.py names a copy (1.0.29 or
 later). Nothing in it is edited: its ``Mixup`` is a bound mixer, as in the two lines that README gives.
 """
 from __future__ import annotations
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(
     not Path(SCRIPT).is_file(), reason="GRADMIX_TIMM_SCRIPT=FILE names timm's train.py")]
 
 #: argv: the mixer's name, the script, its flags.
-BOUND = '''
+BOUND = """
 import runpy
 import sys
 import timm.data
@@ -26,7 +26,7 @@ import timm.models
 from gradmix_timm import create_mixer
 
 name, *sys.argv = sys.argv[1:]
-create_model, models, batches = timm.models.create_model, [], []
+create_model, models = timm.models.create_model, []
 
 
 def created(*args, **options):
@@ -43,7 +43,7 @@ def mixup(num_classes, label_smoothing, prob, mode, **options):
 
 timm.models.create_model, timm.data.Mixup = created, mixup
 runpy.run_path(sys.argv[0], run_name='__main__')
-'''
+"""
 
 
 @pytest.fixture(scope='module')
