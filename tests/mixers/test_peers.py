@@ -352,6 +352,19 @@ def test_snapmix_weighs_labels_by_what_is_seen_of_their_class_maps(lam, pooled):
     assert len(draw.dst.unique(dim=0)) == (1 if lam == 'batch' else len(draw.dst.unique(dim=0)))
 
 
+def test_snapmix_leaves_an_image_whole_whose_box_or_source_has_no_pixel(pooled):
+    images, labels = batch(16, shape=(3, 12, 12))
+    mixer = create_mixer('snapmix', num_classes=K, alpha=0.3, layers='stage')
+    draws = [mixer.draw(images, labels, pooled) for _ in range(8)]
+    whole = torch.cat([draw.lam == 1 for draw in draws])
+    assert whole.any()
+    assert torch.equal(torch.cat([draw.weight for draw in draws])[whole].sum(0), torch.tensor([whole.sum(), 0]))
+    assert (torch.cat([draw.src for draw in draws])[whole] == 0).all()
+    mixed = mixer.apply(images, labels, draws[0])[0]
+    assert torch.equal(mixed[draws[0].lam == 1], images[draws[0].lam == 1])
+    assert mixed.isfinite().all()
+
+
 def test_snapmix_weighs_by_area_where_a_map_is_flat(pooled):
     nn.init.zeros_(pooled.head.weight)
     images, labels = batch()
