@@ -1,7 +1,7 @@
 """A million test images by every score, from stored embeddings: ``python benchmarks/large_evaluation.py FOLDER``.
 
 Half of the images are known, half unknown; made features 64 wide, ten classes, 5000 training images; what is timed is
-everything between stored embeddings and results.json: scores, metrics, intervals, threshold.
+everything between stored embeddings and results.json: 17 scores or those named, metrics, intervals, threshold.
 benchmarks/results/large_evaluation.json holds the processor's seconds by stage, the seconds of intervals at a million
 scores a side, and how much memory of its own the process held: Linux counts it, and pages of files do not count.
 """
@@ -26,6 +26,8 @@ from gradmix_timm.records import Embeddings
 
 RESULT = Path(__file__).parent / 'results' / 'large_evaluation.json'
 WIDTH, CLASSES, TRAIN = 64, 10, 5000
+SCORES = ('msp', 'mls', 'energy', 'entropy', 'gen', 'knn', 'knn-mean', 'class-knn', 'class-knn-share', 'mahalanobis',
+          'rmahalanobis', 'vim', 'openmax', 'react', 'ash', 'scale', 'dice')
 
 
 def stored(folder: Path, part: str, count: int, head: Head, seed: int) -> Embeddings:
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument('folder', type=Path)
     parser.add_argument('--images', type=int, default=1_000_000)
     parser.add_argument('--side', type=int, default=1_000_000, help='scores a side in the timing of intervals')
-    parser.add_argument('--scores', nargs='+')
+    parser.add_argument('--scores', nargs='+', default=SCORES)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -85,7 +87,7 @@ def main() -> None:
     judged, wall, most = watched(lambda: judge(
         sets, args.scores, on_score=lambda name: turns.append((name, time.process_time()))))
     total = time.process_time() - began
-    ends = [when for _, when in turns[1:]]
+    ends = [when for _, when in turns[1:]]  # the last one's end is not known
     count = len(judged.results['scores'])
     stages['fits and scores'] = total - sum(stages.values())
     generator = np.random.default_rng(0)

@@ -67,6 +67,23 @@ def large_text(page: dict[str, Any]) -> str:
             f'memory-mapped file; `python benchmarks/large_fit.py FOLDER`, {page["threads"]} threads): {told}.\n')
 
 
+def evaluation_text(page: dict[str, Any]) -> str:
+    """A million test images: memory, and where the time goes."""
+    stages, by_score = page['seconds_by_stage'], page['seconds_by_score']
+    searched = [name for name in by_score if 'knn' in name]
+    return (f'{page["test_images"]:,} test images by {len(page["scores"])} scores, from stored embeddings '
+            f'({page["train_images"]:,} training images, width {page["width"]}, {page["classes"]} classes, one thread; '
+            f'`python benchmarks/large_evaluation.py FOLDER`): {page["peak_own_gib"]} GiB of own memory at most and '
+            f'{page["processor_seconds"]:.0f} s of the processor. Of these fits and scores take '
+            f'{stages["fits and scores"]:.0f} s, calibration {stages["calibration"]:.1f} s, the threshold '
+            f'{stages["threshold"]:.1f} s, metrics and intervals {page["metrics_seconds_a_score"]} s a score '
+            f'({page["metrics_seconds_at_a_million_a_side"]} s with {page["scores_a_side"]:,} scores on each side). '
+            f'Searches among the training images ({", ".join(f"`{name}`" for name in searched)}) take '
+            f'{sum(by_score[name] for name in searched):.0f} s, and grow with their number; every other score takes at '
+            f'most {max(value for name, value in by_score.items() if name not in searched):.0f} s, its metrics '
+            'included.\n')
+
+
 def faiss_text(page: dict[str, Any]) -> str:
     """Search of neighbours with and without faiss."""
     cases = '; '.join(f'{case}: {found["torch_seconds"]:.1f} s and with faiss {found["faiss_seconds"]:.1f} s'
@@ -113,14 +130,14 @@ def main() -> None:
         'float32, so that twice as fast as the library is out of reach without coarser numbers. bfloat16 was tried: it '
         'is faster where the processor has it, but too many neighbours lie within its rounding of the k-th, all of '
         'which would have to be looked at again. It was left out.\n',
-        'Scores of logits take exponentials in the precision of the logits, float32 as a rule. That moves figures by '
-        'less than 1e-6 and takes about half the time: in float64, on the same logits, `msp` ran at 0.41 of the '
-        "library's speed, `energy` at 0.57 and `entropy` at 0.51. Rows so near certainty that float32 would underflow "
-        'are computed in float64. `msp` and `temperature` stay slower than the library, since nothing may saturate: '
-        'they sum the powers without the largest, and take the logarithms of p and of 1 - p. `klm` stays in float64: '
-        'in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small where a net is '
-        'sure, of which four digits were left there, and a product in float32 may depend on how its rows are '
-        'blocked. Ratios of scores so cheap differ from run to run.\n',
+        'Scores of logits take exponentials in the precision of the logits, float32 as a rule. That moves scores by '
+        'less than a millionth of their size and takes about half the time: in float64, on the same logits, `msp` ran '
+        "at 0.41 of the library's speed, `energy` at 0.57 and `entropy` at 0.51. Rows so near certainty that float32 "
+        'would underflow are computed in float64. `msp` and `temperature` stay slower than the library, since nothing '
+        'may saturate: they sum the powers without the largest, and take the logarithms of p and of 1 - p. `klm` stays '
+        'in float64: in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small '
+        'where a net is sure, of which four digits were left there, and a product in float32 may depend on how its '
+        'rows are blocked. Ratios of scores so cheap differ from run to run.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
@@ -128,6 +145,7 @@ def main() -> None:
     large = HERE / 'results' / 'large_fit.json'
     if large.exists():
         parts.append(large_text(json.loads(large.read_text())))
+    parts.append(evaluation_text(json.loads((HERE / 'results' / 'large_evaluation.json').read_text())))
     parts.append(faiss_text(json.loads((HERE / 'results' / 'neighbour_search.json').read_text())))
     agreement = json.loads(score_agreement.RESULT.read_text())
     coverage = json.loads((HERE / 'results' / 'interval_coverage.json').read_text())

@@ -206,13 +206,16 @@ def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset
         embedded = model.embed_batches(images, 'validation images')
     _check_enough(len(embedded.label), plan.known_acceptance)
     values: Tensor = score(embedded)
-    kind = 'training images of the known classes that were held out' if held is not None else 'validation images'
+    kind, doubt = 'validation images', ''
+    if held is not None:
+        kind = 'training images of the known classes that were held out'
+        doubt = '; it may be fewer, since the same images pick model_best in training'
     threshold = conformal_threshold(values.numpy(), 1 - plan.known_acceptance)
     if not math.isfinite(threshold):
         raise ValueError(f'{plan.score} of the held-out images gives the threshold {threshold}; choose another score')
     return (threshold, len(values),
             f'set on {len(values)} {kind}, so as to accept on average at least '
-            f'{plan.known_acceptance:g} of new known images')
+            f'{plan.known_acceptance:g} of new known images{doubt}')
 
 
 def _origin(loaded: Loaded) -> dict[str, Any]:

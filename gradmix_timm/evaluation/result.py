@@ -144,9 +144,13 @@ class Evaluation:
         """Scores that could not be served, with the reason."""
         return self.results['not_served']
 
-    def table(self) -> str:
-        """Accuracy and one row a score, in percent; Markdown, readable in a terminal."""
-        return f'{closed_set_line(self.results)}\n\n{score_table(self.results)}'
+    def table(self, width: int | None = 80) -> str:
+        """Accuracy and one row a score, in percent, readable in a terminal.
+
+        Args:
+            width: Characters that the table keeps to, by folded heads; None: any, as Markdown.
+        """
+        return f'{closed_set_line(self.results)}\n\n{score_table(self.results, width=width)}'
 
     def __repr__(self) -> str:
         return f'Evaluation of {self.results["checkpoint"]}\n{self.table()}'

@@ -296,7 +296,8 @@ def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str, p
         score = fit_score(name, fit_on, head=sets.head)
         value = conformal_threshold(_values(name, _knownness(sets, score, 'held_out')), _ALPHA)
         source = (f'set on {len(held.label)} training images of the known classes that were held out, so as to reject '
-                  f'on average at most {_ALPHA:.0%} of new ones')
+                  f'on average at most {_ALPHA:.0%} of new ones; more may be where the same images picked the '
+                  'checkpoint, as they pick model_best in training')
         return value, source, len(held.label)
     count = 0 if held is None else len(held.label)
     why = why or f'{count} images were held out from training, too few for a threshold'

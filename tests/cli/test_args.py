@@ -213,6 +213,17 @@ def test_multi_label_mixing_says_what_it_goes_with(line, words, capsys):
     assert words in refused(capsys, *line.split())
 
 
+@pytest.mark.parametrize(('line', 'found'), [
+    ('--mixup-mode saliencymix --mixup-kwargs shared=true', {'shared': True}),
+    ('--mixup-mode puzzlemix --mixup-kwargs moves=false', {'moves': False}),
+    ('--mixup-mode elem --mixup 0.2 --mixup-kwargs correct_lam=false', {'correct_lam': False}),
+])
+def test_booleans_may_be_written_as_in_yaml(line, found):
+    from gradmix_timm.cli.training.mixing import plan_mixing
+    options = plan_mixing(parse(*line.split())).options
+    assert {key: options[key] for key in found} == found
+
+
 @pytest.mark.parametrize('mode', ['gradmix', 'cutmix', 'gradmix+cutmix'])
 def test_multi_label_mixing_reaches_the_mixer(mode):
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing

@@ -65,6 +65,9 @@ def test_threshold_comes_from_held_out_images_and_never_from_test_ones():
     held = make(60, seed=3).logits.amax(1).double().sort().values
     assert first.results['threshold']['value'] == float(held[2])  # floor(0.05 x 61) = 3rd smallest
     assert first.results['threshold']['held_out']
+    source = first.results['threshold']['source']
+    assert 'so as to reject on average at most 5% of new ones' in source  # of a given evaluation 11.2% were
+    assert 'model_best' in source
 
 
 @pytest.mark.parametrize('held', [None, make(18, seed=3)])

@@ -13,6 +13,8 @@ import pytest
 from embedded import make, make_head
 from PIL import Image
 
+from gradmix_timm.choices import SCORES
+from gradmix_timm.cli.openset.table import print_results
 from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import figure_name
@@ -346,6 +348,27 @@ def test_table_rows_begin_with_the_score_and_are_in_percent(evaluation):
     score = evaluation[0]['scores']['mls']
     assert float(row.split('|')[2]) == round(100 * score['auroc'], 2)
     assert float(row.split('|')[7]) == round(100 * score['oscr'], 2)
+
+
+def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
+    """96 before; every column stays, in one table as long as names are those of scores without options."""
+    heads = ['score', 'AUROC', 'AUPR in', 'AUPR out', 'FPR95 (knowns kept)', 'FPR95 (unknowns caught)', 'OSCR']
+    values = evaluation[0]['scores']['mls']
+    results = {**evaluation[0], 'scores': dict.fromkeys(SCORES, values)}
+    print_results(results, 80)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    table = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines if line.startswith('|')]
+    rule = next(place for place, row in enumerate(table) if set(row[0]) == {'-'})
+    assert [' '.join(filter(None, words)) for words in zip(*table[:rule], strict=True)] == heads
+    assert [row[0] for row in table[rule + 1:]] == list(SCORES)
+    assert table[-1][1:] == [f'{100 * values[key]:.2f}' for key in (
+        'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'oscr')]
+    print_results(results, None)
+    assert f'| {" | ".join(heads[1:])} |' in ' '.join(capsys.readouterr().out.split())
+    long = score_table({'scores': {'vra:lower=5,below=clip,amplify=0.5': values}}, width=80).splitlines()
+    assert max(map(len, long)) <= 80
+    assert sum(line.startswith('| vra:') for line in long) == 2
 
 
 def test_csv_has_every_score_of_every_group_as_fractions(evaluation):

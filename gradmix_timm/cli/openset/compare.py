@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,13 @@ from gradmix_timm.openset.reports.comparison_tables import (
     title_of,
 )
 from gradmix_timm.openset.reports.figures import plot_differences
-from gradmix_timm.openset.reports.tables import narrow_tables, text_table
+from gradmix_timm.openset.reports.tables import tables_within
 from gradmix_timm.openset.results import ARRAYS, read_arrays
 from gradmix_timm.openset.runs import Run, find_runs, read_runs
 from gradmix_timm.plots.figure import png
 from gradmix_timm.registry import nearest
+
+from .table import folded, table_width
 
 __all__ = ['run_compare']
 
@@ -55,7 +56,7 @@ def run_compare(args: argparse.Namespace) -> int:
         for metric in args.metrics:
             if metric not in known:
                 raise UsageError(f'--metrics: no metric {metric!r}: {nearest(metric, known)}')
-    _print(comparison, args.metrics, args.wide)
+    _print(comparison, args.metrics, table_width(args))
     _write(folder, comparison)
     print(folder / f'{_NAME}.html')
     return 0
@@ -83,13 +84,13 @@ def _arrays(run: Run) -> dict[str, Any] | None:
     return {name: array[rows] if name.startswith('unknown') else array for name, array in arrays.items()}
 
 
-def _print(comparison: dict[str, Any], metrics: list[str], wide: bool) -> None:
-    print(_folded(f'\n{comparison_title(comparison)}\n{grounds(comparison)}', wide))
+def _print(comparison: dict[str, Any], metrics: list[str], width: int | None) -> None:
+    print(folded(f'\n{comparison_title(comparison)}\n{grounds(comparison)}', width))
     for metric in ('top1', *metrics):
         heads, rows = comparison_rows(comparison, metric)
         if rows:
-            print(f'\n{title_of(metric)}, percent\n{_tables(comparison, heads, rows, wide)}')
-    print(_folded(f'\n{how_decided(comparison)}\n', wide) if comparison['paired'] else '')
+            print(f'\n{title_of(metric)}, percent\n{_tables(comparison, heads, rows, width)}')
+    print(folded(f'\n{how_decided(comparison)}\n', width) if comparison['paired'] else '')
     for note in comparison['notes']:
         print(f'note: {note}')
     for score, why in comparison['left_out'].items():
@@ -98,19 +99,16 @@ def _print(comparison: dict[str, Any], metrics: list[str], wide: bool) -> None:
         print(f'left out: {name}: no partner')
 
 
-def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]], wide: bool) -> str:
-    """Means of the groups, then difference, p and verdict of each: within 80 columns, or all in one row."""
-    if wide:
-        return text_table(heads, rows)
+def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]], width: int | None) -> str:
+    """Means of the groups, then difference, p and verdict of each: within a width, or all in one row."""
+    if width is None:
+        return tables_within(None, heads, rows)
     means = 1 + len(comparison['groups'])
-    parts = [narrow_tables(heads[:means], [row[:means] for row in rows])]
+    parts = [tables_within(width, heads[:means], [row[:means] for row in rows])]
     if len(heads) > means:
-        parts.append(narrow_tables(heads[:1] + heads[means:], [row[:1] + row[means:] for row in rows], together=3))
+        gaps = [row[:1] + row[means:] for row in rows]
+        parts.append(tables_within(width, heads[:1] + heads[means:], gaps, together=3))
     return '\n\n'.join(parts)
-
-
-def _folded(text: str, wide: bool) -> str:
-    return text if wide else '\n'.join(textwrap.fill(line, 80) for line in text.splitlines())
 
 
 def _write(folder: Path, comparison: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ from .from_flags import (
     read_checkpoint,
     settings_of,
 )
+from .table import folded, table_width
 
 __all__ = ['draw_corrupt', 'run_corrupt']
 
@@ -65,7 +66,8 @@ def run_corrupt(args: argparse.Namespace) -> int:
         'results.csv': corruption_csv(results), 'results.md': corruption_markdown(results),
         'results.tex': corruption_latex(results)}, {ARRAYS: arrays}, {_EXAMPLES: draw_examples(plan)})
     draw_corrupt(folder)
-    print(f'\n{corruption_line(results)}\n\n{corruption_table(results)}')
+    width = table_width(args)
+    print(f'\n{folded(corruption_line(results), width)}\n\n{corruption_table(results, width)}')
     for key in ('no_mce', 'no_relative_mce'):
         if key in results['corruption']:
             print(f'note: {results["corruption"][key]}')

@@ -9,7 +9,7 @@ from gradmix_timm.choices import EXIF_RULES, MODES, PRESETS, SCORES
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.plugins import MODULES_HELP
 
-__all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'join_options', 'score_names']
+__all__ = ['Names', 'add_evaluation_flags', 'add_model_flags', 'add_wide', 'join_options', 'score_names']
 
 
 class Names(argparse.Action):
@@ -117,3 +117,11 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--feature-map', type=int, default=1000, metavar='N',
         help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
     add('--output', metavar='DIR', help=f'(default: the folder {folder} beside the checkpoint)')
+    add_wide(add)
+
+
+def add_wide(add: Any) -> None:
+    """The flag of all printed tables, with the ``add_argument`` of a parser or group."""
+    add('--wide', action='store_true',
+        help='print tables as wide as they are, as Markdown (default: within 80 columns, heads folded, then one table '
+             'below the other)')

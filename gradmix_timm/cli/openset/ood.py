@@ -20,7 +20,7 @@ from .from_flags import (
     read_checkpoint,
     settings_of,
 )
-from .table import print_results, score_bar
+from .table import print_results, score_bar, table_width
 
 __all__ = ['run_ood']
 
@@ -53,10 +53,11 @@ def run_ood(args: argparse.Namespace) -> int:
             evaluation = evaluate_images(
                 model, images, gate='off' if args.no_accuracy_gate else 'refuse', reference_top1=args.reference_top1,
                 on_score=on_score, tune=tune, command=args.command_line)
-    print_results(evaluation.results)
+    width = table_width(args)
+    print_results(evaluation.results, width)
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
-    print(f'\nAUROC by data set\n\n{means_table(evaluation.results, width=80)}')
+    print(f'\nAUROC by data set\n\n{means_table(evaluation.results, width=width)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0
 

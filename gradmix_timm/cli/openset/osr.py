@@ -18,7 +18,7 @@ from .from_flags import (
     read_checkpoint,
     settings_of,
 )
-from .table import print_results, score_bar
+from .table import print_results, score_bar, table_width
 
 __all__ = ['run_osr']
 
@@ -37,10 +37,11 @@ def run_osr(args: argparse.Namespace) -> int:
         with score_bar(settings.scores) as on_score:
             # A broken image, or weights that give NaN, are errors that the user can fix as well.
             evaluation = evaluate_images(model, images, on_score=on_score, tune=tune, command=args.command_line)
-    print_results(evaluation.results)
+    width = table_width(args)
+    print_results(evaluation.results, width)
     if evaluation.groups:
         titles: dict[RankMetric, str] = {'auroc': 'AUROC', 'oscr': 'OSCR'}
         for metric, title in titles.items():
-            print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric, width=80)}')
+            print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric, width)}')
     print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
     return 0

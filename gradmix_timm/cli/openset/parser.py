@@ -18,7 +18,7 @@ from gradmix_timm.choices import (
 from gradmix_timm.cli.config_file import words
 from gradmix_timm.cli.errors import ConsoleParser
 
-from .flags import Names, add_evaluation_flags, add_model_flags, score_names
+from .flags import Names, add_evaluation_flags, add_model_flags, add_wide, score_names
 
 __all__ = ['build_parser']
 
@@ -99,8 +99,7 @@ def _add_compare(commands: Any) -> None:
     add('--part', metavar='NAME',
         help='compare on a part of the unknown images: easy, hard+medium, a data set of `ood` (default: all of them)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
-    add('--wide', action='store_true',
-        help='print one table a metric, however wide (default: tables of 80 columns, one below the other)')
+    add_wide(add)
     add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
 
 
@@ -169,6 +168,7 @@ def _add_resampling(add: Any, command: str, drawn: str, draws: int = 0) -> None:
         help=f'resamples for {intervals} (default: {draws}{"" if draws else ", none"})')
     add('--seed', type=int, default=0, metavar='N', help=f'of {drawn} (default: 0)')
     add('--output', metavar='DIR', help=f'(default: the folder {command} beside the checkpoint)')
+    add_wide(add)
 
 
 def _severities(text: str) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from .from_flags import (
     read_checkpoint,
     settings_of,
 )
+from .table import folded, table_width
 
 __all__ = ['draw_probe', 'run_probe']
 
@@ -44,7 +45,8 @@ def run_probe(args: argparse.Namespace) -> int:
         'results.csv': probe_csv(results), 'results.md': probe_markdown(results),
         'results.tex': probe_latex(results)}, arrays)
     draw_probe(folder)
-    print(f'\n{probe_line(results)}\n\n{probe_table(results)}')
+    width = table_width(args)
+    print(f'\n{folded(probe_line(results), width)}\n\n{probe_table(results, width)}')
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')
     for warning in results['warnings']:

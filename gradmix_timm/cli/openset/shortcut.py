@@ -26,6 +26,7 @@ from .from_flags import (
     read_checkpoint,
     settings_of,
 )
+from .table import folded, table_width
 
 __all__ = ['draw_shortcut', 'run_shortcut']
 
@@ -46,7 +47,8 @@ def run_shortcut(args: argparse.Namespace) -> int:
         'results.csv': shortcut_csv(results), 'results.md': shortcut_markdown(results),
         'results.tex': shortcut_latex(results)}, {ARRAYS: arrays}, {'examples.png': examples})
     draw_shortcut(folder)
-    print(f'\n{shortcut_line(results)}\n\n{shortcut_table(results)}')
+    width = table_width(args)
+    print(f'\n{folded(shortcut_line(results), width)}\n\n{shortcut_table(results, width)}')
     for line in evidence_lines(results):
         print(line)
     print(folder / REPORT)

@@ -1,19 +1,23 @@
 """Output of the evaluation commands: progress and tables."""
 from __future__ import annotations
 
+import argparse
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
 from gradmix_timm.openset.reports.preset_table import preset_table
-from gradmix_timm.openset.reports.report import closed_set_line, operating_line, score_table
+from gradmix_timm.openset.reports.report import FPR95_WORDS, closed_set_line, operating_line, score_table
 from gradmix_timm.openset.reports.tables import pixel_statistics_of, pretraining_note, warnings_of
 from gradmix_timm.openset.results import OpenSetResults
 from gradmix_timm.openset.scores import list_scores
 
-__all__ = ['print_results', 'score_bar']
+__all__ = ['folded', 'print_results', 'score_bar', 'table_width']
+
+_WIDTH = 80
 
 
 @contextmanager
@@ -28,14 +32,29 @@ def score_bar(names: Sequence[str] | None) -> Iterator[Callable[[str], None]]:
         yield on_score
 
 
-def print_results(results: OpenSetResults) -> None:
-    """Print accuracy, table, scores that could not be served, and warnings."""
+def table_width(args: argparse.Namespace) -> int | None:
+    """Characters that printed tables keep to; None with --wide."""
+    return None if args.wide else _WIDTH
+
+
+def folded(text: str, width: int | None) -> str:
+    """Lines of a text broken at spaces to keep to a width."""
+    return text if width is None else '\n'.join(textwrap.fill(line, width) for line in text.splitlines())
+
+
+def print_results(results: OpenSetResults, width: int | None) -> None:
+    """Print accuracy, table, scores that could not be served, and warnings.
+
+    Args:
+        results: Of results.json.
+        width: Of :func:`table_width`.
+    """
     for title, names in results.get('skipped', {}).items():
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
-    print(f'\n{closed_set_line(results)}\n')
-    print(score_table(results))
-    print(operating_line(results))
-    if table := preset_table(results):
+    print(f'\n{folded(closed_set_line(results), width)}\n')
+    print(score_table(results, width=width))
+    print(folded(f'{FPR95_WORDS}\n{operating_line(results)}', width))
+    if table := preset_table(results, width):
         print(f'\nBy the conventions of {results["preset"]["name"]}, percent\n\n{table}\n')
     for name, reason in results['not_served'].items():
         print(f'not served: {name}: {reason}')

@@ -99,7 +99,9 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise ValueError(f'--class-stats {args.class_stats}: expected JSON with pos_counts and num_samples '
                          f'({one_line(error)})') from error
-    options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None}
+    # The union of labels is as binary as they are.
+    binary = kind in ('twoway', 'zlpr') and args.multi_label_mix == 'union' and not args.smoothing
+    options: dict[str, Any] = {'smoothing': args.smoothing, 'soft_targets': plan.name is not None and not binary}
     for name in ('pos_weight', 'class_weight'):
         try:
             options[name] = resolve_class_weights(
@@ -115,7 +117,10 @@ def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None
     elif kind == 'db' and stats is not None:
         options.update(class_counts=stats[0], num_samples=stats[1])
         _check_length('--class-stats', stats[0], num_classes)
-    loss = create_classification_loss(kind, multi_label=args.task == 'multilabel', **options)
+    try:
+        loss = create_classification_loss(kind, multi_label=args.task == 'multilabel', **options)
+    except ValueError as error:
+        raise ValueError(f'--loss {kind}: {error}') from error
     if args.loss_temperature is None:
         return loss
     try:

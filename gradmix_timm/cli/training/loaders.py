@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from timm import utils
 from timm.data import (
@@ -37,6 +38,7 @@ from gradmix_timm.data import (
     select_classes,
     split_flat,
 )
+from gradmix_timm.data.images import ImageSource
 from gradmix_timm.data.preprocessing import Preprocessing
 
 from .augmentation import build_transforms, set_transforms
@@ -114,10 +116,20 @@ def open_data(args: argparse.Namespace, built: Built, split: ClassSplit | None) 
             part, held = hold_out(part, args.osr_val_fraction, args.seed)
             _warn_of_few(args, len(held))
         return Data(part, held, split.known, split, held, flat_test)
+    if args.task == 'multilabel' and isinstance(train, ImageSource) and len(train):
+        _check_several_labels(args, train.read(0)[1])
     known = _plain_classes(args, train)
     evaluated = _open(args, built, args.val_split, training=False) if args.val_split else None
     _check_same_classes(args, train, evaluated)
     return Data(train, evaluated, known, None, overlap=_validated_on_training(args, train, evaluated))
+
+
+def _check_several_labels(args: argparse.Namespace, target: Any) -> None:
+    """Check that a target is a list of labels, or a row of them."""
+    if not isinstance(target, list | tuple | np.ndarray | torch.Tensor):
+        raise ValueError(f'--task multilabel: an image of {args.data_dir or args.dataset} has one label, {target!r}, '
+                         'expected a list of labels for each; folders give one. --dataset hfds/NAME, wds/NAME or '
+                         'tfds/NAME with --target-key NAME reads lists, or leave --task out')
 
 
 def _validated_on_training(args: argparse.Namespace, train: Any, evaluated: Any) -> dict[str, int]:

@@ -21,6 +21,8 @@ _logger = logging.getLogger(__name__)
 GRADMIX_NAMES = ('gradmix', 'random-box', 'center-box')
 # The mixers whose alpha is a flag of timm's.
 _ALPHA_FLAGS = {'mixup': 'mixup', 'cutmix': 'cutmix'}
+# As YAML has them; timm's reading of KEY=VALUE knows Python's words alone.
+_BOOLEANS = {'true': True, 'false': False}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _timm_plan(args: argparse.Namespace) -> MixPlan:
     options = {
         'mixup_alpha': args.mixup, 'cutmix_alpha': args.cutmix, 'cutmix_minmax': args.cutmix_minmax,
         'prob': args.mixup_prob, 'switch_prob': args.mixup_switch_prob, 'mode': args.mixup_mode,
-        'label_smoothing': args.smoothing, **args.mixup_kwargs}
+        'label_smoothing': args.smoothing, **_mixup_kwargs(args)}
     known = set(inspect.signature(Mixup).parameters) - {'num_classes', 'multi_label', 'mode'}
     for key in args.mixup_kwargs:
         if key not in known:
@@ -154,7 +156,7 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
     if args.unknown_output:
         shared['unknown_output'] = True
     parts = {name: _own_options(args, name) for name in names}
-    for key, value in args.mixup_kwargs.items():
+    for key, value in _mixup_kwargs(args).items():
         part, name = _addressed(key, names)
         if name in ('num_classes', 'rank'):
             raise ValueError(f'--mixup-kwargs {name} is set by the run; leave it out')
@@ -169,6 +171,11 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
         raise ValueError(f'--mixup-kwargs: a value that --mixup-mode {args.mixup_mode} does not take ({error})'
                          ) from error
     return MixPlan(args.mixup_mode, False, options)
+
+
+def _mixup_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: _BOOLEANS.get(value, value) if isinstance(value, str) else value
+            for key, value in args.mixup_kwargs.items()}
 
 
 def _own_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -261,13 +268,19 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
                          "or use timm's mixing (--mixup-mode batch --mixup 0.8)")
     if args.multi_label_mix is not None and args.task != 'multilabel':
         raise ValueError('--multi-label-mix goes with --task multilabel')
-    binary = args.loss == 'bce' or (args.task == 'multilabel' and args.multi_label_mix == 'weight')
-    if binary and not mixer.rows_sum_to_one:
-        raise ValueError(f'--bce-loss with {mode}: its label weights go beyond 1, which binary cross-entropy does not '
-                         'take; leave one of them out (multi-label: --multi-label-mix union)')
+    if not mixer.rows_sum_to_one:
+        _refuse_binary_losses(args, mode)
     _refuse_forward_conflicts(args, plan, mixer)
     if mixer.requires_model:
         _refuse_model_conflicts(args, mode)
+
+
+def _refuse_binary_losses(args: argparse.Namespace, mode: str) -> None:
+    wrong = 'its label weights go beyond 1, which binary cross-entropy does not take'
+    if args.multi_label_mix == 'weight':
+        raise ValueError(f'--multi-label-mix weight with {mode}: {wrong}; type --multi-label-mix union')
+    if args.loss == 'bce' and args.multi_label_mix is None:
+        raise ValueError(f'--bce-loss with {mode}: {wrong}; leave one of them out')
 
 
 def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer) -> None:

@@ -10,7 +10,7 @@ from gradmix_timm.plots.figure import png
 from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, text_table
+from .tables import csv_text, tables_within
 
 __all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corruption_line', 'corruption_markdown',
            'corruption_table', 'render_corruption']
@@ -31,10 +31,15 @@ def corruption_line(results: CorruptionResults) -> str:
     return '; '.join(parts) + f'; {part["source"]}'
 
 
-def corruption_table(results: CorruptionResults) -> str:
-    """One row a corruption: its error at each severity, their mean, and what else there is; percent, aligned."""
+def corruption_table(results: CorruptionResults, width: int | None = None) -> str:
+    """One row a corruption: its error at each severity, their mean, and what else there is; percent, aligned.
+
+    Args:
+        results: Of results.json.
+        width: Of a terminal, in characters, that the tables keep to; None: any.
+    """
     heads, rows = _cells(results)
-    return text_table(heads, rows)
+    return tables_within(width, heads, rows)
 
 
 def corruption_csv(results: CorruptionResults) -> str:

@@ -5,18 +5,24 @@ from collections.abc import Iterator
 
 from gradmix_timm.openset.results import OpenSetResults, PresetFigures
 
-from .tables import csv_text, narrow_tables
+from .tables import csv_text, tables_within
 
 __all__ = ['preset_csv', 'preset_table']
 
 
-def preset_table(results: OpenSetResults) -> str:
-    """One row a score and data set, with the means of near and far sets, within 80 columns; '' without a preset."""
+def preset_table(results: OpenSetResults, width: int | None = 80) -> str:
+    """One row a score and data set, with the means of near and far sets; '' without a preset.
+
+    Args:
+        results: Of results.json.
+        width: Of a terminal, in characters, that the tables keep to; None: any.
+    """
     if 'preset' not in results:
         return ''
     figures = results['preset']
-    return narrow_tables(['score and data set', *figures['columns']], [
-        [f'{score} {part}', *cells] for score, part, cells in _rows(results, figures)])
+    heads = ['score and data set', *figures['columns']]
+    rows = [[f'{score} {part}', *cells] for score, part, cells in _rows(results, figures)]
+    return tables_within(width, heads, rows)
 
 
 def preset_csv(results: OpenSetResults) -> str:

@@ -9,7 +9,7 @@ from gradmix_timm.plots.figure import png
 from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, text_table
+from .tables import csv_text, tables_within
 
 __all__ = ['probe_csv', 'probe_figures', 'probe_latex', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
 
@@ -28,10 +28,15 @@ def probe_line(results: ProbeResults) -> str:
             f'{group["n_train"]} training images')
 
 
-def probe_table(results: ProbeResults) -> str:
-    """One row a probe, in percent, aligned."""
+def probe_table(results: ProbeResults, width: int | None = None) -> str:
+    """One row a probe, in percent, aligned.
+
+    Args:
+        results: Of results.json.
+        width: Of a terminal, in characters, that the tables keep to; None: any.
+    """
     heads, rows = _cells(results)
-    return text_table(heads, rows)
+    return tables_within(width, heads, rows)
 
 
 def probe_csv(results: ProbeResults) -> str:

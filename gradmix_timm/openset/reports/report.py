@@ -25,11 +25,11 @@ from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
-from .tables import csv_text, interval_of, narrow_tables, pretraining_note, text_table, warnings_of
+from .tables import csv_text, interval_of, pretraining_note, tables_within, warnings_of
 
 __all__ = [
-    'FIGURES', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder', 'operating_line',
-    'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'FIGURES', 'FPR95_WORDS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
+    'operating_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
@@ -44,6 +44,9 @@ _LINKED = ('predictions.csv', 'results.csv', 'results.json', 'results.md', 'resu
 _COLUMNS: dict[RankMetric, str] = {
     'auroc': 'AUROC', 'aupr_in': 'AUPR in', 'aupr_out': 'AUPR out', 'fpr_at_95_known': 'FPR95 (knowns kept)',
     'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'oscr': 'OSCR'}
+#: What the two metrics named FPR95 are.
+FPR95_WORDS = ('FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; FPR95 (unknowns caught): knowns '
+               'rejected where 95% of the unknowns are.')
 _CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
 
 Array = NDArray[Any]
@@ -74,20 +77,22 @@ def operating_line(results: JudgedFigures) -> str:
             f'{found["normalized_accuracy"]:.2%}')
 
 
-def score_table(results: Scored, intervals: bool = False) -> str:
+def score_table(results: Scored, intervals: bool = False, width: int | None = None) -> str:
     """One row a score, in percent; Markdown, and readable in a terminal.
 
     Args:
         results: Of results.json, or one of its groups.
         intervals: Adds the 95% intervals.
+        width: Of a terminal, in characters, that the table keeps to; None: any.
 
     Example:
         >>> values = {key: 0.5 for key in ('auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown')}
         >>> print(score_table({'scores': {'mls': {**values, 'oscr': 0.25}}}).splitlines()[-1])
         | mls   |  50.00 |    50.00 |     50.00 |                50.00 |                    50.00 |  25.00 |
     """
-    return text_table(['score', *_COLUMNS.values()], [
-        [name, *(_percent(values, key, intervals) for key in _COLUMNS)] for name, values in results['scores'].items()])
+    heads, rows = ['score', *_COLUMNS.values()], [
+        [name, *(_percent(values, key, intervals) for key in _COLUMNS)] for name, values in results['scores'].items()]
+    return tables_within(width, heads, rows)
 
 
 def means_table(results: OpenSetResults, metric: RankMetric = 'auroc', width: int | None = None) -> str:
@@ -96,14 +101,14 @@ def means_table(results: OpenSetResults, metric: RankMetric = 'auroc', width: in
     Args:
         results: Of results.json, with groups and means.
         metric: Of the scores.
-        width: Of a terminal, in characters: as many tables below each other as keep to it; None: one table.
+        width: Of a terminal, in characters, that the tables keep to; None: any.
     """
     groups, means = results['groups'], results.get('means') or {}
     heads = [*groups, *(f'{kind} (mean of {len(part["data_sets"])})' for kind, part in means.items())]
     values = {name: [*(group['scores'][name][metric] for group in groups.values()),
                      *(mean['scores'][name][metric] for mean in means.values())] for name in results['scores']}
     rows = [[name, *(f'{100 * value:.2f}' for value in row)] for name, row in values.items()]
-    return text_table(['score', *heads], rows) if width is None else narrow_tables(['score', *heads], rows, width)
+    return tables_within(width, ['score', *heads], rows)
 
 
 def results_csv(results: OpenSetResults) -> str:
@@ -125,8 +130,7 @@ def results_markdown(results: OpenSetResults) -> str:
     if results.get('means') is not None:
         lines += ['## AUROC by data set', '', means_table(results), '']
     lines += ['Percent; in brackets 95% intervals. Knownness: higher = more known. AUPR in: knowns are the positives; '
-              'out: unknowns are. FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; (unknowns '
-              'caught): knowns rejected where 95% of the unknowns are.', '']
+              f'out: unknowns are. {FPR95_WORDS}', '']
     lines += [f'- note: {note}' for note in [pretraining_note(results['manifest'])] if note]
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
     lines += [f'- warning: {warning}' for warning in warnings_of(results)]

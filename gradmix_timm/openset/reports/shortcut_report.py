@@ -8,7 +8,7 @@ from gradmix_timm.openset.results import RankMetric, ShortcutResults
 
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, text_table
+from .tables import csv_text, tables_within
 
 __all__ = ['evidence_lines', 'render_shortcut', 'shortcut_csv', 'shortcut_latex', 'shortcut_line', 'shortcut_markdown',
            'shortcut_table']
@@ -28,9 +28,15 @@ def shortcut_line(results: ShortcutResults) -> str:
             f'{mark["side"]} px, on {mark["share"]:.0%} of the training images, place {mark["place"]}')
 
 
-def shortcut_table(results: ShortcutResults) -> str:
-    """One row a view, in percent, aligned."""
-    return text_table(*_cells(results))
+def shortcut_table(results: ShortcutResults, width: int | None = None) -> str:
+    """One row a view, in percent, aligned.
+
+    Args:
+        results: Of results.json.
+        width: Of a terminal, in characters, that the tables keep to; None: any.
+    """
+    heads, rows = _cells(results)
+    return tables_within(width, heads, rows)
 
 
 def shortcut_csv(results: ShortcutResults) -> str:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from gradmix_timm.openset.results import (
@@ -16,17 +18,22 @@ from gradmix_timm.openset.results import (
 )
 
 __all__ = [
-    'csv_text', 'interval_of', 'narrow_tables', 'pixel_statistics_of', 'pretraining_note', 'text_table', 'warnings_of',
+    'csv_text', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'tables_within', 'text_table', 'warnings_of',
     'without_guard']
 
 # Characters that a spreadsheet reads as the start of a formula, or strips before looking for one.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], fold: bool = False) -> str:
     """Markdown that is readable in a terminal too: the first column is text, the others are figures.
 
     Names come from files and folders, so characters that would end a cell or control a terminal are escaped.
+
+    Args:
+        heads: Of the columns.
+        rows: Cells.
+        fold: Break heads at spaces over several lines, as narrow as their column's cells (no longer Markdown).
 
     Example:
         >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
@@ -35,29 +42,33 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         | mls   |   90.1 |
     """
     heads, rows = [_in_a_cell(head) for head in heads], [[_in_a_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     # Figures are at most six wide (100.00); so are their columns, that those of several tables are alike.
-    widths = [widths[0], *(max(width, 6) for width in widths[1:])]
+    cells = [max([0 if column == 0 else 6, *(len(row[column]) for row in rows)]) for column in range(len(heads))]
+    above = [[head] for head in heads]
+    if fold:
+        above = [textwrap.wrap(head, max(1, width, *map(len, head.split(' '))), break_on_hyphens=False) or ['']
+                 for head, width in zip(heads, cells, strict=True)]
+    widths = [max(width, *map(len, words)) for width, words in zip(cells, above, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
             cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
 
     rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
-    return '\n'.join([line(heads), rule, *map(line, rows)])
+    return '\n'.join([*map(line, zip_longest(*above, fillvalue='')), rule, *map(line, rows)])
 
 
-def narrow_tables(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int = 80, together: int = 1) -> str:
-    """The same in as many tables below each other as keep to a width, each with the first column.
+def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequence[str]], together: int = 1) -> str:
+    """:func:`text_table` within a width: where it is wider, with heads folded, then as several tables.
 
     Args:
-        heads: Of the columns.
+        width: Of a terminal, in characters; a first column and one group of columns may take more. None: any.
+        heads: Of the columns; each table has the first.
         rows: Cells.
-        width: Of a terminal, in characters; a first column and one group of columns may take more.
         together: Columns that stay in one table, counted from the second on.
 
     Example:
-        >>> print(narrow_tables(['score', 'a', 'b'], [['mls', '1', '2']], width=20))
+        >>> print(tables_within(20, ['score', 'a', 'b'], [['mls', '1', '2']]))
         | score |      a |
         |-------|-------:|
         | mls   |      1 |
@@ -66,19 +77,27 @@ def narrow_tables(heads: Sequence[str], rows: Sequence[Sequence[str]], width: in
         |-------|-------:|
         | mls   |      2 |
     """
+    if width is None:
+        return text_table(heads, rows)
     tables: list[list[int]] = []
     for start in range(1, len(heads), together):
         columns = [*range(start, min(start + together, len(heads)))]
         wider = [*tables[-1], *columns] if tables else []
-        if tables and len(_columns(heads, rows, wider).partition('\n')[0]) <= width:
+        if tables and _width(_columns(heads, rows, wider, width)) <= width:
             tables[-1] = wider
         else:
             tables.append([0, *columns])
-    return '\n\n'.join(_columns(heads, rows, columns) for columns in tables)
+    return '\n\n'.join(_columns(heads, rows, columns, width) for columns in tables)
 
 
-def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int]) -> str:
-    return text_table([heads[place] for place in places], [[row[place] for place in places] for row in rows])
+def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], width: int) -> str:
+    chosen, cells = [heads[place] for place in places], [[row[place] for place in places] for row in rows]
+    table = text_table(chosen, cells)
+    return table if _width(table) <= width else text_table(chosen, cells, fold=True)
+
+
+def _width(table: str) -> int:
+    return len(table.partition('\n')[0])
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:

@@ -94,8 +94,9 @@ def by_rows(function: Callable[..., Tensor], *fields: Tensor, arrays: int = 1) -
 class Score(ABC):
     """A score of knownness: options at construction, :meth:`fit` once, then calls; higher = more known.
 
-    The score of a row depends on that row and the fit alone, never on the other rows of the call: all arithmetic is in
-    float64, where the order in which a matrix product is blocked does not show.
+    The score of a row depends on that row and the fit alone, never on the other rows of the call: what depends on how a
+    matrix product is blocked is computed in float64, where that does not show. Functions of the logits row by row may
+    take the precision of the logits.
 
     Attributes:
         reads: Fields of Embeddings it computes from.

@@ -139,8 +139,8 @@ class GapScore(LogitScore):
     """A function of the distances from the largest logit.
 
     Exponentials are taken in the precision of the logits, which bounds what can be had: of float32 logits a score is
-    within 1e-6 of that in float64, in half the time. Rows so near certainty that float32 would underflow are computed
-    in float64.
+    within a millionth of its size of that in float64, in half the time. Rows so near certainty that float32 would
+    underflow are computed in float64.
     """
 
     temperature: float = 1.
