@@ -20,6 +20,8 @@ CASES = [
     ('resnet18', 224, 16), ('resnet50', 224, 8), ('convnext_atto', 224, 16), ('vit_tiny_patch16_224', 224, 16),
     ('swin_tiny_patch4_window7_224', 224, 8), ('resnet18', 64, 64), ('resnet18', 32, 128),
 ]
+if torch.cuda.is_available():  # batches that fill a GPU
+    CASES = [('resnet50', 224, 128), ('vit_small_patch16_224', 224, 128), ('resnet18', 32, 1024)]
 GROUPED = ('convnext',)  # the FLOP counter over-counts their weight gradients
 
 

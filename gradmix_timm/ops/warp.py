@@ -43,5 +43,6 @@ def warp(images: Tensor, matrix: Tensor, mode: str = 'bilinear') -> Tensor:
         height, width)], -1)
     with torch.autocast(images.device.type, enabled=False):
         at = (places[None, :, :, None] @ matrix.float()[:, None, None].transpose(3, 4))[..., 0, :]
-        grid = 2 * at / torch.tensor([width, height], device=images.device) - 1
+        # Not by a tensor of the two sides: to copy that to a GPU waits for it.
+        grid = torch.stack([2 * at[..., 0] / width - 1, 2 * at[..., 1] / height - 1], -1)
         return F.grid_sample(images.float(), grid, mode=mode, align_corners=False).to(images.dtype)
