@@ -26,7 +26,7 @@ quickstart: $(VENV)/.base  ## train with GradMix on the embedded digits, evaluat
 test: $(VENV)/.test  ## the quick suite: CPU, offline
 	$(PYTEST)
 
-test-all: $(VENV)/.full  ## the slow tests too, with the examples' and pytorch-ood's packages
+test-all: $(VENV)/.full node_modules/axe-core  ## the slow tests too, with the examples' and pytorch-ood's packages
 	$(PYTEST) -m 'not gpu and not net' tests $(DOCTESTS)
 
 check: lint  ## ruff, mypy, doctests (package and documents) and the quick suite
@@ -49,8 +49,13 @@ gpu: $(VENV)/.test  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
 
 clean:  ## remove .venv, caches, builds and the quickstart's run (other runs in output/ stay)
-	rm -rf $(VENV) $(QUICK_RUN) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(QUICK_RUN) build dist site node_modules *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Accessibility rules for the browser tests, which are skipped without them (no npm, or no network).
+node_modules/axe-core:
+	@npm install --no-save --no-package-lock --no-audit --no-fund axe-core@4 || \
+	  echo 'axe-core was not installed: tests that need it are skipped'
 
 comma := ,
 # One environment, three stamps: each installs only when it is missing or older than the package's metadata.

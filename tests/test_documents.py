@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import axe_probe, needs_axe, needs_browser, opened
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -44,10 +45,28 @@ def test_links_lead_to_files(path):
         assert (path.parent / target).exists(), target
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_warnings(tmp_path):
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    """The folder of the built site."""
     pytest.importorskip('mkdocs')
-    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-q', '-d', tmp_path / 'site'],
+    folder = tmp_path_factory.mktemp('docs') / 'site'
+    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '-q', '-d', folder],
                           cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert 'create_mixer' in (tmp_path / 'site' / 'reference' / 'mixers' / 'index.html').read_text()
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(site):
+    assert 'create_mixer' in (site / 'reference' / 'mixers' / 'index.html').read_text()
+
+
+@needs_browser
+@needs_axe
+@pytest.mark.slow
+@pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
+@pytest.mark.parametrize('page', ['.', 'tutorials/extend', 'slurm', 'howto/onnx'])
+def test_everybody_can_read_the_site(site, page, dark, tmp_path):
+    found, log = opened((site / page / 'index.html').read_text(), site / page, 375, dark, axe_probe())
+    assert found['rules'] > 10, log
+    assert found['grave'] == []

@@ -1,6 +1,7 @@
 """Open a data set by name: timm's ``create_dataset`` with errors that name the remedy, and the embedded digits."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -189,8 +190,14 @@ def _split_root(name: str, root: Any, split: str) -> str:
     if there:
         raise ValueError(f'no split {split!r} in {path}, which has {", ".join(there)}; name one with --train-split or '
                          '--val-split')
-    _logger.info(f'{path} has no split folders and is read as {split!r}')
+    _note_flat(str(path), split)
     return str(path)
+
+
+@functools.cache
+def _note_flat(path: str, split: str) -> None:
+    """Said once, however often the folder is opened."""
+    _logger.info(f'{path} has no split folders and is read as {split!r}')
 
 
 def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | None, min_classes: int,

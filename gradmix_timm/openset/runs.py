@@ -40,6 +40,7 @@ class Run:
         images: Counts and hashes of the test images.
         facts: Model, objective, ...
         options: Of the mixer.
+        levels: Of the axes of a study.
         part: Positions among the unknown classes of those that ``values`` are of; None: all.
     """
 
@@ -53,6 +54,7 @@ class Run:
     images: tuple[Any, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    levels: Mapping[str, Any] = field(default_factory=dict)
     part: tuple[int, ...] | None = None
 
     @property
@@ -67,7 +69,7 @@ def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         ValueError: An empty path, one that is not there, or below which there is no results.json.
     """
-    return _find(paths, lambda inside: inside)
+    return _find(paths, lambda path, inside: inside)
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
@@ -79,15 +81,15 @@ def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         ValueError: As :func:`find_evaluations`.
     """
-    def of_osr(inside: list[Path]) -> list[Path]:
-        whole = [folder for folder in inside if _UNFINISHED not in folder.parts]
+    def of_osr(path: Path, inside: list[Path]) -> list[Path]:
+        whole = [folder for folder in inside if _UNFINISHED not in folder.relative_to(path).parts]
         return [folder for folder in whole if folder.name == 'osr'] or [
             folder for folder in whole if not (folder.name in _OTHERS and folder.parent in whole)]
 
     return _find(paths, of_osr)
 
 
-def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]]) -> list[Path]:
+def _find(paths: Sequence[str | Path], choose: Callable[[Path, list[Path]], list[Path]]) -> list[Path]:
     found: dict[Path, Path] = {}
     for word in paths:
         path = Path(word)
@@ -100,7 +102,7 @@ def _find(paths: Sequence[str | Path], choose: Callable[[list[Path]], list[Path]
         elif (path / RESULTS).is_file():
             inside = [path]
         else:
-            inside = choose(sorted(file.parent for file in path.rglob(RESULTS))) or sorted(
+            inside = choose(path, sorted(file.parent for file in path.rglob(RESULTS))) or sorted(
                 file for file in path.glob('*.json') if is_figures(file))
         if not inside:
             raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {path}/model_best.pth.tar` first')
@@ -155,10 +157,12 @@ def check_runs(runs: Sequence[Run]) -> None:
                              'evaluate both on the same data')
         twin = seen.setdefault((run.group, run.cell), run)
         if twin is not run:
+            axes = [axis for axis in run.levels if twin.levels.get(axis) != run.levels[axis]]
             differ = sorted(key for key in {*twin.options, *run.options} - set(_INCIDENTAL)
                             if twin.options.get(key) != run.options.get(key))
             differ += [key for key in _FACTS if twin.facts.get(key) != run.facts.get(key)]
-            hint = f'separate them, --by mixer,{differ[0]}' if differ else 'leave one out, or --by mixer,folder'
+            hint = (f'separate them, --by {",".join(axes)}' if axes else f'separate them, --by mixer,{differ[0]}'
+                    if differ else 'leave one out, or --by mixer,folder')
             raise ValueError(f'two runs of {run.group} for trial {run.trial}, seed {run.seed}: {twin.folder} and '
                              f'{run.folder}; {hint}')
 
@@ -213,7 +217,12 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])),
         values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
-        facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {})
+        facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {},
+        levels=_levels(manifest))
+
+
+def _levels(manifest: Manifest) -> Mapping[str, Any]:
+    return (manifest.get('study') or {}).get('levels', {})
 
 
 def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
@@ -231,7 +240,7 @@ def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
 
 
 def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
-    options = {**(manifest.get('mixer_options') or {}), **(manifest.get('study') or {}).get('levels', {})}
+    options = {**(manifest.get('mixer_options') or {}), **_levels(manifest)}
     # The run's folder is a better name than that of its evaluation, which is osr in every run.
     named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
              'objective': manifest.get('objective'), 'folder': Path(manifest.get('run_folder') or folder).name}

@@ -114,6 +114,8 @@ def test_cells_of_a_study(runs, tmp_path, capsys):
             (cell / RESULTS).write_text(json.dumps(results))
             evaluation(cell / 'ood', 'gradmix', trial, 0, 0., protocol='ood')
     evaluation(study / 'alpha-1-2' / 'work' / 'osr', 'gradmix', 2, 0, 0.)
+    assert run(study, '--paired', output=tmp_path / 'out') == 2  # all of one mixer
+    assert capsys.readouterr().err.rstrip().endswith('separate them, --by strength')
     assert run(study, '--by', 'strength', '--paired', output=tmp_path / 'out') == 0
     groups = json.loads((tmp_path / 'out' / 'comparison.json').read_text())['groups']
     assert {name: facts['trials'] for name, facts in groups.items()} == {'strength=1': [0, 1], 'strength=2': [0, 1]}
@@ -144,6 +146,14 @@ def test_only_result_files_are_read(runs, tmp_path):
     for file in runs.rglob('arrays.npz'):
         file.unlink()
     assert run(runs, '--paired', output=tmp_path / 'out') == 0
+
+
+def test_the_path_to_the_runs_may_have_any_names_in_it(tmp_path, capsys):
+    """A study keeps unfinished runs in `work`; a folder above of that name is nobody's business."""
+    evaluation(tmp_path / 'work' / 'runs' / 'a' / 'osr', 'gradmix', 0, 0, 0.6)
+    evaluation(tmp_path / 'work' / 'runs' / 'b' / 'work' / 'osr', 'cutmix', 0, 0, 0.2)
+    assert run(tmp_path / 'work' / 'runs', output=tmp_path / 'out') == 0
+    assert 'cutmix' not in capsys.readouterr().out
 
 
 def test_a_single_pair_is_compared_by_its_images(runs, tmp_path):

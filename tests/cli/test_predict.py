@@ -57,7 +57,8 @@ def test_the_table_has_a_row_an_image_and_says_where_the_threshold_is_from(check
     assert run('--checkpoint', checkpoint, *expected[0][:3], data / 'test' / 'bee') == 0
     lines = capsys.readouterr().out.splitlines()
     assert len({len(line) for line in lines[:-1]}) == 1
-    assert [cell.strip() for cell in lines[0].strip('|').split('|')] == ['image', 'label', 'knownness', 'nearest known']
+    assert [cell.strip() for cell in lines[0].strip('|').split('|')] == [
+        'image', 'label', 'knownness', 'nearest known', 'probability']
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines[2:-1]]
     assert [row[0] for row in rows] == [str(path) for path in expected[0][:3] + expected[0][30:60]]
     for row, one in zip(rows, expected[1][:3] + expected[1][30:60], strict=True):

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             classifier.export_onnx(args.onnx, args.onnx_input or 'tensor')
         rows, broken = _predict(classifier, files)
     if args.json:
-        print(json.dumps(_told(classifier, rows, broken), indent=1))
+        print(json.dumps(_as_json(classifier, rows, broken), indent=1))
     elif rows:
         print(_table(rows))
         rejected = sum(not row['accepted'] for row in rows)
@@ -115,7 +115,8 @@ def _predict(classifier: OpenSetClassifier, files: Sequence[Path]) -> tuple[list
             for path, one in zip(good, predictions, strict=True)], broken
 
 
-def _told(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: list[dict[str, str]]) -> dict[str, Any]:
+def _as_json(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: list[dict[str, str]],
+             ) -> dict[str, Any]:
     manifest = classifier.manifest
     return {
         'format': 1, 'model': manifest.model, 'score': classifier.score.name, 'threshold': classifier.threshold,
@@ -125,12 +126,14 @@ def _told(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: lis
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, readable in a terminal; rejected images are shown with the nearest known class."""
-    cells = [('image', 'label', 'knownness', 'nearest known')]
-    cells += [(row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'])
-              for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    lines = [f'| {a.ljust(widths[0])} | {b.ljust(widths[1])} | {c.rjust(widths[2])} | {d.ljust(widths[3])} |'
-             for a, b, c, d in cells]
-    lines.insert(1, '|' + '|'.join('-' * (width + 1) + (':' if column == 2 else '-')
-                                   for column, width in enumerate(widths)) + '|')
+    cells = [('image', 'label', 'knownness', 'nearest known', 'probability')]
+    cells += [(row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'],
+               f'{row["probability"]:.1%}') for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    figures = (2, 4)
+    lines = ['| ' + ' | '.join(cell.rjust(width) if place in figures else cell.ljust(width)
+                               for place, (cell, width) in enumerate(zip(row, widths, strict=True))) + ' |'
+             for row in cells]
+    lines.insert(1, '|' + '|'.join('-' * (width + 1) + (':' if place in figures else '-')
+                                   for place, width in enumerate(widths)) + '|')
     return '\n'.join(lines)
