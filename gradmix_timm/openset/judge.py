@@ -143,7 +143,7 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
         'known_accepted': float(accepted['known'].mean()), 'unknown_accepted': float(accepted['unknown'].mean()),
         'open_set': at_threshold(
             arrays['known_pred'], arrays['known_label'], arrays[f'known/{main}'], arrays['unknown_pred'],
-            arrays[f'unknown/{main}'], value, len(sets.known_classes), draws, seed)}
+            arrays[f'unknown/{main}'], value, len(sets.known_classes))}
     arrays['confusion'] = _confusion(sets, arrays, accepted)
     results: JudgedFigures = {
         'known_classes': list(sets.known_classes), 'unknown_classes': list(sets.unknown_classes),

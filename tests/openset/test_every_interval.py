@@ -19,6 +19,13 @@ from gradmix_timm.openset.operating import at_threshold
 LEVELS = st.sampled_from((1, 3, 20, 10 ** 6))
 
 
+@pytest.fixture
+def benches(monkeypatch):
+    """The simulations of ``benchmarks/interval_coverage.py``."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
+    return importlib.import_module('interval_coverage')
+
+
 @st.composite
 def judged(draw):
     """Tiny and lopsided sides, tied scores or not, few classes or as many as images, some of which do not occur."""
@@ -50,7 +57,7 @@ def test_an_interval_holds_its_estimate(case, level):
     figures = summarize(known, pred == label, unknown, draws=60, level=level)
     assert len(held(figures)) == 7
     assert held(top1(pred == label, level)) == ['top1_ci']
-    found = at_threshold(pred, label, known, unknown_pred, unknown, 0.5, classes, draws=40)
+    found = at_threshold(pred, label, known, unknown_pred, unknown, 0.5, classes)
     counts = np.bincount(label)
     assert found['classes_with_images'] == (counts > 0).sum()
     names = held(found)
@@ -74,12 +81,12 @@ def test_a_thousand_classes_of_which_a_third_has_one_image_each():
     label = rng.choice(1000, 332, replace=False)
     pred = np.where(rng.random(332) < .6, label, rng.integers(0, 1000, 332))
     unknown_pred = rng.integers(0, 1000, 300)
-    found = at_threshold(pred, label, rng.normal(1, 1, 332), unknown_pred, rng.normal(-1, 1, 300), 0., 1000, draws=50)
+    found = at_threshold(pred, label, rng.normal(1, 1, 332), unknown_pred, rng.normal(-1, 1, 300), 0., 1000)
     assert found['classes_with_images'] == 332
     assert found['macro_f1'] > .4
     assert found['macro_f1_ci'] is found['balanced_accuracy_ci'] is None
     twice = at_threshold(*(np.repeat(array, 2) for array in (pred, label, np.ones(332), unknown_pred, -np.ones(300))),
-                         0., 1000, draws=50)
+                         0., 1000)
     assert held(twice)
     assert twice['macro_f1_ci'] is not None
 
@@ -102,14 +109,21 @@ def test_delong_covers_near_the_border(n, m, auroc, least):
     assert delong_ci(rng.normal(9, 1, n), rng.normal(0, 1, m))[1] == 1.
 
 
+@pytest.mark.parametrize(('images', 'unknown', 'recall'), [
+    ([5] * 6, 30, .75), ([3] * 10, 30, .75), ([36] * 6, 144, .75), ([36] * 6, 144, .97), ([15, 15], 30, .9),
+    ([2, 2, 3, 4, 5, 8, 12, 20], 6, .75)], ids=str)
+def test_intervals_at_a_threshold_cover(images, unknown, recall, benches):
+    """Percentiles of resamples within classes held 85% (three images a class) to 92% (36)."""
+    found = benches.coverage_at_threshold(images, unknown, recall, repeats=500, seed=0)
+    assert min(found.values()) >= .93 - .025, found  # two standard errors of 500 are .02
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(('n', 'm'), [(30, 30), (215, 144)])
 @pytest.mark.parametrize('auroc', [.75, .9, .97])
-def test_intervals_cover_as_often_as_they_say(n, m, auroc, monkeypatch):
+def test_intervals_cover_as_often_as_they_say(n, m, auroc, benches):
     """Percentiles of the bootstrap hold average precision in 91%, FPR95 and OSCR in 90%, detection error in 80%."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
-    interval_coverage = importlib.import_module('interval_coverage')
     gap = math.sqrt(2) * stats.norm.ppf(auroc)
-    found = interval_coverage.coverage(gap, n, m, repeats=400, draws=300, seed=1)
+    found = benches.coverage(gap, n, m, repeats=400, draws=300, seed=1)
     for name in RANK_METRICS:
         assert found[name] >= .93 - .015, found

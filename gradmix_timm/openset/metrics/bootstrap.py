@@ -1,18 +1,18 @@
 """Stratified bootstrap: knowns and unknowns are resampled apart, so that their numbers stay as they are."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
-from .checks import ArrayLike, as_array, check_level
+from .checks import check_level
 from .intervals import rule_of_three
 from .rank_counts import Ladder, Metric, cells, count
 
-__all__ = ['EVERY_SCORE', 'FEW', 'bootstrap_ci', 'rank_intervals']
+__all__ = ['EVERY_SCORE', 'FEW', 'rank_intervals']
 
 Floats = NDArray[np.float64]
 #: Scores of both sides up to which intervals of rank metrics resample every score; beyond, counts in cells.
@@ -194,78 +194,3 @@ def _drawn(metrics: Mapping[str, Metric], sides: tuple[_Resampler, _Resampler] |
         for name, metric in metrics.items():
             found[name].append(metric(drawn))
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-class _Picker:
-    """Rows of resamples of one group.
-
-    Args:
-        size: Rows.
-        strata: Stratum of each row, or None; each keeps its number of rows.
-    """
-
-    def __init__(self, size: int, strata: NDArray | None) -> None:
-        self.size, self.order = size, None
-        if strata is not None:
-            place = np.unique(strata, return_inverse=True)[1]
-            counts = np.bincount(place)
-            self.order = np.argsort(place, kind='stable')
-            self.counts = np.repeat(counts, counts)
-            self.starts = np.repeat(np.cumsum(counts) - counts, counts)
-
-    def draw(self, generator: np.random.Generator) -> NDArray[np.intp]:
-        """With replacement, int [N]."""
-        if self.order is None:
-            return generator.integers(0, self.size, self.size)
-        return self.order[self.starts + generator.integers(0, self.counts)]
-
-
-def bootstrap_ci(
-        metric: Callable[..., float],
-        *groups: ArrayLike | tuple[ArrayLike, ...],
-        draws: int = 1000,
-        seed: int = 0,
-        level: float = 0.95,
-        strata: Sequence[ArrayLike | None] | None = None,
-) -> tuple[float, float]:
-    """Percentile interval of any metric, one call a draw; :func:`rank_intervals` is faster for the rank metrics.
-
-    Args:
-        metric: Called with the resampled arrays, in the order given.
-        *groups: Resampled apart from each other; a tuple of arrays is one group whose rows stay together:
-            ``bootstrap_ci(oscr, (known, correct), unknown)``.
-        draws: Resamples.
-        seed: The same seed gives the same interval.
-        level: Coverage aimed at, in (0, 1).
-        strata: For each group the stratum of each row, or None: strata are resampled apart and keep their numbers. For
-            a mean over classes give the class, or a resample loses classes with few samples.
-
-    Returns:
-        (low, high), which holds the estimate; by the rule of three where no draw differs and the metric lies in [0, 1].
-
-    Example:
-        >>> from gradmix_timm.openset.metrics import auroc
-        >>> low, high = bootstrap_ci(auroc, [3., 4., 5., 6.], [1., 2., 4.5], draws=200)
-        >>> low < 10 / 12 < high
-        True
-    """
-    _check_draws(draws)
-    check_level(level)
-    arrays = [[as_array(a) for a in (group if isinstance(group, tuple) else (group,))] for group in groups]
-    if any(len(a) != len(group[0]) or not len(a) for group in arrays for a in group):
-        raise ValueError('each group needs at least one row and arrays of one length, got '
-                         f'{[[len(a) for a in group] for group in arrays]}')
-    within = [None if given is None else as_array(given) for given in (strata or [None] * len(arrays))]
-    if (len(within) != len(arrays) or any(given is not None and len(given) != len(group[0])
-                                          for given, group in zip(within, arrays, strict=True))):
-        raise ValueError('strata has one entry a group, None or the stratum of each of its rows')
-    generator = np.random.default_rng(seed)
-    pickers = [_Picker(len(group[0]), given) for group, given in zip(arrays, within, strict=True)]
-
-    def resample() -> float:
-        picked = [(group, picker.draw(generator)) for group, picker in zip(arrays, pickers, strict=True)]
-        return metric(*[a[rows] for group, rows in picked for a in group])
-
-    found = np.array([resample() for _ in range(draws)])
-    value = metric(*[a for group in arrays for a in group])
-    return _interval(found, value, min(len(group[0]) for group in arrays), level)

@@ -22,7 +22,7 @@ __all__ = [
     'delong_ci',
     'delong_of_counts',
     'holm',
-    'normal_ci',
+    'logit_ci',
     'over_trials',
     'paired_delong',
     'paired_difference',
@@ -60,12 +60,19 @@ def rule_of_three(value: float, size: int, level: float) -> tuple[float, float]:
     return value * agree, 1 - (1 - value) * agree
 
 
-def normal_ci(value: float, error: float, fewest: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a rate from its standard error, within [0, 1]; by the rule of three where that is 0."""
+def logit_ci(value: float, error: float, fewest: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a rate from its standard error, normal on the scale of log(rate / (1 - rate)).
+
+    Args:
+        value: The rate, in (0, 1) unless ``error`` is 0.
+        error: Its standard error; where it is 0 the interval is that of :func:`rule_of_three`.
+        fewest: Disjoint groups of samples, for the rule of three.
+        level: Coverage aimed at, in (0, 1).
+    """
     if not error:
         return rule_of_three(value, fewest, level)
-    half = _normal(level) * error
-    return max(0., value - half), min(1., value + half)
+    odds, half = logit(value), _normal(level) * error / (value * (1 - value))
+    return float(expit(odds - half)), float(expit(odds + half))
 
 
 def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -163,12 +170,9 @@ def delong_of_counts(ladder: Ladder, level: float = 0.95) -> tuple[float, float]
 
 def _delong(value: float, error: float, fewest: int, level: float) -> tuple[float, float]:
     z = _normal(level)
-    if not error:
-        return rule_of_three(value, fewest, level)
-    if min(value, 1 - value) >= _FAR * error:
+    if error and min(value, 1 - value) >= _FAR * error:
         return value - z * error, value + z * error
-    odds, half = logit(value), z * error / (value * (1 - value))
-    return float(expit(odds - half)), float(expit(odds + half))
+    return logit_ci(value, error, fewest, level)
 
 
 @dataclass(frozen=True, slots=True)

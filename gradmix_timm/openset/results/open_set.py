@@ -130,7 +130,7 @@ class AtThreshold(_Lambda):
         lambda: Weight of the knowns in the normalised accuracy.
         classes_with_images: Known classes that occur, over which class means are taken.
         macro_f1: Over the known classes that occur and "unknown".
-        macro_f1_ci: 95% interval (bootstrap within classes); null where a class has a single image.
+        macro_f1_ci: 95% interval; null where a class has a single image.
         balanced_accuracy: Mean recall of the known classes.
         balanced_accuracy_ci: Its interval; null as above.
         balanced_accuracy_with_unknown: The same with "unknown" as one class more.
