@@ -243,6 +243,8 @@ def test_a_switch_takes_its_second_with_switch_prob():
     names = [mixer.draw(images, labels).name for _ in range(400)]
     assert 0.18 < names.count('cutmix') / 400 < 0.32
     assert set(names) == {'mixup', 'cutmix'}
+    again = create_mixer('mixup+cutmix', num_classes=K, switch_prob=0.25)
+    assert [again.draw_from(images, ()).name for _ in range(400)] == names, 'from a shared forward too'
     assert mixer.first.alpha == 0.2
 
 
