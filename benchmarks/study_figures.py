@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS, over_trials
 from gradmix_timm.study import Cell, Study, read_study, study_tables
 
@@ -111,6 +114,39 @@ def kinds(study: str) -> str:
     return '\n'.join(lines)
 
 
+def evidence(study: str) -> str:
+    """One row a method: how much of its evidence a net finds on the mark of the image's own class."""
+    rows: dict[str, list[dict]] = {}
+    for cell, results in finished(study):
+        rows.setdefault(cell.levels['method'], []).append(results['evidence'])
+    lines = ["| training | map's mass on the mark | map's peak on the mark | fall of log-odds without the mark "
+             '| without another place | n |', f'|{"---|" * 6}']
+    for method, found in rows.items():
+        falls = [f'{statistics.mean(run[key] for run in found):.2f}' for key in ('fall', 'random_fall')]
+        shares = [percent([run[key] for run in found]) for key in ('mass', 'peak')]
+        lines.append(f'| {method} | {" | ".join(shares + falls)} | {len(found)} |')
+    return '\n'.join(lines)
+
+
+def plot(studies: dict[str, str], path: Path) -> None:
+    """Accuracy under conflict, a dot for each class split and a bar for the mean; one panel a study."""
+    figure = Figure(figsize=(8, 3.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axis, (title, study) in zip(figure.subplots(1, len(studies)), studies.items(), strict=True):
+        rows: dict[str, list[float]] = {}
+        for cell, results in finished(study):
+            rows.setdefault(cell.levels['method'], []).append(100 * results['groups']['conflict']['closed_set']['top1'])
+        order = sorted(rows, key=lambda method: statistics.mean(rows[method]))
+        for height, method in enumerate(order):
+            colour = '#0072b2' if method.startswith('gradmix') else '#777777'
+            axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
+            axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
+        axis.set_yticks(range(len(order)), order, fontsize=8)
+        axis.set_xlabel("accuracy in percent where the mark is another class's", fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
 def gaps(study: str, first: str, second: str, view: str, score: str = '') -> list[float]:
     """Points of one method above another by class split: accuracy, or AUROC of a score."""
     found: dict[str, dict[str, float]] = {first: {}, second: {}}
@@ -161,12 +197,15 @@ def plain(study: str) -> str:
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', 'headline', a study, or a study and 'differences' or 'gains'."""
+    """A table by the name in its marker: 'quickstart', 'headline', a study, or a study and 'differences', 'evidence' or
+    'gains'."""
     study, _, which = name.partition(' ')
     if name == 'headline':
         return headline()
     if which == 'gains':
         return gains(study)
+    if which == 'evidence':
+        return evidence(study)
     if which == 'differences':
         return study_tables(opened(study), ['mls'], ['auroc']).strip()
     if study == 'quickstart':
@@ -194,6 +233,8 @@ def filled(text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    plot({'from scratch, 5 class splits': 'shortcut-cifar10', 'pretrained Lite0, 3 class splits': 'shortcut-lite0'},
+         PAGES[1].with_name('shortcut.png'))
 
 
 if __name__ == '__main__':
