@@ -248,6 +248,8 @@ def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
     for key in by:
         if key in named:
             parts.append(str(named[key]))
+        elif isinstance(level := _levels(manifest).get(key), str):
+            parts.append(level)  # a name that the study gave says enough
         elif key in options:
             parts.append(f'{key}={options[key]}')
         elif not options:

@@ -1,7 +1,7 @@
 """timm's unmodified training script with a mixer bound to its model, over the script's flags of mixing.
 
 The script is in timm's repository and not in its wheel: GRADMIX_TIMM_SCRIPT=PATH/TO/train.py names a copy (1.0.29 or
-later). Nothing in it is edited: its ``Mixup`` is a bound mixer, as in the two lines that README gives.
+later). Nothing in it is edited: its ``Mixup`` is a bound mixer, as docs/tutorials/mix_in_my_loop.md says.
 """
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gradmix_timm.cli.training import loaders, loop, setup
 from gradmix_timm.cli.training import run as stages
 from gradmix_timm.cli.training.mixing import SwitchedCollate
 from gradmix_timm.cli.training.tracking import open_bar
-from gradmix_timm.mixers import create_mixer
+from gradmix_timm.mixers import TIMM_MODES, create_mixer, list_mixers
 
 
 @pytest.fixture(scope='module')
@@ -172,14 +172,27 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', ['none', 'mixup', 'cutmix', 'random-box', 'center-box', 'gradmix', 'gradmix+cutmix'])
+@pytest.mark.parametrize('mode', [*(name for name in list_mixers() if name not in TIMM_MODES), 'gradmix+cutmix'])
 def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
-    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1)
+    model = ('--model', 'test_vit') if mode == 'transmix' else ()
+    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1, *model)
     record = load_checkpoint(folder / 'last.pth.tar').record
     assert record.mixer == mode
     assert create_mixer(mode, **record.mixer_options).options == record.mixer_options
     assert json.loads((folder / 'mixes.json').read_text())['mixer']
     assert (folder / 'mixes.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize(('mode', 'given', 'expected'), [
+    ('pixmix', (), (0.5, 0.25, 0.125)), ('pixmix', ('mean=(0,0,0)', 'std=(1,1,1)'), (0, 0, 0)),
+    ('cutmix+pixmix', (), (0.5, 0.25, 0.125))])
+def test_pixmix_undoes_the_normalisation_of_the_run(mode, given, expected, images, tmp_path):
+    if given:
+        given = ('--mixup-kwargs', *given)
+    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, *given, '--mean', 0.5, 0.25, 0.125, '--epochs', 1,
+                      '--val-split', '')
+    options = load_checkpoint(folder / 'last.pth.tar').record.mixer_options
+    assert options.get('parts', {'pixmix': options})['pixmix']['mean'] == expected
 
 
 def test_timms_mode_is_recorded_and_rebuilt(images, tmp_path):

@@ -241,7 +241,12 @@ def test_saliencymix_centres_its_box_on_the_partners_spot(shared, factor):
             yl, yh, xl, xh = draw.dst[row].tolist()
             assert torch.equal(mixed[row, :, yl:yh, xl:xh], images[draw.partner[row], :, yl:yh, xl:xh])
             if min(yl, xl) > 0 and max(yh, xh) < 64 * factor:  # not cut at the border
-                y, x = places[draw.partner[0 if shared else row]]
+                donor = int(draw.partner[0 if shared else row])
+                y, x = places[donor]
+                cell = spectral_residual(images[donor:donor + 1])[0]
+                top, left = divmod(int(cell.argmax()), cell.shape[1])
+                assert abs((yl + yh) / 2 - (top + 0.5) * factor) <= 0.5, 'the middle of the cell'
+                assert abs((xl + xh) / 2 - (left + 0.5) * factor) <= 0.5
                 assert abs((yl + yh) / 2 - y * factor) <= 3 * factor
                 assert abs((xl + xh) / 2 - x * factor) <= 3 * factor
                 whole += 1
@@ -306,14 +311,14 @@ def pooled():
     return Pooled()
 
 
-@pytest.mark.parametrize('share', [6 / 49, 0.5, 0.01])
+@pytest.mark.parametrize('share', [6 / 49, 0.5, 0.01, 0.99])
 def test_attentivemix_keeps_the_most_active_cells(share, pooled):
     images, labels = batch(shape=(3, 16, 20))
     mixer = create_mixer('attentivemix', num_classes=K, share=share, layers='stage')
     draw = mixer.draw(images, labels, pooled)
     mixed, targets = mixer.apply(images, labels, draw)
     active = pooled.stage(images).mean(1)
-    count = max(1, round(share * 20))
+    count = min(19, max(1, round(share * 20)))  # at least one cell of each image
     for row in range(8):
         order = sorted(range(20), key=lambda i, row=row: -active[row].flatten()[i].item())[:count]
         for y in range(16):
@@ -350,6 +355,19 @@ def test_snapmix_weighs_labels_by_what_is_seen_of_their_class_maps(lam, pooled):
         assert torch.allclose(mixed[row], expected, atol=1e-4)
     assert max(abs(s - 1) for s in sums) > 0.05
     assert len(draw.dst.unique(dim=0)) == (1 if lam == 'batch' else len(draw.dst.unique(dim=0)))
+
+
+def test_snapmix_leaves_an_image_whole_whose_box_or_source_has_no_pixel(pooled):
+    images, labels = batch(16, shape=(3, 12, 12))
+    mixer = create_mixer('snapmix', num_classes=K, alpha=0.3, layers='stage')
+    draws = [mixer.draw(images, labels, pooled) for _ in range(8)]
+    whole = torch.cat([draw.lam == 1 for draw in draws])
+    assert whole.any()
+    assert torch.equal(torch.cat([draw.weight for draw in draws])[whole].sum(0), torch.tensor([whole.sum(), 0]))
+    assert (torch.cat([draw.src for draw in draws])[whole] == 0).all()
+    mixed = mixer.apply(images, labels, draws[0])[0]
+    assert torch.equal(mixed[draws[0].lam == 1], images[draws[0].lam == 1])
+    assert mixed.isfinite().all()
 
 
 def test_snapmix_weighs_by_area_where_a_map_is_flat(pooled):

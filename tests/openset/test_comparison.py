@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,23 @@ def test_a_row_says_mean_spread_difference_interval_and_verdict(comparison):
     assert rows[0][5] == 'better'
     assert comparison_rows(comparison, 'top1')[1][0][0] == 'classifier'
     assert len({len(line) for line in text_table(heads, rows).splitlines()}) == 1
+
+
+def test_many_groups_have_a_row_each():
+    runs = [replace(run, group=name) for name in 'abcd' for run in made(GAPS) if run.group == 'ours'] + [
+        run for run in made(GAPS) if run.group == 'base']
+    comparison = compare_runs(runs, base='base', paired=True)
+    heads, rows = comparison_rows(comparison, 'auroc')
+    assert heads == ['group', 'mean', 'difference to base', 'p (Holm)', 'verdict']
+    assert [row[0] for row in rows] == ['a', 'b', 'c', 'd', 'base']
+    assert rows[0][4] == 'better'
+    assert rows[4][2:] == ['', '', '']
+    text = comparison_latex(comparison)
+    assert max(line.count(' & ') for line in text.splitlines()) == 4
+    assert '5 groups on' in text
+    page = render_comparison(comparison, {})
+    assert '<b>better than base</b> in points of AUROC: a (+' in page
+    assert 'a against b' not in page
 
 
 def test_csv_holds_every_score_metric_and_group(comparison):

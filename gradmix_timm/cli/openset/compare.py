@@ -23,6 +23,7 @@ from gradmix_timm.openset.reports.comparison_tables import (
     comparison_title,
     grounds,
     how_decided,
+    is_long,
     metrics_of,
     title_of,
 )
@@ -103,7 +104,7 @@ def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]],
     """Means of the groups, then difference, p and verdict of each: within a width, or all in one row."""
     if width is None:
         return tables_within(None, heads, rows)
-    means = 1 + len(comparison['groups'])
+    means = 2 if is_long(comparison) else 1 + len(comparison['groups'])
     parts = [tables_within(width, heads[:means], [row[:means] for row in rows])]
     if len(heads) > means:
         gaps = [row[:1] + row[means:] for row in rows]

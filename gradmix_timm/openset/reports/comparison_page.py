@@ -9,6 +9,7 @@ from .comparison_tables import (
     comparison_title,
     grounds,
     how_decided,
+    is_long,
     metrics_of,
     signed,
     title_of,
@@ -28,6 +29,9 @@ def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
     Args:
         comparison: Of comparison.json.
         images: PNG files by name, ``differences-METRIC.png``.
+
+    Returns:
+        HTML that needs no other file and no network.
     """
     score = 'mls' if 'mls' in comparison['scores'] else next(iter(comparison['scores']))
     metrics = metrics_of(comparison)
@@ -41,18 +45,26 @@ def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
         others=list(_parts(comparison, [name for name in metrics if name not in _FIRST])))
 
 
-def _findings(comparison: Values, score: str) -> Iterator[tuple[str, str, str]]:
-    """Group, what it is, and by how much, of the headline score; without pairs its mean."""
-    entry = comparison['scores'][score]['auroc']
-    for group, gap in entry['differences'].items():
-        ends = '' if gap['low'] is None else f', from {signed(gap["low"])} to {signed(gap["high"])}'
-        verdict = gap['verdict'] or 'no verdict asked for'
-        words = {'better': 'is better than', 'worse': 'is worse than',
-                 'not distinguishable': 'is not distinguishable from'}.get(verdict, f'against ({verdict})')
-        yield group, words, f'{comparison["base"]} ({signed(gap["value"])} points of AUROC{ends})'
-    if not entry['differences']:
+def _findings(comparison: Values, score: str) -> Iterator[tuple[str, str]]:
+    """Of the headline score: a group or a verdict, and what is to say of it; without pairs groups and their means."""
+    entry, base = comparison['scores'][score]['auroc'], comparison['base']
+    gaps = {group: gap | {'verdict': gap['verdict'] or 'no verdict asked for'}
+            for group, gap in entry['differences'].items()}
+    if not gaps:
         for group, mean in entry['groups'].items():
-            yield group, 'has an AUROC of', f'{100 * mean["mean"]:.2f}%'
+            yield group, f' has an AUROC of {100 * mean["mean"]:.2f}%'
+    elif is_long(comparison):
+        for verdict in dict.fromkeys(gap['verdict'] for gap in gaps.values()):
+            members = [f'{group} ({signed(gap["value"])})' for group, gap in gaps.items() if gap['verdict'] == verdict]
+            than = {'better': ' than', 'worse': ' than', 'not distinguishable': ' from'}.get(verdict, ', against')
+            yield f'{verdict}{than} {base}', f' in points of AUROC: {", ".join(members)}'
+    else:
+        for group, gap in gaps.items():
+            ends = '' if gap['low'] is None else f', from {signed(gap["low"])} to {signed(gap["high"])}'
+            words = {'better': 'is better than', 'worse': 'is worse than',
+                     'not distinguishable': 'is not distinguishable from'}.get(
+                         gap['verdict'], f'against ({gap["verdict"]})')
+            yield group, f' {words} {base} ({signed(gap["value"])} points of AUROC{ends})'
 
 
 def _parts(comparison: Values, metrics: list[str]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from .tables import csv_text, text_table
 
 __all__ = [
     'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
-    'grounds', 'how_decided', 'metrics_of', 'signed', 'title_of']
+    'grounds', 'how_decided', 'is_long', 'metrics_of', 'signed', 'title_of']
 
 #: Key and name, the most used first.
 METRICS = {
@@ -56,29 +56,53 @@ def how_decided(comparison: Values) -> str:
             f'tested here, against {1 - comparison["level"]:.2g}, and needs {FEWEST_PAIRS} pairs.')
 
 
+def is_long(comparison: Values) -> bool:
+    """Whether tables have a row for each group, as more than three in columns fit no page."""
+    return len(comparison['groups']) > 3
+
+
 def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of one metric's table: means by group, then differences to the base.
+
+    A row a score with the groups in columns; of more than three groups a row a score and group.
 
     Args:
         comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
         metric: A key.
+
+    Returns:
+        Heads, and rows of as many cells in percent; no rows where no score has the metric.
     """
+    parts = {'': comparison['closed_set']} if metric == 'top1' else comparison['scores']
+    entries = {score: part[metric] for score, part in parts.items() if metric in part}
+    return (_long_rows if is_long(comparison) else _wide_rows)(comparison, entries)
+
+
+def _wide_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[str], list[list[str]]]:
     groups, base = list(comparison['groups']), comparison['base']
     others = [name for name in groups if comparison['paired'] and name != base]
     heads = ['score', *groups]
     for name in others:
         heads += [f'{name} − {base}', 'p (Holm)', 'verdict']
-    parts = {'': comparison['closed_set']} if metric == 'top1' else comparison['scores']
     rows = []
-    for score, entries in parts.items():
-        if metric not in entries:
-            continue
-        entry = entries[metric]
+    for score, entry in entries.items():
         row = [score or 'classifier', *(_mean(entry['groups'][name]) for name in groups)]
         for name in others:
             row += _difference(entry['differences'][name])
         rows.append(row)
     return heads, rows
+
+
+def _long_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[str], list[list[str]]]:
+    paired, rows = comparison['paired'], []
+    for score, entry in entries.items():
+        for name in comparison['groups']:
+            row = [f'{score}, {name}' if len(entries) > 1 else name, _mean(entry['groups'][name])]
+            if paired:
+                row += _difference(entry['differences'][name]) if name != comparison['base'] else ['', '', '']
+            rows.append(row)
+    heads = ['score, group' if len(entries) > 1 else 'group', 'mean']
+    return heads + ([f'difference to {comparison["base"]}', 'p (Holm)', 'verdict'] if paired else []), rows
 
 
 def comparison_markdown(comparison: Values) -> str:
@@ -134,10 +158,13 @@ def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:
 
 def comparison_title(comparison: Values) -> str:
     """The groups compared, and the protocol."""
+    groups = ' against '.join(comparison['groups'])
+    if is_long(comparison):
+        groups = f'{len(comparison["groups"])} groups'
     protocol = comparison['protocol'] or 'chosen classes'
     family = f', {comparison["family"]}' if comparison['family'] else ''
     part = f', unknowns: {comparison["part"]}' if comparison.get('part') else ''
-    return f'{" against ".join(comparison["groups"])} on {protocol}{family}{part}'
+    return f'{groups} on {protocol}{family}{part}'
 
 
 def _mean(entry: Values) -> str:
