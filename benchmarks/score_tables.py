@@ -122,7 +122,8 @@ def main() -> None:
         f'30,000 training features of width 512, 20,000 queries{fewer}, 100 classes, the same for both, turn by turn. '
         "Times are of the processor, in one thread; a ratio is the library's time over ours, the median over rounds "
         '(and their range), so that above 1 ours is the faster. The library computes in float32 (neighbours: '
-        'scikit-learn in float64), ours in float64 wherever digits could be lost. The aim of 0.91 is at most 1.1 times its time.\n',
+        'scikit-learn in float64), ours in float64 wherever digits could be lost. The aim of 0.91 is at most 1.1 '
+        'times its time.\n',
         speed_table(figures) + '\n',
         f'A product of matrices runs at {single:.0f} GFLOP/s in float32 here and at {double:.0f} in float64. That is '
         'what is left of the difference in ViM, most of whose fit and query are products in float64 (the symmetric one '
