@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS, over_trials
 from gradmix_timm.study import Cell, Study, read_study, study_tables
 
@@ -19,12 +22,16 @@ ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / 'benchmarks' / 'studies'
 PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
-PLAIN_SCORES = ('msp', 'mls', 'knn', 'mahalanobis')
-HEADLINES = {'shortcut-cifar10': ('none', 'cutmix', 'random-small', 'gradmix-small')}
+PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
+HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
-    'shortcut-cifar10': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'),
-                         ('gradmix-small', 'saliencymix'), ('gradmix', 'cutmix')),
+    'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
+        'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
+    'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
+    'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
+    'budget-cifar10': tuple((other, 'none') for other in (
+        'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
 }
 
 
@@ -74,11 +81,70 @@ def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
     return '\n'.join(lines)
 
 
-def headline(study: str, methods: tuple[str, ...]) -> str:
-    """README's table of a shortcut."""
-    rows = [line.strip('| ').split(' | ') for line in shortcut(study, methods).splitlines()[2:]]
-    lines = ['| training | accuracy, conflict | accuracy, none | AUROC, conflict | AUROC, none | n |', f'|{"---|" * 6}']
-    return '\n'.join(lines + [f'| {row[0]} | {row[3]} | {row[2]} | {row[6]} | {row[5]} | {row[7]} |' for row in rows])
+def headline() -> str:
+    """README's table: a shortcut met by a net from scratch, and by a pretrained one."""
+    parts = {'from scratch': 'shortcut-cifar10', 'pretrained': 'shortcut-lite0'}
+    head, rows = ['training'], {method: [method] for method in HEADLINE}
+    for start, study in parts.items():
+        splits = 0
+        for line in shortcut(study, HEADLINE).splitlines()[2:]:
+            method, _, absent, conflict, *_, count = line.strip('| ').split(' | ')
+            above = '' if method == HEADLINE[-1] else interval(
+                gaps(study, HEADLINE[-1], method, 'conflict'), 1 - 0.05 / (4 * len(PAIRS[study])))
+            rows[method] += [conflict, above, absent]
+            splits = int(count)
+        head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'none']
+    lines = [head, ['---'] * len(head), *rows.values()]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def kinds(study: str) -> str:
+    """One row a kind of mark: the guided box beside the random one."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for cell, results in finished(study):
+        found.setdefault(cell.levels['mark'], {}).setdefault(cell.levels['method'], []).append(results['groups'])
+    lines = ['| mark | accuracy, conflict: random-small | gradmix-small | no mark: random-small | gradmix-small '
+             '| AUROC, conflict: random-small | gradmix-small | n |', f'|{"---|" * 8}']
+    for mark, by in found.items():
+        cells = [percent([groups[view]['scores']['mls']['auroc'] if score else groups[view]['closed_set']['top1']
+                          for groups in by[method]])
+                 for view, score in (('conflict', ''), ('absent', ''), ('conflict', 'mls'))
+                 for method in ('random-small', 'gradmix-small')]
+        lines.append(f'| {mark} | {" | ".join(cells)} | {len(by["gradmix-small"])} |')
+    return '\n'.join(lines)
+
+
+def evidence(study: str) -> str:
+    """One row a method: how much of its evidence a net finds on the mark of the image's own class."""
+    rows: dict[str, list[dict]] = {}
+    for cell, results in finished(study):
+        rows.setdefault(cell.levels['method'], []).append(results['evidence'])
+    lines = ["| training | map's mass on the mark | map's peak on the mark | fall of log-odds without the mark "
+             '| without another place | n |', f'|{"---|" * 6}']
+    for method, found in rows.items():
+        falls = [f'{statistics.mean(run[key] for run in found):.2f}' for key in ('fall', 'random_fall')]
+        shares = [percent([run[key] for run in found]) for key in ('mass', 'peak')]
+        lines.append(f'| {method} | {" | ".join(shares + falls)} | {len(found)} |')
+    return '\n'.join(lines)
+
+
+def plot(studies: dict[str, str], path: Path) -> None:
+    """Accuracy under conflict, a dot for each class split and a bar for the mean; one panel a study."""
+    figure = Figure(figsize=(8, 3.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    for axis, (title, study) in zip(figure.subplots(1, len(studies)), studies.items(), strict=True):
+        rows: dict[str, list[float]] = {}
+        for cell, results in finished(study):
+            rows.setdefault(cell.levels['method'], []).append(100 * results['groups']['conflict']['closed_set']['top1'])
+        order = sorted(rows, key=lambda method: statistics.mean(rows[method]))
+        for height, method in enumerate(order):
+            colour = '#0072b2' if method.startswith('gradmix') else '#777777'
+            axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
+            axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
+        axis.set_yticks(range(len(order)), order, fontsize=8)
+        axis.set_xlabel("accuracy in percent where the mark is another class's", fontsize=8)
+        axis.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=120)
 
 
 def gaps(study: str, first: str, second: str, view: str, score: str = '') -> list[float]:
@@ -100,13 +166,17 @@ def interval(values: list[float], level: float) -> str:
     return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
 
 
-def gains(study: str, pairs: tuple[tuple[str, str], ...]) -> str:
+def gains(study: str) -> str:
     """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni)."""
-    lines = ['| points above | accuracy, conflict | AUROC, conflict | accuracy, none | AUROC, none | n |',
-             f'|{"---|" * 6}']
+    pairs = PAIRS[study]
+    figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
+               for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
+    if not study.startswith('shortcut'):
+        figures = {'accuracy': ('', '')} | {f'AUROC, {score}': ('', score) for score in ('msp', 'mls', 'knn')}
+    lines = [f'| points above | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
     for first, second in pairs:
-        row = [gaps(study, first, second, view, score) for view in ('conflict', 'absent') for score in ('', 'mls')]
-        cells = [interval(found, 1 - 0.05 / (4 * len(pairs))) for found in row]
+        row = [gaps(study, first, second, view, score) for view, score in figures.values()]
+        cells = [interval(found, 1 - 0.05 / (len(figures) * len(pairs))) for found in row]
         lines.append(f'| {first} above {second} | {" | ".join(cells)} | {len(row[0])} |')
     return '\n'.join(lines)
 
@@ -116,26 +186,33 @@ def plain(study: str) -> str:
     rows: dict[str, list[dict]] = {}
     for cell, results in finished(study):
         rows.setdefault(cell.levels['method'], []).append(results)
-    lines = [f'| training | accuracy | {" | ".join(f"AUROC, {name}" for name in PLAIN_SCORES)} | n |', f'|{"---|" * 7}']
+    scores = [name for name in PLAIN_SCORES if all(name in run['scores'] for found in rows.values() for run in found)]
+    lines = [f'| training | accuracy | {" | ".join(f"AUROC, {name}" for name in scores)} | n |',
+             f'|{"---|" * (3 + len(scores))}']
     for method, found in rows.items():
         cells = [percent([run['closed_set']['top1'] for run in found]),
-                 *(percent([run['scores'][name]['auroc'] for run in found]) for name in PLAIN_SCORES)]
+                 *(percent([run['scores'][name]['auroc'] for run in found]) for name in scores)]
         lines.append(f'| {method} | {" | ".join(cells)} | {len(found)} |')
     return '\n'.join(lines)
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', a study, or a study and 'differences', 'gains', 'headline'."""
+    """A table by the name in its marker: 'quickstart', 'headline', a study, or a study and 'differences', 'evidence' or
+    'gains'."""
     study, _, which = name.partition(' ')
-    if which == 'headline':
-        return headline(study, HEADLINES[study])
+    if name == 'headline':
+        return headline()
     if which == 'gains':
-        return gains(study, PAIRS[study])
+        return gains(study)
+    if which == 'evidence':
+        return evidence(study)
     if which == 'differences':
         return study_tables(opened(study), ['mls'], ['auroc']).strip()
     if study == 'quickstart':
         return quickstart()
-    return plain(study) if study.startswith('small') else shortcut(study)
+    if study == 'shortcut-kinds':
+        return kinds(study)
+    return shortcut(study) if study.startswith('shortcut') else plain(study)
 
 
 def filled(text: str) -> str:
@@ -156,6 +233,8 @@ def filled(text: str) -> str:
 def main() -> None:
     for page in PAGES:
         page.write_text(filled(page.read_text()))
+    plot({'from scratch, 5 class splits': 'shortcut-cifar10', 'pretrained Lite0, 3 class splits': 'shortcut-lite0'},
+         PAGES[1].with_name('shortcut.png'))
 
 
 if __name__ == '__main__':

@@ -183,6 +183,18 @@ def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_pa
     assert (folder / 'mixes.png').stat().st_size > 1000
 
 
+@pytest.mark.parametrize(('mode', 'given', 'expected'), [
+    ('pixmix', (), (0.5, 0.25, 0.125)), ('pixmix', ('mean=(0,0,0)', 'std=(1,1,1)'), (0, 0, 0)),
+    ('cutmix+pixmix', (), (0.5, 0.25, 0.125))])
+def test_pixmix_undoes_the_normalisation_of_the_run(mode, given, expected, images, tmp_path):
+    if given:
+        given = ('--mixup-kwargs', *given)
+    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, *given, '--mean', 0.5, 0.25, 0.125, '--epochs', 1,
+                      '--val-split', '')
+    options = load_checkpoint(folder / 'last.pth.tar').record.mixer_options
+    assert options.get('parts', {'pixmix': options})['pixmix']['mean'] == expected
+
+
 def test_timms_mode_is_recorded_and_rebuilt(images, tmp_path):
     folder = run_tiny(images, tmp_path, '--mixup', 0.4, '--mixup-mode', 'elem', '--epochs', 1)
     record = load_checkpoint(folder / 'last.pth.tar').record

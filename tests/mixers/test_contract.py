@@ -157,6 +157,16 @@ def test_mixers_pickle_and_say_what_they_are(name, toy):
 
 
 @pytest.mark.parametrize('name', PAIRED)
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_a_broken_image_spoils_no_label(name, value, toy):
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
+    images[2, 0, 3, 4] = value
+    mixer = create_mixer(name, num_classes=K)
+    for _ in range(3):
+        assert mixer(images, labels, toy)[1].isfinite().all()
+
+
+@pytest.mark.parametrize('name', PAIRED)
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_grad_modes_are_worked_under_and_restored(name, mode, toy):
     mixer = create_mixer(name, num_classes=K)
@@ -243,6 +253,8 @@ def test_a_switch_takes_its_second_with_switch_prob():
     names = [mixer.draw(images, labels).name for _ in range(400)]
     assert 0.18 < names.count('cutmix') / 400 < 0.32
     assert set(names) == {'mixup', 'cutmix'}
+    again = create_mixer('mixup+cutmix', num_classes=K, switch_prob=0.25)
+    assert [again.draw_from(images, ()).name for _ in range(400)] == names, 'from a shared forward too'
     assert mixer.first.alpha == 0.2
 
 
@@ -320,7 +332,8 @@ def test_unknown_names_and_options_name_the_nearest():
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),
-    ({'num_classes': 0}, 'at least 1'),
+    ({'num_classes': 0}, 'a whole number of at least 1'),
+    ({'num_classes': 9.5}, 'a whole number of at least 1'),
 ])
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):

@@ -184,6 +184,11 @@ def test_flat_and_broken_maps_fall_back_to_a_random_box_and_are_counted():
     random = create_mixer('random-box', num_classes=K, seed=4).draw(images, torch.arange(K))
     assert torch.equal(draw.dst[1:3], random.dst[1:3])
     assert draw.weight.isfinite().all()
+    some = GradMix(K, layers='grid', prob_elem=0.5)
+    captured = some.captured(Spots(), images, torch.arange(K))
+    draws = [some.draw_from(images, captured) for _ in range(20)]
+    mixed, fell = (torch.stack([getattr(draw, name) for draw in draws]) for name in ('lam', 'fallback'))
+    assert torch.equal(fell, (mixed < 1) & draw.fallback), 'of the images that are mixed alone'
 
 
 def test_a_zero_head_falls_back_until_it_has_moved():

@@ -4,7 +4,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,6 +44,18 @@ class MixPlan:
     def in_step(self) -> bool:
         """A registered mixer runs in the training step."""
         return self.name is not None and not self.timm
+
+
+    def with_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> MixPlan:
+        """The plan with the normalisation of the images for pixmix, which undoes it, unless it was typed."""
+        names = (self.name or '').split('+')
+        if not self.in_step or 'pixmix' not in names:
+            return self
+        undone = {'mean': tuple(mean), 'std': tuple(std)}
+        if len(names) == 1:
+            return replace(self, options={**undone, **self.options})
+        parts = self.options['parts']
+        return replace(self, options={**self.options, 'parts': {**parts, 'pixmix': {**undone, **parts['pixmix']}}})
 
 
 class SwitchedCollate(FastCollateMixup):

