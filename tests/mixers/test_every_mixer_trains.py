@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
@@ -10,6 +11,20 @@ from gradmix_timm.mixers import TIMM_MODES
 
 K = 10
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith(('doctest', 'test-'))]
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1))
+        self.head = nn.Linear(8, K)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((2, 3)))
+
+
+NETS = {'cnn': Small, 'vit': lambda: VisionTransformer(
+    img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=K, drop_path_rate=0.2)}
 
 
 def condition(model):
@@ -21,17 +36,17 @@ def condition(model):
 
 
 @pytest.mark.parametrize('name', [*OURS, 'gradmix+cutmix', 'mixup+transmix'])
-@pytest.mark.parametrize('kind', ['tiny_cnn', 'tiny_vit'])
-def test_two_steps_leave_nothing_behind(name, kind, request, batch):
-    model, side = request.getfixturevalue(kind), 32 if kind == 'tiny_cnn' else 64
-    images, labels = batch[0][:3, :, :side, :side], batch[1][:3]
+@pytest.mark.parametrize('kind', NETS)
+def test_two_steps_leave_nothing_behind(name, kind):
+    torch.manual_seed(0)
+    model, images, labels = NETS[kind]().train(), torch.randn(4, 3, 32, 32), torch.arange(4)
     next(model.parameters()).requires_grad_(False)  # a frozen part stays frozen
     mixer = create_mixer(name, num_classes=K, label_smoothing=0.1)
-    if 'transmix' in name and kind == 'tiny_cnn':
+    if 'transmix' in name and kind == 'cnn':
         with pytest.raises(ValueError, match='no class token'):
-            mixer.prepare(model, (3, side, side))
+            mixer.prepare(model, (3, 32, 32))
         return
-    mixer.prepare(model, (3, side, side))
+    mixer.prepare(model, (3, 32, 32))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for precision in (torch.float32, torch.bfloat16):
         before, state = condition(model), {key: value.clone() for key, value in model.state_dict().items()}
@@ -51,15 +66,6 @@ def test_two_steps_leave_nothing_behind(name, kind, request, batch):
         assert any(not torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stage, self.head = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU()), nn.Linear(8, K)
-
-    def forward(self, x):
-        return self.head(self.stage(x).mean((2, 3)))
-
-
 # Mean share of own pixels by each paper's draws: 1 / 2 of Beta(a, a); 1 - 0.3208 of a clipped box with a uniform
 # centre; 0.6 + 0.35 / 2 of GradMix's range; 1 - E[tau^2]; 6 of 49 cells.
 SHARES = {
@@ -75,9 +81,9 @@ TOGETHER = {'none', 'tokenmix', 'guidedmix', 'attentivemix', 'torchvision-mixup'
                                   for name in OURS if name != 'pixmix'])
 def test_shares_are_as_the_rule_draws_them_and_independent_between_images(name):
     torch.manual_seed(0)
-    model, images, labels = Small(), torch.randn(6, 3, 32, 32), torch.arange(6)
+    model, images, labels = Small().eval(), torch.randn(6, 3, 32, 32), torch.arange(6)
     mixer = create_mixer(name, num_classes=K)
-    draws = [mixer.draw(images, labels, model) for _ in range(120)]
+    draws = [mixer.draw(images, labels, model) for _ in range(60)]
     lam, partner = torch.stack([draw.lam for draw in draws]), torch.stack([draw.partner for draw in draws])
     if name in SHARES:
         assert lam.mean().item() == pytest.approx(SHARES[name], abs=0.05)
@@ -87,5 +93,5 @@ def test_shares_are_as_the_rule_draws_them_and_independent_between_images(name):
         assert (lam.std(1) < 1e-6).all() or name == 'guidedmix'
         return
     correlation = torch.corrcoef(lam.T) - torch.eye(6)
-    assert correlation.abs().max() < 4 / 120 ** 0.5
-    assert abs(correlation.sum() / 30) < 0.06
+    assert correlation.abs().max() < 4 / 60 ** 0.5
+    assert abs(correlation.sum() / 30) < 0.09
