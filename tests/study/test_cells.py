@@ -15,7 +15,7 @@ from stub_job import StubJob
 
 from gradmix_timm.checkpoint import KEY
 from gradmix_timm.study import cells as cells_module
-from gradmix_timm.study import engines, run_cell, run_study
+from gradmix_timm.study import engines, forking, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
 
 
@@ -150,7 +150,8 @@ def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
 def test_submitit_runs_the_cells(make, cluster, monkeypatch):
     pytest.importorskip('submitit')
     monkeypatch.setattr(engines, '_Job', StubJob)
-    monkeypatch.setattr(cells_module, '_module', cells_module._module)  # put back what a job in this process sets
+    for module, name in ((cells_module, '_command'), (forking, '_PRELOADED')):  # put back what a job sets here
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))  # jobs in processes of their own import the stub
     study = make(axes={'mixer': ['none'], 'seed': [0, 1]})
     assert run_study(study, 'submitit', options={'cluster': cluster, 'timeout_min': 2}) == {}
