@@ -1,6 +1,7 @@
 """Cells are run once, by one process, and go on where they were stopped."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -47,6 +48,11 @@ def test_the_checkpoint_that_the_study_names_is_evaluated(make, stubbed, checkpo
     assert run_study(study) == {}
     results = json.loads((study.output / study.cells[0].name / 'results.json').read_text())
     assert results['closed_set']['top1'] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize('name', forking._PRELOADED)
+def test_what_commands_share_can_be_imported(name):
+    assert importlib.util.find_spec(name), 'multiprocessing ignores a name that it cannot import'
 
 
 @pytest.mark.slow
