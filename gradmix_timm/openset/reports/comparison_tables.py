@@ -123,7 +123,12 @@ def comparison_markdown(comparison: Values) -> str:
 
 
 def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
-    """A table for each of some metrics, for a paper, with p-values and verdicts."""
+    """A table for each of some metrics, for a paper, with p-values and verdicts.
+
+    Args:
+        comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
+        metrics: Keys; those that no score has are left out.
+    """
     words = f'{comparison_title(comparison)}. {grounds(comparison)}'
     if comparison['paired']:
         words += f' {how_decided(comparison)}'
