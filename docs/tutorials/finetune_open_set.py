@@ -30,15 +30,15 @@ KNOWN = ['triangle', 'square', 'hexagon', 'circle']
 
 
 def draw(name, rng):
-    """A shape of random colour, place, size and angle on a random background."""
-    image = Image.new('RGB', (96, 96), tuple(rng.randrange(256) for _ in range(3)))
+    """A bright shape of random colour, place, size and angle on a dark background."""
+    image = Image.new('RGB', (96, 96), tuple(rng.randrange(96) for _ in range(3)))
     x, y, radius, angle = rng.uniform(36, 60), rng.uniform(36, 60), rng.uniform(20, 34), rng.uniform(0, math.tau)
     count = SIDES[name] * (2 if name == 'star' else 1)
     points = []
     for i in range(count):
         r = radius * (0.4 if (name == 'star' and i % 2) or (name == 'cross' and i % 3 == 0) else 1)
         points.append((x + r * math.cos(angle + math.tau * i / count), y + r * math.sin(angle + math.tau * i / count)))
-    ImageDraw.Draw(image).polygon(points, fill=tuple(rng.randrange(256) for _ in range(3)))
+    ImageDraw.Draw(image).polygon(points, fill=tuple(rng.randrange(128, 256) for _ in range(3)))
     return image
 
 
@@ -91,10 +91,9 @@ from gradmix_timm.cli import train
 status = train.main([
     '--data-dir', str(data), '--train-split', 'train', '--val-split', 'val', '--model', MODEL, *weights,
     '--known-classes', ','.join(KNOWN), '--osr-val-fraction', '0.2', '--img-size', '64', '--mixup-mode', 'gradmix',
-    '--gradmix-lam-range', '0', '1', '--mixup-prob', '0.3', '--epochs', '6', '--batch-size', '32', '--opt', 'adamw',
-    '--lr', '0.001',
-    '--warmup-epochs', '0', '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0', '--device', 'cpu',
-    '--output', str(data / 'output'), '--experiment', 'run', '--checkpoint-hist', '1'])
+    '--gradmix-lam-range', '0', '1', '--mixup-prob', '0.3', '--epochs', '8', '--batch-size', '16', '--opt', 'adamw',
+    '--lr', '0.001', '--warmup-epochs', '0', '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0',
+    '--device', 'cpu', '--output', str(data / 'output'), '--experiment', 'run', '--checkpoint-hist', '1'])
 
 # %% [markdown]
 # ## Evaluate

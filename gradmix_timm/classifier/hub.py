@@ -37,6 +37,18 @@ def upload(repo: str, model: nn.Module, score: Score, manifest: Any, *, results:
            license_: str | None, private: bool | None, token: str | None, revision: str | None, message: str) -> str:
     """Commit a classifier's files; see :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.push_to_hub`.
 
+    Args:
+        repo: 'ORG/NAME'.
+        model: In evaluation mode.
+        score: Fitted.
+        manifest: The classifier's.
+        results: Folder of an evaluation of the same checkpoint, for the card; None: no figures in it.
+        license_: The Hub's name of the license of the weights.
+        private: Of a new repository.
+        token: Of the Hub.
+        revision: An existing branch.
+        message: Of the commit.
+
     Returns:
         Address of the commit.
 
@@ -62,6 +74,12 @@ def upload(repo: str, model: nn.Module, score: Score, manifest: Any, *, results:
 
 def download(repo: str, *, revision: str | None, token: str | None, cache_dir: str | os.PathLike[str] | None) -> Path:
     """The folder of the Hub's cache with both files of one commit, fetched where they are not there yet.
+
+    Args:
+        repo: 'ORG/NAME'.
+        revision: Branch, tag or commit; None: the main branch.
+        token: For private repositories.
+        cache_dir: None: the Hub's own.
 
     Raises:
         ValueError: No such repository, revision or classifier in it, or the Hub could not be reached.

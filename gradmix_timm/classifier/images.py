@@ -71,7 +71,15 @@ def as_image(item: Any, preprocessing: Preprocessing) -> Image.Image:
 
 
 def batches(images: Any, preprocessing: Preprocessing, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches [B, C, H, W] with labels of zero; images are read as they are asked for.
+    """Normalised batches with labels of zero; images are read as they are asked for.
+
+    Args:
+        images: As of :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.predict`.
+        preprocessing: Of the model.
+        size: Images of a batch, B; the last may have fewer.
+
+    Yields:
+        float32 [B, C, H, W] and int64 [B], on the CPU.
 
     Raises:
         ValueError: An image cannot be read; the message gives its position.

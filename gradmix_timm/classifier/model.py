@@ -262,6 +262,11 @@ class OpenSetClassifier:
              batch_size: int = 64) -> OpenSetClassifier:
         """The classifier of :meth:`save`; the same predictions, bit for bit, on the same machine.
 
+        Args:
+            folder: With both files.
+            device: Default: cuda if available.
+            batch_size: Images at a time.
+
         Raises:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
         """

@@ -93,7 +93,17 @@ def evaluated(results: str | os.PathLike[str], manifest: Any) -> OpenSetResults:
 
 
 def front_matter(title: str, score: Score, license_: str | None, results: OpenSetResults | None) -> str:
-    """The YAML head of README.md that the Hub reads: library, tags, license, metrics."""
+    """The YAML head of README.md that the Hub reads: library, tags, license, metrics.
+
+    Args:
+        title: Of the model.
+        score: Whose AUROC is among the metrics.
+        license_: The Hub's name of it; None: no entry.
+        results: Of results.json; None: no metrics.
+
+    Returns:
+        The lines between two ``---``, both included.
+    """
     head: dict[str, Any] = {} if license_ is None else {'license': license_}
     head |= {'library_name': 'timm', 'pipeline_tag': 'image-classification', 'tags': list(_TAGS)}
     if results is not None:

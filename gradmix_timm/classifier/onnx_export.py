@@ -64,6 +64,13 @@ class Graph(nn.Module):
 def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any, input: str = 'tensor') -> None:
     """Write the graph and its model card, ``PATH.md``, each atomically.
 
+    Args:
+        path: Of the graph.
+        model: In evaluation mode; takes float32 [N, C, H, W].
+        score: Fitted, of logits.
+        manifest: The classifier's, see :class:`~gradmix_timm.classifier.model.Manifest`.
+        input: Of :data:`INPUTS`, see :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.export_onnx`.
+
     Raises:
         ValueError: A score that reads more than logits; another ``input`` than those of :data:`INPUTS`; a preprocessing
             that ONNX has no operators for.

@@ -114,8 +114,8 @@ class BatchMixer:
         if unknown_output and multi_label_mix:
             raise ValueError('unknown_output with multi_label_mix: sigmoids say no class by themselves; leave one of '
                              'them out')
-        if int(num_classes) < 1:
-            raise ValueError(f'num_classes is at least 1, got {num_classes}')
+        if int(num_classes) != num_classes or num_classes < 1:
+            raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes}')
         self.num_classes = int(num_classes)
         self.label_smoothing = float(label_smoothing)
         self.prob = float(prob)

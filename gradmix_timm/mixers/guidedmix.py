@@ -66,7 +66,8 @@ class GuidedMix(BatchMixer):
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         device, size = images.device, image_size(images)
-        saliency = spectral_residual(images, sigma=4.2, power=1.0)
+        # A broken image has no salient place, so its partner covers it.
+        saliency = spectral_residual(images, sigma=4.2, power=1.0).nan_to_num(0.0, 0.0, 0.0)
         saliency = saliency / saliency.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         start = int(rng.integers(len(images)))
         if self.pairing == 'greedy':

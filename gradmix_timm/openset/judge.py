@@ -32,7 +32,7 @@ from .metrics.summary import summarize
 from .metrics.thresholds import conformal_threshold
 from .operating import at_threshold
 from .presets import Preset, preset_figures
-from .scores import Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
+from .scores import FewSamples, Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
 __all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold',
            'refuse_model_scores']
@@ -192,7 +192,7 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
             scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
             fits[name] = {'options': dict(score.options), 'diagnostics': dict(score.diagnostics)}
         except ValueError as error:
-            reason = ' '.join(str(error).split())
+            reason = _reason(name, error, sets.known_classes)
             wants_head = sets.head is None and sets.head_missing and 'head' in reason
             missing[name] = f'{reason} ({sets.head_missing})' if wants_head else reason
             if names:
@@ -204,6 +204,12 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
     return scores, fits, missing
+
+
+def _reason(name: str, error: ValueError, classes: Sequence[str]) -> str:
+    """Why a score is not served, without its name, which the list of reasons has already."""
+    text = error.message(classes) if isinstance(error, FewSamples) else ' '.join(str(error).split())
+    return text.removeprefix(name).lstrip(': ') if text.startswith((f'{name}: ', f'{name} ')) else text
 
 
 def fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.openset.metrics.intervals import paired_difference
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.results import RESULTS
+from gradmix_timm.openset.runs import check_runs, find_runs, read_runs
 
+KEPT = Path(__file__).parents[2] / 'benchmarks' / 'results'
 FILES = ['comparison.csv', 'comparison.html', 'comparison.json', 'comparison.md', 'comparison.tex',
          'differences-auroc.png', 'differences-oscr.png']
 
@@ -101,6 +104,15 @@ def test_figures_of_runs_that_keep_nothing_else(tmp_path, capsys):
     for flag, words in (('--part', 'all unknown images alone'), ('--by', 'leave --by out')):
         assert run(one, flag, 'folder', output=tmp_path / 'out') == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('folder', sorted(path for path in KEPT.iterdir() if path.is_dir()),
+                         ids=lambda path: path.name)
+def test_results_kept_in_the_repository_are_read(folder):
+    """By the axes of their study."""
+    inside = find_runs([folder])
+    study = json.loads((inside[0] / RESULTS).read_text())['manifest'].get('study') or {}
+    check_runs(read_runs(inside, tuple(study.get('levels', ['mixer']))))
 
 
 def test_cells_of_a_study(runs, tmp_path, capsys):

@@ -156,6 +156,37 @@ def test_mixers_pickle_and_say_what_they_are(name, toy):
     assert repr(create_mixer(name, **mixer.options)) == repr(mixer)
 
 
+@pytest.mark.parametrize('name', [name for name in OURS if not create_mixer(name, num_classes=K).requires_model])
+def test_images_of_a_few_pixels(name):
+    mixer = create_mixer(name, num_classes=K)
+    for shape in ((1, 1), (2, 1), (3, 2)):
+        images = torch.arange(4.0)[:, None, None, None].expand(4, 3, *shape).contiguous()
+        draw = mixer.draw(images, torch.arange(4))
+        mixed, targets = mixer.apply(images, torch.arange(4), draw)
+        assert mixed.shape == images.shape
+        assert mixed.isfinite().all()
+        assert torch.allclose(targets.sum(1), torch.ones(4), atol=1e-5)
+        if name in LAM_OF_LABELS:
+            share = (mixed.mean((1, 2, 3)) - images[draw.partner].mean((1, 2, 3))) / (
+                images.mean((1, 2, 3)) - images[draw.partner].mean((1, 2, 3)))
+            assert torch.allclose(share, draw.lam, atol=1e-4)
+        if name == 'resizemix':
+            assert (draw.lam < 1).all(), 'at least one pixel is pasted'
+        if name == 'cutout':
+            assert ((mixed == 0) | (mixed == images)).all()
+            assert (draw.lam < 1).all()
+
+
+@pytest.mark.parametrize('name', PAIRED)
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_a_broken_image_spoils_no_label(name, value, toy):
+    images, labels = torch.randn(6, 3, 16, 16), torch.arange(6)
+    images[2, 0, 3, 4] = value
+    mixer = create_mixer(name, num_classes=K)
+    for _ in range(3):
+        assert mixer(images, labels, toy)[1].isfinite().all()
+
+
 @pytest.mark.parametrize('name', PAIRED)
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_grad_modes_are_worked_under_and_restored(name, mode, toy):
@@ -322,7 +353,8 @@ def test_unknown_names_and_options_name_the_nearest():
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),
-    ({'num_classes': 0}, 'at least 1'),
+    ({'num_classes': 0}, 'a whole number of at least 1'),
+    ({'num_classes': 9.5}, 'a whole number of at least 1'),
 ])
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):

@@ -241,7 +241,12 @@ def test_saliencymix_centres_its_box_on_the_partners_spot(shared, factor):
             yl, yh, xl, xh = draw.dst[row].tolist()
             assert torch.equal(mixed[row, :, yl:yh, xl:xh], images[draw.partner[row], :, yl:yh, xl:xh])
             if min(yl, xl) > 0 and max(yh, xh) < 64 * factor:  # not cut at the border
-                y, x = places[draw.partner[0 if shared else row]]
+                donor = int(draw.partner[0 if shared else row])
+                y, x = places[donor]
+                cell = spectral_residual(images[donor:donor + 1])[0]
+                top, left = divmod(int(cell.argmax()), cell.shape[1])
+                assert abs((yl + yh) / 2 - (top + 0.5) * factor) <= 0.5, 'the middle of the cell'
+                assert abs((xl + xh) / 2 - (left + 0.5) * factor) <= 0.5
                 assert abs((yl + yh) / 2 - y * factor) <= 3 * factor
                 assert abs((xl + xh) / 2 - x * factor) <= 3 * factor
                 whole += 1

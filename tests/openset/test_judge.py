@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from embedded import CLASSES, make, make_head
+from embedded import CLASSES, make, make_head, take
 
 from gradmix_timm.openset import metrics
 from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train, observed_threshold
@@ -33,6 +33,16 @@ def judged():
 def test_all_registered_scores_are_judged_or_say_why_not_but_for_those_that_go_back_to_the_model(judged):
     assert {*judged.results['scores'], *judged.results['not_served']} == set(list_scores()) - {'odin'}
     assert {'msp', 'mls', 'energy', 'knn', 'vim'} <= set(judged.results['scores'])
+
+
+def test_reasons_name_classes_and_no_score_twice():
+    few = subjects()
+    rows = (few.train.label != 2) | (few.train.label == 2).cumsum(0).eq(1)  # one image of the cats is left
+    missing = judge(replace(few, train=take(few.train, rows)), draws=0).results['not_served']
+    assert missing['openmax'].startswith('needs two training samples of every class')
+    for name in ('openmax', 'class-knn'):
+        assert ', but cat has ' in missing[name]
+    assert not [reason for name, reason in missing.items() if reason.startswith(name)]
 
 
 @pytest.mark.parametrize('name', ['msp', 'mls', 'knn', 'class-knn', 'react'])

@@ -30,7 +30,11 @@ _MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classe
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        UsageError: An error that the user can fix; what to type is in the message.
+    """
     if not args.images and not args.save and not args.onnx:
         raise UsageError('no image given: name image files or folders of them (or --save DIR, --onnx FILE)')
     if args.onnx_input and not args.onnx:

@@ -205,7 +205,11 @@ def _print_table(table: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+    """Run the command.
+
+    Raises:
+        UsageError: An error that the user can fix; what to type is in the message.
+    """
     _check_numbers(args)
     with user_errors():
         import_modules(args.device_modules)

@@ -15,7 +15,11 @@ __all__ = ['run']
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the missing cells, then print the tables."""
+    """Run the missing cells, then print the tables.
+
+    Raises:
+        UsageError: An error that the user can fix; what to type is in the message.
+    """
     with user_errors():
         if not 0 < args.level < 1:
             raise ValueError(f'--level {args.level:g}: expected a coverage between 0 and 1')

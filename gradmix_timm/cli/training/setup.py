@@ -48,7 +48,11 @@ _TRAINING_ONLY = ('drop_rate', 'drop_path_rate', 'drop_block_rate', 'scriptable'
 
 
 def start(args: argparse.Namespace) -> Hardware:
-    """Device, process group, precision and seeds; completes ``args`` as timm's script does."""
+    """Device, process group, precision and seeds; completes ``args`` as timm's script does.
+
+    Raises:
+        ValueError: No such device here; what to type is in the message.
+    """
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -91,6 +95,9 @@ def build_model(args: argparse.Namespace, hardware: Hardware, create_model: Call
         args: Checked flags.
         hardware: Where it goes.
         create_model: timm's, or a replacement.
+
+    Raises:
+        ValueError: The model cannot be made with these flags.
     """
     resolved = _model_arguments(args)
     model = _create(args, resolved, create_model)
@@ -279,7 +286,18 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
 
 
 def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: Hardware, mixer: Any) -> TrainingTask:
-    """Timm's task for the flags: classification, multi-label, one of the distillations; or ours with clean batches."""
+    """Timm's task for the flags: classification, multi-label, one of the distillations; or ours with clean batches.
+
+    Args:
+        args: Checked flags.
+        plan: Decides the loss.
+        built: The model.
+        hardware: Device and precision.
+        mixer: Of :func:`build_mixer`; some have a task of their own.
+
+    Raises:
+        ValueError: A teacher that cannot be made, or does not fit the model.
+    """
     common: dict[str, Any] = {
         'device': hardware.device, 'dtype': hardware.dtype, 'verbose': utils.is_primary(args)}
     if args.objective != 'ce':
@@ -312,7 +330,11 @@ def build_task(args: argparse.Namespace, plan: MixPlan, built: Built, hardware: 
 
 
 def build_optimizer(args: argparse.Namespace, task: TrainingTask) -> torch.optim.Optimizer:
-    """Timm's optimizer for what the task trains."""
+    """Timm's optimizer for what the task trains.
+
+    Raises:
+        ValueError: It does not take one of its flags.
+    """
     try:
         optimizer = create_optimizer_v2(trainable(task), **optimizer_kwargs(cfg=args), **args.opt_kwargs)
     except (TypeError, IndexError, ValueError) as error:

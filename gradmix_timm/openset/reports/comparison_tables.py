@@ -46,8 +46,8 @@ def grounds(comparison: Values) -> str:
         over = 'of one run each; the interval of AUROC is over images, so it says nothing of another training run'
     if not comparison['paired']:
         return f'Mean ± standard deviation {over}; no differences were asked for, --paired gives them.'
-    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pairs of the same trial and seed, '
-            f'differences to {comparison["base"]}.')
+    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pair{"" if pairs == 1 else "s"} of the '
+            f'same trial and seed, differences to {comparison["base"]}.')
 
 
 def how_decided(comparison: Values) -> str:
@@ -123,7 +123,12 @@ def comparison_markdown(comparison: Values) -> str:
 
 
 def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
-    """A table for each of some metrics, for a paper, with p-values and verdicts."""
+    """A table for each of some metrics, for a paper, with p-values and verdicts.
+
+    Args:
+        comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
+        metrics: Keys; those that no score has are left out.
+    """
     words = f'{comparison_title(comparison)}. {grounds(comparison)}'
     if comparison['paired']:
         words += f' {how_decided(comparison)}'

@@ -105,6 +105,10 @@ def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = N
 
     Text that a spreadsheet would take for a formula gets an apostrophe in front; numbers stay as they are.
 
+    Args:
+        rows: Cells by column; missing ones are left empty.
+        fields: Columns, the only ones that are written.
+
     Example:
         >>> print(csv_text([{'a': 1}, {'a': 2, 'b': 3}]), end='')
         a,b

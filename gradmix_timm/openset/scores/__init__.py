@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import logit, posterior, neighbours, guided, distance, density, openmax, activation, joint, odin  # noqa: F401
 from .fitting import fit_score, list_scores
 from .names import parse_score, score_kind, score_label
-from .base import SCORES, Head, Score
+from .base import SCORES, FewSamples, Head, Score
 
-__all__ = ['SCORES', 'Head', 'Score', 'fit_score', 'list_scores', 'parse_score', 'score_kind',
+__all__ = ['SCORES', 'FewSamples', 'Head', 'Score', 'fit_score', 'list_scores', 'parse_score', 'score_kind',
            'score_label']

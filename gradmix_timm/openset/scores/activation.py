@@ -165,8 +165,10 @@ class Vra(_Reshaped):
 
     @override
     def reshape(self, features: Tensor) -> Tensor:
-        shaped = features.to(torch.float64, copy=True).add_(self.amplify)
-        shaped[features < self.low] = 0. if self.below == 'zero' else self.low
+        shaped = features.to(torch.float64, copy=True)
+        if self.amplify:
+            shaped += self.amplify
+        shaped.masked_fill_(features < self.low, 0. if self.below == 'zero' else self.low)
         return shaped.masked_fill_(features > self.high, self.high)
 
 

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import FewSamples
+
 __all__ = ['class_neighbour_shares', 'class_neighbour_sums']
 
 
@@ -31,10 +33,8 @@ def _class_counts(labels: Tensor, rows: int, k: int, num_classes: int | None) ->
         raise ValueError(f'labels go from 0 to {classes - 1} (num_classes - 1), got {low} to {high}; '
                          'leave unknown samples out')
     counts = torch.bincount(labels, minlength=classes).tolist()
-    few = [f'class {c} has {n}' for c, n in enumerate(counts) if n < k]
-    if few or not classes:
-        shown = ', '.join(few[:5]) + (f' and {len(few) - 5} classes more' if len(few) > 5 else '')
-        raise ValueError(f'k={k} neighbours need {k} samples of every class, but {shown or "there is no sample"}; '
+    if not classes or min(counts) < k:
+        raise FewSamples(f'k={k} neighbours need {k} samples of every class', counts, k,
                          'give more samples or a smaller k')
     return counts
 

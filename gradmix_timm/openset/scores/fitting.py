@@ -8,7 +8,7 @@ from torch import nn
 
 from gradmix_timm.records import Embeddings
 
-from .base import SCORES, Head, Score, checked_rows
+from .base import SCORES, FewSamples, Head, Score, checked_rows
 from .names import check_options, defaults_of, parse_score, score_kind, score_label
 
 __all__ = ['fit_score', 'list_scores']
@@ -87,11 +87,10 @@ def _check_train(score: Score, train: Embeddings | None) -> None:
     if low < 0 or high >= classes:
         raise ValueError(f'{name}: training labels go from 0 to {classes - 1}, one a logit, got {low} to {high}; '
                          'unknown samples (-1) take no part in a fit')
-    few = (train.label.bincount(minlength=classes) < score.least).nonzero()[:, 0].tolist()
-    if few:
-        shown = ', '.join(map(str, few[:5])) + (', ...' if len(few) > 5 else '')
-        raise ValueError(f'{name} needs {score.least} training samples of every class, too few of class {shown} '
-                         f'({len(few)} of {classes} classes); give a larger training part')
+    counts = train.label.bincount(minlength=classes).tolist()
+    if min(counts) < score.least:
+        raise FewSamples(f'{name} needs {score.least} training samples of every class', counts, score.least,
+                         'give a larger training part')
 
 
 def _checked_head(score: Score, train: Embeddings | None, head: Head | nn.Linear | None) -> Head:

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
-from .base import SCORES, Head, Score, blocks, by_rows, feature_mean
+from .base import SCORES, FewSamples, Head, Score, blocks, by_rows, feature_mean
 from .logit import positive
 
 __all__ = ['BoundaryDistance', 'GradNorm', 'Hopfield', 'NeuralCollapse']
@@ -48,9 +48,8 @@ class Hopfield(Score):
             right = train.logits[rows].argmax(1) == label
             total.index_add_(0, label[right], train.features[rows][right].double())
             count += label[right].bincount(minlength=classes)
-        if few := (count == 0).nonzero()[:, 0].tolist():
-            raise ValueError('she needs a training sample classified right of every class, there is none of class '
-                             f'{", ".join(map(str, few[:5]))} ({len(few)} of {classes} classes); '
+        if count.min() < 1:
+            raise FewSamples('she needs a training sample of every class that is classified right', count.tolist(), 1,
                              'train the model longer or use another score')
         self.patterns = total / count[:, None]
         self.diagnostics = {'samples': int(count.sum()), 'right': int(count.sum()) / len(train.label)}

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from gradmix_timm.records import Embeddings
 
-from .base import SCORES, Head, Score, chunks
+from .base import SCORES, FewSamples, Head, Score, chunks
 from .logit import unsaturated
 
 __all__ = ['OpenMax', 'WeibullTails']
@@ -92,11 +92,9 @@ class OpenMax(Score):
         right = (train.logits.argmax(1) == train.label).nonzero()[:, 0]
         label = train.label[right]
         counts = label.bincount(minlength=classes)
-        few = (counts < 2).nonzero()[:, 0].tolist()
-        if few:
-            raise ValueError('openmax needs two training samples classified right of every class, too few of class '
-                             f'{", ".join(map(str, few[:5]))} ({len(few)} of {classes} classes); '
-                             'train the model longer or use another score')
+        if counts.min() < 2:
+            raise FewSamples('openmax needs two training samples of every class that are classified right',
+                             counts.tolist(), 2, 'train the model longer or use another score')
         # Block by block: the logits of ImageNet in float64 are 10 GB.
         total = train.logits.new_zeros(classes, classes, dtype=torch.float64)
         for rows in chunks(len(right), 8192):
