@@ -8,6 +8,10 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 __all__ = ['run_module']
 
@@ -31,10 +35,12 @@ def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], 
     Raises:
         KeyboardInterrupt: ``stop`` was set.
     """
-    method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
-    context = multiprocessing.get_context(method)
-    if method == 'forkserver':
+    context: ForkServerContext | SpawnContext
+    if 'forkserver' in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload(_PRELOADED)
+    else:  # Windows
+        context = multiprocessing.get_context('spawn')
     process = context.Process(target=_run, args=(list(words), str(log.resolve()), dict(environment)))
     process.start()
     try:
