@@ -156,6 +156,27 @@ def test_mixers_pickle_and_say_what_they_are(name, toy):
     assert repr(create_mixer(name, **mixer.options)) == repr(mixer)
 
 
+@pytest.mark.parametrize('name', [name for name in OURS if not create_mixer(name, num_classes=K).requires_model])
+def test_images_of_a_few_pixels(name):
+    mixer = create_mixer(name, num_classes=K)
+    for shape in ((1, 1), (2, 1), (3, 2)):
+        images = torch.arange(4.0)[:, None, None, None].expand(4, 3, *shape).contiguous()
+        draw = mixer.draw(images, torch.arange(4))
+        mixed, targets = mixer.apply(images, torch.arange(4), draw)
+        assert mixed.shape == images.shape
+        assert mixed.isfinite().all()
+        assert torch.allclose(targets.sum(1), torch.ones(4), atol=1e-5)
+        if name in LAM_OF_LABELS:
+            share = (mixed.mean((1, 2, 3)) - images[draw.partner].mean((1, 2, 3))) / (
+                images.mean((1, 2, 3)) - images[draw.partner].mean((1, 2, 3)))
+            assert torch.allclose(share, draw.lam, atol=1e-4)
+        if name == 'resizemix':
+            assert (draw.lam < 1).all(), 'at least one pixel is pasted'
+        if name == 'cutout':
+            assert ((mixed == 0) | (mixed == images)).all()
+            assert (draw.lam < 1).all()
+
+
 @pytest.mark.parametrize('name', PAIRED)
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 def test_a_broken_image_spoils_no_label(name, value, toy):

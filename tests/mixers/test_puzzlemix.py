@@ -163,6 +163,27 @@ def test_a_batch_is_mixed_as_its_draw_says(moves):
         assert draw.moves is None or draw.to('cpu').moves is not None
 
 
+def test_blocks_move_by_the_saliency_of_the_loss_and_an_image_without_any_is_counted():
+    torch.manual_seed(0)
+    net, images, labels = Net().eval(), torch.randn(6, 3, 16, 16), torch.arange(6)
+    net.stage[2] = nn.ReLU()
+    net.stage[0].bias.data.fill_(-1.0)
+    images[3] = 0.0  # no unit is active, so the loss does not depend on it
+    given = images.clone().requires_grad_()
+    nn.functional.cross_entropy(net(given), labels, reduction='sum').backward()
+    mixer = create_mixer('puzzlemix', num_classes=K)
+    for _ in range(4):
+        draw = mixer.draw(images, labels, net)
+        grid = math.isqrt(draw.moves.shape[2])
+        cells = nn.functional.adaptive_avg_pool2d(given.grad.norm(dim=1)[:, None], grid)[:, 0]
+        cells[3] = 1.0
+        saliency = cells / cells.sum((1, 2), keepdim=True)
+        mask = nn.functional.adaptive_avg_pool2d(draw.mask, grid)[:, 0]
+        assert torch.equal(draw.moves[:, 0], transport(mask, saliency, 0.8))
+        assert torch.equal(draw.moves[:, 1], transport(1 - mask, saliency[draw.partner], 0.8))
+        assert draw.fallback.tolist() == [3 in (row, partner) for row, partner in enumerate(draw.partner.tolist())]
+
+
 def test_images_whose_coin_fell_false_stay_bit_for_bit():
     torch.manual_seed(0)
     net, images, labels = Net(), torch.randn(32, 3, 16, 16), torch.arange(32) % K
