@@ -93,7 +93,7 @@ def headline() -> str:
                 gaps(study, HEADLINE[-1], method, 'conflict'), 1 - 0.05 / (4 * len(PAIRS[study])))
             rows[method] += [conflict, above, absent]
             splits = int(count)
-        head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'none']
+        head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

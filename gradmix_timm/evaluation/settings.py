@@ -23,7 +23,7 @@ class EvaluationSettings:
             with their reason.
         preset: 'openood' or 'paper': whose scores, options and metric conventions (openset/presets.py); None: the
             library's own.
-        bootstrap: Resamples for the intervals; 0: none.
+        bootstrap: Resamples for the intervals of rank metrics other than AUROC; 0: none of these.
         seed: Of the resamples, of folds and of figures.
         batch_size: Images at a time.
         workers: Loader processes; None: by the number of images, at most 4.

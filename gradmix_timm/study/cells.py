@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
 
+from .forking import run_module
 from .plan import CHECKPOINTS, Cell
 
 __all__ = ['CellFailedError', 'claimed', 'is_done', 'result_files', 'run_cell']
@@ -73,7 +73,7 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         environment = {**os.environ, **({} if threads is None else {
             name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')})}
         run = place / _WORK / 'run'
-        train = [*_launched(_module('gradmix_timm.cli.train'), cell.processes), *as_flags(cell.train),
+        train = [*_launched('gradmix_timm.cli.train', cell.processes), *as_flags(cell.train),
                  '--output', str(place / _WORK), '--experiment', 'run']
         shown = _shown(train, place)
         seconds = _train(train, run, environment, stop)
@@ -81,7 +81,7 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         for command, flags in cell.evaluate.items():
             started = time.time()
             output = place / _WORK / command
-            _command([*_module('gradmix_timm.openset'), command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
+            _command(['gradmix_timm.openset', command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
                       *as_flags(flags), '--output', str(output)], place, environment, stop)
             seconds[command] = time.time() - started
             found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))
@@ -91,7 +91,7 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
             kept = {key: value for key, value in found[command].items() if key not in _LEFT_OUT}
             kept['manifest'] = {**kept['manifest'], 'study': {
                 'levels': dict(cell.levels), 'commands': commands, 'commit': _commit(),
-                'seconds': {key: round(value, 1) for key, value in seconds.items()},
+                'seconds': {key: round(value, 3) for key, value in seconds.items()},
                 'machine': f'{os.cpu_count()} cores', 'threads': threads}}
             write_atomic(file, _without_folders(json.dumps(kept, indent=1, allow_nan=False), place) + '\n')
         (place / _LOG).unlink(missing_ok=True)
@@ -221,15 +221,11 @@ def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: th
     return {'train': spent['train']}
 
 
-def _module(name: str) -> list[str]:
-    return [sys.executable, '-m', name]
-
-
-def _launched(words: list[str], processes: int) -> list[str]:
-    """A command under torchrun, if it takes more than one process."""
+def _launched(module: str, processes: int) -> list[str]:
+    """A module as the first words of a command, under torchrun if it takes more than one process."""
     if processes == 1:
-        return words
-    return [words[0], '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), *words[1:]]
+        return [module]
+    return ['torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), '-m', module]
 
 
 def _checkpoint(run: Path, which: str) -> Path:
@@ -238,33 +234,16 @@ def _checkpoint(run: Path, which: str) -> Path:
 
 
 def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], stop: threading.Event) -> None:
-    """Run one command; its output goes to a log that is kept where it fails."""
+    """Run a module with flags; its output goes to a log that is kept where it fails."""
     log = place / _LOG
-    with log.open('ab') as file:
-        process = subprocess.Popen(list(words), stdout=file, stderr=subprocess.STDOUT, env=dict(environment))
-        try:
-            while True:
-                try:
-                    code = process.wait(1)
-                    break
-                except subprocess.TimeoutExpired:
-                    if stop.is_set():
-                        raise KeyboardInterrupt from None
-        except BaseException:
-            process.terminate()  # training ends at the next batch, with a checkpoint
-            try:
-                process.wait(120)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    if code:
+    if code := run_module(words, log, environment, stop):
         lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
         raise CellFailedError(f'{_shown(words, place)} ended with status {code}: {" / ".join(lines[-3:])[-500:]} '
                               f'(all of it: {log})')
 
 
 def _shown(words: Sequence[str], place: Path) -> str:
-    return _without_folders(' '.join(words[1:]), place).replace('-m gradmix_timm.cli.train', 'train.py')
+    return _without_folders(f'-m {" ".join(words)}', place).replace('-m gradmix_timm.cli.train', 'train.py')
 
 
 def _without_folders(text: str, place: Path) -> str:

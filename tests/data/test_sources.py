@@ -134,6 +134,13 @@ def test_split_synonyms_are_timms(folders):
     assert len(open_dataset('', folders / 'train', 'anything')) == 12  # no split folders inside: the folder itself
 
 
+def test_a_folder_without_splits_is_noted_once_however_often_it_is_opened(folders, caplog):
+    with caplog.at_level('INFO', 'gradmix_timm.data.sources'):
+        for _ in range(2):
+            open_dataset('', folders / 'train', 'train')
+    assert caplog.text.count('has no split folders') == 1
+
+
 def test_split_that_is_not_there_lists_those_that_are(folders):
     with pytest.raises(ValueError, match=r"no split 'test' in .*, which has train, val; name one with"):
         open_dataset('', folders, 'test')

@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 from gradmix_timm.evaluation.corruption import (
@@ -119,7 +120,9 @@ def test_the_interval_of_the_mean_takes_the_image_for_its_unit():
     assert mean_error_ci(once.repeat(10, axis=0)) == pytest.approx(mean_error_ci(once))
     low, high = mean_error_ci(once)
     shares = once[0].astype(float)
-    assert (high - low) / 2 == pytest.approx(2.0227 * shares.std(ddof=1) / 40 ** 0.5, rel=1e-4)  # t with 39 degrees
+    mean, half = shares.mean(), 2.0227 * shares.std(ddof=1) / 40 ** 0.5  # t with 39 degrees
+    slope = mean * (1 - mean)
+    assert (logit(high) - logit(low)) / 2 == pytest.approx(half / slope, rel=1e-4)
 
 
 def test_the_interval_of_the_mean_covers_the_truth():

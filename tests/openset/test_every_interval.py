@@ -13,7 +13,7 @@ from scipy import stats
 
 from gradmix_timm.evaluation.corruption import mean_error_ci
 from gradmix_timm.openset.metrics import RANK_METRICS, delong_ci, summarize
-from gradmix_timm.openset.metrics.intervals import over_trials, paired_delong, paired_difference, top1
+from gradmix_timm.openset.metrics.intervals import over_trials, paired_delong, paired_difference, share_ci, top1
 from gradmix_timm.openset.operating import at_threshold
 
 LEVELS = st.sampled_from((1, 3, 20, 10 ** 6))
@@ -89,6 +89,15 @@ def test_a_thousand_classes_of_which_a_third_has_one_image_each():
                          0., 1000)
     assert held(twice)
     assert twice['macro_f1_ci'] is not None
+
+
+@pytest.mark.parametrize(('a', 'b', 'least'), [(.3, 2., .945), (2., .3, .945), (.5, .5, .95), (.1, 2., .905)])
+def test_intervals_of_mean_errors_cover(a, b, least):
+    """Errors of 30 images, each under 75 corruptions: skewed, so that Student's interval of the mean held 85 to 93%."""
+    rng = np.random.default_rng(0)
+    shares = rng.binomial(75, rng.beta(a, b, (1000, 30))) / 75
+    held = [low <= a / (a + b) <= high for low, high in map(share_ci, shares)]
+    assert np.mean(held) >= least - .02
 
 
 def test_no_errors_are_no_certainty():

@@ -115,7 +115,7 @@ def test_embeddings_alone_do_not_do():
         score_images(fit_score('mls', None), nn.Identity(), [], 'cpu')
     sets = EmbeddedSets(known=embedded.make(20), unknown=embedded.make(20, unknown=True), train=None,
                         unknown_label=np.zeros(20, int), known_classes=tuple('abcd'), unknown_classes=('x',))
-    with pytest.raises(ValueError, match='scores=odin cannot be served: odin goes back to the model'):
+    with pytest.raises(ValueError, match='scores=odin cannot be served: goes back to the model'):
         judge(sets, ['odin'], draws=0)
     usual = judge(sets, draws=0).results
     assert 'odin' not in {**usual['scores'], **usual['not_served']}

@@ -1,20 +1,17 @@
 """Studies whose commands are stubs: a cell takes a fraction of a second."""
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import yaml
+from stub_job import stub_command
 
-from gradmix_timm.study import Study, cells, read_study
-
-STUB = Path(__file__).parent / 'stub.py'
+from gradmix_timm.study import Study, cells, forking, read_study
 
 
 @pytest.fixture
 def stubbed(monkeypatch):
-    monkeypatch.setattr(cells, '_module', lambda name: [sys.executable, str(STUB), name])
+    monkeypatch.setattr(forking, '_PRELOADED', [])
+    monkeypatch.setattr(cells, '_command', stub_command)
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
-"""A job of the submitit engine whose commands are stubs, in whatever process it runs."""
+"""Commands that are stubs, and a job of the submitit engine that runs them in whatever process it is."""
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from gradmix_timm.study import cells, engines, forking
 
-from gradmix_timm.study import cells, engines
+_command = cells._command
+
+
+def stub_command(words, *rest) -> None:
+    """``python -m stub MODULE FLAGS`` in place of ``python -m MODULE FLAGS``."""
+    _command(['stub', *words], *rest)
 
 
 class StubJob(engines._Job):
     """Runs its cell with the stub in place of train.py and gradmix-openset."""
 
     def __call__(self) -> bool:
-        cells._module = lambda name: [sys.executable, str(Path(__file__).with_name('stub.py')), name]
+        forking._PRELOADED, cells._command = [], stub_command
         return super().__call__()

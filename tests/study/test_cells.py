@@ -1,6 +1,7 @@
 """Cells are run once, by one process, and go on where they were stopped."""
 from __future__ import annotations
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from stub_job import StubJob
 
 from gradmix_timm.checkpoint import KEY
 from gradmix_timm.study import cells as cells_module
-from gradmix_timm.study import engines, run_cell, run_study
+from gradmix_timm.study import engines, forking, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
 
 
@@ -47,6 +48,11 @@ def test_the_checkpoint_that_the_study_names_is_evaluated(make, stubbed, checkpo
     assert run_study(study) == {}
     results = json.loads((study.output / study.cells[0].name / 'results.json').read_text())
     assert results['closed_set']['top1'] == pytest.approx(top1)
+
+
+@pytest.mark.parametrize('name', forking._PRELOADED)
+def test_what_commands_share_can_be_imported(name):
+    assert importlib.util.find_spec(name), 'multiprocessing ignores a name that it cannot import'
 
 
 @pytest.mark.slow
@@ -150,7 +156,8 @@ def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
 def test_submitit_runs_the_cells(make, cluster, monkeypatch):
     pytest.importorskip('submitit')
     monkeypatch.setattr(engines, '_Job', StubJob)
-    monkeypatch.setattr(cells_module, '_module', cells_module._module)  # put back what a job in this process sets
+    for module, name in ((cells_module, '_command'), (forking, '_PRELOADED')):  # put back what a job sets here
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join(sys.path))  # jobs in processes of their own import the stub
     study = make(axes={'mixer': ['none'], 'seed': [0, 1]})
     assert run_study(study, 'submitit', options={'cluster': cluster, 'timeout_min': 2}) == {}

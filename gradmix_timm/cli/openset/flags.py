@@ -105,7 +105,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
     add('--tune', metavar='SET',
         help="pick options of scores by AUROC of held-out known images against this set of unknown ones, by OpenOOD's "
              'grids; as for `ood --unknown`, apart from the images and classes that are evaluated (default: none)')
-    add('--bootstrap', type=int, default=1000, metavar='N', help='resamples for the intervals (default: 1000)')
+    add('--bootstrap', type=int, default=1000, metavar='N',
+        help='resamples for the intervals of rank metrics other than AUROC; 0: none (default: 1000)')
     add('--seed', type=int, default=0, metavar='N', help='of the resamples (default: 0)')
     add('--trivial-images', type=int, default=500, metavar='N',
         help='images of each set whose brightness, sharpness, ... are compared; 0: none (default: 500)')

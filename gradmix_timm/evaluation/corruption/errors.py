@@ -83,8 +83,9 @@ def relative_errors(errors: Errors, clean: float, reference: Mapping[str, float]
 def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float, float]:
     """Interval for the mean error over corruptions, which all show the same images: the image is the unit.
 
-    Student's interval on each image's share of corruptions that it fails under; errors of one image under 75
-    corruptions are strongly dependent, so a binomial interval over all of them would be several times too narrow.
+    Student's interval on each image's share of corruptions that it fails under, on the logit scale; errors of one image
+    under 75 corruptions are strongly dependent, so a binomial interval over all of them would be several times too
+    narrow.
 
     Args:
         wrong: Whether image i was misclassified under corruption j, bool [corruptions, images].
@@ -96,7 +97,7 @@ def mean_error_ci(wrong: NDArray[np.bool_], level: float = 0.95) -> tuple[float,
     Example:
         >>> low, high = mean_error_ci(np.array([[True, False, False, True], [True, False, True, False]]))
         >>> round(low, 3), round(high, 3)
-        (0.0, 1.0)
+        (0.069, 0.931)
     """
     return share_ci(wrong.mean(0), level)
 

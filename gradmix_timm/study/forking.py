@@ -1,0 +1,70 @@
+"""Commands in processes forked from one that has imported PyTorch: imports take longer than a small training."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+__all__ = ['run_module']
+
+# What train.py and gradmix-openset import; by the server of the first command, for all that follow.
+_PRELOADED = ['sklearn.linear_model', 'matplotlib.figure', 'gradmix_timm.cli.training.run', 'gradmix_timm.evaluation',
+              'gradmix_timm.cli.openset.main', 'gradmix_timm.openset.reports']
+
+
+def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], stop: threading.Event) -> int:
+    """``python -m WORDS`` in a process of its own.
+
+    Args:
+        words: A module and its flags.
+        log: File that its output is appended to.
+        environment: All variables of the process.
+        stop: Once set, the process gets SIGTERM, and two minutes later SIGKILL.
+
+    Returns:
+        Its exit status; of a process that a signal ended, minus the signal's number.
+
+    Raises:
+        KeyboardInterrupt: ``stop`` was set.
+    """
+    context: ForkServerContext | SpawnContext
+    if 'forkserver' in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(_PRELOADED)
+    else:  # Windows
+        context = multiprocessing.get_context('spawn')
+    process = context.Process(target=_run, args=(list(words), str(log.resolve()), dict(environment)))
+    process.start()
+    try:
+        while process.is_alive():
+            process.join(1)
+            if stop.is_set() and process.is_alive():
+                raise KeyboardInterrupt
+    except BaseException:
+        process.terminate()  # training ends at the next batch, with a checkpoint
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+        raise
+    return process.exitcode or 0
+
+
+def _run(words: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
+    with open(log, 'ab') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch = sys.modules.get('torch')
+    if torch is not None and 'OMP_NUM_THREADS' in environment:  # read when torch was imported, before the fork
+        torch.set_num_threads(int(environment['OMP_NUM_THREADS']))
+    sys.argv = list(words)
+    runpy.run_module(words[0], run_name='__main__', alter_sys=True)
