@@ -7,6 +7,7 @@ import runpy
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ __all__ = ['run_module']
 # What train.py and gradmix-openset import; by the server of the first command, for all that follow.
 _PRELOADED = ['sklearn.linear_model', 'matplotlib.figure', 'gradmix_timm.cli.training.run', 'gradmix_timm.evaluation',
               'gradmix_timm.cli.openset.main', 'gradmix_timm.openset.reports']
+# Each start of a process also asks for the status of all others, which one thread alone may read.
+_CHILDREN = threading.Lock()
 
 
 def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], stop: threading.Event) -> int:
@@ -42,18 +45,20 @@ def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], 
     else:  # Windows
         context = multiprocessing.get_context('spawn')
     process = context.Process(target=_run, args=(list(words), str(log.resolve()), dict(environment)))
-    process.start()
+    with _CHILDREN:
+        process.start()
     try:
-        while process.is_alive():
-            process.join(1)
-            if stop.is_set() and process.is_alive():
+        while not wait([process.sentinel], 1):
+            if stop.is_set():
                 raise KeyboardInterrupt
     except BaseException:
         process.terminate()  # training ends at the next batch, with a checkpoint
-        process.join(120)
-        if process.is_alive():
+        if not wait([process.sentinel], 120):
             process.kill()
         raise
+    finally:
+        with _CHILDREN:
+            process.join()
     return process.exitcode or 0
 
 

@@ -50,6 +50,12 @@ def test_the_checkpoint_that_the_study_names_is_evaluated(make, stubbed, checkpo
     assert results['closed_set']['top1'] == pytest.approx(top1)
 
 
+def test_many_cells_at_a_time_are_no_concern_of_each_other(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'seed': list(range(12))})
+    assert run_study(study, jobs=8) == {}, 'a start in one thread asks for the status of processes of the others'
+    assert all(is_done(study.output, cell) for cell in study.cells)
+
+
 @pytest.mark.parametrize('name', forking._PRELOADED)
 def test_what_commands_share_can_be_imported(name):
     assert importlib.util.find_spec(name), 'multiprocessing ignores a name that it cannot import'
