@@ -53,7 +53,7 @@ def test_she_compares_with_the_mean_of_the_predicted_class(metric):
 
 
 def test_she_names_a_class_of_which_no_training_sample_is_classified_right():
-    with pytest.raises(ValueError, match='she needs .* but class 2 has 0; train the model longer'):
+    with pytest.raises(ValueError, match=r'she needs .* but class 2 has 0; train the model longer'):
         fit_score('she', embedded.take(TRAIN, TRAIN.label != 2))
 
 
