@@ -139,7 +139,8 @@ def main() -> None:
         'may saturate: they sum the powers without the largest, and take the logarithms of p and of 1 - p. `klm` stays '
         'in float64: in float32 it ran at 1.4 times the speed of the library, but it is a difference that is small '
         'where a net is sure, of which four digits were left there, and a product in float32 may depend on how its '
-        'rows are blocked. Ratios of scores so cheap differ from run to run.\n',
+        'rows are blocked. Ratios of scores so cheap differ from run to run. `fdbd` and `gmm` answer faster than the '
+        'library and lose that in their fits, which sum and factorise in float64.\n',
         '## Memory\n',
         '160,000 features of width 512 as a memory map. Own memory is what no file stands behind, at its most; a copy '
         'of the features would be 1. It does not grow with their number.\n',
