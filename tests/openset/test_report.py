@@ -351,7 +351,7 @@ def test_table_rows_begin_with_the_score_and_are_in_percent(evaluation):
 
 
 def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
-    """Every column stays, in one table as long as names are those of scores without options; heads stand on the rule."""
+    """Every column stays, in one table for names of scores without options; heads stand on the rule."""
     heads = ['score', 'AUROC', 'AUPR in', 'AUPR out', 'FPR95 (knowns kept)', 'FPR95 (unknowns caught)', 'OSCR']
     values = evaluation[0]['scores']['mls']
     results = {**evaluation[0], 'scores': dict.fromkeys(SCORES, values)}
