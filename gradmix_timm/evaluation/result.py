@@ -49,7 +49,7 @@ _TEXT = ('file', 'label', 'predicted')
 
 
 class Predictions(Sequence[dict[str, Any]]):
-    """One row an image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
+    """One row per image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
 
     A sequence of dicts, kept by column; ``pandas.DataFrame(predictions.columns)`` takes it as it is.
 
@@ -122,7 +122,7 @@ class Evaluation:
     Attributes:
         results: Everything of results.json; docs/results-schema.md describes it.
         arrays: Of each image: knownness by score, predictions, labels; see docs/results-schema.md.
-        predictions: One row an image.
+        predictions: One row per image.
         mistakes: Thumbnails for the report.
     """
 
@@ -152,7 +152,7 @@ class Evaluation:
         return self.results['not_served']
 
     def table(self, width: int | None = 80) -> str:
-        """Accuracy and one row a score, in percent, readable in a terminal.
+        """Accuracy and one row per score, in percent, readable in a terminal.
 
         Args:
             width: Characters that the table keeps to, by folded heads; None: any, as Markdown.
