@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.page import render_evaluation
 from gradmix_timm.openset.reports.preset_table import preset_csv
-from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
+from gradmix_timm.openset.reports.report import (
+    closed_set_line,
+    draw_figures,
+    results_csv,
+    results_markdown,
+    score_table,
+)
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
 from gradmix_timm.openset.results import (
     ARRAYS,
@@ -198,6 +205,15 @@ class Evaluation:
     def plot_reliability(self, ax: Axes | None = None) -> Figure:
         """Accuracy against confidence of the closed-set predictions, in bins of equal width."""
         return figures.plot_reliability(self.results, self.arrays, ax)
+
+    def report(self) -> str:
+        """The page that :meth:`save` writes as report.html, without what is beside it: links to files, a run's mixes.
+
+        Returns:
+            HTML that needs no other file and no network.
+        """
+        return render_evaluation(finite(self.results), draw_figures(self.results, self.arrays), finite(self.mistakes),
+                                 {})
 
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
