@@ -24,6 +24,8 @@ PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
+# Of few_images.py.
+IMAGES_A_CLASS = {'data/cifar10-few': 500, 'data/cifar10-50': 50}
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
@@ -168,6 +170,26 @@ def probed(study: str) -> str:
                                for name in results['groups']})
 
 
+def machine_time() -> str:
+    """One row a study: cells, hours of training and evaluation, and median speed where the images are counted."""
+    head = ('study', 'device', 'cells', 'hours', 'of these evaluation', 'images a second in training')
+    lines = [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    for path in sorted(STUDIES.glob('*.yaml')):
+        done = list(finished(path.stem))
+        if not done:
+            continue
+        spent = [results['manifest']['study']['seconds'] for _, results in done]
+        total = sum(sum(seconds.values()) for seconds in spent)
+        speeds = [IMAGES_A_CLASS[images] * len(results['known_classes']) * cell.train['epochs'] / seconds['train']
+                  for (cell, results), seconds in zip(done, spent, strict=True)
+                  if (images := cell.train.get('data_dir')) in IMAGES_A_CLASS]
+        speed = f'{statistics.median(speeds):,.0f}' if speeds else ''
+        evaluated = 1 - sum(seconds['train'] for seconds in spent) / total
+        lines.append(f'| {path.stem} | {done[0][1]["device"]} | {len(done)} | {total / 3600:.1f} | {evaluated:.0%} '
+                     f'| {speed} |')
+    return '\n'.join(lines)
+
+
 def plot(studies: dict[str, str], path: Path) -> None:
     """Accuracy under conflict, a dot for each class split and a bar for the mean; one panel a study."""
     figure = Figure(figsize=(8, 3.4), layout='constrained')
@@ -243,10 +265,10 @@ TABLES = {'gains': gains, 'evidence': evidence, 'sets': other_sets, 'corruptions
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', 'headline', a study, or a study and one of TABLES."""
+    """A table by the name in its marker: 'quickstart', 'headline', 'time', a study, or a study and one of TABLES."""
     study, _, which = name.partition(' ')
-    if name == 'headline':
-        return headline()
+    if name in ('headline', 'time'):
+        return headline() if name == 'headline' else machine_time()
     if which:
         return TABLES[which](study)
     if study == 'quickstart':
