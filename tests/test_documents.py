@@ -90,7 +90,7 @@ def test_the_site_builds_without_warnings(site):
 @needs_axe
 @pytest.mark.slow
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-@pytest.mark.parametrize('page', ['.', 'tutorials/extend', 'slurm', 'howto/onnx'])
+@pytest.mark.parametrize('page', ['.', 'tutorials/compare_mixers', 'slurm', 'howto/onnx', 'reference/scores'])
 def test_everybody_can_read_the_site(site, page, dark, tmp_path):
     found, log = opened((site / page / 'index.html').read_text(), site / page, 375, dark, axe_probe())
     assert found['rules'] > 10, log
