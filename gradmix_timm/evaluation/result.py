@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.page import render_evaluation
 from gradmix_timm.openset.reports.preset_table import preset_csv
-from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
+from gradmix_timm.openset.reports.report import (
+    closed_set_line,
+    draw_figures,
+    results_csv,
+    results_markdown,
+    score_table,
+)
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
 from gradmix_timm.openset.results import (
     ARRAYS,
@@ -51,7 +58,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 class Predictions(Sequence[dict[str, Any]]):
-    """One row an image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
+    """One row per image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
 
     A sequence of dicts, kept by column; ``pandas.DataFrame(predictions.columns)`` takes it as it is.
 
@@ -124,7 +131,7 @@ class Evaluation:
     Attributes:
         results: Everything of results.json; docs/results-schema.md describes it.
         arrays: Of each image: knownness by score, predictions, labels; see docs/results-schema.md.
-        predictions: One row an image.
+        predictions: One row per image.
         mistakes: Thumbnails for the report.
     """
 
@@ -154,7 +161,7 @@ class Evaluation:
         return self.results['not_served']
 
     def table(self, width: int | None = 80) -> str:
-        """Accuracy and one row a score, in percent, readable in a terminal.
+        """Accuracy and one row per score, in percent, readable in a terminal.
 
         Args:
             width: Characters that the table keeps to, by folded heads; None: any, as Markdown.
@@ -207,6 +214,15 @@ class Evaluation:
     def plot_reliability(self, ax: Axes | None = None) -> Figure:
         """Accuracy against confidence of the closed-set predictions, in bins of equal width."""
         return figures.plot_reliability(self.results, self.arrays, ax)
+
+    def report(self) -> str:
+        """The page that :meth:`save` writes as report.html, without what is beside it: links to files, a run's mixes.
+
+        Returns:
+            HTML that needs no other file and no network.
+        """
+        return render_evaluation(finite(self.results), draw_figures(self.results, self.arrays), finite(self.mistakes),
+                                 {})
 
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
