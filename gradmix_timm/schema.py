@@ -221,7 +221,7 @@ class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[mi
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(problem=f'{key.value[:40]!r} twice', problem_mark=key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f'{key.value[:40]!r} twice', key.start_mark)
             seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 

@@ -108,7 +108,7 @@ class Predictions(Sequence[dict[str, Any]]):
             ValueError: Another kind of file.
         """
         try:
-            with open(path, encoding='utf-8-sig', newline='') as file:  # spreadsheets put a mark before the first column
+            with open(path, encoding='utf-8-sig', newline='') as file:  # spreadsheets begin with a byte order mark
                 heads, *rows = [*csv.reader(file)] or [[]]
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f'{path}: not a CSV file in UTF-8: {error}') from error

@@ -1,4 +1,4 @@
-"""The folder of an evaluation: of one evaluation alone, and whole whatever happens; its tables as spreadsheets save them."""
+"""The folder of an evaluation: of one alone, and whole whatever happens; its tables as spreadsheets save them."""
 from __future__ import annotations
 
 import json
