@@ -4,7 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -45,7 +45,16 @@ from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite,
 
 __all__ = ['Evaluation', 'Predictions']
 
-_TEXT = ('file', 'label', 'predicted')
+
+def _truth(text: str) -> bool:
+    if text.casefold() not in ('true', 'false'):  # spreadsheets write them in capitals
+        raise ValueError(f'got {text[:40]!r}, expected True or False')
+    return text.casefold() == 'true'
+
+
+# Of the cells in a column; others hold numbers.
+_READERS: dict[str, Callable[[str], Any]] = {
+    'file': without_guard, 'label': without_guard, 'predicted': without_guard, 'known': _truth}
 
 
 class Predictions(Sequence[dict[str, Any]]):
@@ -98,20 +107,20 @@ class Predictions(Sequence[dict[str, Any]]):
         Raises:
             ValueError: Another kind of file.
         """
-        with open(path, encoding='utf-8', newline='') as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0][:5] != ['file', 'label', 'known', 'predicted', 'probability']:
-            raise ValueError(f'{path} does not begin with the columns file, label, known, predicted, probability')
-        columns: dict[str, list[Any]] = {name: list(values) for name, values in zip(
-            rows[0], zip(*rows[1:], strict=True) if rows[1:] else [()] * len(rows[0]), strict=True)}
         try:
-            for name, values in columns.items():
-                if name == 'known':
-                    columns[name] = [value == 'True' for value in values]
-                else:
-                    columns[name] = [without_guard(value) if name in _TEXT else float(value) for value in values]
-        except ValueError as error:
-            raise ValueError(f'{path}: {error} in column {name}') from error
+            with open(path, encoding='utf-8-sig', newline='') as file:  # spreadsheets begin with a byte order mark
+                heads, *rows = [*csv.reader(file)] or [[]]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f'{path}: not a CSV file in UTF-8: {error}') from error
+        if heads[:5] != ['file', 'label', 'known', 'predicted', 'probability']:
+            raise ValueError(f'{path} does not begin with the columns file, label, known, predicted, probability')
+        readers, columns = [_READERS.get(name, float) for name in heads], {name: list[Any]() for name in heads}
+        for number, row in enumerate(rows, 2):
+            try:
+                for values, read, text in zip(columns.values(), readers, row, strict=True):
+                    values.append(read(text))
+            except ValueError as error:
+                raise ValueError(f'{path}: row {number}: {error}') from error
         return cls(columns)
 
 
