@@ -20,11 +20,11 @@ let keys pass that they do not know. Shares and metrics are fractions from 0 to 
 - `results.json`: of `osr` and `ood` [OpenSetResults](#opensetresults), of `corrupt`
   [CorruptionResults](#corruptionresults), of `probe` [ProbeResults](#proberesults), of
   `shortcut` [ShortcutResults](#shortcutresults).
-- `arrays.npz`: one row an image. `known/SCORE`, `unknown/SCORE` (knownness, float64), `correct/SCORE` (bool),
+- `arrays.npz`: one row per image. `known/SCORE`, `unknown/SCORE` (knownness, float64), `correct/SCORE` (bool),
   `known_label`, `known_pred`, `known_index`, and the same of `unknown`; `confusion` (answer, the last one rejected, by
   true class); `bin_confidence`, `bin_accuracy`, `bin_share`; `plane/known`, `plane/PCA`, `plane/t-SNE`. Of `corrupt`:
   `right/CORRUPTION/SEVERITY` (bool).
-- `predictions.csv`: file, label, known, predicted, probability, one column a score.
+- `predictions.csv`: file, label, known, predicted, probability, one column per score.
 - `mistakes.json`: [Mistakes](#mistakes), the thumbnails of the report.
 - `results.csv`, `results.md`, `results.tex`: the tables of results.json.
 - `figures/*.png`, `report.html`: drawn from the files above; `openset report` draws them again.

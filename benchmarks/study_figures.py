@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,8 @@ PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
+# Of few_images.py.
+IMAGES_A_CLASS = {'data/cifar10-few': 500, 'data/cifar10-50': 50}
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
@@ -43,11 +45,11 @@ def opened(name: str) -> Study:
     return replace(study, output=ROOT / study.output)
 
 
-def finished(name: str) -> Iterator[tuple[Cell, dict]]:
-    """Cells of a study that are done, and their results."""
+def finished(name: str, command: str = '') -> Iterator[tuple[Cell, dict]]:
+    """Cells of a study that are done, and their results: of the first evaluation, or of the one that is named."""
     study = opened(name)
     for cell in study.cells:
-        file = study.output / cell.name / 'results.json'
+        file = study.output / cell.name / command / 'results.json'
         if file.is_file():
             yield cell, json.loads(file.read_text())
 
@@ -130,6 +132,64 @@ def evidence(study: str) -> str:
     return '\n'.join(lines)
 
 
+def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]]) -> str:
+    """One row a method: percent of what is read from its results."""
+    rows: dict[str, list[dict]] = {}
+    for cell, results in finished(study, command):
+        rows.setdefault(cell.levels['method'], []).append(results)
+    lines = [f'| training | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
+    for method, found in rows.items():
+        cells = [percent([read(results) for results in found]) for read in figures.values()]
+        lines.append(f'| {method} | {" | ".join(cells)} | {len(found)} |')
+    return '\n'.join(lines)
+
+
+def other_sets(study: str) -> str:
+    """AUROC against each set of unknown images."""
+    def auroc(name: str, score: str) -> Callable[[dict], float]:
+        return lambda results: results['groups'][name]['scores'][score]['auroc']
+
+    _, results = next(finished(study))
+    return grouped(study, '', {f'{name}: AUROC, {score}': auroc(name, score)
+                               for name in results['groups'] for score in ('msp', 'mls', 'knn')})
+
+
+def corrupted(study: str) -> str:
+    """Errors of clean and of corrupted images, and AUROC where both known and unknown images are corrupted."""
+    return grouped(study, 'corrupt', {
+        'error, clean': lambda results: results['corruption']['clean_error'],
+        'mean error, corrupted': lambda results: results['corruption']['mean_error'],
+        **{f'AUROC, mls, severity {severity}': lambda results, severity=severity:
+           results['corruption']['by_severity'][severity]['auroc']['mls']['corrupted'] for severity in '135'}})
+
+
+def probed(study: str) -> str:
+    """Accuracy of every probe."""
+    _, results = next(finished(study))
+    return grouped(study, '', {name: lambda results, name=name: results['groups'][name]['closed_set']['top1']
+                               for name in results['groups']})
+
+
+def machine_time() -> str:
+    """One row a study: cells, hours of training and evaluation, and median speed where the images are counted."""
+    head = ('study', 'device', 'cells', 'hours', 'of these evaluation', 'images a second in training')
+    lines = [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    for path in sorted(STUDIES.glob('*.yaml')):
+        done = list(finished(path.stem))
+        if not done:
+            continue
+        spent = [results['manifest']['study']['seconds'] for _, results in done]
+        total = sum(sum(seconds.values()) for seconds in spent)
+        speeds = [IMAGES_A_CLASS[images] * len(results['known_classes']) * cell.train['epochs'] / seconds['train']
+                  for (cell, results), seconds in zip(done, spent, strict=True)
+                  if (images := cell.train.get('data_dir')) in IMAGES_A_CLASS]
+        speed = f'{statistics.median(speeds):,.0f}' if speeds else ''
+        evaluated = 1 - sum(seconds['train'] for seconds in spent) / total
+        lines.append(f'| {path.stem} | {done[0][1]["device"]} | {len(done)} | {total / 3600:.1f} | {evaluated:.0%} '
+                     f'| {speed} |')
+    return '\n'.join(lines)
+
+
 def plot(studies: dict[str, str], path: Path) -> None:
     """Accuracy under conflict, a dot for each class split and a bar for the mean; one panel a study."""
     figure = Figure(figsize=(8, 3.4), layout='constrained')
@@ -184,32 +244,33 @@ def gains(study: str) -> str:
 
 
 def plain(study: str) -> str:
-    """One row a method of a study without shortcut: accuracy, and AUROC of scores."""
-    rows: dict[str, list[dict]] = {}
-    for cell, results in finished(study):
-        rows.setdefault(cell.levels['method'], []).append(results)
-    scores = [name for name in PLAIN_SCORES if all(name in run['scores'] for found in rows.values() for run in found)]
-    lines = [f'| training | accuracy | {" | ".join(f"AUROC, {name}" for name in scores)} | n |',
-             f'|{"---|" * (3 + len(scores))}']
-    for method, found in rows.items():
-        cells = [percent([run['closed_set']['top1'] for run in found]),
-                 *(percent([run['scores'][name]['auroc'] for run in found]) for name in scores)]
-        lines.append(f'| {method} | {" | ".join(cells)} | {len(found)} |')
-    return '\n'.join(lines)
+    """Accuracy and AUROC of a study without shortcut."""
+    def auroc(score: str) -> Callable[[dict], float]:
+        return lambda results: results['scores'][score]['auroc']
+
+    runs = [results for _, results in finished(study)]
+    scores = [score for score in PLAIN_SCORES if all(score in run['scores'] for run in runs)]
+    return grouped(study, '', {'accuracy': lambda results: results['closed_set']['top1'],
+                               **{f'AUROC, {score}': auroc(score) for score in scores}})
+
+
+def differences(study: str) -> str:
+    """AUROC of MLS as `gradmix-study --table` prints it."""
+    return study_tables(opened(study), ['mls'], ['auroc']).strip()
+
+
+# After a study's name in a marker; a study alone has the table of its kind.
+TABLES = {'gains': gains, 'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed,
+          'differences': differences}
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', 'headline', a study, or a study and 'differences', 'evidence' or
-    'gains'."""
+    """A table by the name in its marker: 'quickstart', 'headline', 'time', a study, or a study and one of TABLES."""
     study, _, which = name.partition(' ')
-    if name == 'headline':
-        return headline()
-    if which == 'gains':
-        return gains(study)
-    if which == 'evidence':
-        return evidence(study)
-    if which == 'differences':
-        return study_tables(opened(study), ['mls'], ['auroc']).strip()
+    if name in ('headline', 'time'):
+        return headline() if name == 'headline' else machine_time()
+    if which:
+        return TABLES[which](study)
     if study == 'quickstart':
         return quickstart()
     if study == 'shortcut-kinds':

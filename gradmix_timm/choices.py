@@ -16,11 +16,13 @@ ATTRIBUTIONS = ('layercam', 'hirescam', 'gradcam', 'input-gradient')
 #: Known test images at most that maps are made of in the evaluation of a shortcut.
 SHORTCUT_IMAGES = 1000
 
-#: Scores of knownness.
-SCORES = (
+#: Scores of knownness by embeddings.
+EMBEDDING_SCORES = (
     'msp', 'mls', 'energy', 'entropy', 'gen', 'klm', 'temperature', 'knn', 'knn-mean', 'class-knn', 'class-knn-share',
     'nnguide', 'relation', 'mahalanobis', 'rmahalanobis', 'vim', 'residual', 'gmm', 'openmax', 'react', 'vra', 'ash',
-    'scale', 'dice', 'she', 'fdbd', 'nci', 'gradnorm', 'odin')
+    'scale', 'dice', 'she', 'fdbd', 'nci', 'gradnorm')
+#: Those that go back to the model for every image; an evaluation has them only where they are named.
+MODEL_SCORES = ('odin',)
 #: Sets of scores and metrics by the conventions of published tables.
 PRESETS = ('openood', 'paper')
 #: Kinds of probes.

@@ -87,7 +87,7 @@ class MixDraw:
         return f'MixDraw({self.name}: {len(self.partner)} images, kept {low:.0%} to {high:.0%}{", ".join(extras)})'
 
     def _repr_html_(self) -> str:
-        """One row an image: partner, share kept, box, label weights."""
+        """One row per image: partner, share kept, box, label weights."""
         heads = ('image', 'partner', 'kept', 'box (yl, yh, xl, xh)', 'label weights', 'placed at random')
         rows = zip(self.partner.tolist(), self.lam.tolist(), self.dst.tolist(), self.weight.tolist(),
                    self.fallback.tolist(), strict=True)

@@ -5,7 +5,6 @@ everything else: ``FILE: FIELD: got VALUE (type), expected TYPE``, with at most 
 """
 from __future__ import annotations
 
-import collections.abc
 import dataclasses
 import functools
 import itertools
@@ -119,14 +118,7 @@ def check(value: Any, type_: Any, where: str) -> Any:
 
 @contextmanager
 def naming(where: object) -> Iterator[None]:
-    """Put a file's name before the message of a ValueError that does not have it.
-
-    Example:
-        >>> with naming('x.json'):
-        ...     raise ValueError('two classes are called cat')
-        Traceback (most recent call last):
-        ValueError: x.json: two classes are called cat
-    """
+    """Put a file's name before the message of a ValueError that does not have it."""
     try:
         yield
     except ValueError as error:
@@ -194,7 +186,7 @@ def read_json(path: str | os.PathLike[str], limit: int = _JSON_BYTES) -> Any:
     """
     text = read_text(path, limit)
     try:
-        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
         raise ValueError(f'{path}: nested too deeply for JSON of any use') from None
     except ValueError as error:
@@ -205,15 +197,14 @@ def read_yaml(path: str | os.PathLike[str], limit: int = _YAML_BYTES) -> Any:
     """The value of a YAML file of plain types; its nesting and its aliases are measured before anything is built.
 
     Raises:
-        ValueError: Not YAML, nested beyond 32 levels, more than 100,000 values once aliases are written out; or as
-            :func:`read_text`.
+        ValueError: Not YAML, a key twice in a mapping, nested beyond 32 levels, more than 100,000 values once aliases
+            are written out; or as :func:`read_text`.
         OSError: The file cannot be read.
     """
     text = read_text(path, limit)
-    loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)  # of libyaml: twenty times as fast
     try:
-        _measure(yaml.parse(text, Loader=loader))
-        return yaml.load(text, Loader=loader)
+        _measure(yaml.parse(text, Loader=_Loader))
+        return yaml.load(text, Loader=_Loader)
     except _Mismatch as error:
         raise ValueError(f'{path}: {error}') from None
     except yaml.MarkedYAMLError as error:
@@ -221,6 +212,18 @@ def read_yaml(path: str | os.PathLike[str], limit: int = _YAML_BYTES) -> Any:
         raise ValueError(f'{path}: not YAML: {error.problem} in line {line}') from error
     except Exception as error:  # its constructors raise KeyError, AttributeError, ... on values that fit no tag
         raise ValueError(f'{path}: not YAML: {_short(error)}') from error
+
+
+class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is 20 times as fast
+    """PyYAML's, which would take the last of several values of one key."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f'{key.value[:40]!r} twice', key.start_mark)
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
 
 
 def _measure(events: Any) -> None:
@@ -255,13 +258,11 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 2 * _SHOWN else f'{text[:2 * _SHOWN]} ...'
 
 
-def _not_finite(word: str) -> float:
-    raise ValueError(f'{word} is no number that JSON knows')
-
-
 def _finite(word: str) -> float:
     number = float(word)
-    return number if math.isfinite(number) else _not_finite(word[:20])
+    if not math.isfinite(number):
+        raise ValueError(f'{word[:20]} is no number that JSON knows')
+    return number
 
 
 # ---- types
@@ -320,7 +321,7 @@ class _Checker:
         raise deepest if deepest.depth > depth else _wrong(value, ' or '.join(map(_named, kinds)), place, depth)
 
     def _container(self, value: Any, origin: type, inner: tuple[Any, ...], place: str, depth: int) -> None:
-        if issubclass(origin, collections.abc.Mapping):
+        if issubclass(origin, Mapping):
             if not isinstance(value, Mapping):
                 raise _wrong(value, _NAMES[dict], place, depth)
             key_kind, entry_kind = inner or (Any, Any)
@@ -393,7 +394,7 @@ def _named(kind: Any) -> str:
     if origin in (Union, types.UnionType):
         return ' or '.join(map(_named, inner))
     if isinstance(origin, type):
-        return _NAMES[dict if issubclass(origin, collections.abc.Mapping) else list]
+        return _NAMES[dict if issubclass(origin, Mapping) else list]
     if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
         return _NAMES[dict]
     return _NAMES.get(type(None) if kind is None else kind, getattr(kind, '__name__', str(kind)))

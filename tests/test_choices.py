@@ -13,7 +13,7 @@ from gradmix_timm.data.corruption import list_corruptions, official_name
 from gradmix_timm.data.image_lists import SUITES
 from gradmix_timm.mixers import _MIXERS
 from gradmix_timm.openset.presets import PRESETS
-from gradmix_timm.openset.scores import SCORES, list_scores
+from gradmix_timm.openset.scores import SCORES, list_scores, score_kind
 from gradmix_timm.options import OPTIONS
 
 
@@ -27,7 +27,9 @@ def own(registry, names):
 def test_registries_hold_these_names_in_this_order():
     mixers = [name for name in list_mixers() if not name.startswith(('doctest', 'test-'))]
     assert own(_MIXERS, mixers) == choices.MIXERS
-    assert own(SCORES, list_scores()) == choices.SCORES
+    scores = own(SCORES, list_scores())
+    assert scores == (*choices.EMBEDDING_SCORES, *choices.MODEL_SCORES)
+    assert tuple(name for name in scores if score_kind(name).requires_model) == choices.MODEL_SCORES
     assert tuple(METHODS)[:len(choices.ATTRIBUTIONS)] == choices.ATTRIBUTIONS
     assert tuple(PRESETS) == choices.PRESETS
     assert tuple(SUITES) == choices.SUITES

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -113,6 +114,11 @@ def test_a_test_is_slow_as_a_whole_or_by_its_parameters():
                 inner = [mark for mark in marks if 'parametrize' in mark and 'slow' in mark.lower()]
                 found += [f'{path.name}::{node.name}'] * ('pytest.mark.slow' in marks and bool(inner))
     assert not found
+
+
+def test_results_name_no_folder_of_one_machine():
+    for path in (ROOT.parent / 'benchmarks' / 'results').rglob('*.json'):
+        assert not re.search(r'"/\w+/', path.read_text()), path
 
 
 def test_no_room_is_called_utils():

@@ -128,7 +128,8 @@ def bomb(levels: int) -> str:
     ('a: [', 'not YAML'), ('a: *none', 'not YAML'), ('!!python/object/apply:os.system [ls]', 'not YAML'),
     ('a: !!bool foo', 'not YAML'), ('a: !!timestamp foo', 'not YAML'), ('a: !!int ""', 'not YAML'),
     ('a: 2001-99-99', 'not YAML'), ('a: ' + '9' * 10_000, 'not YAML'), ('? [a, b]\n: c', 'not YAML'),
-    ('a: \x07', 'not YAML'), ('a: "\udcff"', 'not UTF-8'), ('--- a\n--- b\n', 'not YAML')],
+    ('a: \x07', 'not YAML'), ('a: "\udcff"', 'not UTF-8'), ('--- a\n--- b\n', 'not YAML'),
+    ('lr: 0.1\nepochs: 3\nlr: 0.2\n', "not YAML: 'lr' twice in line 3"), ('a: {b: 1, "b": 2}', "'b' twice in line 1")],
     ids=lambda text: ascii(text[:20]))
 def test_yaml_that_is_none_names_the_file_soon(text, words, tmp_path):
     path = tmp_path / 'x.yaml'

@@ -41,13 +41,13 @@ BOMB = '\n'.join(['a0: &a0 [x, x, x, x, x, x, x, x, x, x]'] + [
 
 def read(reader, path: Path) -> str:
     """What is wrong with the file; '' where it was read."""
-    start = time.perf_counter()
+    start = time.process_time()
     message = ''
     try:
         reader(path)
     except ValueError as error:
         message = str(error)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert not message or str(path) in message, message[:300]
     assert len(message) < 800, message[:300]
     assert '\n' not in message

@@ -58,7 +58,7 @@ print(f'test accuracy {accuracy:.1%}')
 # %% [markdown]
 # ## What the model looks at
 #
-# `attribute` differentiates the log-odds of the label at a layer of the model. The map is coarse: one number a cell
+# `attribute` differentiates the log-odds of the label at a layer of the model. The map is coarse: one number per cell
 # of the layer's grid.
 
 # %%

@@ -80,7 +80,7 @@ def score_function(score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[
         values = score(logits, labels)
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f'a score is one number an image, (logits, labels) -> [{logits.shape[0]}], got {got}')
+            raise ValueError(f'a score is one number per image, (logits, labels) -> [{logits.shape[0]}], got {got}')
         return values
 
     return checked

@@ -117,7 +117,11 @@ def _load(path: str) -> dict[str, Any]:
     if not isinstance(values, Mapping):
         kind = 'nothing' if values is None else f'a {type(values).__name__}'
         raise ValueError(f'{path}: expected a mapping of flags to values (lr: 0.1), got {kind}')
-    return {str(key).replace('-', '_'): value for key, value in values.items()}
+    keys = [str(key).replace('-', '_') for key in values]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise ValueError(f'{path}: {twice} is there twice, with dashes and with underscores; leave one out')
+    return dict(zip(keys, values.values(), strict=True))
 
 
 def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:

@@ -13,14 +13,17 @@ __all__ = ['build_parser', 'main']
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = ConsoleParser(prog='gradmix-show', description='What a mixer does to images; or the deletion test.')
-    parser.add_argument('--checkpoint', metavar='FILE', help='of train.py, of timm, or a bare state dict with --model')
-    parser.add_argument('--model', metavar='NAME', help="timm's model name; over the checkpoint's")
+    parser = ConsoleParser(prog='gradmix-show',
+                           description='Draw what a mixer does to images, or run the deletion test.')
+    parser.add_argument('--checkpoint', metavar='FILE',
+                        help='checkpoint of train.py, of timm, or a bare state dict with --model')
+    parser.add_argument('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
     parser.add_argument('--pretrained', action='store_true', help="timm's weights (with --model)")
     parser.add_argument('--num-classes', type=int, metavar='N',
-                        help='width of the classifier (default: of the checkpoint or model)')
+                        help='width of the classifier (default: that of the checkpoint or model)')
     parser.add_argument('--images', metavar='DIR', required=True, help='a folder of images, or of class folders')
-    parser.add_argument('--img-size', type=int, metavar='N', help='pixels (default: of the checkpoint or model)')
+    parser.add_argument('--img-size', type=int, metavar='N',
+                        help='image side in pixels (default: that of the checkpoint or model)')
     parser.add_argument('--mixer', metavar='NAME', default=None,
                         help='a registered name or a+b (default: the one of the checkpoint, else gradmix)')
     parser.add_argument('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
@@ -30,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--out', metavar='FILE', default='mixes.png', help='the picture (default: mixes.png)')
     parser.add_argument('--num', type=int, default=6, metavar='N', help='images shown (default: 6)')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='which images and partners (default: 0)')
-    parser.add_argument('--device', default='cpu', metavar='NAME', help='(default: cpu)')
+    parser.add_argument('--device', default='cpu', metavar='NAME', help='cpu, cuda, cuda:1 (default: cpu)')
     parser.add_argument('--deletion', action='store_true',
                         help="instead of a picture: how far the label's log-odds fall when a box covers each place")
     parser.add_argument('--deletion-sides', type=float, nargs='+', default=[0.25, 0.4375, 0.625], metavar='S',

@@ -18,21 +18,23 @@ def build_parser() -> argparse.ArgumentParser:
                            'not done yet, then print its tables. Several machines may share the output folder.')
     add = parser.add_argument
     add('study', metavar='STUDY.yaml', help='axes, flags of train.py, evaluations; see docs/study.md')
-    add('--engine', choices=tuple(ENGINES), default='local', help='(default: local)')
+    add('--engine', choices=tuple(ENGINES), default='local',
+        help='where cells run: on this machine, or by submitit, as Slurm jobs (default: local)')
     add('--jobs', type=int, default=1, metavar='N', help='cells at a time (default: 1)')
     add('--threads', type=int, metavar='N', help='threads of each cell (default: the cores shared out among --jobs)')
     add('--keep-runs', action='store_true', help='keep run folders with their checkpoints (default: results alone)')
     add('--engine-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-        help="of submitit's executor: cluster=slurm timeout_min=240 slurm_partition=gpu ...")
+        help="options of submitit's executor: cluster=slurm timeout_min=240 slurm_partition=gpu ...")
     add('--list', action='store_true', help='list the cells and whether they are done; run nothing')
     add('--table', action='store_true', help='print the tables of the cells that are done; run nothing')
-    add('--scores', type=words, metavar='A,B,...', help='in the tables (default: all)')
-    add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...', help='(default: auroc,oscr)')
-    add('--level', type=float, default=0.95, metavar='P', help='of the simultaneous intervals (default: 0.95)')
+    add('--scores', type=words, metavar='A,B,...', help='scores in the tables (default: all)')
+    add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
+        help='metrics in the tables (default: auroc,oscr)')
+    add('--level', type=float, default=0.95, metavar='P', help='coverage of the simultaneous intervals (default: 0.95)')
     add('--write', metavar='FILE.md', help='write the tables there too')
     add('--plot', metavar='FILE', help='draw a metric of a score by level (.png, .svg)')
     add('--plot-metric', default='auroc', metavar='NAME', help='top1, or a metric of a score (default: auroc)')
-    add('--plot-score', default='mls', metavar='NAME', help='(default: mls)')
+    add('--plot-score', default='mls', metavar='NAME', help='score of --plot-metric (default: mls)')
     return parser
 
 

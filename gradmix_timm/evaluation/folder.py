@@ -1,10 +1,11 @@
-"""Write the folder of an evaluation: each file atomically, results.json last, then the figures and the page."""
+"""Write the folder of an evaluation: all files at once, results.json last, then the figures and the page."""
 from __future__ import annotations
 
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
+from gradmix_timm.openset.presets import PRESETS
 from gradmix_timm.openset.reports.report import FIGURES, draw_figures, mixes_folder, render_report
-from gradmix_timm.openset.results import MIXES, RESULTS, OpenSetResults, Results, read_arrays, read_results
+from gradmix_timm.openset.results import (
+    ARRAYS,
+    MISTAKES,
+    MIXES,
+    RESULTS,
+    OpenSetResults,
+    Results,
+    read_arrays,
+    read_results,
+)
 
 __all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
            'write_files']
 
 REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
+# Files that one command or another writes beside results.json.
+_OWN = (REPORT, PREDICTIONS, ARRAYS, MISTAKES, 'probes.npz', 'results.csv', 'results.md', 'results.tex',
+        *(f'{name}.csv' for name in PRESETS))
 R = TypeVar('R', bound=Results)
 
 
@@ -37,9 +51,11 @@ def check_output(folder: Path) -> None:
 
 def write_files(folder: Path, results: Results, texts: Mapping[str, str],
                 arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None) -> None:
-    """Write all files that a report is drawn from, each atomically, results.json last.
+    """Replace all files of an evaluation by those of a new one.
 
-    Names of files or classes that are not UTF-8 are written with escapes.
+    Every file is written before the first one is renamed, so a full disk leaves the older evaluation whole, and files
+    of the older one that the new one does not have (figures, the page, a preset's table) are removed: whatever is drawn
+    from the folder is of one evaluation. Names of files or classes that are not UTF-8 are written with escapes.
 
     Args:
         folder: Made if it is missing.
@@ -49,15 +65,18 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
         figures: File name below ``figures`` to PNG.
     """
     content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
-    encoded = {name: text.encode('utf-8', 'backslashreplace') for name, text in {**texts, RESULTS: content}.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, parts in arrays.items():
-        with atomic_path(folder / name) as temporary:
+    with ExitStack() as renames:  # in reverse order: results.json comes last
+        for name, text in {RESULTS: content, **texts}.items():
+            temporary = renames.enter_context(atomic_path(folder / name))
+            temporary.write_bytes(text.encode('utf-8', 'backslashreplace'))
+        for name, png in (figures or {}).items():
+            renames.enter_context(atomic_path(folder / FIGURES / name)).write_bytes(png)
+        for name, parts in arrays.items():
+            temporary = renames.enter_context(atomic_path(folder / name))
             np.savez_compressed(temporary, **parts)  # type: ignore[arg-type]  # names hold no keyword of it
-    for name, png in (figures or {}).items():
-        write_atomic(folder / FIGURES / name, png)
-    for name, text in encoded.items():
-        write_atomic(folder / name, text)
+        for path in (*(folder / FIGURES).glob('[!.]*.png'), *(folder / name for name in _OWN)):
+            path.unlink(missing_ok=True)
 
 
 def draw(folder: Path) -> None:
@@ -108,7 +127,8 @@ def _write_page(folder: Path, page: str) -> None:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no infinities; they become null."""
+    """Plain values for JSON: infinities become null, NumPy's numbers, arrays and tensors those of Python."""
+    value = value.tolist() if hasattr(value, 'tolist') else value
     if isinstance(value, Mapping):
         return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

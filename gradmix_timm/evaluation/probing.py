@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.choices import PROBES
 from gradmix_timm.data.subsets import stratified
-from gradmix_timm.openset.metrics.intervals import over_trials, top1
+from gradmix_timm.openset.metrics.intervals import draws_ci, top1
 from gradmix_timm.openset.metrics.summary import summarize
 from gradmix_timm.openset.probes import choose_l2, draw_shots, fit_linear, fit_neighbours, fit_prototypes
 from gradmix_timm.openset.results import ClosedSet, ProbeGroup, ProbeParameters, ProbeResults, ScoreFigures
@@ -208,18 +208,16 @@ def _neighbours(task: _Task, fitted: Arrays) -> ProbeGroup:
 
 def _few_shots(task: _Task, shots: int, fitted: Arrays) -> ProbeGroup:
     rows, labels = task.train
-    found = []
+    right = np.empty((task.options.draws, len(task.known.label)), dtype=bool)
     for draw in range(task.options.draws):
         chosen = torch.from_numpy(draw_shots(labels.numpy(), shots, task.settings.seed, draw))
         probe = fit_prototypes(rows[chosen], labels[chosen], task.num_classes)
         fitted |= {f'few-shot-{shots}/{draw}/{name}': value for name, value in probe.parameters().items()}
-        right = probe.logits(task.known.features).argmax(1) == task.known.label
-        found.append((float(right.double().mean()), right.numpy()))
-    values = [value for value, _ in found]
-    closed: ClosedSet = top1(found[0][1])
-    if len(values) > 1:
-        over = over_trials(values)
-        closed = {'top1': over.mean, 'top1_ci': [max(over.low, 0.), min(over.high, 1.)]}
+        right[draw] = (probe.logits(task.known.features).argmax(1) == task.known.label).numpy()
+    values = right.mean(1).tolist()
+    closed: ClosedSet = top1(right[0])
+    if len(right) > 1:
+        closed = {'top1': float(right.mean()), 'top1_ci': list(draws_ci(right))}
     return {'probe': 'few-shot', 'n_train': shots * task.num_classes, 'n_known': len(task.known.label),
             'n_unknown': 0 if task.unknown is None else len(task.unknown.label), 'closed_set': closed,
             'top1_sd': float(np.std(values, ddof=1)) if len(values) > 1 else None, 'scores': {},

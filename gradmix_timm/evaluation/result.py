@@ -4,7 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,8 +17,15 @@ from numpy.typing import NDArray
 
 from gradmix_timm.openset.reports import figures
 from gradmix_timm.openset.reports.latex import results_latex
+from gradmix_timm.openset.reports.page import render_evaluation
 from gradmix_timm.openset.reports.preset_table import preset_csv
-from gradmix_timm.openset.reports.report import closed_set_line, results_csv, results_markdown, score_table
+from gradmix_timm.openset.reports.report import (
+    closed_set_line,
+    draw_figures,
+    results_csv,
+    results_markdown,
+    score_table,
+)
 from gradmix_timm.openset.reports.tables import csv_text, without_guard
 from gradmix_timm.openset.results import (
     ARRAYS,
@@ -38,11 +45,20 @@ from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite,
 
 __all__ = ['Evaluation', 'Predictions']
 
-_TEXT = ('file', 'label', 'predicted')
+
+def _truth(text: str) -> bool:
+    if text.casefold() not in ('true', 'false'):  # spreadsheets write them in capitals
+        raise ValueError(f'got {text[:40]!r}, expected True or False')
+    return text.casefold() == 'true'
+
+
+# Of the cells in a column; others hold numbers.
+_READERS: dict[str, Callable[[str], Any]] = {
+    'file': without_guard, 'label': without_guard, 'predicted': without_guard, 'known': _truth}
 
 
 class Predictions(Sequence[dict[str, Any]]):
-    """One row an image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
+    """One row per image, known ones first: file, label, known, predicted, probability, and the knownness by each score.
 
     A sequence of dicts, kept by column; ``pandas.DataFrame(predictions.columns)`` takes it as it is.
 
@@ -91,20 +107,20 @@ class Predictions(Sequence[dict[str, Any]]):
         Raises:
             ValueError: Another kind of file.
         """
-        with open(path, encoding='utf-8', newline='') as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0][:5] != ['file', 'label', 'known', 'predicted', 'probability']:
-            raise ValueError(f'{path} does not begin with the columns file, label, known, predicted, probability')
-        columns: dict[str, list[Any]] = {name: list(values) for name, values in zip(
-            rows[0], zip(*rows[1:], strict=True) if rows[1:] else [()] * len(rows[0]), strict=True)}
         try:
-            for name, values in columns.items():
-                if name == 'known':
-                    columns[name] = [value == 'True' for value in values]
-                else:
-                    columns[name] = [without_guard(value) if name in _TEXT else float(value) for value in values]
-        except ValueError as error:
-            raise ValueError(f'{path}: {error} in column {name}') from error
+            with open(path, encoding='utf-8-sig', newline='') as file:  # spreadsheets begin with a byte order mark
+                heads, *rows = [*csv.reader(file)] or [[]]
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f'{path}: not a CSV file in UTF-8: {error}') from error
+        if heads[:5] != ['file', 'label', 'known', 'predicted', 'probability']:
+            raise ValueError(f'{path} does not begin with the columns file, label, known, predicted, probability')
+        readers, columns = [_READERS.get(name, float) for name in heads], {name: list[Any]() for name in heads}
+        for number, row in enumerate(rows, 2):
+            try:
+                for values, read, text in zip(columns.values(), readers, row, strict=True):
+                    values.append(read(text))
+            except ValueError as error:
+                raise ValueError(f'{path}: row {number}: {error}') from error
         return cls(columns)
 
 
@@ -115,7 +131,7 @@ class Evaluation:
     Attributes:
         results: Everything of results.json; docs/results-schema.md describes it.
         arrays: Of each image: knownness by score, predictions, labels; see docs/results-schema.md.
-        predictions: One row an image.
+        predictions: One row per image.
         mistakes: Thumbnails for the report.
     """
 
@@ -145,7 +161,7 @@ class Evaluation:
         return self.results['not_served']
 
     def table(self, width: int | None = 80) -> str:
-        """Accuracy and one row a score, in percent, readable in a terminal.
+        """Accuracy and one row per score, in percent, readable in a terminal.
 
         Args:
             width: Characters that the table keeps to, by folded heads; None: any, as Markdown.
@@ -198,6 +214,15 @@ class Evaluation:
     def plot_reliability(self, ax: Axes | None = None) -> Figure:
         """Accuracy against confidence of the closed-set predictions, in bins of equal width."""
         return figures.plot_reliability(self.results, self.arrays, ax)
+
+    def report(self) -> str:
+        """The page that :meth:`save` writes as report.html, without what is beside it: links to files, a run's mixes.
+
+        Returns:
+            HTML that needs no other file and no network.
+        """
+        return render_evaluation(finite(self.results), draw_figures(self.results, self.arrays), finite(self.mistakes),
+                                 {})
 
     def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.

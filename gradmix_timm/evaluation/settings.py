@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from gradmix_timm.openset.judge import check_names
@@ -115,15 +116,19 @@ class DataOptions:
 
 
 def check_counts(settings: Any) -> None:
-    """Reject counts below their minimum: 1, or 0 where 0 means none.
+    """Reject whole numbers that are of another type, or below their minimum: 1, or 0 where 0 means none.
 
     Args:
-        settings: A dataclass; only its whole numbers are looked at.
+        settings: A dataclass with postponed annotations, of which it looks at ``int`` and ``int | None``.
 
     Raises:
         ValueError: With the field's name.
     """
     for field in fields(settings):
         value, least = getattr(settings, field.name), 0 if field.name in _ZERO_IS_NONE else 1
-        if isinstance(value, int) and not isinstance(value, bool) and value < least:
+        if field.type not in ('int', 'int | None') or (value is None and field.type != 'int'):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f'{field.name}={value!r}: expected a whole number')
+        if value < least:
             raise ValueError(f'{field.name}={value}: expected {least} or more')

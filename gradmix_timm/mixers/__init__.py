@@ -201,7 +201,7 @@ def _takes(entry: Callable[..., Any], option: str) -> bool:
 
 
 for _mode, _line in {
-    'batch': 'timm: mixup / CutMix, one draw a batch',
+    'batch': 'timm: mixup / CutMix, one draw per batch',
     'pair': 'timm: one draw for each pair of images',
     'elem': 'timm: one draw for each image',
     'half': "timm's collate mode with the prefetcher (B images in, B / 2 out); in the step timm treats it as batch",

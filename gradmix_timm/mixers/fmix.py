@@ -64,7 +64,7 @@ class FMix(AlphaMixer):
 
     Harris et al., "FMix: Enhancing Mixed Sample Data Augmentation", arXiv:2002.12047, section 4.1, equations 4-6: the
     mask is 1 on the top lam share of the pixels of :func:`grey_noise`, lam ~ Beta(alpha, alpha), delta = 3. Made on the
-    device, one mask an image (their code: one a batch, on the host). Labels go by the mask's own share, less than a
+    device, one mask per image (their code: one a batch, on the host). Labels go by the mask's own share, less than a
     pixel from the drawn one.
 
     Args:

@@ -99,7 +99,7 @@ class GradMix(BatchMixer):
         recipe = options.get('recipe', 'default')
         self.config = replace(GradMixOptions(recipe=recipe), **{**RECIPES[recipe], **_plain_options(options)})
         if self.multi_label and self.config.score == 'loss':
-            raise ValueError("score='loss' is the cross-entropy of one label an image; for multi-hot targets take "
+            raise ValueError("score='loss' is the cross-entropy of one label per image; for multi-hot targets take "
                              "'evidence' or 'logit' (--gradmix-score)")
         control = self.config.attribution in CONTROLS
         if control:

@@ -70,7 +70,7 @@ class PixMix(BatchMixer):
         k: Most rounds.
         beta: Of the Beta distributions; larger mixes less.
         severity: Of the augmentations, in (0, 10].
-        mean: Of the normalisation, one number a channel.
+        mean: Of the normalisation, one number per channel.
         std: Of the normalisation.
         **common: See :class:`BatchMixer`.
     """

@@ -223,13 +223,18 @@ def _done(partial: Path, count: int) -> _Done:
 
 
 def _store(path: Path, values: NDArray[Any], start: int, count: int) -> None:
-    """Write rows into an array on disk of full size; flushed before the row count is updated."""
-    shape = (count, *values.shape[1:])
-    mode: Any = 'r+' if path.exists() else 'w+'
-    array: Any = np.lib.format.open_memmap(path, mode=mode, dtype=values.dtype if mode == 'w+' else None,
-                                           shape=shape if mode == 'w+' else None)
-    array[start:start + len(values)] = values
-    array.flush()
+    """Write rows into an array on disk of full size; on the disk before the row count is updated.
+
+    Not through a memory map, which reserves no space: on a full disk it kills the process (SIGBUS).
+    """
+    if not path.exists():
+        np.lib.format.open_memmap(path, mode='w+', dtype=values.dtype, shape=(count, *values.shape[1:]))
+    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    with open(path, 'rb+') as file:
+        file.seek(array.offset + start * array.strides[0])
+        file.write(np.ascontiguousarray(values).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -203,7 +203,7 @@ def fit_neighbours(features: Tensor, labels: Tensor, num_classes: int, k: int | 
 
 
 def fit_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> PrototypeProbe:
-    """Class means of unit features; with one image a class they are those images.
+    """Class means of unit features; with one image per class they are those images.
 
     Raises:
         ValueError: A class without an image.

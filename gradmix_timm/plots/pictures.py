@@ -51,7 +51,7 @@ class MixScene:
 def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: Sequence[str] = (),
                      labels: Tensor | None = None, mean: Sequence[float] | None = None,
                      std: Sequence[float] | None = None, rows: int = 6, ax: Axes | None = None) -> Figure:
-    """Images, and the same under their attribution maps; one image a row.
+    """Images, and the same under their attribution maps; one image per row.
 
     Args:
         attribution: Of :func:`gradmix_timm.attribute`, for these images.
@@ -99,7 +99,7 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
 
 def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[float] | None = None,
                std: Sequence[float] | None = None, rows: int = 6, ax: Axes | None = None) -> Figure:
-    """One image a row: original, maps, the fused map with the box, the partner, the mixed image.
+    """One image per row: original, maps, the fused map with the box, the partner, the mixed image.
 
     Args:
         scene: What to show.

@@ -247,9 +247,9 @@ def _shown(words: Sequence[str], place: Path) -> str:
 
 
 def _without_folders(text: str, place: Path) -> str:
-    """The text with the path of a cell's run folder shortened to a relative one."""
+    """The text without what this machine alone has: a cell's run folder by its name, data below the current folder."""
     work = place / _WORK
-    return text.replace(f'{work.resolve()}', _WORK).replace(f'{work}', _WORK)
+    return text.replace(f'{work.resolve()}', _WORK).replace(f'{work}', _WORK).replace(f'{Path.cwd()}/', '')
 
 
 def _commit() -> str | None:

@@ -123,6 +123,7 @@ def test_base_is_built_on_one_level_deep(tmp_path, capsys):
     ({'train_size_schedule': 'nope'}, 'expected one of constant, progressive'),
     ({'model_kwargs': 'img_size=3'}, 'expected a mapping'),
     ({'gradmix_fill': 'sand'}, 'expected one of donor'),
+    ({'batch_size': 8, 'batch-size': 16}, 'batch_size is there twice'),
 ])
 def test_a_wrong_value_in_yaml_is_named(values, words, tmp_path, capsys):
     line = refused(capsys, '-c', config(tmp_path, **values))

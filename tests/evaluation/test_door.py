@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -255,6 +256,7 @@ def test_a_checkpoint_on_folders_is_saved_and_loaded(places, tmp_path):
     assert loaded.scores == found.scores
     assert list(loaded.predictions) == list(found.predictions)
     assert loaded.table() == found.table()
+    assert loaded.report() == re.sub(r'Files: <a.*</a>\.(?=</p>)', '', report.read_text())
     assert '<table>' in found._repr_html_()
     assert 'mls' in repr(found)
     with pytest.raises(ValueError, match=r'no results\.json'):

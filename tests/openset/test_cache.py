@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -88,6 +90,24 @@ def test_a_killed_process_leaves_what_it_had(tmp_path):
     calls = []
     same(EmbeddingCache(tmp_path, block=4).fetch(PARTS, 11, counting(calls)), rows(0, 11))
     assert calls == [(8, 11)]
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    """A memory map of a file without space for its pages ends in SIGBUS."""
+    if os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=128k', 'none', tmp_path],
+                                      capture_output=True, check=False).returncode:
+        pytest.skip('no right to mount a small disk')
+    child = os.fork()
+    if not child:
+        try:
+            EmbeddingCache(tmp_path, block=4096).fetch(PARTS, 65536, rows)
+        except OSError as error:
+            os._exit(error.errno)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    subprocess.run(['umount', tmp_path], check=True)
+    assert (os.WIFSIGNALED(status), os.WEXITSTATUS(status)) == (False, errno.ENOSPC)
 
 
 def test_another_key_or_count_is_another_entry(tmp_path):

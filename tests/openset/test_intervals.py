@@ -15,6 +15,7 @@ from gradmix_timm.openset.metrics.bootstrap import FEW, rank_intervals
 from gradmix_timm.openset.metrics.intervals import (
     delong_ci,
     delong_of_counts,
+    draws_ci,
     holm,
     over_trials,
     paired_delong,
@@ -291,3 +292,20 @@ def test_shares_without_spread_leave_room_for_others():
     assert share_ci([.3]) == (0., 1.)
     low, high = share_ci([.02, .2, .1])
     assert 0 < low < .32 / 3 < high < .6  # Student's began at 0
+
+
+@pytest.mark.parametrize(('draws', 'images', 'of_images'), [(10, 40, 1.5), (10, 100, 4.), (3, 100, 1.)])
+def test_an_accuracy_over_draws_is_one_over_test_images_too(draws, images, of_images):
+    """Red before in few-shot probes: intervals of the draws alone held the truth in 45 to 80% of cases."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        odds = rng.normal(0, of_images, (1, images)) + rng.normal(0, .2, (draws, 1))  # symmetric: the truth is a half
+        low, high = draws_ci(rng.random((draws, images)) < 1 / (1 + np.exp(-odds)))
+        held += low <= .5 <= high
+    assert held / 200 >= .92
+
+
+def test_an_accuracy_over_draws_without_spread_leaves_room():
+    low, high = draws_ci(np.ones((5, 20), dtype=bool))
+    assert .8 < low < high == 1
+    assert draws_ci(np.ones((5, 1), dtype=bool)) == (0., 1.)

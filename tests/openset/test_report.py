@@ -351,7 +351,7 @@ def test_table_rows_begin_with_the_score_and_are_in_percent(evaluation):
 
 
 def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
-    """96 before; every column stays, in one table as long as names are those of scores without options."""
+    """Every column stays, in one table for names of scores without options; heads stand on the rule."""
     heads = ['score', 'AUROC', 'AUPR in', 'AUPR out', 'FPR95 (knowns kept)', 'FPR95 (unknowns caught)', 'OSCR']
     values = evaluation[0]['scores']['mls']
     results = {**evaluation[0], 'scores': dict.fromkeys(SCORES, values)}
@@ -361,6 +361,7 @@ def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
     table = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines if line.startswith('|')]
     rule = next(place for place, row in enumerate(table) if set(row[0]) == {'-'})
     assert [' '.join(filter(None, words)) for words in zip(*table[:rule], strict=True)] == heads
+    assert table[rule - 1] == ['score', 'AUROC', 'AUPR in', 'AUPR out', 'kept)', 'caught)', 'OSCR']
     assert [row[0] for row in table[rule + 1:]] == list(SCORES)
     assert table[-1][1:] == [f'{100 * values[key]:.2f}' for key in (
         'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'oscr')]

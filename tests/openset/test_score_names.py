@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import embedded
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,24 @@ def test_what_cannot_be_meant_names_the_nearest(text, words):
     for refuse in (parse_score, lambda name: fit_score(name, TRAIN), lambda name: check_names([name])):
         with pytest.raises(ValueError, match=words):
             refuse(text)
+
+
+@pytest.mark.parametrize('text', [
+    'msp:temperature=hot', 'msp:temperature=true', 'energy:temperature=0', 'gen:gamma=none', 'gen:top=3.5', 'knn:k=5.0',
+    'class-knn:k=none', 'mahalanobis:normalize=maybe', 'mahalanobis:shrinkage=big', 'vim:dim=true', 'vim:dim=1.5',
+    'openmax:tailsize=2.5', 'openmax:shift=x', 'react:percentile=ninety', 'react:percentile=true', 'relation:power=x',
+    'nnguide:share=half', 'gmm:covariance=1', 'nci:alpha=x', 'odin:epsilon=small', 'fdbd:normalizer=3'])
+def test_a_value_of_another_type_or_range_is_refused_with_the_name(text):
+    name, option = text.partition('=')[0].split(':')
+    for refuse in (parse_score, lambda name: fit_score(name, TRAIN, HEAD), lambda name: check_names([name])):
+        with pytest.raises(ValueError, match=rf'{name}.*{option}|{option}.*got'):
+            refuse(text)
+
+
+def test_numpy_numbers_are_numbers():
+    score = fit_score('knn', TRAIN, k=np.int64(7))
+    assert (score.name, restore_score(*score_state(score)).options) == ('knn:k=7', {'k': 7})
+    assert fit_score('energy', None, temperature=np.float32(2)).name == 'energy:temperature=2'
 
 
 def test_commas_part_names_and_options():

@@ -40,7 +40,7 @@ def main() -> None:
         'known_classes': ['0', '1'], 'unknown_classes': ['2'], 'n_known': 20, 'n_unknown': 10, 'per_class': {},
         'closed_set': closed_set, 'groups': groups,
         'manifest': {'mixer': mixer, 'mixer_options': {}, 'model': 'resnet10t', 'objective': 'ce',
-                     'run_folder': str(out.resolve().parent),
+                     'run_folder': str(out.resolve().parent), 'data': {'data_dir': str(Path('images').resolve())},
                      'list_sha256': {'known': 'a', 'unknown': 'b'}, 'pretraining': 'none'}}))
 
 

@@ -38,6 +38,7 @@ def test_a_study_runs_each_cell_once_and_keeps_one_small_file(make, stubbed):
         assert told['manifest']['study']['seconds']['train'] > 0
         assert 'per_class' not in told
         assert told['manifest']['run_folder'] == 'work'  # not where this machine keeps it
+        assert told['manifest']['data']['data_dir'] == 'images'
         assert told['manifest']['study']['commands'][0].endswith(
             f'--mixup-mode {cell.levels["mixer"]} --seed {cell.levels["seed"]} --output work --experiment run')
 

@@ -28,13 +28,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ConsoleParser(prog='gradmix-openset',
                            description='Evaluate how well a model separates known from unknown classes.')
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND', parser_class=ConsoleParser)
-    for add in (_add_osr, _add_report, _add_ood, _add_compare, _add_corrupt, _add_probe, _add_shortcut):
+    for add in (_add_osr, _add_ood, _add_corrupt, _add_probe, _add_shortcut, _add_compare, _add_report):
         add(commands)
     return parser
 
 
 def _add_report(commands: Any) -> None:
-    report = commands.add_parser('report', help='draw figures and page again from the files of an evaluation',
+    report = commands.add_parser('report', help='figures and pages again, from the files of evaluations',
                                  description='Draw figures and page again from results.json and arrays.npz.')
     report.add_argument('folders', nargs='+', metavar='DIR',
                         help='folders that `osr`, `ood`, `corrupt`, `probe` or `shortcut` wrote, run folders, or '
@@ -62,17 +62,17 @@ def _add_ood(commands: Any) -> None:
         help=f"a benchmark of OpenOOD by its own image lists, in place of --known and --unknown: {', '.join(SUITES)}; "
              'with --preset openood where no other is named')
     add('--ood-suite-root', metavar='DIR',
-        help='folder with its lists (benchmark_imglist) and images (images_classic, images_largescale)')
+        help='folder with the lists (benchmark_imglist) and images (images_classic, images_largescale) of --ood-suite')
     add('--full-spectrum', action='store_true',
         help='known images under other conditions (ImageNet-C, -R, -V2, ...) of the suite count as known')
     add('--overlap', choices=OVERLAPS, default='refuse',
-        help='what to do where an unknown set has classes of known names (default: refuse)')
+        help='what to do if an unknown set has a class with the name of a known one (default: refuse)')
     add('--near', type=words, default=[], metavar='A,B,...', help="sets that count as near (default: OpenOOD's table)")
     add('--far', type=words, default=[], metavar='A,B,...', help="sets that count as far (default: OpenOOD's table)")
-    add('--codec', metavar='CODEC', help='turn every image through jpeg:QUALITY or png first')
+    add('--codec', metavar='CODEC', help='encode and decode every image as jpeg:QUALITY or png first')
     add('--unknown-codec', metavar='CODEC', help='the same for unknown images alone')
-    add('--made-images', type=int, default=1000, metavar='N', help='images of noise:NAME (default: 1000)')
-    add('--download', action='store_true', help="fetch torchvision's sets where they are missing")
+    add('--made-images', type=int, default=1000, metavar='N', help='number of images of noise:NAME (default: 1000)')
+    add('--download', action='store_true', help="download torchvision's data sets that are missing")
     add('--reference-top1', type=float, metavar='PERCENT',
         help='closed-set accuracy that the model should have (default: what the checkpoint had on held-out images)')
     add('--no-accuracy-gate', action='store_true', help='continue if the accuracy is below the reference')
@@ -88,19 +88,21 @@ def _add_compare(commands: Any) -> None:
                               'of one run each, as in benchmarks/results')
     add = compare.add_argument
     add('--paired', action='store_true', help='differences between runs of the same trial and seed')
-    add('--base', metavar='GROUP', help='that differences are taken to (default: none where there is such a group, '
-                                        'else the last)')
+    add('--base', metavar='GROUP', help='group that the others are compared with (default: none if there is such a '
+                                        'group, else the last)')
     add('--by', type=words, default=['mixer'], metavar='A,B,...',
         help='what makes a group: mixer, model, objective, folder, or options of the mixer (default: mixer)')
-    add('--common', action='store_true', help='leave out runs without a partner in place of refusing them')
-    add('--scores', type=score_names, metavar='A,B,...', help='(default: all that every run has)')
+    add('--common', action='store_true',
+        help='with --paired: leave out runs without a partner instead of refusing them')
+    add('--scores', type=score_names, metavar='A,B,...', help='scores to compare (default: all that every run has)')
     add('--metrics', type=words, default=['auroc', 'oscr'], metavar='A,B,...',
-        help='that are printed and get verdicts, corrected for their number; the files hold all (default: auroc,oscr)')
+        help='metrics that are printed and get verdicts, corrected for their number; the files hold all (default: '
+             'auroc,oscr)')
     add('--part', metavar='NAME',
         help='compare on a part of the unknown images: easy, hard+medium, a data set of `ood` (default: all of them)')
     add('--level', type=float, default=0.95, metavar='P', help='coverage of the intervals (default: 0.95)')
     add_wide(add)
-    add('--output', default='output/compare', metavar='DIR', help='(default: output/compare)')
+    add('--output', default='output/compare', metavar='DIR', help='folder to write to (default: output/compare)')
 
 
 def _add_corrupt(commands: Any) -> None:
@@ -112,8 +114,10 @@ def _add_corrupt(commands: Any) -> None:
     add('--official', metavar='DIR', help='files of CIFAR-10-C, CIFAR-100-C, Tiny-ImageNet-C or ImageNet-C in place of '
                                           'generated images; the clean test set is needed as well')
     add('--corruptions', type=words, metavar='A,B,...', help=f'names, or {", ".join(FAMILIES)} (default: the 15)')
-    add('--severities', type=_severities, default=SEVERITIES, metavar='1,3,5', help='(default: 1,2,3,4,5)')
-    add('--scale', choices=tuple(SCALES), help='whose constants generated images have (default: by their side)')
+    add('--severities', type=_severities, default=SEVERITIES, metavar='1,3,5',
+        help='strengths of the corruptions (default: 1,2,3,4,5)')
+    add('--scale', choices=tuple(SCALES),
+        help='benchmark whose constants generated images have (default: by their side)')
     add('--corrupt-at', choices=('stored', 'input'),
         help=f"corrupt images as stored, or cut to the model's input (default: stored up to {SMALL} pixels)")
     add('--baseline', metavar='FILE', help='results.json of another model on the same images, or alexnet (for '
@@ -122,7 +126,7 @@ def _add_corrupt(commands: Any) -> None:
     add = corrupt.add_argument_group('Evaluation').add_argument
     add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
         metavar='NAME[:OPTION=VALUE,...]',
-        help='that need no training images (default: msp,mls)')
+        help='scores that need no training images (default: msp,mls)')
     _add_resampling(add, 'corrupt', 'generated images and resamples')
 
 
@@ -132,12 +136,14 @@ def _add_probe(commands: Any) -> None:
         description='Fit probes on frozen features of training images; evaluate them once on the test images.')
     add_model_flags(probe)
     add = probe.add_argument_group('Probes').add_argument
-    add('--probes', type=words, default=list(PROBES), metavar='A,B,...', help='(default: linear,knn,few-shot)')
-    add('--shots', type=words, default=['1', '5', '10'], metavar='1,5,10', help='(default: 1,5,10)')
+    add('--probes', type=words, default=list(PROBES), metavar='A,B,...',
+        help='kinds of probes (default: linear,knn,few-shot)')
+    add('--shots', type=words, default=['1', '5', '10'], metavar='1,5,10',
+        help='training images per class of few-shot (default: 1,5,10)')
     add('--draws', type=int, default=10, metavar='N', help='few-shot draws of each size (default: 10)')
-    add('--knn-k', type=int, metavar='N', help='neighbours (default: 20; 200 for half a million images)')
+    add('--knn-k', type=int, metavar='N', help='neighbours of knn (default: 20; 200 from half a million images on)')
     add('--held-out', type=float, default=0.2, metavar='SHARE',
-        help='of the training images, to choose the penalty on, where the checkpoint held none out (default: 0.2)')
+        help='share of the training images to choose the penalty on, if the checkpoint held none out (default: 0.2)')
     _add_resampling(add, 'probe', 'held-out images, draws and resamples', 1000)
 
 
@@ -154,20 +160,20 @@ def _add_shortcut(commands: Any) -> None:
     add('--layers', nargs='+', metavar='LAYER', help='where the map is made: module names or numbers, as of '
                                                      "--gradmix-layers (default: by the map's size)")
     add('--images', type=int, default=SHORTCUT_IMAGES, metavar='N',
-        help=f'known images at most that maps are made of (default: {SHORTCUT_IMAGES})')
+        help=f'known images that maps are made of, at most (default: {SHORTCUT_IMAGES})')
     add = shortcut.add_argument_group('Evaluation').add_argument
     add('--scores', type=score_names, nargs='+', action=Names, default=['msp', 'mls'],
-        metavar='NAME[:OPTION=VALUE,...]', help='(default: msp,mls)')
+        metavar='NAME[:OPTION=VALUE,...]', help='scores (default: msp,mls)')
     _add_resampling(add, 'shortcut', 'resamples and random places')
 
 
 def _add_resampling(add: Any, command: str, drawn: str, draws: int = 0) -> None:
     """Intervals, the seed of what is drawn, and the folder of an evaluation beside its checkpoint."""
-    intervals = 'the intervals' if draws else "intervals but AUROC's"
+    intervals = 'the intervals' if draws else 'the intervals of metrics other than AUROC'
     add('--bootstrap', type=int, default=draws, metavar='N',
         help=f'resamples for {intervals} (default: {draws}{"" if draws else ", none"})')
-    add('--seed', type=int, default=0, metavar='N', help=f'of {drawn} (default: 0)')
-    add('--output', metavar='DIR', help=f'(default: the folder {command} beside the checkpoint)')
+    add('--seed', type=int, default=0, metavar='N', help=f'seed of {drawn} (default: 0)')
+    add('--output', metavar='DIR', help=f'folder to write to (default: {command}, beside the checkpoint)')
     add_wide(add)
 
 

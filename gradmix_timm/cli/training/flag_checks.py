@@ -213,7 +213,7 @@ def _check_patches(args: argparse.Namespace) -> None:
 def _check_task(args: argparse.Namespace) -> None:
     if args.task == 'multilabel':
         if args.kd_model_name is not None:
-            raise ValueError('--kd-model-name distils a classifier with one label an image; leave out --task '
+            raise ValueError('--kd-model-name distils a classifier with one label per image; leave out --task '
                              'multilabel')
         if not 0 < args.multilabel_threshold < 1:
             raise ValueError(f'--multilabel-threshold is in (0, 1), got {args.multilabel_threshold}')

@@ -25,12 +25,12 @@ MIXING = (
          text='one more output of the head, for what a mixer gives to no class (openmix, or label open of gradmix, its '
               'controls and cutmix) in place of a uniform target; hidden from the known classes'),
     flag('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
-         text='options of any mixer; with two joined by + each key names its mixer: gradmix.alpha=0.5'),
+         text='options of any mixer; for two joined by +, each key names its mixer: gradmix.alpha=0.5'),
 )
 
 AUGMENTATION = (
     flag('--aug-backend', type=str, default='timm', choices=('timm', 'albumentations'),
-         text='who transforms the training images'),
+         text='library that transforms the training images'),
     flag('--aug-config', type=str, metavar='FILE',
          text='albumentations pipelines, YAML or JSON as albumentations.save writes them, under train: and eval:; '
               'ready ones by name: aug/light, aug/cifar, aug/imagenet'),
@@ -50,8 +50,8 @@ OPEN_SET = (
          text='class split: digits, mnist, svhn, cifar10, cifar+10, cifar+50, tinyimagenet, cub, aircraft, cars, '
               'imagenet or a YAML file'),
     flag('--osr-trial', type=int, default=0, metavar='N', text='trial of the protocol (default: 0)'),
-    flag('--osr-family', type=str, metavar='NAME', text="whose trials: arpl2020, neal2018_cac, ... (default: the "
-                                                        "protocol's own)"),
+    flag('--osr-family', type=str, metavar='NAME', text="publication whose class lists are used: arpl2020, "
+                                                        "neal2018_cac, ... (default: the protocol's own)"),
     flag('--osr-val-fraction', type=float, default=VAL_FRACTION, metavar='P',
          text='share of the known train images, by class, that is the validation set in place of --val-split'),
     flag('--osr-test-split', type=str, metavar='NAME',
@@ -64,7 +64,8 @@ OBJECTIVE = (
               'negative cosine over the epochs (negcos alone: these, in shorter runs one rising half-cycle)'),
     flag('--objective', type=str, default='ce', choices=('ce', 'supcon+ssl', 'simclr', 'moco'),
          text='train the classifier, or features of two views of every image'),
-    flag('--objective-temperature', type=float, metavar='T', text='of the contrastive losses (default: 0.05)'),
+    flag('--objective-temperature', type=float, metavar='T',
+         text='temperature of the contrastive losses (default: 0.05)'),
     flag('--objective-gamma', type=float, metavar='W',
          text='supcon+ssl: weight of the supervised term, 0: none (default: 1)'),
     flag('--objective-ssl-weight', type=float, metavar='W',

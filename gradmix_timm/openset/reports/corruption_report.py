@@ -32,7 +32,7 @@ def corruption_line(results: CorruptionResults) -> str:
 
 
 def corruption_table(results: CorruptionResults, width: int | None = None) -> str:
-    """One row a corruption: its error at each severity, their mean, and what else there is; percent, aligned.
+    """One row per corruption: its error at each severity, their mean, and what else there is; percent, aligned.
 
     Args:
         results: Of results.json.
@@ -43,7 +43,7 @@ def corruption_table(results: CorruptionResults, width: int | None = None) -> st
 
 
 def corruption_csv(results: CorruptionResults) -> str:
-    """One row a corruption and severity; fractions."""
+    """One row per corruption and severity; fractions."""
     rows = []
     clean: CorruptionGroup = {
         'corruption': 'clean', 'severity': 0, 'family': '', 'n_known': results['n_known'],

@@ -55,7 +55,7 @@ def figure_name(title: str) -> str:
 
 
 def plot_roc(results: Results, arrays: Arrays, scores: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
-    """Known images accepted over unknown images accepted, one curve a score; the diagonal is chance.
+    """Known images accepted over unknown images accepted, one curve per score; the diagonal is chance.
 
     With many scores the best by AUROC have colours, the others are grey.
 
@@ -82,7 +82,7 @@ def plot_roc(results: Results, arrays: Arrays, scores: Sequence[str] | None = No
 
 
 def plot_oscr(results: Results, arrays: Arrays, scores: Sequence[str] | None = None, ax: Axes | None = None) -> Figure:
-    """Known images accepted with their own class over unknown images accepted (log scale), one curve a score.
+    """Known images accepted with their own class over unknown images accepted (log scale), one curve per score.
 
     Args:
         results: Of results.json.
@@ -221,7 +221,7 @@ def plot_reliability(results: Results, arrays: Arrays, ax: Axes | None = None) -
 
 def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]], what: str,
                      ax: Axes | None = None) -> Figure:
-    """Differences with their intervals, a row a score, a mark a group; the line is no difference.
+    """Differences with their intervals, one row per score, a mark a group; the line is no difference.
 
     Args:
         gaps: Group to score to (value, low, high), fractions.
@@ -273,7 +273,7 @@ def plot_features(arrays: Arrays) -> Figure:
 
 def plot_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]], x: str, y: str,
                 lines: Mapping[str, float] | None = None) -> Figure:
-    """Rates over a few whole numbers, a panel a group, a line an entry, all on one scale; bands are intervals.
+    """Rates over a few whole numbers, a panel a group, one line per entry, all on one scale; bands are intervals.
 
     Args:
         panels: Title to name to points (x, value, low, high); values are fractions.

@@ -11,7 +11,7 @@ __all__ = ['preset_csv', 'preset_table']
 
 
 def preset_table(results: OpenSetResults, width: int | None = 80) -> str:
-    """One row a score and data set, with the means of near and far sets; '' without a preset.
+    """One row per score and data set, with the means of near and far sets; '' without a preset.
 
     Args:
         results: Of results.json.

@@ -29,7 +29,7 @@ def probe_line(results: ProbeResults) -> str:
 
 
 def probe_table(results: ProbeResults, width: int | None = None) -> str:
-    """One row a probe, in percent, aligned.
+    """One row per probe, in percent, aligned.
 
     Args:
         results: Of results.json.
@@ -40,7 +40,7 @@ def probe_table(results: ProbeResults, width: int | None = None) -> str:
 
 
 def probe_csv(results: ProbeResults) -> str:
-    """One row a probe; fractions."""
+    """One row per probe; fractions."""
     rows = []
     for name, group in results['groups'].items():
         closed = group['closed_set']

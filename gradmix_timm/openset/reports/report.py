@@ -78,7 +78,7 @@ def operating_line(results: JudgedFigures) -> str:
 
 
 def score_table(results: Scored, intervals: bool = False, width: int | None = None) -> str:
-    """One row a score, in percent; Markdown, and readable in a terminal.
+    """One row per score, in percent; Markdown, and readable in a terminal.
 
     Args:
         results: Of results.json, or one of its groups.
@@ -112,7 +112,7 @@ def means_table(results: OpenSetResults, metric: RankMetric = 'auroc', width: in
 
 
 def results_csv(results: OpenSetResults) -> str:
-    """One row a group and score; fractions, with the ends of the intervals; 'all' first, means over sets last."""
+    """One row per group and score; fractions, with the ends of the intervals; 'all' first, means over sets last."""
     parts: dict[str, Mapping[str, Mapping[str, object]]] = {'all': results['scores']}
     parts |= {name: group['scores'] for name, group in results['groups'].items()}
     parts |= {f'mean {kind}': mean['scores'] for kind, mean in (results.get('means') or {}).items()}
@@ -179,7 +179,8 @@ def check_files(folder: Path) -> None:
         bins = [list(arrays[name].shape) for name in _DRAWN if name.startswith('bin_')]
         if len(bins[0]) != 1 or any(shape != bins[0] for shape in bins):
             raise ValueError(f'{folder / ARRAYS}: bin_confidence, bin_accuracy and bin_share: got arrays of shapes '
-                             f'{", ".join(map(str, bins))}, expected one entry a bin in each; run `openset osr` again')
+                             f'{", ".join(map(str, bins))}, expected one entry per bin in each; run `openset osr` '
+                             'again')
         shape, known, unknown = arrays['confusion'].shape, results['known_classes'], results['unknown_classes']
         if shape != (len(known) + 1, len(known) + len(unknown)):
             raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '

@@ -29,7 +29,7 @@ def shortcut_line(results: ShortcutResults) -> str:
 
 
 def shortcut_table(results: ShortcutResults, width: int | None = None) -> str:
-    """One row a view, in percent, aligned.
+    """One row per view, in percent, aligned.
 
     Args:
         results: Of results.json.
@@ -40,7 +40,7 @@ def shortcut_table(results: ShortcutResults, width: int | None = None) -> str:
 
 
 def shortcut_csv(results: ShortcutResults) -> str:
-    """One row a view; fractions."""
+    """One row per view; fractions."""
     rows = []
     for view, group in results['groups'].items():
         closed = group['closed_set']

@@ -5,7 +5,6 @@ import csv
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from gradmix_timm.openset.results import (
@@ -25,7 +24,7 @@ __all__ = [
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], fold: bool = False) -> str:
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
     """Markdown that is readable in a terminal too: the first column is text, the others are figures.
 
     Names come from files and folders, so characters that would end a cell or control a terminal are escaped.
@@ -33,29 +32,39 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], fold: bool =
     Args:
         heads: Of the columns.
         rows: Cells.
-        fold: Break heads at spaces over several lines, as narrow as their column's cells (no longer Markdown).
+        width: In characters. A wider table has its longest heads broken at spaces over several lines, as far as that
+            goes (no longer Markdown). None: any.
 
     Example:
         >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
         | score |  AUROC |
         |-------|-------:|
         | mls   |   90.1 |
+        >>> print(text_table(['score', 'unknowns caught'], [['mls', '90.1']], width=20))
+        |       | unknowns |
+        | score |   caught |
+        |-------|---------:|
+        | mls   |     90.1 |
     """
     heads, rows = [_in_a_cell(head) for head in heads], [[_in_a_cell(cell) for cell in row] for row in rows]
     # Figures are at most six wide (100.00); so are their columns, that those of several tables are alike.
     cells = [max([0 if column == 0 else 6, *(len(row[column]) for row in rows)]) for column in range(len(heads))]
-    above = [[head] for head in heads]
-    if fold:
-        above = [textwrap.wrap(head, max(1, width, *map(len, head.split(' '))), break_on_hyphens=False) or ['']
-                 for head, width in zip(heads, cells, strict=True)]
-    widths = [max(width, *map(len, words)) for width, words in zip(cells, above, strict=True)]
+    widths = [max(cell, len(head)) for cell, head in zip(cells, heads, strict=True)]
+    narrow = [max(cell, *map(len, head.split(' '))) for cell, head in zip(cells, heads, strict=True)]
+    for column in sorted(range(len(heads)), key=lambda column: narrow[column] - widths[column]):
+        if width is not None and (over := sum(widths) + 3 * len(widths) + 1 - width) > 0:
+            widths[column] = max(narrow[column], widths[column] - over)
+    above = [textwrap.wrap(head, max(1, wide), break_on_hyphens=False) or [''] for head, wide in zip(
+        heads, widths, strict=True)]
+    lines = max(map(len, above))
 
     def line(cells: Sequence[str]) -> str:
         return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
             cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
 
+    head = [line(cells) for cells in zip(*([''] * (lines - len(words)) + words for words in above), strict=True)]
     rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
-    return '\n'.join([*map(line, zip_longest(*above, fillvalue='')), rule, *map(line, rows)])
+    return '\n'.join([*head, rule, *map(line, rows)])
 
 
 def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequence[str]], together: int = 1) -> str:
@@ -83,7 +92,7 @@ def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequen
     for start in range(1, len(heads), together):
         columns = [*range(start, min(start + together, len(heads)))]
         wider = [*tables[-1], *columns] if tables else []
-        if tables and _width(_columns(heads, rows, wider, width)) <= width:
+        if tables and len(_columns(heads, rows, wider, width).partition('\n')[0]) <= width:
             tables[-1] = wider
         else:
             tables.append([0, *columns])
@@ -91,13 +100,7 @@ def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequen
 
 
 def _columns(heads: Sequence[str], rows: Sequence[Sequence[str]], places: Sequence[int], width: int) -> str:
-    chosen, cells = [heads[place] for place in places], [[row[place] for place in places] for row in rows]
-    table = text_table(chosen, cells)
-    return table if _width(table) <= width else text_table(chosen, cells, fold=True)
-
-
-def _width(table: str) -> int:
-    return len(table.partition('\n')[0])
+    return text_table([heads[place] for place in places], [[row[place] for place in places] for row in rows], width)
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], fields: Sequence[str] | None = None) -> str:

@@ -185,7 +185,7 @@ class ProbeGroup(TypedDict):
         n_train: Training images.
         n_known: Known test images.
         n_unknown: Unknown images.
-        closed_set: Accuracy; of few-shot probes the mean over draws.
+        closed_set: Accuracy; of few-shot probes the mean over draws, its interval over draws and test images.
         top1_sd: Standard deviation over draws, or null.
         held_out_top1: Accuracy on held-out training images.
         scores: By name; empty without unknown classes and for few-shot probes.

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,7 +55,8 @@ def fit_score(name: str, train: Embeddings | None, head: Head | nn.Linear | None
         tensor([2., 1.], dtype=torch.float64)
     """
     name, written = parse_score(name)
-    options = written | options
+    options = written | {key: value.item() if isinstance(value, np.generic) else value
+                         for key, value in options.items()}
     check_options(name, options)
     kind = score_kind(name)
     score = kind(**options)

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from gradmix_timm.registry import nearest
+from gradmix_timm.schema import check
 
 from .base import SCORES, Score
 from .pytorch_ood import PREFIX, library_score, library_twin
@@ -72,12 +73,19 @@ def defaults_of(kind: type[Score]) -> dict[str, Any]:
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse an option that the score does not have, with the nearest."""
-    known = defaults_of(_kind(name))
-    for key in options:
+    """Refuse what the score cannot be made with, before any image is read for it.
+
+    Raises:
+        ValueError: An option that the score does not have (with the nearest), or a value of another type or range.
+    """
+    kind = _kind(name)
+    known, types = defaults_of(kind), get_type_hints(kind.__init__)
+    for key, value in options.items():
         if key not in known:
             hint = nearest(key, known) if known else 'it takes none'
             raise ValueError(f'score {name!r} has no option {key!r}: {hint}')
+        check(value, types.get(key, Any), f'score {name!r}: {key}')
+    kind(**options)
 
 
 def _cut(text: str) -> tuple[str, str, str]:
