@@ -1,8 +1,10 @@
 """Documents: the tutorials run, their pages show their code, links lead somewhere, and the site builds."""
 from __future__ import annotations
 
+import importlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,29 @@ def test_links_lead_to_files(path):
         assert (path.parent / target).exists(), target
 
 
+def commands_of(text: str) -> list[str]:
+    """Command lines of this package in the code blocks of a page, without comments and placeholders."""
+    lines = [line.strip() for block in re.findall(r'```\w*\n(.*?)```', text.replace('\\\n', ' '), flags=re.DOTALL)
+             for line in block.splitlines()]
+    lines = [re.sub(r'^(PYTHONPATH=\S+|srun|--no-python) ', '', line) for line in lines]
+    return [re.sub(r'(\s+#.*|\s\.\.\.|\s&)$', '', line) for line in lines if line.startswith('gradmix-')]
+
+
+@pytest.mark.parametrize('path', sorted([ROOT / 'README.md', *DOCS.rglob('*.md')]),
+                         ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_are_parsed(path):
+    """Every command line of a page has flags and values that its command takes."""
+    others = {'train': 'training.args', 'openset': 'openset.parser'}
+    for line in commands_of(path.read_text()):
+        name, *words = shlex.split(line)
+        try:
+            command = name.removeprefix('gradmix-')
+            parser = importlib.import_module(f'gradmix_timm.cli.{others.get(command, command)}').build_parser()
+            parser.parse_args(words)
+        except SystemExit:
+            pytest.fail(line)
+
+
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
     """The folder of the built site."""
@@ -65,7 +90,7 @@ def test_the_site_builds_without_warnings(site):
 @needs_axe
 @pytest.mark.slow
 @pytest.mark.parametrize('dark', [False, True], ids=['light', 'dark'])
-@pytest.mark.parametrize('page', ['.', 'tutorials/extend', 'slurm', 'howto/onnx'])
+@pytest.mark.parametrize('page', ['.', 'tutorials/compare_mixers', 'slurm', 'howto/onnx', 'reference/scores'])
 def test_everybody_can_read_the_site(site, page, dark, tmp_path):
     found, log = opened((site / page / 'index.html').read_text(), site / page, 375, dark, axe_probe())
     assert found['rules'] > 10, log

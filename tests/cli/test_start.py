@@ -1,6 +1,7 @@
 """Help, version and errors of flags come before anything heavy is imported."""
 from __future__ import annotations
 
+import ast
 import configparser
 import os
 import resource
@@ -115,16 +116,24 @@ def test_flags_take_half_a_second_of_cpu(command, argv, expected):
 
 @pytest.mark.slow
 def test_a_first_step_waits_for_no_package_that_training_does_not_use(tmp_path):
-    """With held images; what the report and the scores need is imported after the last step."""
+    """Beside what torch, torchvision and timm import: modules of these, NumPy, Pillow, tqdm and its own.
+
+    What the report and the scores need is imported after the last step.
+    """
     script = f"""
 import sys
+import torch, torchvision, timm
+before = set(sys.modules)
 from gradmix_timm.cli import train
 from gradmix_timm.cli.training import run
 def first(*_):
     print(sorted({{'matplotlib', 'scipy', 'sklearn', 'albumentations', 'cv2', 'pandas'}} & set(sys.modules)))
+    print(sorted({{name.partition('.')[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)))
     raise KeyboardInterrupt
 run.train_one_epoch = first
 sys.exit(train.console({['-c', 'quickstart', '--cache-images', '--workers', '0', '--output', str(tmp_path)]!r}))
 """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.splitlines() == ['[]'], done.stderr[-2000:]
+    heavy, beside = done.stdout.splitlines()
+    assert heavy == '[]', done.stderr[-2000:]
+    assert set(ast.literal_eval(beside)) <= {'PIL', 'gradmix_timm', 'numpy', 'timm', 'torch', 'torchvision', 'tqdm'}
