@@ -136,6 +136,15 @@ def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -
             handle.remove()
 
 
+def _own_copy(model: nn.Module, images: Tensor) -> Tensor:
+    """The images for a pass of their own: a copy, as some models write on their input, in a dtype that the model takes.
+
+    A training step's forward may run under autocast or on images cast later; this pass meets the images as they come.
+    """
+    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    return images.clone() if images.dtype in dtypes or not dtypes else images.to(dtypes[0])
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """An inference tensor cannot be saved for backward: copy it."""
     return tensor.clone() if tensor.is_inference() else tensor
@@ -150,7 +159,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
 
     Args:
         model: Classifier; wrappers are taken off, state is borrowed (see :func:`borrow`).
-        images: [B, C, H, W] on the model's device.
+        images: [B, C, H, W] on the model's device; another dtype than any parameter's is cast to the model's.
         labels: For ``score``, int64 [B] or float [B, K].
         targets: Layers from :func:`gradmix_timm.attribution.resolve_layers`.
         score: ``(logits float32 [B, K], labels) -> [B]``.
@@ -161,7 +170,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
     device_type = images.device.type
     with (borrow(model) as inner, frozen(inner), _plain_modes(device_type),
           watch(inner, targets, cut=True) as kept):
-        logits = logits_of(inner(images.clone()))  # a copy: some models write on their input
+        logits = logits_of(inner(_own_copy(inner, images)))
         with torch.autocast(device_type, enabled=False):
             logits = logits.float()
             return kept.captured(logits, score(logits, _plain(labels)), image_size(images))
@@ -170,7 +179,7 @@ def capture(model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[
 def activations(model: nn.Module, images: Tensor, targets: Sequence[TargetLayer]) -> list[Tensor]:
     """Outputs of the target layers on their grids, [B, C, h, w], from one borrowed forward without a gradient."""
     with borrow(model) as inner, _plain_modes(images.device.type), watch(inner, targets) as kept:
-        inner(images.clone())
+        inner(_own_copy(inner, images))
         return [fold(output.detach(), target, image_size(images))
                 for target, output in zip(kept.targets, kept.outputs, strict=True) if output is not None]
 
@@ -184,7 +193,7 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: Scor
     device_type = images.device.type
     with borrow(model) as inner, frozen(inner), _plain_modes(device_type), torch.enable_grad():
         leaf = _plain(images).detach().requires_grad_()
-        logits = logits_of(inner(leaf.clone()))  # a copy: a model that writes on its input cannot have a leaf
+        logits = logits_of(inner(_own_copy(inner, leaf)))  # a model that writes on its input cannot have a leaf
         _check_path(inner, logits)
         with torch.autocast(device_type, enabled=False):
             scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0

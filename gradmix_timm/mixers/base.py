@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
+from gradmix_timm.attribution import score_function
 from gradmix_timm.ops import as_targets, like, mix_targets, soft_targets
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
@@ -115,7 +116,10 @@ class BatchMixer:
             raise ValueError('unknown_output with multi_label_mix: sigmoids say no class by themselves; leave one of '
                              'them out')
         if int(num_classes) != num_classes or num_classes < 1:
-            raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes}')
+            raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes!r}')
+        for field, value in (('seed', seed), ('rank', rank)):
+            if int(value) != value:
+                raise ValueError(f'{field} is a whole number, got {value!r}')
         self.num_classes = int(num_classes)
         self.label_smoothing = float(label_smoothing)
         self.prob = float(prob)
@@ -226,7 +230,7 @@ class BatchMixer:
         if self.rows_per_image == 1:
             return mixed, rows
         clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
-        return torch.cat([images, mixed]), torch.cat([clean, rows])
+        return torch.cat([images.detach(), mixed]), torch.cat([clean, rows])
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
@@ -282,6 +286,19 @@ class BatchMixer:
 
     def _needs_partner(self) -> bool:
         return True
+
+    def _score(self, score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        """The differentiated score, for models that have an output for each of the classes."""
+        function, known = score_function(score), self.num_classes - self.unknown_output
+
+        def checked(logits: Tensor, targets: Tensor) -> Tensor:
+            width = logits.shape[1]
+            if width > 1 and (width < known or (targets.dim() == 2 and width != targets.shape[1])):
+                raise ValueError(f'mixer {self.name!r} has num_classes={self.num_classes}, but the model gives {width} '
+                                 'logits: set num_classes to the width of the classifier')
+            return function(logits, targets)
+
+        return checked
 
     # ---- internal
 

@@ -145,7 +145,8 @@ class GradMix(BatchMixer):
         if size != image_size(images):
             images = F.interpolate(images.float(), size=size, mode='bilinear', antialias=True).to(images.dtype)
         score = 'logit' if self.multi_label and self.config.score == 'evidence' else self.config.score
-        return capture_for(model, images, targets.to(images.device), self.config.layers, self.config.attribution, score)
+        return capture_for(model, images, targets.to(images.device), self.config.layers, self.config.attribution,
+                           self._score(score))
 
     def fused(self, captured: Sequence[Captured], size: tuple[int, int]) -> AttributionMap:
         """One map an image from the captured layers; the authors' recipe normalises over the batch instead."""

@@ -173,7 +173,7 @@ class PuzzleMix(AlphaMixer):
         lam = to_device(draw_lam(rng, self.lam, len(images), self.alpha).astype(np.float32), device)
         mixed, donors = to_device(coins, device), to_device(partner, device)
         captured = capture_for(model, images, targets.to(device), None, 'input-gradient',
-                               _binary_loss if self.multi_label else 'loss')[0]
+                               self._score(_binary_loss if self.multi_label else 'loss'))[0]
         cells = F.adaptive_avg_pool2d(captured.gradient.norm(dim=1)[:, None], grid)[:, 0]
         total = cells.sum((1, 2), keepdim=True)
         flat = ~(total.isfinite() & (total > 0))

@@ -56,7 +56,7 @@ class SnapMix(AlphaMixer):
 
     def class_maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         """The CAM of each image's label in pixels, float32 [B, H, W]: minimum 0, sum 1; all zero where flat."""
-        captured = capture_for(model, images, targets.to(images.device), self.layers, score='logit')[0]
+        captured = capture_for(model, images, targets.to(images.device), self.layers, score=self._score('logit'))[0]
         weight = captured.gradient.float().mean((2, 3), keepdim=True)
         maps = to_pixels((weight * captured.activation.float()).sum(1), image_size(images))
         maps = maps - maps.amin((1, 2), keepdim=True)

@@ -177,6 +177,42 @@ def test_images_of_a_few_pixels(name):
             assert (draw.lam < 1).all()
 
 
+@pytest.mark.parametrize('name', [name for name in PAIRED if create_mixer(name, num_classes=K).requires_model])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16])
+def test_images_may_be_of_another_dtype_than_the_model(name, dtype, toy):
+    images = torch.randn(4, 3, 16, 16)
+    mixed, targets = create_mixer(name, num_classes=K)(images.to(dtype), torch.arange(4), toy)
+    want, rows = create_mixer(name, num_classes=K)(images.to(dtype).float(), torch.arange(4), toy)
+    assert mixed.dtype == dtype
+    assert torch.allclose(mixed.float(), want, atol=0.02)
+    assert torch.allclose(targets, rows, atol=1e-3)
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'snapmix', 'tokenmix', 'puzzlemix'])
+def test_a_model_with_fewer_outputs_than_classes_is_refused(name, toy):
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([3, 50, 99, 0])
+    mixer = create_mixer(name, num_classes=100)
+    for given in (labels, torch.eye(100)[labels]):
+        with pytest.raises(ValueError, match='num_classes=100, but the model gives 10 logits'):
+            mixer(images, given, toy)
+    with pytest.raises(ValueError, match='num_classes=5, but the model gives 10 logits'):
+        create_mixer(name, num_classes=5)(images, torch.eye(5)[:4], toy)
+
+
+@pytest.mark.parametrize('name', ['regmixup', 'openmix', 'cutmix'])
+def test_mixed_images_have_no_graph(name):
+    images = torch.randn(4, 3, 16, 16, requires_grad=True)
+    assert not create_mixer(name, num_classes=K)(images, torch.arange(4))[0].requires_grad
+
+
+@pytest.mark.parametrize(('options', 'match'), [
+    ({'seed': 1.5}, 'seed is a whole number, got 1.5'), ({'rank': 0.5}, 'rank is a whole number'),
+    ({'num_classes': '10'}, "num_classes is a whole number of at least 1, got '10'")])
+def test_numbers_that_are_not_whole_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        create_mixer('cutmix', **{'num_classes': K, **options})
+
+
 @pytest.mark.parametrize('name', PAIRED)
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 def test_a_broken_image_spoils_no_label(name, value, toy):

@@ -190,8 +190,9 @@ def test_gridmix_cells_are_whole_and_equally_likely():
     assert torch.equal(cells.amin((3, 4)), cells.amax((3, 4)))
     own = cells.mean((0, 3, 4))
     assert torch.allclose(own, torch.full((4, 4), 0.5), atol=0.05)
-    small = create_mixer('gridmix', num_classes=K, cells=8)(*batch(4, (3, 5, 5)))[0]
-    assert small.shape == (4, 3, 5, 5)
+    pixels, labels = batch(16, (3, 5, 7))
+    many, few = (create_mixer('gridmix', num_classes=K, cells=cells).draw(pixels, labels) for cells in (8, 5))
+    assert torch.equal(many.mask, few.mask), 'at most the pixels of the shorter side'
 
 
 # ---- saliencymix

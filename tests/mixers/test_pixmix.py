@@ -89,6 +89,9 @@ def test_without_a_normalisation_the_range_of_each_channel_stands_for_it():
     for channel in range(3):
         assert mixed[:, channel].min() >= images[:, channel].min() - 1e-4
         assert mixed[:, channel].max() <= images[:, channel].max() + 1e-4
+    images[:, 1], images[2, 0, 3, 4] = 0.3, torch.nan
+    mixed, _ = create_mixer('pixmix', num_classes=K)(images, torch.arange(6))
+    assert mixed[torch.arange(6) != 2].isfinite().all(), 'neither a flat channel nor a broken image spoils the range'
 
 
 def test_the_draws_are_those_of_the_paper():

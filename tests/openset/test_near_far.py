@@ -26,6 +26,14 @@ def test_sets_by_their_many_names():
     assert near_and_far(None, names) == {}
 
 
+@pytest.mark.parametrize(('suite', 'near', 'far'), [
+    ('cifar10', ['cifar100', 'tin'], ['mnist', 'svhn', 'texture', 'places365']),
+    ('cifar100', ['cifar10', 'tin'], ['mnist', 'svhn', 'texture', 'places365']),
+    ('imagenet', ['ssb_hard', 'ninco'], ['inaturalist', 'texture', 'openimage_o'])])
+def test_the_sets_of_openood(suite, near, far):
+    assert near_and_far(suite, [*far, *near]) == {'near': near, 'far': far}
+
+
 def test_names_by_hand_go_before_the_table():
     names = ['textures', 'svhn', 'mine']
     assert near_and_far('cifar10', names, near=['textures', 'mine']) == {'near': ['textures', 'mine'], 'far': ['svhn']}

@@ -66,6 +66,12 @@ def test_warnings_name_the_statistic_and_the_set():
     assert re.search(r'AUROC by laplacian 0\.\d\d \(unknown higher\)$', words[0])
 
 
+def test_the_bar_is_at_six_tenths():
+    for area, warned in ((0.59, False), (0.61, True)):
+        value = {'auroc': area, 'auroc_ci': [area - 0.05, area + 0.05], 'higher': 'known'}
+        assert bool(warnings_of({'statistics': {'laplacian': value}, 'combined': None})) == warned
+
+
 def test_no_warning_where_the_sides_are_alike_or_few():
     assert warnings_of(compare_statistics(statistics(400, 0), statistics(400, 1))) == []
     few = compare_statistics(statistics(4, 0), statistics(4, 1))

@@ -184,6 +184,7 @@ class Position:
         now: Streams when the run stopped.
         meters: State of the epoch's meters.
         metrics: Of an epoch that is trained and not validated yet; else None.
+        total: Batches of the epoch; 0 in checkpoints of earlier versions.
     """
 
     epoch: int
@@ -193,6 +194,7 @@ class Position:
     now: dict[str, Any]
     meters: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
+    total: int = 0
 
     def to_state(self) -> dict[str, Any]:
         """The streams when the run stopped, with the position as an entry."""
