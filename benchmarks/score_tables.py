@@ -84,9 +84,15 @@ def evaluation_text(page: dict[str, Any]) -> str:
             'included.\n')
 
 
+def part(found: dict[str, Any]) -> str:
+    """That there are more queries, whose products cost what these do."""
+    return f', a part of {found["of"]:,},' if found['queries'] < found['of'] else ''
+
+
 def faiss_text(page: dict[str, Any]) -> str:
     """Search of neighbours with and without faiss."""
-    cases = '; '.join(f'{case}: {found["torch_seconds"]:.1f} s and with faiss {found["faiss_seconds"]:.1f} s'
+    cases = '; '.join(f'{found["queries"]:,} queries of {case} features{part(found)} '
+                      f'{found["torch_seconds"]:,.1f} s and with faiss {found["faiss_seconds"]:,.1f} s'
                       for case, found in page['figures'].items())
     return (f"With `pip install gradmix-timm[faiss]` the kNN scores of a CPU search large training sets by faiss's "
             f'exact index and give the same figures (processor seconds on one thread, k = {page["k"]}; '

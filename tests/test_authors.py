@@ -27,7 +27,7 @@ from sklearn.metrics import roc_auc_score
 
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.objectives import JointConfig, ssl_loss, supcon_loss
-from gradmix_timm.openset.scores.class_neighbours import class_neighbour_shares, class_neighbour_sums
+from gradmix_timm.openset.scores.neighbours import class_neighbour_sums
 from gradmix_timm.ops import argmax_center
 from gradmix_timm.ops.authors import authors_sides
 from gradmix_timm.records import Captured
@@ -218,21 +218,21 @@ def test_loss_gradients(key):
 # ---- class-wise neighbours
 
 @pytest.fixture(scope='module')
-def knn_sums() -> torch.Tensor:
-    labels = torch.from_numpy(np.unique(ARRAYS['knn_train_labels'], return_inverse=True)[1])
-    return class_neighbour_sums(tensor('knn_train'), labels, tensor('knn_test'), k=3)
+def shares() -> torch.Tensor:
+    """Of the sums, as the authors divide, sums of zero or less included."""
+    classes, labels = np.unique(ARRAYS['knn_train_labels'], return_inverse=True)
+    sums = class_neighbour_sums(tensor('knn_train'), torch.from_numpy(labels), tensor('knn_test'), 3, len(classes))
+    return sums / sums.sum(1, keepdim=True)
 
 
-def test_neighbour_shares_scores_and_predictions(knn_sums):
-    shares = class_neighbour_shares(knn_sums, signed=True)
+def test_neighbour_shares_scores_and_predictions(shares):
     # Sums near zero make shares large: relative to the largest.
     np.testing.assert_allclose(shares.numpy(), ARRAYS['knn_logits'], rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(shares.amax(1).numpy(), ARRAYS['knn_score'], rtol=1e-12, atol=1e-12)
     assert (shares.argmax(1).numpy() == ARRAYS['knn_pred']).all()
 
 
-def test_neighbour_accuracy_and_auroc(knn_sums):
-    shares = class_neighbour_shares(knn_sums, signed=True)
+def test_neighbour_accuracy_and_auroc(shares):
     classes, labels = np.unique(ARRAYS['knn_train_labels']), ARRAYS['knn_test_labels']
     known = np.isin(labels, classes)
     correct = classes[shares.argmax(1).numpy()] == labels

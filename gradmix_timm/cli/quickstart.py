@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from . import train
@@ -34,5 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = ['--config', _NAME, '--output', args.output, '--experiment', _NAME, '--overwrite']
     flags += [] if args.epochs is None else ['--epochs', str(args.epochs)]
     flags += [] if args.mixup_mode is None else ['--mixup-mode', args.mixup_mode]
-    train.main(flags)
+    with redirect_stdout(io.StringIO()):  # the metrics as JSON, which programs read; the log is on stderr
+        train.main(flags)
     return openset.main(['osr', '--checkpoint', str(Path(args.output) / _NAME / 'model_best.pth.tar')])

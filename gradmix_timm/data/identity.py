@@ -15,18 +15,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .images import DigitsReader, ImageSource, TorchvisionReader
-from .subsets import CutDataset, as_source, labels_of
+from .subsets import CutDataset, as_source, evenly, labels_of
 
-__all__ = ['Overlap', 'check_apart', 'digest_of', 'identities', 'list_digest', 'overlap', 'row_names', 'rows_of',
-           'shared_rows']
+__all__ = ['STRAY', 'Overlap', 'check_apart', 'digest_of', 'identities', 'list_digest', 'overlap', 'row_names',
+           'rows_of', 'shared_rows']
 
 # A digest covers a small file completely, and of a large one the size and a block of its start, middle and end.
 _BLOCK = 16 * 1024
 # Limits on files whose sizes are compared, and on files opened to compare contents: a second on a local disk, a minute
 # on a slow network disk. Of larger sets an evenly spaced part is compared.
 _MOST_SIZED, _MOST_OPENED = 100_000, 20_000
-# Published sets repeat a few images (CIFAR-10's test set in 3 of 1,000, ImageNet's too); more is a mistake.
-_STRAY = 0.01
+#: Share of images that published sets repeat (CIFAR-10's test set in 3 of 1,000, ImageNet's too); more is a mistake.
+STRAY = 0.01
 _SHOWN = 3
 
 
@@ -142,7 +142,7 @@ def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
         ValueError: A test image is a training file, or more than one in a hundred are copies of one.
     """
     found = overlap(train, test)
-    if found.paths or found.contents > _STRAY * found.compared:
+    if found.paths or found.contents > STRAY * found.compared:
         raise ValueError(f'{found.describe()}; {remedy}')
     return found
 
@@ -156,7 +156,7 @@ def shared_rows(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
     pairs = [(row, trained[place]) for row, place in zip(test_rows.tolist(), _places(test_source, test_rows),
                                                          strict=True) if place in trained]
     rest = np.setdiff1d(test_rows, [row for row, _ in pairs])
-    tested, sized = _spread(rest, _MOST_SIZED), _spread(train_rows, _MOST_SIZED)
+    tested, sized = (rows[evenly(len(rows), _MOST_SIZED)] for rows in (rest, train_rows))
     inodes: dict[Any, int] = {}
     by_size: dict[int | None, list[int]] = {}
     for row, (inode, size) in zip(sized.tolist(), _stats(train_source, sized), strict=True):
@@ -171,10 +171,6 @@ def shared_rows(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
     return pairs + links + copies, len(pairs) + len(links), len(pairs) + round(compared)
 
 
-def _spread(rows: np.ndarray, most: int) -> np.ndarray:
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
-
-
 def _affordable(rows: list[tuple[int, int | None]], by_size: Mapping[int | None, Sequence[int]],
                 ) -> list[tuple[int, int | None]]:
     """Evenly spaced test rows, limited so that few training files of their sizes have to be opened."""
@@ -184,7 +180,7 @@ def _affordable(rows: list[tuple[int, int | None]], by_size: Mapping[int | None,
     opened = sum(len(by_size[size]) for size in sizes if size is not None)
     if opened <= _MOST_OPENED:
         return rows
-    return [rows[place] for place in _spread(np.arange(len(rows)), len(rows) * _MOST_OPENED // opened)]
+    return [rows[place] for place in evenly(len(rows), len(rows) * _MOST_OPENED // opened)]
 
 
 def _copies(train: ImageSource, by_size: Mapping[int | None, Sequence[int]], test: ImageSource,

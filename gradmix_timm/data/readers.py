@@ -70,7 +70,7 @@ class FolderReader(FileReader):
                  extensions: Sequence[str] | None = None) -> None:
         found = list_images(root, timm_rule, extensions)
         self.empty = found.empty
-        self.class_to_idx = load_class_map(class_map, root) if class_map else _numbered(found.classes)
+        self.class_to_idx = _labels(root, found.classes, class_map)
         super().__init__(root, [
             (path, self.class_to_idx[name]) for path, name in zip(found.files, found.classes, strict=True)
             if name in self.class_to_idx])
@@ -78,6 +78,7 @@ class FolderReader(FileReader):
             ends = ', '.join(extensions or get_img_extensions()) if extensions or timm_rule else expected_files()
             left_out = f'{found.describe()} left out; ' if found.left_out else ''
             raise ValueError(f'no image in {root} ({ends}); {left_out}expected one folder a class: CLASS/IMAGE.png')
+
 
 class TarReader(ReaderImageInTar):
     """A tar of class folders, which may lie in a folder of the tar's name or of a split's.
@@ -110,7 +111,7 @@ class TarReader(ReaderImageInTar):
         if not timm_rule:
             paths = _unwrapped(paths, None if not one_class else {Path(root).stem, *_WRAPPERS})
         names = [class_folder(path, timm_rule) for path in paths]
-        self.class_name_to_idx = load_class_map(class_map, root) if class_map else _numbered(names)
+        self.class_name_to_idx = _labels(root, names, class_map)
         mapped = [name in self.class_name_to_idx for name in names]
         if not any(mapped):
             raise _no_image(root)
@@ -125,9 +126,23 @@ def _no_image(root: str) -> ValueError:
     return ValueError(f'no image in {root} ({expected_files()}); expected one folder a class: CLASS/IMAGE.png')
 
 
-def _numbered(names: Sequence[str]) -> dict[str, int]:
-    """Class names to labels, in timm's order; names that it considers equal, 'a' and 'A', in alphabetical order."""
-    return {name: label for label, name in enumerate(sorted(set(names), key=lambda name: (natural_key(name), name)))}
+def _labels(root: str, names: Sequence[str], class_map: str | dict[str, int]) -> dict[str, int]:
+    """Class names to labels: the map's, with a warning of the classes that it leaves out, else in timm's order.
+
+    In timm's order names that it considers equal, 'a' and 'A', are in alphabetical order.
+    """
+    if not class_map:
+        ordered = sorted(set(names), key=lambda name: (natural_key(name), name))
+        return {name: label for label, name in enumerate(ordered)}
+    # Windows' editors write a byte order mark; a blank last line would be a class without a name.
+    found = {name.removeprefix('\ufeff'): label for name, label in load_class_map(class_map, root).items()}
+    found.pop('', None)
+    if strays := sorted(set(names) - set(found)):
+        count, empty = sum(name not in found for name in names), sorted(set(found) - set(names))
+        also = f', and {len(empty)} of its classes have no image ({", ".join(empty[:3])})' if empty else ''
+        said_once(f'{root}: {count} images of {len(strays)} classes that the class map does not name '
+                  f'({", ".join(strays[:3])}) left out{also}')
+    return found
 
 
 def _unwrapped(paths: list[str], wrappers: set[str] | None) -> list[str]:

@@ -12,7 +12,8 @@ from torchvision.datasets import VisionDataset
 from .class_names import find_classes
 from .images import ImageSource, TorchvisionReader
 
-__all__ = ['CutDataset', 'as_source', 'class_names', 'hold_out', 'labels_of', 'select_classes', 'stratified', 'take']
+__all__ = ['CutDataset', 'as_source', 'class_names', 'evenly', 'hold_out', 'labels_of', 'select_classes',
+           'stratified', 'take']
 
 
 class CutDataset(Dataset):
@@ -192,6 +193,16 @@ def take(dataset: Any, indices: Sequence[int]) -> CutDataset:
         raise ValueError(f'{len(set(indices)) - int(found.sum())} of {len(set(indices))} rows are not in the data set '
                          f'({len(whole)} images); it is not the one that the rows were chosen from, check --data-dir')
     return whole.rows(found)
+
+
+def evenly(count: int, most: int) -> np.ndarray:
+    """Positions of ``most`` of ``count`` rows, evenly spaced, so that rows sorted by class keep every class; int64.
+
+    Example:
+        >>> evenly(5, 3), evenly(2, 3)
+        (array([0, 2, 4]), array([0, 1]))
+    """
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.int64)
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int, names: Sequence[str] = ()) -> np.ndarray:

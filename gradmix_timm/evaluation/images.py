@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmix_timm.data import ClassSplit, Codec, CutDataset, recode
-from gradmix_timm.data.identity import check_apart, overlap
+from gradmix_timm.data.identity import STRAY, check_apart, overlap
+from gradmix_timm.data.subsets import evenly
 from gradmix_timm.openset.results import UnknownSet
 
 __all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'shared_count', 'thinned']
 
 _logger = logging.getLogger(__name__)
-# Accepted share of test images that repeat training images: published sets contain a few.
-_STRAY = 0.01
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class EvaluationImages:
             return found.describe() if found else ''
         count = shared_count(images, self.known)
         message = f'{count} of the {len(self.known)} test images are training images, pixel by pixel'
-        if count > _STRAY * len(self.known):
+        if count > STRAY * len(self.known):
             raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
         return message if count else ''
 
@@ -129,7 +128,7 @@ class EvaluationImages:
         """
         for title, part in (('test', self.known), ('training', self.train), ('held-out', self.held_out)):
             count = 0 if part is None else shared_count(part, unknown)
-            if count > _STRAY * len(unknown):
+            if count > STRAY * len(unknown):
                 raise ValueError(f'{count} of the {len(unknown)} images of {name} are known {title} images, by '
                                  'path or by content; take them out: what is known cannot be unknown')
 
@@ -164,15 +163,13 @@ def shared_count(one: CutDataset, other: CutDataset) -> int:
 
 
 def thinned(images: CutDataset, most: int | None) -> CutDataset:
-    """At most ``count`` rows, evenly spaced, so that rows sorted by class keep every class."""
-    if most is None or len(images) <= most:
-        return images
-    return images.rows(np.linspace(0, len(images) - 1, most).round().astype(int))
+    """At most ``most`` rows, evenly spaced."""
+    return images if most is None or len(images) <= most else images.rows(evenly(len(images), most))
 
 
-def list_hash(images: CutDataset, names: Sequence[str] | None = None) -> str:
+def list_hash(images: CutDataset) -> str:
     """SHA-256 of the names and labels of images, in order."""
     digest = hashlib.sha256()
-    for name, target in zip(names or images.filenames(), images.targets, strict=True):
+    for name, target in zip(images.filenames(), images.targets, strict=True):
         digest.update(f'{name}\t{target}\n'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from gradmix_timm.data import CutDataset
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.recode import Recoded
+from gradmix_timm.data.subsets import evenly
 from gradmix_timm.openset.pixel_statistics import STATISTICS, compare_statistics, measure, warnings_of
 from gradmix_timm.openset.results import PixelStatistics
 from gradmix_timm.records import Embeddings
@@ -65,20 +66,17 @@ def trivial_blocks(model: EvaluatedModel, images: EvaluationImages, known: Embed
 
 def _statistics(model: EvaluatedModel, images: CutDataset, rows: NDArray[Any] | Tensor) -> NDArray[np.float64]:
     """Statistics of at most ``trivial_images`` rows, spread evenly: float64 [n, 8]; n = 0 if there are no pictures."""
+    most = model.settings.trivial_images
+    if model.preprocessing is None or hasattr(images, 'embeddings') or not most * len(rows):
+        return np.empty((0, len(STATISTICS)))
     rows = np.asarray(rows)
-    count = min(model.settings.trivial_images, len(rows))
-    if model.preprocessing is None or hasattr(images, 'embeddings'):
-        count = 0
-    chosen = images.rows(rows[np.linspace(0, len(rows) - 1, count).round().astype(int)])
-    found = torch.empty(0, len(STATISTICS), dtype=torch.float64)
-    if count and model.preprocessing is not None:
-        chosen.transform = _Statistics(model.preprocessing)
-        loader = DataLoader(chosen, batch_size=32, num_workers=model.workers(count))
-        found = torch.cat([part[0] for part in loader])
-        if not isinstance(images.source, Recoded):
-            found[:, list(STATISTICS).index('bytes')] = torch.tensor(
-                [_file_length(chosen, row) for row in range(count)], dtype=torch.float64)
-    return found.numpy()
+    chosen = images.rows(rows[evenly(len(rows), most)])
+    chosen.transform = _Statistics(model.preprocessing)
+    loader = DataLoader(chosen, batch_size=32, num_workers=model.workers(len(chosen)))
+    found: NDArray[np.float64] = torch.cat([part[0] for part in loader]).numpy()
+    if not isinstance(images.source, Recoded):
+        found[:, list(STATISTICS).index('bytes')] = [_file_length(chosen, row) for row in range(len(chosen))]
+    return found
 
 
 def _file_length(images: CutDataset, row: int) -> float:

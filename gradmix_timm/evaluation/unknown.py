@@ -4,8 +4,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import numpy as np
-
 from gradmix_timm.choices import OVERLAPS
 from gradmix_timm.data import (
     Codec,
@@ -19,6 +17,7 @@ from gradmix_timm.data import (
     recode,
 )
 from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.data.subsets import evenly
 from gradmix_timm.openset.near_far import near_and_far, suite_of
 from gradmix_timm.openset.results import UnknownSet
 
@@ -117,9 +116,9 @@ def open_unknown(options: UnknownOptions, images: EvaluationImages, preprocessin
 def _sizes(known: CutDataset) -> list[tuple[int, int]]:
     """Width and height of known images, so that synthetic ones are resized in the same way."""
     found = []
-    for row in np.unique(np.linspace(0, len(known) - 1, _SIZES).round().astype(int)):
+    for row in evenly(len(known), _SIZES).tolist():
         try:
-            found.append(known.picture(int(row)).size)
+            found.append(known.picture(row).size)
         except UnreadableImageError:
             _logger.debug('row %d cannot be read; its pass reports the error', row)
     return found or [(224, 224)]

@@ -192,12 +192,12 @@ def test_a_part_of_the_unknown_images(tmp_path, capsys):
         (folder / RESULTS).write_text(json.dumps(results))
         np.savez(folder / 'arrays.npz', **arrays)
     assert run(tmp_path / 'runs', '--paired', '--part', 'hard+medium', output=tmp_path / 'out') == 0
-    assert 'on toy, new, unknowns: hard+medium' in capsys.readouterr().out
+    assert 'on toy, class lists of new, unknown images: hard+medium' in capsys.readouterr().out
     comparison = json.loads((tmp_path / 'out' / 'comparison.json').read_text())
     entry = comparison['scores']['mls']['auroc']
     assert entry['groups']['cutmix']['mean'] == scores['mls']['auroc']
     assert entry['differences']['cutmix']['n'] == 60 + 26  # image by image, those of the part alone
-    assert 'unknowns: hard+medium' in (tmp_path / 'out' / 'comparison.tex').read_text()
+    assert 'unknown images: hard+medium' in (tmp_path / 'out' / 'comparison.tex').read_text()
     assert run(tmp_path / 'runs', '--part', 'hard', output=tmp_path / 'out') == 2
     assert 'Known: hard+medium' in capsys.readouterr().err
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gradmix_timm.cli import quickstart
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ('torch', 'torchvision', 'timm', 'numpy', 'scipy', 'sklearn', 'PIL', 'matplotlib', 'tqdm')
 SECONDS = 0.5
@@ -89,6 +91,13 @@ assert not asked
 """
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_quickstart_prints_the_evaluation_alone(monkeypatch, capsys):
+    monkeypatch.setattr(quickstart.train, 'main', lambda flags: sys.stdout.write('--result\n[{"epoch": 9}]\n'))
+    monkeypatch.setattr(quickstart.openset, 'main', lambda flags: sys.stdout.write(' '.join(flags)) and 0)
+    assert quickstart.main(['--output', 'runs']) == 0
+    assert capsys.readouterr().out == 'osr --checkpoint runs/quickstart/model_best.pth.tar'
 
 
 def cpu_seconds(entry, argv):

@@ -140,8 +140,9 @@ def test_a_position_of_other_flags_is_refused(images, tmp_path, signalled, capsy
     signalled(0, 3)
     with pytest.raises(KeyboardInterrupt):
         run_tiny(images, tmp_path)
-    with pytest.raises(ValueError, match='fewer than the 4 batches'):
-        run_tiny(images, tmp_path, '--resume', 'auto', '-b', 16)
+    for size, batches in ((16, 2), (4, 8)):
+        with pytest.raises(ValueError, match=f'after 4 of 5 batches of epoch 0, and now an epoch has {batches}'):
+            run_tiny(images, tmp_path, '--resume', 'auto', '-b', size)
 
 
 def test_timms_reader_trains_the_epoch_from_its_start(images, tmp_path, signalled):

@@ -179,6 +179,21 @@ def test_file_in_place_of_a_folder(tmp_path):
         open_dataset('', tmp_path / 'a.zip', 'train')
 
 
+@pytest.mark.parametrize('text', ['green\nred\nblue\n\n', '\ufeffgreen\nred\nblue\n', 'green\r\nred\r\nblue'])
+def test_class_maps_as_editors_write_them_name_the_same_classes(text, folders, tmp_path, caplog):
+    (tmp_path / 'map.txt').write_text(text, encoding='utf-8', newline='')
+    dataset = open_dataset('', folders, 'train', class_map=str(tmp_path / 'map.txt'))
+    assert (class_names(dataset), len(dataset)) == (('green', 'red', 'blue'), 12)
+    assert not caplog.text
+
+
+def test_classes_that_a_class_map_leaves_out_are_named(folders, caplog):
+    """A slip of the pen in the map took a class out of training silently."""
+    open_dataset('', folders, 'train', class_map={'green': 0, 'redd': 1})
+    assert '8 images of 2 classes that the class map does not name (blue, red) left out, and 1 of its' in caplog.text
+    assert 'classes have no image (redd)' in caplog.text
+
+
 def test_class_map_orders_the_classes(folders, tmp_path):
     path = tmp_path / 'map.txt'
     path.write_text('red\ngreen\n')

@@ -296,6 +296,17 @@ def test_differences_stand_where_they_are_and_no_word_is_cut():
     assert lower.max() < upper.min()
 
 
+@pytest.mark.parametrize('scores', [('mls',), ('mls', 'knn')])
+def test_many_groups_have_a_labelled_row_each_as_colours_would_repeat(scores):
+    gaps = {f'g{place}': dict.fromkeys(scores, (place / 100, -0.1, 0.1)) for place in range(8)}
+    axes = plot_differences(gaps, 'difference').axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == (list(gaps) if len(scores) == 1 else [f'{score}, {group}' for score in scores for group in gaps])
+    drawn = {(round(x), round(y)) for group in axes.containers for x, y in zip(*group[0].get_data(), strict=True)}
+    assert drawn == {(int(labels[row].rpartition('g')[2]), row) for row in range(len(labels))}
+    assert not axes.figure.legends
+
+
 # ---- files
 
 @pytest.fixture

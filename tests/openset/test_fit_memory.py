@@ -5,12 +5,12 @@ import embedded
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from peak_memory import PeakMemory
 
 from gradmix_timm.openset.scores import activation as activation_scores
 from gradmix_timm.openset.scores import base, fit_score
 from gradmix_timm.openset.scores import neighbours as neighbour_scores
-from gradmix_timm.openset.scores.class_neighbours import class_neighbour_sums
 from gradmix_timm.records import Embeddings
 
 WIDTH = 64
@@ -49,7 +49,9 @@ def test_class_neighbours_read_samples_block_by_block(stored, monkeypatch):
     """Queries too copy one block of one class at a time, and find what a copy of all in float64 finds."""
     train, _ = stored
     score, query = fit_score('class-knn', train), embedded.make(50, seed=1, width=WIDTH)
-    sums = class_neighbour_sums(train.features.double(), train.label, query.features.double(), 3)
+    cosines = F.normalize(query.features.double(), dim=1) @ F.normalize(train.features.double(), dim=1).T
+    sums = torch.stack([cosines[:, train.label == c].topk(3, dim=1).values.sum(1)
+                        for c in range(train.logits.shape[1])], 1)
     monkeypatch.setattr(neighbour_scores, '_CLASS_ROWS', 300)
     with PeakMemory(train.features, train.label, query.features, query.logits) as memory:
         found = score(query)

@@ -13,7 +13,7 @@ import pytest
 from embedded import make, make_head
 from PIL import Image
 
-from gradmix_timm.choices import SCORES
+from gradmix_timm.choices import EMBEDDING_SCORES
 from gradmix_timm.cli.openset.table import print_results
 from gradmix_timm.openset.judge import EmbeddedSets, judge
 from gradmix_timm.openset.reports.feature_map import project_features
@@ -354,7 +354,7 @@ def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
     """Every column stays, in one table for names of scores without options; heads stand on the rule."""
     heads = ['score', 'AUROC', 'AUPR in', 'AUPR out', 'FPR95 (knowns kept)', 'FPR95 (unknowns caught)', 'OSCR']
     values = evaluation[0]['scores']['mls']
-    results = {**evaluation[0], 'scores': dict.fromkeys(SCORES, values)}
+    results = {**evaluation[0], 'scores': dict.fromkeys(EMBEDDING_SCORES, values)}
     print_results(results, 80)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -362,7 +362,7 @@ def test_tables_of_a_terminal_keep_to_80_columns(evaluation, capsys):
     rule = next(place for place, row in enumerate(table) if set(row[0]) == {'-'})
     assert [' '.join(filter(None, words)) for words in zip(*table[:rule], strict=True)] == heads
     assert table[rule - 1] == ['score', 'AUROC', 'AUPR in', 'AUPR out', 'kept)', 'caught)', 'OSCR']
-    assert [row[0] for row in table[rule + 1:]] == list(SCORES)
+    assert [row[0] for row in table[rule + 1:]] == list(EMBEDDING_SCORES)
     assert table[-1][1:] == [f'{100 * values[key]:.2f}' for key in (
         'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'oscr')]
     print_results(results, None)

@@ -53,7 +53,7 @@ def print_results(results: OpenSetResults, width: int | None) -> None:
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
     print(f'\n{folded(closed_set_line(results), width)}\n')
     print(score_table(results, width=width))
-    print(folded(f'{FPR95_WORDS}\n{operating_line(results)}', width))
+    print(f'\n{folded(FPR95_WORDS, width)}\n\n{folded(operating_line(results), width)}')
     if table := preset_table(results, width):
         print(f'\nBy the conventions of {results["preset"]["name"]}, percent\n\n{table}\n')
     for name, reason in results['not_served'].items():
@@ -68,11 +68,11 @@ def print_results(results: OpenSetResults, width: int | None) -> None:
         print(f'{name} by {found["option"]} (* used): AUROC {points}')
     for warning in warnings_of(results):
         print(f'warning: {warning}')
+    if any(part and part['warnings'] for part in pixel_statistics_of(results)):
+        print('A score may owe part of its figure to what pixels alone give away: see that both sides went through one '
+              'resize and one codec (openset ood has --codec jpeg:85).')
     if note := pretraining_note(results['manifest']):
         print(f'note: {note}')
-    if any(part and part['warnings'] for part in pixel_statistics_of(results)):
-        print('A score may owe part of its figure to that: see that both sides went through one resize and one codec '
-              '(openset ood has --codec jpeg:85).')
 
 
 def _some(names: Sequence[str]) -> str:

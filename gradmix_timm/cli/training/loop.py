@@ -174,10 +174,14 @@ class _Epoch:
         """Resume an interrupted epoch: skip the batches already trained on, and restore the meters.
 
         Raises:
-            UsageError: The epoch now has fewer batches.
+            UsageError: The epoch now has other batches.
         """
         device = self.run.hardware.device
         finished = position.metrics is not None  # of such an epoch the first batch is read, for the picture of mixes
+        if not finished and (self.batches < position.batches or position.total not in (0, self.batches)):
+            raise UsageError(f'--resume: the run stopped after {position.batches} of {position.total or "its"} batches '
+                             f'of epoch {self.epoch}, and now an epoch has {self.batches}, with other images in each; '
+                             'type the flags of that run')
         last = 0 if finished else position.batches - 1
         if not finished and utils.is_primary(self.args):
             _logger.info(f'Epoch {self.epoch} goes on after {position.batches} of {self.batches} batches; they are '
@@ -190,9 +194,6 @@ class _Epoch:
                 self._keep_sample(*self._placed(input, target))
             if index == last - 1:
                 set_streams(position.before, device)
-        if index < last:
-            raise UsageError(f'--resume: epoch {self.epoch} has fewer than the {position.batches} batches that are '
-                             'trained already; type the flags of that run')
         set_streams(position.now, device)
         if not finished:
             self.before = position.now
@@ -210,7 +211,7 @@ class _Epoch:
         if updated and index < self.batches - 1 and self.run.interrupt.agreed():
             self.run.save_stopped(Position(
                 epoch=self.epoch, batches=index + 1, start=self.start, before=self.before, now=streams,
-                meters=self._meters()))
+                meters=self._meters(), total=self.batches))
             self.run.interrupt.check()
         self.before = streams
 

@@ -167,8 +167,8 @@ def comparison_title(comparison: Values) -> str:
     if is_long(comparison):
         groups = f'{len(comparison["groups"])} groups'
     protocol = comparison['protocol'] or 'chosen classes'
-    family = f', {comparison["family"]}' if comparison['family'] else ''
-    part = f', unknowns: {comparison["part"]}' if comparison.get('part') else ''
+    family = f', class lists of {comparison["family"]}' if comparison['family'] else ''
+    part = f', unknown images: {comparison["part"]}' if comparison.get('part') else ''
     return f'{groups} on {protocol}{family}{part}'
 
 

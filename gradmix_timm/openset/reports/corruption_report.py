@@ -176,8 +176,8 @@ def _cells(results: CorruptionResults) -> tuple[list[str], list[list[str]]]:
         ('relative CE', [row.get('relative_ce') for row in by_corruption], part.get('relative_mce')))
         if None not in column]
     scores = list(next(iter(by_corruption))['auroc'])
-    heads = ['corruption', *map(str, part['severities']), 'mean', *(title for title, _, _ in divided),
-             *(f'{score} AUROC' for score in scores)]
+    heads = ['corruption', *(f'severity {severity}' for severity in part['severities']), 'mean',
+             *(title for title, _, _ in divided), *(f'{score} AUROC' for score in scores)]
     errors = {(group['corruption'], group['severity']): group['error'] for group in results['groups'].values()}
     rows = []
     for place, (name, row) in enumerate(part['by_corruption'].items()):

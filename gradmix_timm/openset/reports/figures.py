@@ -221,7 +221,7 @@ def plot_reliability(results: Results, arrays: Arrays, ax: Axes | None = None) -
 
 def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]], what: str,
                      ax: Axes | None = None) -> Figure:
-    """Differences with their intervals, one row per score, a mark a group; the line is no difference.
+    """Differences with their intervals: one row per score and a mark for each group, or a row for each of many groups.
 
     Args:
         gaps: Group to score to (value, low, high), fractions.
@@ -232,18 +232,24 @@ def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
         The figure.
     """
     scores = list(dict.fromkeys(score for part in gaps.values() for score in part))
+    apart, names = len(gaps) > len(COLOURS), scores
+    if apart:  # colours would repeat
+        names = [group if len(scores) == 1 else f'{score}, {group}' for score in scores for group in gaps]
     axes = single_axes(ax, 1.2 + 0.24 * max(len(scores) * len(gaps), 4))
     for place, (group, part) in enumerate(gaps.items()):
-        rows = [scores.index(score) + 0.7 * ((place + 0.5) / len(gaps) - 0.5) for score in part]
+        at = [scores.index(score) + 0.7 * ((place + 0.5) / len(gaps) - 0.5) for score in part]
+        if apart:
+            at = [scores.index(score) * len(gaps) + place for score in part]
         value, low, high = (100 * np.array([entry[i] for entry in part.values()]) for i in range(3))
-        axes.errorbar(value, rows, xerr=[value - low, high - value], fmt='os^Dv'[place % 5], markersize=4.5,
-                      linewidth=1.4, capsize=2.5, color=COLOURS[place % len(COLOURS)], label=group)
+        kind = 0 if apart else place
+        axes.errorbar(value, at, xerr=[value - low, high - value], fmt='os^Dv'[kind % 5], markersize=4.5,
+                      linewidth=1.4, capsize=2.5, color=COLOURS[kind], label=group)
     axes.axvline(0, color='#767676', linewidth=1)
-    axes.set_yticks(range(len(scores)), scores)
-    axes.set_ylim(len(scores) - 0.4, -0.6)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     # Characters of the axis label that fit beside the longest names of scores.
     axes.set_xlabel(textwrap.fill(f'{what}, percentage points', 32))
-    return finished(axes, ax is None)
+    return finished(axes, ax is None, legend=not apart)
 
 
 def plot_features(arrays: Arrays) -> Figure:

@@ -71,9 +71,10 @@ def operating_line(results: JudgedFigures) -> str:
     some, every = found.get('classes_with_images'), len(results['known_classes'])
     ends += '' if some in (None, every) else f' over the {some} of {every} known classes that have images'
     fixed = 'fixed on held-out known images' if threshold['held_out'] else 'set on the known test images themselves'
-    return (f'at the threshold of {threshold["score"]}, {fixed}: macro-F1 {found["macro_f1"]:.2%}{ends}, mean recall '
-            f'of known classes {found["balanced_accuracy"]:.2%}, with unknown '
-            f'{found["balanced_accuracy_with_unknown"]:.2%}, normalised accuracy (lambda {found["lambda"]:g}) '
+    return (f'At the threshold of {threshold["score"]}, {fixed}: macro-F1 {found["macro_f1"]:.2%}{ends}, mean recall '
+            f'of the known classes {found["balanced_accuracy"]:.2%}, of these and "unknown" '
+            f'{found["balanced_accuracy_with_unknown"]:.2%}, normalised accuracy ({found["lambda"]:g} times the '
+            f'accuracy on known plus {1 - found["lambda"]:g} times the share of unknown images rejected) '
             f'{found["normalized_accuracy"]:.2%}')
 
 

@@ -52,8 +52,8 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int |
     widths = [max(cell, len(head)) for cell, head in zip(cells, heads, strict=True)]
     narrow = [max(cell, *map(len, head.split(' '))) for cell, head in zip(cells, heads, strict=True)]
     for column in sorted(range(len(heads)), key=lambda column: narrow[column] - widths[column]):
-        if width is not None and (over := sum(widths) + 3 * len(widths) + 1 - width) > 0:
-            widths[column] = max(narrow[column], widths[column] - over)
+        if width is not None and sum(widths) + 3 * len(widths) + 1 > width:
+            widths[column] = narrow[column]
     above = [textwrap.wrap(head, max(1, wide), break_on_hyphens=False) or [''] for head, wide in zip(
         heads, widths, strict=True)]
     lines = max(map(len, above))
