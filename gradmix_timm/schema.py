@@ -128,12 +128,7 @@ def naming(where: object) -> Iterator[None]:
 
 
 def shown(value: Any) -> str:
-    """A value for a message, in one line of at most 80 characters; objects by their type alone.
-
-    Example:
-        >>> shown({'lr': [1, 2, 3, 4, 5], 'net': object()})
-        "{'lr': [1, 2, 3, 4, ...], 'net': object}"
-    """
+    """A value for a message, in one line of at most 80 characters; objects by their type alone."""
     text = _brief(value, 3)
     return text if len(text) <= _SHOWN else f'{text[:_SHOWN - 4]} ...'
 
@@ -197,8 +192,7 @@ def read_yaml(path: str | os.PathLike[str], limit: int = _YAML_BYTES) -> Any:
     """The value of a YAML file of plain types; its nesting and its aliases are measured before anything is built.
 
     Raises:
-        ValueError: Not YAML, a key twice in a mapping, nested beyond 32 levels, more than 100,000 values once aliases
-            are written out; or as :func:`read_text`.
+        ValueError: Not YAML, a key twice, nesting or aliases beyond reason; or as :func:`read_text`.
         OSError: The file cannot be read.
     """
     text = read_text(path, limit)
@@ -215,14 +209,20 @@ def read_yaml(path: str | os.PathLike[str], limit: int = _YAML_BYTES) -> Any:
 
 
 class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's is 20 times as fast
-    """PyYAML's, which would take the last of several values of one key."""
+    """PyYAML's, which would take the last of several values of one key, and 010 for 8."""
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        value = super().construct_object(node, deep)
+        if node.tag.endswith(':int') and str(value) != node.value.lstrip('+'):
+            raise yaml.constructor.ConstructorError(
+                None, None, f'{node.value[:40]}, which YAML reads as {shown(value)}, without quotes', node.start_mark)
+        return value
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        first: dict[str, Any] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
+            if first.setdefault(key.value, key) is not key:
                 raise yaml.constructor.ConstructorError(None, None, f'{key.value[:40]!r} twice', key.start_mark)
-            seen.add(key.value)
         return dict(super().construct_mapping(node, deep))
 
 

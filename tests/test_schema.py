@@ -129,7 +129,9 @@ def bomb(levels: int) -> str:
     ('a: !!bool foo', 'not YAML'), ('a: !!timestamp foo', 'not YAML'), ('a: !!int ""', 'not YAML'),
     ('a: 2001-99-99', 'not YAML'), ('a: ' + '9' * 10_000, 'not YAML'), ('? [a, b]\n: c', 'not YAML'),
     ('a: \x07', 'not YAML'), ('a: "\udcff"', 'not UTF-8'), ('--- a\n--- b\n', 'not YAML'),
-    ('lr: 0.1\nepochs: 3\nlr: 0.2\n', "not YAML: 'lr' twice in line 3"), ('a: {b: 1, "b": 2}', "'b' twice in line 1")],
+    ('lr: 0.1\nepochs: 3\nlr: 0.2\n', "not YAML: 'lr' twice in line 3"), ('a: {b: 1, "b": 2}', "'b' twice in line 1"),
+    ('known:\n- 010', 'not YAML: 010, which YAML reads as 8, without quotes in line 2'), ('a: 0x1F', 'reads as 31'),
+    ('a: 1:30', 'reads as 90'), ('a: 1_000', 'reads as 1000')],
     ids=lambda text: ascii(text[:20]))
 def test_yaml_that_is_none_names_the_file_soon(text, words, tmp_path):
     path = tmp_path / 'x.yaml'
@@ -150,7 +152,7 @@ def test_merges_of_merges_are_measured_too(tmp_path):
 
 
 def test_ordinary_files_are_read(tmp_path):
-    value = {'lr': 0.1, 'mean': [0.5, 0.5], 'names': ['a', 'b'], 'none': None}
+    value = {'lr': 0.1, 'mean': [0.5, 0.5], 'names': ['a', '010'], 'none': None, 'n': [0, 10, -3]}
     (tmp_path / 'x.yaml').write_text('a: &a [1, 2]\nb: *a\nc: {<<: {d: 1}}\n' + yaml.safe_dump(value))
     assert read_yaml(tmp_path / 'x.yaml') == {'a': [1, 2], 'b': [1, 2], 'c': {'d': 1}, **value}
     (tmp_path / 'x.json').write_text(json.dumps(value))

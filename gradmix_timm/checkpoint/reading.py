@@ -127,8 +127,7 @@ class Loaded:
                                for key, value in config.items()}}
         names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode',
                  'input_img_mode')
-        told = self.args or {}
-        return {name: told[name] for name in names if told.get(name) is not None}
+        return {name: value for name in names if (value := self._arg(name)) is not None}
 
 
 def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Loaded:

@@ -291,7 +291,7 @@ def _from_file(path: Path, trial: int, family: str | None) -> ClassSplit:
     known = _names(content['known'], f'{path}: known')
     parts = {str(group): _names(part, f'{path}: groups: {shown(group)}') for group, part in groups.items()}
     name = content.get('name', path.stem)
-    if not isinstance(name, str | int) or len(str(name)) > 100:
+    if isinstance(name, bool) or not isinstance(name, str | int) or len(str(name)) > 100:
         raise ValueError(f'{path}: name should be a word, got {shown(name)}')
     with naming(path):
         return ClassSplit(known=known, unknown=unknown, protocol=str(name), groups=parts)

@@ -306,7 +306,7 @@ class ShortcutSource(ImageSource):
         fixed = self.shortcut.place == 'fixed'
         spots = (np.random.default_rng(self.shortcut.seed) if fixed else rng).random((len(self.shortcut.kinds), 2))
         image = _resized(image, self.shortcut.size)
-        number = self._told(target, other)
+        number = self._number(target, other)
         if self.view == 'absent' or (self.view == 'trained' and chance >= self.shortcut.share):
             return image, np.zeros((image.height, image.width), dtype=bool), None
         mask = None
@@ -320,7 +320,7 @@ class ShortcutSource(ImageSource):
         assert mask is not None
         return marked, mask, number
 
-    def _told(self, target: int, other: float) -> int:
+    def _number(self, target: int, other: float) -> int:
         """The class whose mark an image of a class carries."""
         mine = target in self.known and not self.foreign
         if mine and self.view != 'conflict':

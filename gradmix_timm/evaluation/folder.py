@@ -66,6 +66,7 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
     """
     content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
     folder.mkdir(parents=True, exist_ok=True)
+    written = {folder / name for name in (*texts, *arrays, *(f'{FIGURES}/{name}' for name in figures or ()))}
     with ExitStack() as renames:  # in reverse order: results.json comes last
         for name, text in {RESULTS: content, **texts}.items():
             temporary = renames.enter_context(atomic_path(folder / name))
@@ -75,7 +76,7 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
         for name, parts in arrays.items():
             temporary = renames.enter_context(atomic_path(folder / name))
             np.savez_compressed(temporary, **parts)  # type: ignore[arg-type]  # names hold no keyword of it
-        for path in (*(folder / FIGURES).glob('[!.]*.png'), *(folder / name for name in _OWN)):
+        for path in {*(folder / FIGURES).glob('[!.]*.png'), *(folder / name for name in _OWN)} - written:
             path.unlink(missing_ok=True)
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -167,9 +167,9 @@ def thinned(images: CutDataset, most: int | None) -> CutDataset:
     return images if most is None or len(images) <= most else images.rows(evenly(len(images), most))
 
 
-def list_hash(images: CutDataset, names: Sequence[str] | None = None) -> str:
+def list_hash(images: CutDataset) -> str:
     """SHA-256 of the names and labels of images, in order."""
     digest = hashlib.sha256()
-    for name, target in zip(names or images.filenames(), images.targets, strict=True):
+    for name, target in zip(images.filenames(), images.targets, strict=True):
         digest.update(f'{name}\t{target}\n'.encode('utf-8', 'surrogateescape'))
     return digest.hexdigest()

@@ -225,9 +225,9 @@ class _Opener:
         """Whether the checkpoint recorded that it was trained on this data."""
         if self.loaded is None:
             return False
-        told = (self.loaded.args or {}).get('data_dir')
-        return self.loaded.record is not None or (bool(told) and (
-            os.path.realpath(str(told)) == os.path.realpath(str(self.source['data_dir']))))
+        trained_on = (self.loaded.args or {}).get('data_dir')
+        return self.loaded.record is not None or (bool(trained_on) and (
+            os.path.realpath(str(trained_on)) == os.path.realpath(str(self.source['data_dir']))))
 
     def training(self, names: Sequence[str], needed: bool = False) -> Parts | None:
         """Training images of the known classes, apart from those that training held out or kept for the test.

@@ -150,6 +150,9 @@ def create_mixer(name: str, **options: Any) -> Mixer:
     if unknown:
         known = _parameters(entry)
         raise ValueError(f'mixer {name!r} has no option {unknown[0]!r}: {nearest(unknown[0], known)}')
+    for option, kind in _kinds(entry).items():
+        if kind in ('int', 'float') and isinstance(options.get(option, 0), str | list | tuple | dict | None):
+            raise ValueError(f'mixer {name!r}: {option} is a number, got {options[option]!r}')
     return adopt(name, entry(**options), int(options.get('num_classes', 0)))
 
 
@@ -193,6 +196,16 @@ def _parameters(entry: Callable[..., Any]) -> set[str]:
         else:
             names.add('**')
     return names - {'self', 'common', 'options', 'mode'}
+
+
+def _kinds(entry: Callable[..., Any]) -> dict[str, str]:
+    """The annotated type of each option of a mixer of ours."""
+    target = entry.func if isinstance(entry, partial) else entry
+    if not (isinstance(target, type) and issubclass(target, BatchMixer)):
+        return {}
+    own = {name: str(option.type) for name, option in OPTIONS.items()} if issubclass(target, GradMix) else {}
+    return own | {parameter.name: str(parameter.annotation) for source in reversed(target.__mro__[:-1])
+                  for parameter in inspect.signature(source).parameters.values()}
 
 
 def _takes(entry: Callable[..., Any], option: str) -> bool:

@@ -60,7 +60,10 @@ class AlphaMixer(BatchMixer):
 
 
 class Mixup(AlphaMixer):
-    """x~ = lam x_i + (1 - lam) x_partner, labels alike (mixup, arXiv:1710.09412).
+    """x~ = lam x_i + (1 - lam) x_partner, labels alike.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412, section 1: lam ~ Beta(alpha, alpha).
+    Their code draws one lam a batch: ``lam='batch'``.
 
     Args:
         num_classes: K.
@@ -86,7 +89,9 @@ class Mixup(AlphaMixer):
 class CutMix(AlphaMixer):
     """A box with a uniform centre, clipped at the border, from the same place of a partner; labels by real area.
 
-    CutMix, arXiv:1905.04899; lam is that of the clipped box, so uniform draws paste 0.3208 of an image on average.
+    Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
+    arXiv:1905.04899, equations 1-2: the box has the sides (H, W) * sqrt(1 - lam), lam ~ Beta(alpha, alpha). Labels go
+    by the clipped box, so that uniform draws paste 0.3208 of an image on average. Theirs is one box a batch.
 
     Args:
         num_classes: K.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +26,132 @@ from .metrics.intervals import (
 )
 from .runs import CLOSED_SET, Run, Split, check_runs, notes
 
-__all__ = ['LOWER_IS_BETTER', 'compare_runs']
+__all__ = ['LOWER_IS_BETTER', 'Compared', 'Comparison', 'Gap', 'GroupFacts', 'GroupMean', 'compare_runs']
 
 LOWER_IS_BETTER = ('fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error')
 
 Arrays = Mapping[str, NDArray[Any]]
 Key = tuple[str, str]
+
+
+class GroupMean(TypedDict):
+    """A metric of one group, a mean over units; None where there is no spread to tell from.
+
+    Attributes:
+        mean: Fraction.
+        sd: Standard deviation over units.
+        low: Lower end of Student's interval.
+        high: Upper end.
+        n: Units.
+        seed_sd: Standard deviation within class splits, pooled.
+    """
+
+    mean: float
+    sd: float | None
+    low: float | None
+    high: float | None
+    n: int
+    seed_sd: float | None
+
+
+class Gap(TypedDict):
+    """A difference of one group to the base.
+
+    Attributes:
+        value: Fraction.
+        low: Lower end of its interval, or None.
+        high: Upper end, or None.
+        error: Standard error, or None.
+        p: Of no difference, or None where it was not tested.
+        n: Units; of a single pair images.
+        n_pairs: Runs with their partners.
+        unit: Of the comparison.
+        p_holm: ``p`` corrected over all tests.
+        verdict: ``better``, ``worse`` or ``not distinguishable`` by ``p_holm`` against 1 - level, so if no difference
+            exists a whole comparison shows any ``better`` or ``worse`` with that probability at most;
+            ``too few pairs (n)`` below five; ``cannot say (no spread)``; None for metrics that were not asked for.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    error: float | None
+    p: float | None
+    n: int
+    n_pairs: int
+    unit: str
+    p_holm: float | None
+    verdict: str | None
+
+
+class Compared(TypedDict):
+    """One metric.
+
+    Attributes:
+        groups: By name.
+        differences: To the base, by group; empty unless paired.
+    """
+
+    groups: dict[str, GroupMean]
+    differences: dict[str, Gap]
+
+
+class GroupFacts(TypedDict):
+    """The runs of a group.
+
+    Attributes:
+        n_runs: Their number.
+        n_distinct: Class splits among them.
+        trials: Numbers.
+        seeds: Of training.
+        runs: Folders.
+    """
+
+    n_runs: int
+    n_distinct: int
+    trials: list[int]
+    seeds: list[int]
+    runs: list[str]
+
+
+class Comparison(TypedDict):
+    """Every metric of every score, by group, and the differences to one group.
+
+    Attributes:
+        format: 1.
+        protocol: Name, or None.
+        family: Of its trials, or None.
+        paired: Whether differences were taken.
+        base: Group that they are taken to, or None.
+        level: Coverage of the intervals.
+        unit: ``class split``, ``run`` or ``image``.
+        n_distinct: Class splits.
+        tests: Differences that Holm's correction is over.
+        groups: By name.
+        notes: Differences among runs that the grouping does not cover.
+        left_out: Scores that some runs lack, with how many.
+        left_out_runs: Folders of runs without a partner.
+        closed_set: By metric.
+        scores: By score and metric.
+        part: Of the unknown images that everything is of, as a command was asked for it; None: all.
+    """
+
+    format: int
+    protocol: str | None
+    family: str | None
+    paired: bool
+    base: str | None
+    level: float
+    unit: str
+    n_distinct: int
+    tests: int
+    groups: dict[str, GroupFacts]
+    notes: list[str]
+    left_out: dict[str, str]
+    left_out_runs: list[str]
+    closed_set: dict[str, Compared]
+    scores: dict[str, dict[str, Compared]]
+    part: NotRequired[str | None]
 
 
 def compare_runs(
@@ -42,7 +162,7 @@ def compare_runs(
         level: float = 0.95,
         arrays_of: Callable[[Run], Arrays | None] = lambda _: None,
         metrics: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> Comparison:
     """Every metric of every score, by group, and the differences to one group.
 
     Args:
@@ -54,14 +174,6 @@ def compare_runs(
         arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None if it has none.
         metrics: Metrics whose differences get a verdict, beside the closed-set accuracy; None: all. Each further one
             makes Holm's correction over all of them stricter.
-
-    Returns:
-        Plain values, ready for JSON: ``groups``, ``unit``, ``n_distinct``, ``tests`` (differences that Holm's
-        correction is over), ``notes``, ``left_out``; ``closed_set`` and ``scores`` as
-        {metric: {'groups': {...}, 'differences': {...}}}, fractions. The verdict of a difference: ``better``, ``worse``
-        or ``not distinguishable`` by ``p_holm`` against 1 - level, so if no difference exists a whole
-        comparison shows any ``better`` or ``worse`` with that probability at most; ``too few pairs (n)`` below five;
-        ``cannot say (no spread)``; None for metrics that were not asked for.
 
     Raises:
         ValueError: Runs that do not belong together, missing partners, an unknown base.
@@ -76,7 +188,7 @@ def compare_runs(
         groups, left_out_runs = _partners(groups, base, common)
     keys, left_out = _keys([run for part in groups.values() for run in part])
     unit = _unit(groups, paired)
-    table = {key: {'groups': {name: _mean(part, key, level) for name, part in groups.items()},
+    table: dict[Key, Compared] = {key: {'groups': {name: _mean(part, key, level) for name, part in groups.items()},
                    'differences': {name: _difference(part, groups[base], key, level, unit, arrays_of)
                                    for name, part in groups.items() if paired and name != base}} for key in keys}
     tests = _decide(table, level, metrics)
@@ -161,7 +273,7 @@ def _units(part: Sequence[Run], values: Sequence[float]) -> list[float]:
     return [float(np.mean(row)) for row in splits.values()] if len(splits) > 1 else list(values)
 
 
-def _mean(part: Sequence[Run], key: Key, level: float) -> dict[str, Any]:
+def _mean(part: Sequence[Run], key: Key, level: float) -> GroupMean:
     values = [run.values[key] for run in part]
     found = over_trials(_units(part, values), level)
     return {'mean': found.mean, 'sd': _finite(found.sd), 'low': _finite(found.low), 'high': _finite(found.high),
@@ -176,16 +288,15 @@ def _seed_spread(rows: Sequence[Sequence[float]]) -> float | None:
 
 
 def _difference(part: Sequence[Run], base: Sequence[Run], key: Key, level: float, unit: str,
-                arrays_of: Callable[[Run], Arrays | None]) -> dict[str, Any]:
+                arrays_of: Callable[[Run], Arrays | None]) -> Gap:
     gaps = [one.values[key] - other.values[key] for one, other in zip(part, base, strict=True)]
     units = _units(part, gaps)
     if len(units) > 1:
         found: Difference | None = paired_difference(units, [0.] * len(units), level)
     else:
         found = _by_images(part[0], base[0], key, level, arrays_of)
-    entry: dict[str, Any] = {'value': float(np.mean(units)), 'low': None, 'high': None, 'error': None, 'p': None,
-                             'n': len(units), 'n_pairs': len(gaps), 'unit': unit,
-                             'p_holm': None, 'verdict': None}
+    entry: Gap = {'value': float(np.mean(units)), 'low': None, 'high': None, 'error': None, 'p': None, 'n': len(units),
+                  'n_pairs': len(gaps), 'unit': unit, 'p_holm': None, 'verdict': None}
     if found is not None:
         entry |= {'low': _finite(found.low), 'high': _finite(found.high), 'error': found.error, 'p': found.p,
                   'n': found.n}
@@ -207,30 +318,30 @@ def _by_images(one: Run, other: Run, key: Key, level: float, arrays_of: Callable
     return paired_delong(known, unknown, level)
 
 
-def _decide(table: Mapping[Key, dict[str, Any]], level: float, metrics: Sequence[str] | None) -> int:
+def _decide(table: Mapping[Key, Compared], level: float, metrics: Sequence[str] | None) -> int:
     """Add Holm's p-values and verdicts of all differences that get one; returns the number of tested differences."""
     asked = [(metric, entry) for (score, metric), both in table.items() for entry in both['differences'].values()
              if score == CLOSED_SET or metrics is None or metric in metrics]
-    tested = [entry for _, entry in asked if entry['p'] is not None]
-    for entry, p in zip(tested, holm([entry['p'] for entry in tested]) if tested else [], strict=True):
-        entry['p_holm'] = p
+    tested = [(entry, p) for _, entry in asked if (p := entry['p']) is not None]
+    for (entry, _), raised in zip(tested, holm([p for _, p in tested]) if tested else [], strict=True):
+        entry['p_holm'] = raised
     for metric, entry in asked:
         entry['verdict'] = _verdict(entry, level, metric)
     return len(tested)
 
 
-def _verdict(entry: Mapping[str, Any], level: float, metric: str) -> str:
+def _verdict(entry: Gap, level: float, metric: str) -> str:
     pairs = 1 if entry['unit'] == 'image' else entry['n']
     if pairs < FEWEST_PAIRS:
         return too_few_pairs(pairs)
     if not entry['error']:
         return NO_SPREAD if entry['value'] else 'not distinguishable'
-    if entry['p_holm'] > 1 - level:
+    if entry['p_holm'] is None or entry['p_holm'] > 1 - level:
         return 'not distinguishable'
     return 'better' if (entry['value'] > 0) != (metric in LOWER_IS_BETTER) else 'worse'
 
 
-def _facts(part: Sequence[Run]) -> dict[str, Any]:
+def _facts(part: Sequence[Run]) -> GroupFacts:
     return {'n_runs': len(part), 'n_distinct': len({run.split for run in part}),
             'trials': sorted({run.trial for run in part if run.trial is not None}),
             'seeds': sorted({run.seed for run in part if run.seed is not None}),

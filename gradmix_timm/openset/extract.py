@@ -321,11 +321,11 @@ def watched(loader: Iterable[Any], title: str | None) -> Iterator[Any]:
                                                leave=False, file=sys.stderr))
         return
     total = len(loader) if isinstance(loader, Sized) else 0
-    start = told = time.monotonic()
+    start = reported = time.monotonic()
     for number, batch in enumerate(loader, 1):
         yield batch[:2]
         now = time.monotonic()
-        if now - told > _REPORT_EVERY and number < total:
-            told = now
+        if now - reported > _REPORT_EVERY and number < total:
+            reported = now
             left = (now - start) / number * (total - number)
             _logger.info('%s: batch %d of %d, about %.0f s left', title, number, total, left)

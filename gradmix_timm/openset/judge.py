@@ -322,11 +322,11 @@ def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> Calibration:
                'bin_share': bins.count / bins.count.sum()}
     held = sets.held_out
     if held is not None and len(held.label):
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             temperature = fit_temperature(held.logits.numpy(), held.label.numpy())
         found |= {'temperature': temperature, 'temperature_n': len(held.label),
-                  'temperature_note': str(told[0].message) if told else None,
+                  'temperature_note': str(caught[0].message) if caught else None,
                   'scaled': _errors(sets.known.logits.double() / temperature, sets.known.label)}
     return found
 

@@ -142,6 +142,21 @@ def test_a_file_that_trained_on_the_validation_images_is_refused(images, tmp_pat
         run_tiny(images, tmp_path, *flags, '--resume', 'auto', '--seed', 1, classes=None)
 
 
+def test_flags_that_changed_are_named(images, tmp_path, caplog):
+    """A run went on with another mixer, or without its moving average, silently."""
+    run_tiny(images, tmp_path, '--stop-epoch', 1, '--model-ema')
+    caplog.clear()
+    run_tiny(images, tmp_path, '--resume', 'auto', '--stop-epoch', 1, '--model-ema', '--log-interval', 7)
+    assert 'other flags' not in caplog.text
+    run_tiny(images, tmp_path, '--resume', 'auto', '--mixup-mode', 'cutmix', '--stop-epoch', 1)
+    assert "it was trained with other flags: mixup_mode 'batch', now 'cutmix'; model_ema True, now False" in caplog.text
+
+
+def test_one_image_a_batch_is_refused_where_the_model_normalises_over_it(images, tmp_path):
+    with pytest.raises(UsageError, match=r'--batch-size 1: .* type 2 or more'):
+        run_tiny(images, tmp_path, '-b', 1)
+
+
 def test_what_is_no_checkpoint_is_refused(images, tmp_path):
     (tmp_path / 'x.pth.tar').write_text('hello')
     with pytest.raises(UsageError, match='not a training checkpoint'):

@@ -222,6 +222,8 @@ def test_file_without_unknowns_means_all_others(tmp_path):
     ('known: [cat, dog]\nunknown: [dog]', "'dog' is known and unknown"),
     ('known: [cat, dog]\nunknown: [owl]\ngroups: {a: [ow]}', "did you mean 'owl'"),
     ('known: [cat, dog]\ngroups: [owl]', 'groups should be a mapping'),
+    ('known: [cat, dog]\nname: no', 'name should be a word, got False'),
+    ('known: [001, 010]', '001, which YAML reads as 1, without quotes'),
 ])
 def test_file_errors_say_what_to_write(text, told, tmp_path):
     with pytest.raises(ValueError, match=told):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -207,10 +208,20 @@ def test_mixed_images_have_no_graph(name):
 
 @pytest.mark.parametrize(('options', 'match'), [
     ({'seed': 1.5}, 'seed is a whole number, got 1.5'), ({'rank': 0.5}, 'rank is a whole number'),
-    ({'num_classes': '10'}, "num_classes is a whole number of at least 1, got '10'")])
+    ({'num_classes': '10'}, "num_classes is a number, got '10'")])
 def test_numbers_that_are_not_whole_are_refused(options, match):
     with pytest.raises(ValueError, match=match):
         create_mixer('cutmix', **{'num_classes': K, **options})
+
+
+@pytest.mark.parametrize(('name', 'option', 'value'), [
+    ('gridmix', 'cells', 'two'), ('cutout', 'length', 'half'), ('gradmix', 'attr_scale', '0.5'),
+    ('gradmix', 'warmup', None), ('random-box', 'alpha', (1, 2)), ('transmix', 'area', '1'), ('cutmix', 'prob', '0.5'),
+    ('gradmix+cutmix', 'label_smoothing', '0.1')])
+def test_what_is_no_number_is_named(name, option, value):
+    with pytest.raises(ValueError, match=rf"mixer '\w.*': {option} is a number, got {re.escape(repr(value))}"):
+        create_mixer(name, num_classes=K, **{option: value})
+    create_mixer('tokenmix', num_classes=K, share='beta')
 
 
 @pytest.mark.parametrize('name', PAIRED)

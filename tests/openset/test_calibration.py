@@ -94,6 +94,17 @@ def test_a_temperature_at_the_end_of_the_range_warns():
         assert metrics.fit_temperature([[3., 0.], [0., 3.]], [1, 0]) == pytest.approx(100, rel=.01)
 
 
+def test_logits_that_are_equal_have_no_temperature():
+    """Red before: 0.01, as of samples that are all classified right."""
+    with pytest.warns(UserWarning, match='changes nothing'):
+        assert metrics.fit_temperature(np.ones((5, 3)), [0, 1, 2, 0, 1]) == 1
+
+
+def test_whole_numbers_are_probabilities_too():
+    assert metrics.ece([[1, 0], [0, 1]], [0, 0]) == 0.5
+    assert metrics.nll(np.array([[3, 3]]), [0]) == pytest.approx(np.log(2))
+
+
 def test_what_is_no_closed_set_probability_is_refused():
     with pytest.raises(ValueError, match='apply softmax'):
         metrics.ece([[3., -1.]], [0])

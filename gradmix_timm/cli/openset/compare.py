@@ -12,7 +12,7 @@ import numpy as np
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.evaluation.folder import check_output
-from gradmix_timm.openset.comparison import compare_runs
+from gradmix_timm.openset.comparison import Comparison, compare_runs
 from gradmix_timm.openset.reports.comparison_page import render_comparison
 from gradmix_timm.openset.reports.comparison_tables import (
     METRICS,
@@ -85,7 +85,7 @@ def _arrays(run: Run) -> dict[str, Any] | None:
     return {name: array[rows] if name.startswith('unknown') else array for name, array in arrays.items()}
 
 
-def _print(comparison: dict[str, Any], metrics: list[str], width: int | None) -> None:
+def _print(comparison: Comparison, metrics: list[str], width: int | None) -> None:
     print(folded(f'\n{comparison_title(comparison)}\n{grounds(comparison)}', width))
     for metric in ('top1', *metrics):
         heads, rows = comparison_rows(comparison, metric)
@@ -100,7 +100,7 @@ def _print(comparison: dict[str, Any], metrics: list[str], width: int | None) ->
         print(f'left out: {name}: no partner')
 
 
-def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]], width: int | None) -> str:
+def _tables(comparison: Comparison, heads: list[str], rows: list[list[str]], width: int | None) -> str:
     """Means of the groups, then difference, p and verdict of each: within a width, or all in one row."""
     if width is None:
         return tables_within(None, heads, rows)
@@ -112,7 +112,7 @@ def _tables(comparison: dict[str, Any], heads: list[str], rows: list[list[str]],
     return '\n\n'.join(parts)
 
 
-def _write(folder: Path, comparison: dict[str, Any]) -> None:
+def _write(folder: Path, comparison: Comparison) -> None:
     """Write each file atomically."""
     write_atomic(folder / f'{_NAME}.json', json.dumps(comparison, indent=1, allow_nan=False) + '\n')
     write_atomic(folder / f'{_NAME}.csv', comparison_csv(comparison))
@@ -130,11 +130,11 @@ def _write(folder: Path, comparison: dict[str, Any]) -> None:
     write_atomic(folder / f'{_NAME}.html', render_comparison(comparison, images))
 
 
-def _gaps(comparison: dict[str, Any], metric: str) -> dict[str, dict[str, tuple[float, float, float]]]:
+def _gaps(comparison: Comparison, metric: str) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Group to score to (value, low, high), where there are intervals."""
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for score, entries in comparison['scores'].items():
-        for group, gap in entries.get(metric, {}).get('differences', {}).items():
-            if gap['low'] is not None:
+        for group, gap in entries[metric]['differences'].items() if metric in entries else ():
+            if gap['low'] is not None and gap['high'] is not None:
                 found.setdefault(group, {})[score] = (gap['value'], gap['low'], gap['high'])
     return found

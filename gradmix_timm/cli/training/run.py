@@ -163,7 +163,8 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
     streams = recorded_streams(resumed, args) if resumed and args.start_epoch in (None, first) else None
     position = Position.from_state(streams) if streams else None
     first = position.epoch if position else first
-    span = Span(first=_first_epoch(args, first), stop=args.stop_epoch or epochs, resumed=resumed)
+    span = Span(first=int(args.start_epoch if args.start_epoch is not None else first or 0),
+                stop=args.stop_epoch or epochs, resumed=resumed)
     _wind_on(args, scheduler, span.first, updates, position)
     _continue_folder(span, saver, output_dir)
     if resumed and span.first == first:
@@ -225,10 +226,6 @@ def _open_tracker(args: argparse.Namespace, output_dir: str | None, first: int) 
     if output_dir is None or not (args.log_tensorboard or args.log_wandb):
         return None
     return Tracker(args, output_dir, Path(output_dir).name, first)
-
-
-def _first_epoch(args: argparse.Namespace, resumed: int | None) -> int:
-    return int(args.start_epoch if args.start_epoch is not None else resumed or 0)
 
 
 def _wind_on(args: argparse.Namespace, scheduler: Any, epoch: int, updates_per_epoch: int,

@@ -30,6 +30,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import RunFailedError, shortened
 from gradmix_timm.objectives import JointTask, KeepCleanTask, LateLabelTask, MocoTask
+from gradmix_timm.schema import shown
 
 __all__ = [
     'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Position', 'Recorded', 'Section', 'check_resume', 'gather_streams',
@@ -40,6 +41,10 @@ _logger = logging.getLogger('train')
 #: Entry of the record's section with the random streams at the end of the epoch, one dict a process.
 STREAMS = 'random_streams'
 _POSITION = 'position'
+# Flags that decide where a run is written, how long it goes on and what it prints, not what a step computes.
+_INCIDENTAL = frozenset((
+    'resume', 'overwrite', 'output', 'experiment', 'epochs', 'start_epoch', 'stop_epoch', 'save_epochs', 'log_interval',
+    'checkpoint_hist', 'recovery_interval', 'workers', 'pin_mem', 'no_resume_opt', 'rank', 'local_rank', 'device'))
 
 
 class Recorded:
@@ -229,7 +234,8 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
     try:
         checkpoint = load_checkpoint_metadata(path)
     except Exception as error:  # readers raise any type on foreign bytes
-        raise ValueError(f'--resume {path}: not a training checkpoint; give last.pth.tar of a run') from error
+        raise ValueError(f'--resume {path}: not a training checkpoint, or a damaged one; give last.pth.tar or '
+                         'model_best.pth.tar of a run') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f'--resume {path}: it holds a {type(checkpoint).__name__}, not a training checkpoint; give '
                          'last.pth.tar of a run')
@@ -269,10 +275,14 @@ def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: t
     Raises:
         ValueError: The weights do not fit, or the state is of another optimizer.
     """
-    was = getattr(load_checkpoint_metadata(path).get('args'), 'opt', args.opt)
-    if was != args.opt and not args.no_resume_opt:
+    recorded = vars(load_checkpoint_metadata(path).get('args') or argparse.Namespace())
+    if (was := recorded.get('opt', args.opt)) != args.opt and not args.no_resume_opt:
         raise ValueError(f'--resume {path}: it is of --opt {was} and this run is of --opt {args.opt}; to go on with '
                          'another optimizer from its first state type --no-resume-opt')
+    changed = [f'{name} {shown(was)}, now {shown(vars(args)[name])}' for name, was in recorded.items()
+               if name not in _INCIDENTAL and vars(args).get(name, was) != was]
+    if changed and utils.is_primary(args):
+        _logger.warning(f'--resume {path}: it was trained with other flags: {"; ".join(changed)}')
     try:
         return resume_task_checkpoint(
             task, path, optimizer=None if args.no_resume_opt else optimizer,

@@ -203,6 +203,13 @@ def _check_input(args: argparse.Namespace, model: nn.Module, input_size: tuple[i
         wanted = 'the patches of --naflex-loader, a NaFlex model does' if args.naflex_loader else (
             f'images of {channels} x {height} x {width}; type another --img-size or --in-chans')
         raise ValueError(f'--model {args.model} does not take {wanted} ({shortened(error)})') from error
+    if args.batch_size == 1 and not args.naflex_loader:
+        try:
+            with borrow(model) as inner, torch.no_grad(), hardware.autocast():
+                inner.train()(images)
+        except ValueError as error:  # of BatchNorm
+            raise ValueError(f'--batch-size 1: --model {args.model} normalises over the images of a batch, and one has '
+                             f'no spread ({shortened(error)}); type 2 or more') from error
 
 
 def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -59,11 +59,6 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
     return min(low, value), max(high, value)
 
 
-def _check_draws(draws: int) -> None:
-    if draws < 1:
-        raise ValueError(f'draws is the number of resamples, at least 1 (1000 is usual), got {draws}')
-
-
 class _Cells:
     """Resampled counts in cells: multinomial, as the counts of resampled samples are.
 
@@ -132,7 +127,8 @@ def rank_intervals(
         :data:`FEW` scores on a side as described there. A metric that no draw moved gets the interval of the rule of
         three.
     """
-    _check_draws(draws)
+    if draws < 1:
+        raise ValueError(f'draws is the number of resamples, at least 1 (1000 is usual), got {draws}')
     check_level(level)
     values, ladder = count(known, unknown, correct) if counted is None else counted
     fewest = min(len(known), len(unknown))

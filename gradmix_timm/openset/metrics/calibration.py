@@ -45,6 +45,8 @@ class Reliability:
 def _matrix(name: str, values: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray[np.int64]]:
     """Finite rows [N, K] and their labels in 0..K-1."""
     array = as_array(values)
+    if array.dtype.kind in 'iub':
+        array = array.astype(np.float64)
     if array.ndim != 2 or array.dtype.kind != 'f' or 0 in array.shape:
         raise ValueError(f'{name} is a float array [N, K], got {array.dtype} {list(array.shape)}')
     target = as_labels('labels', labels, len(array))
@@ -170,12 +172,15 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Returns:
         T in [0.01, 100]; an end of it comes with a warning (0.01: all samples are classified right; 100: the logits
-        say nothing about the labels).
+        say nothing about the labels), as does 1 for logits that are equal in every sample.
     """
     from scipy.optimize import minimize_scalar  # imported here, as it takes a second
 
     array, target = _matrix('logits', logits, labels)
     span = np.log(100.)
+    if (array.max(1) == array.min(1)).all():
+        warnings.warn('the logits of every sample are equal, so that the temperature changes nothing', stacklevel=2)
+        return 1.
     if (array[np.arange(len(target)), target] == array.max(1)).all():
         warnings.warn('the validation samples are all classified right, so the likelihood only grows as the '
                       'temperature falls; 0.01 is the end of the range', stacklevel=2)

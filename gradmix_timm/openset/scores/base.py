@@ -194,7 +194,7 @@ class Score(ABC):
                                  'take both from the same model')
         return self._in_pieces(embeddings)
 
-    def _in_pieces(self, embeddings: Embeddings, told: bool = False) -> Tensor:
+    def _in_pieces(self, embeddings: Embeddings, warned: bool = False) -> Tensor:
         """Knownness; as a row's is its own, a part at a time gives the same."""
         count = len(embeddings.label)
         try:
@@ -206,10 +206,10 @@ class Score(ABC):
                 raise ValueError(f'{self.name}: no memory left to score a single sample; move the embeddings and the '
                                  'fit to the CPU (--device cpu), or use a score of logits') from error
         # Outside the handler, whose traceback keeps the tensors of the failed attempt alive.
-        if not told:
+        if not warned:
             _logger.warning('%s: out of memory with %d samples at once, going on with halves', self.name, count)
         halves = (slice(0, count // 2), slice(count // 2, count))
-        return torch.cat([self._in_pieces(embeddings.rows(rows), told=True) for rows in halves])
+        return torch.cat([self._in_pieces(embeddings.rows(rows), warned=True) for rows in halves])
 
     def __repr__(self) -> str:
         options = ', '.join(f'{key}={value!r}' for key, value in self.options.items())

@@ -62,9 +62,9 @@ def score_label(name: str, options: Mapping[str, Any]) -> str:
         >>> score_label('msp', {'temperature': 1.}), score_label('msp', {'temperature': 2.})
         ('msp', 'msp:temperature=2')
     """
-    told = ','.join(f'{key}={_written(options[key])}' for key, default in defaults_of(_kind(name)).items()
+    changed = ','.join(f'{key}={_written(options[key])}' for key, default in defaults_of(_kind(name)).items()
                     if key in options and options[key] != default)
-    return f'{name}:{told}' if told else name
+    return f'{name}:{changed}' if changed else name
 
 
 def defaults_of(kind: type[Score]) -> dict[str, Any]:
