@@ -147,6 +147,6 @@ def test_public_names_are_listed():
 def test_help_shows_the_options_of_every_mixer():
     text = create_mixer.__doc__
     for name in ('gradmix', 'cutmix', 'fmix', 'elem'):
-        assert f'\n        {name}: ' in text
+        assert f'\n    {name}: ' in text
     line = next(line for line in text.splitlines() if line.strip().startswith('cutmix: '))
     assert 'alpha=1.0' in line
