@@ -33,7 +33,7 @@ PAIRS = {
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
-        'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam')),
+        'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
     'budget-cifar10': tuple((other, 'none') for other in (
         'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
 }

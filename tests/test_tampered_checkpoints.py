@@ -46,7 +46,7 @@ def timms() -> dict:
 
 def use(path: Path, build: Any = True) -> str:
     """All that a command asks a checkpoint for; what is wrong with it, or ''. ``build`` may be the net, or False."""
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine is no fault of the file
     message = ''
     try:
         loaded = load_checkpoint(path)
@@ -58,7 +58,7 @@ def use(path: Path, build: Any = True) -> str:
             ProjectionHead.from_state(loaded.projection)
     except ValueError as error:
         message = str(error)
-    assert time.perf_counter() - start < 30
+    assert time.process_time() - start < 30
     assert not message or str(path) in message, message[:300]
     assert len(message) < 1200, message[:300]
     return message

@@ -137,8 +137,8 @@ def _check_enough(count: int, acceptance: float) -> None:
     needed = math.ceil(1 / (1 - acceptance) - 1e-9) - 1
     if count < needed:
         raise ValueError(f'{count} held-out images are too few to promise known_acceptance={acceptance:g}: {needed} '
-                         f'are needed; {count} can promise {count / (count + 1):.4g} at most, or pass more, '
-                         'validation=[...] (--validation PATH ...)')
+                         f'are needed; ask for {count / (count + 1):.4g} at most (--known-acceptance), or pass more '
+                         'images of known classes, validation=[...] (--validation PATH ...)')
 
 
 # ---- images

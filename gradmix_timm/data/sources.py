@@ -190,14 +190,14 @@ def _split_root(name: str, root: Any, split: str) -> str:
     if there:
         raise ValueError(f'no split {split!r} in {path}, which has {", ".join(there)}; name one with --train-split or '
                          '--val-split')
-    _note_flat(str(path), split)
+    _note_flat(str(path))
     return str(path)
 
 
 @functools.cache
-def _note_flat(path: str, split: str) -> None:
+def _note_flat(path: str) -> None:
     """Said once, however often the folder is opened."""
-    _logger.info(f'{path} has no split folders and is read as {split!r}')
+    _logger.info(f'{path} has no split folders: each split is read from the whole folder')
 
 
 def _class_folders(root: str, class_map: str | dict[str, int], img_mode: str | None, min_classes: int,

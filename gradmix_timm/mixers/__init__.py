@@ -244,7 +244,7 @@ register_mixer('transmix', "CutMix, labels by the class token's attention to the
 register_mixer('tokenmix', 'tokens of a partner, labels by the content that is seen (arXiv:2207.08409)')(TokenMix)
 register_mixer('pixmix', 'fractals and augmented copies mixed in, the label stays (arXiv:2112.05135)')(PixMix)
 for _kind, _line in {'MixUp': 'one lam', 'CutMix': 'one box'}.items():
-    register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} a batch, partner the row above")(
+    register_mixer(TorchvisionMixer.NAMES[_kind], f"torchvision's v2.{_kind}: {_line} per batch, partner above")(
         partial(TorchvisionMixer, _kind))
 
 
@@ -266,9 +266,10 @@ def _options_text() -> str:
                    else f'{option}={defaults[option]!r}'
                    for option in sorted(_parameters(entry)) if option not in (*_SHARED, '**')]
         lines.append(f'{name}: {", ".join(options) or "none of its own"}')
-    return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 8, subsequent_indent=' ' * 12) for line in lines)
+    return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 4, subsequent_indent=' ' * 8) for line in lines)
 
 
 if create_mixer.__doc__:  # none under python -OO
-    create_mixer.__doc__ = create_mixer.__doc__.replace(
-        '    Returns:\n', f'    Options of each name, with their defaults:\n{_options_text()}\n\n    Returns:\n', 1)
+    # Python 3.13 takes the indentation off by itself.
+    create_mixer.__doc__ = inspect.cleandoc(create_mixer.__doc__).replace(
+        'Returns:\n', f'Options of each name, with their defaults:\n{_options_text()}\n\nReturns:\n', 1)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -375,7 +376,7 @@ def test_a_positional_folder_goes_over_the_files(tmp_path):
 
 
 def test_help_names_the_configuration_file_and_the_version():
-    assert '-c FILE, --config FILE' in train.parser.format_help()
+    assert re.search(r'-c( FILE)?, --config FILE', train.parser.format_help())  # Python 3.13 names the value once
     assert '--version' in train.parser.format_help()
 
 

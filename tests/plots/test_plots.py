@@ -58,6 +58,10 @@ def test_an_evaluation_plots_into_given_axes(name, evaluation, axes):
     figure.canvas.draw()
 
 
+def test_an_evaluation_is_printed_within_80_columns(evaluation):
+    assert max(map(len, evaluation.table().splitlines())) <= 80
+
+
 def test_scores_are_chosen_by_name(evaluation):
     labels = evaluation.plot_roc(['mls']).axes[0].get_legend_handles_labels()[1]
     assert [label.split()[0] for label in labels] == ['mls', 'chance']
@@ -147,6 +151,6 @@ def test_public_names_are_listed():
 def test_help_shows_the_options_of_every_mixer():
     text = create_mixer.__doc__
     for name in ('gradmix', 'cutmix', 'fmix', 'elem'):
-        assert f'\n        {name}: ' in text
+        assert f'\n    {name}: ' in text
     line = next(line for line in text.splitlines() if line.strip().startswith('cutmix: '))
     assert 'alpha=1.0' in line
