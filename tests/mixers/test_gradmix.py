@@ -299,7 +299,7 @@ def test_a_score_of_ones_own_gives_one_number_an_image(answer):
     images, labels = spotted(PLACES), torch.arange(4)
     for use in (lambda: GradMix(K, layers='grid', score=answer).draw(images, labels, Spots()),
                 lambda: attribute(Spots(), images, labels, 'grid', score=answer)):
-        with pytest.raises(ValueError, match=r'one number an image, \(logits, labels\) -> \[4\]'):
+        with pytest.raises(ValueError, match=r'one number per image, \(logits, labels\) -> \[4\]'):
             use()
 
 
