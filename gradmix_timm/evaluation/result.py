@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -164,9 +165,12 @@ class Evaluation:
         """Accuracy and one row per score, in percent, readable in a terminal.
 
         Args:
-            width: Characters that the table keeps to, by folded heads; None: any, as Markdown.
+            width: Characters that lines keep to, heads over several lines; None: any, as Markdown.
         """
-        return f'{closed_set_line(self.results)}\n\n{score_table(self.results, width=width)}'
+        accuracy = closed_set_line(self.results)
+        if width is not None:
+            accuracy = textwrap.fill(accuracy, width)
+        return f'{accuracy}\n\n{score_table(self.results, width=width)}'
 
     def __repr__(self) -> str:
         return f'Evaluation of {self.results["checkpoint"]}\n{self.table()}'

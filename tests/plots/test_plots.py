@@ -58,6 +58,10 @@ def test_an_evaluation_plots_into_given_axes(name, evaluation, axes):
     figure.canvas.draw()
 
 
+def test_an_evaluation_is_printed_within_80_columns(evaluation):
+    assert max(map(len, evaluation.table().splitlines())) <= 80
+
+
 def test_scores_are_chosen_by_name(evaluation):
     labels = evaluation.plot_roc(['mls']).axes[0].get_legend_handles_labels()[1]
     assert [label.split()[0] for label in labels] == ['mls', 'chance']
