@@ -18,7 +18,7 @@ from .sources import list_splits, open_dataset
 from .subsets import CutDataset, as_source, class_names, labels_of
 from .synthetic import list_made, made_images
 
-__all__ = ['RESERVED', 'TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
+__all__ = ['TORCHVISION', 'Outside', 'UnknownSpec', 'check_specs', 'open_outside', 'parse_unknown']
 
 # Our name to torchvision's class and its arguments for the test part.
 TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,8 +35,6 @@ TORCHVISION: dict[str, tuple[str, dict[str, Any]]] = {
     'imagenette': ('Imagenette', {'split': 'val'}),
 }
 _ALIASES = {'textures': 'dtd', 'fashionmnist': 'fashion_mnist', 'pets': 'oxford_iiit_pet', 'flowers': 'flowers102'}
-#: What results call all unknown images together, and means over sets.
-RESERVED = ('all', 'near', 'far')
 _KINDS = ('folder', 'torchvision', 'timm', 'noise', 'made')
 _SYNTAX = ('expected folder:NAME=DIR (a folder or a .tar), torchvision:NAME, timm:NAME=DIR, or noise:NAME for images '
            'that are made')
@@ -120,7 +118,7 @@ def check_specs(specs: Sequence[UnknownSpec]) -> None:
     """
     names = [spec.name for spec in specs]
     for spec in specs:
-        if names.count(spec.name) > 1 or spec.name in RESERVED:
+        if names.count(spec.name) > 1 or spec.name in ('all', 'near', 'far'):
             raise ValueError(f'--unknown: the name {spec.name!r} is taken; give the set another, folder:NAME=DIR')
         if spec.place and spec.kind == 'folder' and not Path(spec.place).exists():
             raise ValueError(f'--unknown: no folder or tar at {spec.place} (of {spec.name!r})')

@@ -16,7 +16,6 @@ from torch import nn
 from gradmix_timm.checkpoint import load_checkpoint
 from gradmix_timm.data import ClassSplit, CutDataset, class_names, is_flat, split_flat
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.data.unknown_sets import RESERVED
 from gradmix_timm.openset.extract import without_unknown_output
 from gradmix_timm.openset.near_far import near_and_far
 from gradmix_timm.registry import nearest
@@ -185,9 +184,10 @@ def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any,
     parts = dict(unknown) if isinstance(unknown, Mapping) else {'unknown': unknown}
     if not parts:
         raise ValueError('unknown={}: expected one set of unknown images at least')
-    if taken := [name for name in map(str, parts) if name in ('', *RESERVED) or [*map(str, parts)].count(name) > 1]:
-        raise ValueError(f'unknown={{{taken[0]!r}: ...}}: expected a name of its own for each set, other than '
-                         f'{", ".join(RESERVED)}')
+    names = [str(name) for name in parts]
+    if taken := [name for name in names if name in ('', 'all') or names.count(name) > 1]:
+        raise ValueError(f'unknown={{{taken[0]!r}: ...}}: expected a name of its own for each set; all is what results '
+                         'call all of them together')
     words = {str(name): _word(str(name), data) for name, data in parts.items() if isinstance(data, str | os.PathLike)}
     opened = None
     if words:
