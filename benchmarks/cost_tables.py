@@ -105,6 +105,14 @@ def stale_table(page: dict) -> str:
     return '\n'.join(lines)
 
 
+def start_table(page: dict) -> str:
+    """One row a stage of a run's start."""
+    stages = {**page['stages'], 'all': {'seconds': page['seconds'],
+                                        'modules': sum(part['modules'] for part in page['stages'].values())}}
+    return '\n'.join(['| stage | seconds of the processor | modules imported |', '|---|---|---|',
+                      *(f'| {name} | {part["seconds"]:.2f} | {part["modules"]:,} |' for name, part in stages.items())])
+
+
 def main() -> None:
     parts = ['# What mixing costs\n\nMade by `make bench` and `python benchmarks/cost_tables.py` from '
              '`benchmarks/results/*.json`. Ratios are medians over rounds in which every variant runs once; the '
@@ -151,6 +159,15 @@ def main() -> None:
                   'exclusive or, `lerp` with the mask and a loop over slices were tried and left: no faster over the '
                   'three sizes, or not bit-exact.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
+    path = HERE / 'results' / 'start.json'
+    if path.exists():
+        parts += ['## Before the first step\n',
+                  'What `gradmix-train -c quickstart --cache-images` does before its first step, by '
+                  '`python benchmarks/start.py`: the median over fresh processes. The aim was 5 seconds. Nearly all is '
+                  'the import of PyTorch, torchvision and timm; `torch._dynamo` cannot be put off, since every '
+                  "optimizer of PyTorch imports it as it is made. The package's own modules and the set-up "
+                  '(data set, model, checks of the flags) are the last two rows.\n',
+                  start_table(json.loads(path.read_text())) + '\n']
     path = HERE / 'results' / 'half_scale.json'
     if path.exists():
         pages = json.loads(path.read_text())

@@ -2,7 +2,8 @@
 
 Processor seconds of fresh processes, by stage, and the modules that each stage imports: PyTorch, its ``torch._dynamo``
 (which torchvision imports, and every optimizer as it is made), torchvision, timm, this package, and the set-up of
-``gradmix-train -c quickstart --cache-images``. Writes benchmarks/results/start.json and prints the table.
+``gradmix-train -c quickstart --cache-images``. Writes benchmarks/results/start.json,
+which ``python benchmarks/cost_tables.py`` makes a table of.
 """
 from __future__ import annotations
 
@@ -58,10 +59,7 @@ def main() -> None:
     total = round(statistics.median(sum(part['seconds'] for part in one.values()) for one in found), 2)
     RESULT.write_text(json.dumps({'date': date.today().isoformat(), 'rounds': len(found), 'versions': versions(),
                                   'seconds': total, 'stages': stages}, indent=1) + '\n')
-    print('| before the first step | seconds of the processor | modules |\n|---|---|---|')
-    for name, part in stages.items():
-        print(f'| {name} | {part["seconds"]:.2f} | {part["modules"]} |')
-    print(f'| all | {total:.2f} | {sum(part["modules"] for part in stages.values())} |')
+    print(RESULT.read_text())
 
 
 if __name__ == '__main__':
