@@ -72,7 +72,7 @@ def test_what_timms_script_takes_is_taken(argv):
 
 @pytest.mark.parametrize(('argv', 'words'), [
     ('--model-kwargs foo', '--model-kwargs takes pairs'), ('--opt-kwargs foo', '--opt-kwargs takes pairs'),
-    ('--mixup-mode gradmix --mixup-kwargs alpha=x', "alpha is a number, got 'x'"), ('--wandb-resume-id x', '--log-wandb'),
+    ('--mixup-mode gradmix --mixup-kwargs alpha=x', 'alpha is a number'), ('--wandb-resume-id x', '--log-wandb'),
     ('--sync-bn --device cpu', '--sync-bn'), ('--class-stats none.json --loss db --task multilabel', '--class-stats'),
 ])
 def test_what_only_shows_later_is_refused_early(argv, words, capsys):
