@@ -210,15 +210,18 @@ def _narrowed(run: Run, results: PartResults, part: str) -> Run:
 
 def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
     manifest = results['manifest']
-    hashes = manifest.get('list_sha256', {})
+    hashes, levels = manifest.get('list_sha256', {}), _levels(manifest)
+    trial = results['trial']
+    if trial is None and str(levels.get('trial')).isdecimal():  # `ood` has no protocol, but a cell's training has
+        trial = int(levels['trial'])
     return Run(
         group=_group(folder, manifest, by), folder=folder, protocol=(results['protocol'], results['family']),
-        trial=results['trial'], seed=results['seed'],
+        trial=trial, seed=results['seed'],
         split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])),
         values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
         facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {},
-        levels=_levels(manifest))
+        levels=levels)
 
 
 def _levels(manifest: Manifest) -> Mapping[str, Any]:
