@@ -145,13 +145,17 @@ def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]
 
 
 def other_sets(study: str) -> str:
-    """AUROC against each set of unknown images."""
+    """AUROC against each set of unknown images, a row a set and method."""
     def auroc(name: str, score: str) -> Callable[[dict], float]:
         return lambda results: results['groups'][name]['scores'][score]['auroc']
 
     _, results = next(finished(study))
-    return grouped(study, '', {f'{name}: AUROC, {score}': auroc(name, score)
-                               for name in results['groups'] for score in ('msp', 'mls', 'knn')})
+    lines: list[str] = []
+    for name in results['groups']:
+        heads, rule, *rows = grouped(study, '', {f'AUROC, {score}': auroc(name, score)
+                                                 for score in ('msp', 'mls', 'knn')}).splitlines()
+        lines += ([] if lines else [f'| unknown {heads}', f'|---{rule}']) + [f'| {name} {row}' for row in rows]
+    return '\n'.join(lines)
 
 
 def corrupted(study: str) -> str:
@@ -221,7 +225,9 @@ def gaps(study: str, first: str, second: str, view: str, score: str = '') -> lis
 
 
 def interval(values: list[float], level: float) -> str:
-    """Mean over class splits and Student's interval; of fewer than five the range in its place."""
+    """Mean over class splits and Student's interval; of fewer than five the range in its place, of one itself."""
+    if len(values) == 1:
+        return f'{values[0]:+.1f}'
     if len(values) < FEWEST_PAIRS:
         return f'{statistics.mean(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})'
     found = over_trials(values, level)
