@@ -23,13 +23,15 @@ STUDIES = ROOT / 'benchmarks' / 'studies'
 PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
+CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
-# Of few_images.py.
-IMAGES_A_CLASS = {'data/cifar10-few': 500, 'data/cifar10-50': 50}
+# Of CIFAR-10 and of few_images.py.
+IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
+    'shortcut-cifar10-full': tuple(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
@@ -133,14 +135,37 @@ def evidence(study: str) -> str:
 
 
 def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]]) -> str:
-    """One row a method: percent of what is read from its results."""
-    rows: dict[str, list[dict]] = {}
-    for cell, results in finished(study, command):
-        rows.setdefault(cell.levels['method'], []).append(results)
-    lines = [f'| training | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
-    for method, found in rows.items():
-        cells = [percent([read(results) for results in found]) for read in figures.values()]
-        lines.append(f'| {method} | {" | ".join(cells)} | {len(found)} |')
+    """One row a method, and a level of each further axis that has several: percent of what is read from its results."""
+    done = list(finished(study, command))
+    axes = [axis for axis in done[0][0].levels
+            if axis not in ('method', 'trial', 'seed') and len({cell.levels[axis] for cell, _ in done}) > 1]
+    rows: dict[tuple[str, ...], list[dict]] = {}
+    for cell, results in done:
+        rows.setdefault((*(cell.levels[axis] for axis in axes), cell.levels['method']), []).append(results)
+    lines = [f'| {" | ".join([*axes, "training", *figures])} | n |', f'|{"---|" * (len(axes) + 2 + len(figures))}']
+    for levels in sorted(rows, key=lambda levels: levels[:-1]):
+        cells = [percent([read(results) for results in rows[levels]]) for read in figures.values()]
+        lines.append(f'| {" | ".join([*levels, *cells])} | {len(rows[levels])} |')
+    return '\n'.join(lines)
+
+
+def curve(study: str) -> str:
+    """One row a budget: accuracy and AUROC of each method on the same class splits; 20 epochs are of small-cifar10."""
+    shown = {'e5': '500 images, 5 epochs', 'e20': '500, 20', 'e60': '500, 60', 'all10': '5,000, 10'}
+    trials = {cell.levels['trial'] for cell in opened(study).cells}
+    found: dict[str, dict[str, list[dict]]] = {budget: {} for budget in shown}
+    for cell, results in (*finished(study), *finished('small-cifar10')):
+        if cell.levels['trial'] in trials and cell.levels['method'] in CURVE:
+            found[cell.levels.get('budget', 'e20')].setdefault(cell.levels['method'], []).append(results)
+    heads = [f'{figure}: {CURVE[0]}' if method == CURVE[0] else method
+             for figure in ('accuracy', 'AUROC (MLS)') for method in CURVE]
+    lines = [f'| budget a class | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
+    for budget, by in found.items():
+        if by:
+            cells = [percent([read(run) for run in by[method]])
+                     for read in (lambda run: run['closed_set']['top1'], lambda run: run['scores']['mls']['auroc'])
+                     for method in CURVE]
+            lines.append(f'| {shown[budget]} | {" | ".join(cells)} | {len(by[CURVE[0]])} |')
     return '\n'.join(lines)
 
 
@@ -189,7 +214,8 @@ def machine_time() -> str:
                   if (images := cell.train.get('data_dir')) in IMAGES_A_CLASS]
         speed = f'{statistics.median(speeds):,.0f}' if speeds else ''
         evaluated = 1 - sum(seconds['train'] for seconds in spent) / total
-        lines.append(f'| {path.stem} | {done[0][1]["device"]} | {len(done)} | {total / 3600:.1f} | {evaluated:.0%} '
+        devices = ', '.join(sorted({results['device'] for _, results in done}))
+        lines.append(f'| {path.stem} | {devices} | {len(done)} | {total / 3600:.1f} | {evaluated:.0%} '
                      f'| {speed} |')
     return '\n'.join(lines)
 
@@ -279,8 +305,8 @@ def table(name: str) -> str:
         return TABLES[which](study)
     if study == 'quickstart':
         return quickstart()
-    if study == 'shortcut-kinds':
-        return kinds(study)
+    if study in ('shortcut-kinds', 'curve-cifar10'):
+        return kinds(study) if study == 'shortcut-kinds' else curve(study)
     return shortcut(study) if study.startswith('shortcut') else plain(study)
 
 

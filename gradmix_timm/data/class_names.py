@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,9 +17,9 @@ _SYNONYMS = {'plane': 'airplane', 'aeroplane': 'airplane', 'car': 'automobile', 
 def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int, ...]:
     """Position of each name in the class names of a data set.
 
-    A name is matched as written; failing that, without case and punctuation, without the number that folders
-    put before a name ('001.Black_footed_Albatross'), without torchvision's spelling of MNIST ('0 - zero'), and with
-    'plane' and 'car' for CIFAR-10's two long names.
+    A name is matched as written; failing that, without case and punctuation, accents composed or not, without the
+    number that folders put before a name ('001.Black_footed_Albatross'), without torchvision's spelling of MNIST
+    ('0 - zero'), and with 'plane' and 'car' for CIFAR-10's two long names.
 
     Raises:
         ValueError: A name is missing; the message gives the nearest.
@@ -66,5 +67,8 @@ def name_hint(name: str, known: Sequence[str]) -> str:
 def _key(name: str) -> str:
     name = re.sub(r'^(\d) - \w+$', r'\1', name.strip())
     name = re.sub(r'^\d{3,4}[ ._]+(?=[A-Za-z])', '', name)
-    name = re.sub(r'[\W_]+', '_', name.casefold()).strip('_')
-    return _SYNONYMS.get(name, name)
+    # Marks (category M) are vowels and tones in many scripts, no punctuation; macOS writes accents as marks.
+    plain = ''.join(letter if letter.isalnum() or unicodedata.category(letter)[0] == 'M' else ' '
+                    for letter in unicodedata.normalize('NFC', name.casefold()))
+    plain = '_'.join(plain.split()) or name  # a sign alone is its own name
+    return _SYNONYMS.get(plain, plain)

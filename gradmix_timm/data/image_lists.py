@@ -77,7 +77,7 @@ def read_list(path: Path, folder: Path) -> list[tuple[str, int]]:
         raise ValueError(f'no image list at {path}; expected the lists of OpenOOD (benchmark_imglist/) and its folders '
                          f'of images ({_CLASSIC}/, {_LARGE}/) in one folder, ood_suite_root=DIR')
     samples = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding='utf-8-sig').splitlines(), 1):
         name, _, label = line.strip().partition(' ')
         if not name:
             continue

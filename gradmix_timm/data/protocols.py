@@ -25,6 +25,7 @@ __all__ = [
 
 # Longest name of a class in a file; folders and files have at most 255 characters.
 _NAME_LENGTH = 255
+_KEYS = ('known', 'unknown', 'groups', 'name')
 _FAMILIES = ('arpl2020', 'neal2018_cac', 'dias_auroc', 'dias_f1', 'gradmix_authors', 'ssb', 'ssb_2021')
 
 
@@ -90,6 +91,8 @@ class ClassSplit:
         if both and not self.unknown_dataset:
             raise ValueError(f'class {shown(both[0])} is known and unknown; name it on one side')
         for group, names in self.groups.items():
+            if group == 'all':
+                raise ValueError("a group called 'all': results call all unknown images so; give it another name")
             strays = [name for name in names if self.unknown and name not in self.unknown]
             if strays:
                 raise ValueError(f'group {shown(group)} holds {shown(strays[0])}, which is not among the unknown '
@@ -280,10 +283,9 @@ def _from_file(path: Path, trial: int, family: str | None) -> ClassSplit:
     if not isinstance(content, dict) or 'known' not in content:
         raise ValueError(f'{path} should be a mapping with known: [names], and optionally unknown, groups, name; got '
                          f'{"one without known" if isinstance(content, dict) else type(content).__name__}')
-    strays = [str(key) for key in content if key not in ('known', 'unknown', 'groups', 'name')]
+    strays = [str(key) for key in content if key not in _KEYS]
     if strays:
-        raise ValueError(f'{path}: no key {shown(strays[0])}: '
-                         f'{nearest(strays[0], ("known", "unknown", "groups", "name"))}')
+        raise ValueError(f'{path}: no key {shown(strays[0])}: {nearest(strays[0], _KEYS)}')
     groups = content.get('groups') or {}
     if not isinstance(groups, dict):
         raise ValueError(f'{path}: groups should be a mapping of names to lists of classes, got {shown(groups)}')

@@ -177,8 +177,7 @@ class Shortcut:
         return tuple(self.kind.split('+'))
 
     def __str__(self) -> str:
-        return ','.join(f'{name}={value:g}' if isinstance(value, float) else f'{name}={value}'
-                        for name, value in asdict(self).items())
+        return ','.join(f'{name}={str(value).removesuffix(".0")}' for name, value in asdict(self).items())
 
     def draw(self, image: Image.Image, number: int, classes: int, spots: NDArray[np.float64],
              ) -> tuple[Image.Image, Mask]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Outside:
     spec: UnknownSpec
     images: CutDataset
     dropped: tuple[str, ...] = ()
-    shared: tuple[str, ...] = field(default=())
+    shared: tuple[str, ...] = ()
     left_out: int = 0
 
 

@@ -90,6 +90,8 @@ def test_lists_are_read_as_openood_writes_them(tmp_path):
     file = tmp_path / 'list.txt'
     file.write_text("a.png 3\na.png -1\na.png {'x': 1}\n\n")
     assert [label for _, label in read_list(file, tmp_path / 'images')] == [3, -1, -1]
+    file.write_bytes(b'\xef\xbb\xbfa.png 3\r\na.png 5\r\n')  # as Windows' editors write
+    assert read_list(file, tmp_path / 'images') == [(str(tmp_path / 'images/a.png'), label) for label in (3, 5)]
     for text, words in (('../a.png 1', 'leads out'), ('/etc/a.png 1', 'leads out'), ('a.png', 'PATH LABEL'),
                         ('a.png one', 'PATH LABEL'), ('', 'names no image'), ('b.png 1', 'not there')):
         file.write_text(text)

@@ -14,6 +14,7 @@ from gradmix_timm.data import (
     load_split,
     n_distinct,
     n_trials,
+    shared_classes,
 )
 from gradmix_timm.data.protocols import _class_names
 
@@ -190,6 +191,16 @@ def test_names_of_a_data_set_may_be_spelled_another_way():
         find_classes(['mapel_tree'], CLASSES['cifar100'])
 
 
+def test_spelling_never_makes_two_classes_one():
+    # Decomposed, as macOS writes folders; and back.
+    assert find_classes(['Ka\u0308se', 'Fu\u00df'], ['FUSS', 'K\u00e4se']) == (1, 0)
+    signs, words = ['+', '-', '\u00f7'], ['\u0915\u093e', '\u0915\u0940']  # Hindi, apart by a vowel sign
+    assert shared_classes(signs, ['*', '-']) == {1: '-'}
+    assert shared_classes(words, words[1:]) == {1: words[1]}
+    with pytest.raises(ValueError, match='no class'):
+        find_classes(['*'], ['+', 'a'])
+
+
 def file(tmp_path, text):
     path = tmp_path / 'pets.yaml'
     path.write_text(text, encoding='utf-8')
@@ -222,6 +233,7 @@ def test_file_without_unknowns_means_all_others(tmp_path):
     ('known: [cat, dog]\nunknown: [dog]', "'dog' is known and unknown"),
     ('known: [cat, dog]\nunknown: [owl]\ngroups: {a: [ow]}', "did you mean 'owl'"),
     ('known: [cat, dog]\ngroups: [owl]', 'groups should be a mapping'),
+    ('known: [cat, dog]\nunknown: [owl, newt]\ngroups: {all: [owl]}', "pets.yaml: a group called 'all'"),
     ('known: [cat, dog]\nname: no', 'name should be a word, got False'),
     ('known: [001, 010]', '001, which YAML reads as 1, without quotes'),
 ])

@@ -149,7 +149,8 @@ def test_names_are_read_written_out_and_may_be_recorded():
     assert (inner, shortcut) == ('torch/cifar10', Shortcut('text', 8, 0.95, 'fixed', 3))
     assert [inner_name(name) for name in ('shortcut:digits', 'shortcut:', 'shortcut::side=3', 'torch/mnist')] == [
         'sklearn/digits', '', '', 'torch/mnist']
-    for name in ('shortcut:', 'shortcut:digits:share=1e-6', 'shortcut:torch/cifar10:kind=patch+border', 'torch/mnist'):
+    for name in ('shortcut:', 'shortcut:digits:share=1e-6', 'shortcut:digits:share=0.9999999',
+                 'shortcut:torch/cifar10:kind=patch+border', 'torch/mnist'):
         whole = canonical_name(name)
         assert canonical_name(whole) == whole
         assert parse_shortcut(whole) == parse_shortcut(name)
