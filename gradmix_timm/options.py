@@ -63,8 +63,10 @@ class GradMixOptions:
             choices, value = option.metadata['choices'], getattr(self, option.name)
             if choices and value not in choices and not (option.name == 'score' and callable(value)):
                 raise ValueError(f'{option.name}={value!r}: {nearest(str(value), choices)}')
-        low, high = self.lam_range
-        if not 0 <= low < high <= 1:
+            if isinstance(option.default, bool) and not isinstance(value, bool):
+                raise ValueError(f'{option.name} is True or False, got {value!r}')
+        pair = self.lam_range
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
         if self.shape == 'grid':

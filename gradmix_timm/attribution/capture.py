@@ -69,9 +69,9 @@ class Watch:
         def keep(module: nn.Module, args: object, output: object) -> object:
             self.fired[position] += 1
             tensor = _element(output, index)
+            if not tensor.requires_grad:  # nothing before it is trained, or the graph starts here
+                tensor = tensor.detach().requires_grad_()
             if self._cut:
-                if not tensor.requires_grad:
-                    tensor = tensor.detach().requires_grad_()
                 torch.set_grad_enabled(True)
             self.outputs[position] = tensor
             return _with_element(output, index, tensor.clone())

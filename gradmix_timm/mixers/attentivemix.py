@@ -12,7 +12,7 @@ from gradmix_timm.attribution import activations, resolve_layers
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, paste_mask, to_device
+from .base import BatchMixer, to_device
 from .fmix import top_mask
 
 __all__ = ['AttentiveMix']
@@ -61,6 +61,3 @@ class AttentiveMix(BatchMixer):
         broken = ~active.flatten(1).isfinite().all(1)
         return MixDraw.of(self.name, to_device(partner, device), mask.mean((1, 2, 3)), mask=mask,
                           fallback=broken & to_device(coins, device))
-
-    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return images.clone() if draw.mask is None else paste_mask(images, draw)

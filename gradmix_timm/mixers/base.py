@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from gradmix_timm.attribution import score_function
-from gradmix_timm.ops import as_targets, like, mix_targets, soft_targets
+from gradmix_timm.ops import as_targets, like, mix_targets, paste_donors, soft_targets
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
 
 __all__ = [
-    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'paste_mask', 'to_device']
+    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -35,12 +35,6 @@ def kept_weight(partner: Tensor) -> Tensor:
     """Label weights (1, 0) of images that keep their labels, float32 [B, 2]."""
     own = torch.ones(len(partner), device=partner.device)
     return torch.stack([own, torch.zeros_like(own)], 1)
-
-
-def paste_mask(images: Tensor, draw: MixDraw) -> Tensor:
-    """Own pixels where the draw's mask is 1, the partner's where it is 0, bit-equal to the originals."""
-    assert draw.mask is not None
-    return like(torch.where(draw.mask > 0.5, images, images.index_select(0, draw.partner)), images)
 
 
 def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
@@ -62,7 +56,8 @@ def partners(rng: np.random.Generator, batch: int) -> np.ndarray:
 class BatchMixer:
     """A batch mixer: ``images, targets = mixer(images, labels, model)``.
 
-    A subclass draws (:meth:`_draw`) and pastes (:meth:`_paste`); checking, coins, seeding and labels are here.
+    A subclass draws (:meth:`_draw`) and, unless it pastes a box or a mask, makes the images (:meth:`_paste`);
+    checking, coins, seeding and labels are here.
     Every draw is a function of (seed, rank, epoch, step) alone, from a separate generator: no other random stream
     advances and nothing has to be saved with a checkpoint. In a data loader's worker (a mixer in ``collate_fn``) that
     has not called :meth:`set_step` itself, the worker's seed is a part of it: workers hold copies of the mixer, whose
@@ -249,10 +244,6 @@ class BatchMixer:
         rng = self._generator(generator)
         batch = images.shape[0]
         coins, partner = self._toss(rng, batch)
-        if batch == 1 and self._needs_partner():
-            warnings.warn(f'mixer {self.name!r} got a batch of one image, which has no partner: left unmixed',
-                          stacklevel=3)
-            coins[:] = False
         with torch.inference_mode(False), torch.no_grad():
             if not coins.any():
                 return kept_draw(batch, images.device, self.name)
@@ -281,8 +272,10 @@ class BatchMixer:
         raise NotImplementedError
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        """New images by the draw."""
-        raise NotImplementedError
+        """New images by the draw; here the partner's pixels in its box, or where its mask is 0, bit for bit."""
+        if draw.mask is None:
+            return paste_donors(images, draw.partner, draw.dst)
+        return like(torch.where(draw.mask > 0.5, images, images.index_select(0, draw.partner)), images)
 
     def _needs_partner(self) -> bool:
         return True
@@ -305,6 +298,10 @@ class BatchMixer:
     def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images are mixed, bool [B], and their partners; an unmixed image may be a partner."""
         coins = np.logical_and(rng.random() < self.prob, rng.random(batch) < self.prob_elem)
+        if batch == 1 and self._needs_partner():
+            warnings.warn(f'mixer {self.name!r} got a batch of one image, which has no partner: left unmixed',
+                          stacklevel=4)
+            coins[:] = False
         return coins, partners(rng, batch)
 
     def _generator(self, given: torch.Generator | np.random.Generator | None) -> np.random.Generator:

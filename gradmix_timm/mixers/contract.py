@@ -153,12 +153,14 @@ class _Adopted:
 
 
 def adopt(name: str, made: Any, num_classes: int) -> Mixer:
-    """The result of a registered class or factory as a mixer: unchanged if it fulfils the contract.
+    """The result of a registered class or factory as a mixer of that name: unchanged if it fulfils the contract.
 
     Raises:
         TypeError: It cannot be called.
     """
     if isinstance(made, Mixer):
+        if made.name != name:  # of a factory, or of a subclass without one of its own
+            made.name = name
         return made
     if not callable(made):
         raise TypeError(f'mixer {name!r} should be callable, (images, targets, model) -> (images, soft targets); got '

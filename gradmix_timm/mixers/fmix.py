@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import MixDraw
 
-from .base import paste_mask, to_device
+from .base import to_device
 from .plain import AlphaMixer, draw_lam
 
 __all__ = ['FMix', 'grey_noise', 'top_mask']
@@ -92,6 +92,3 @@ class FMix(AlphaMixer):
         generator = torch.Generator(device).manual_seed(int(rng.integers(2 ** 62)))
         mask = top_mask(grey_noise(batch, size, self.decay, generator), to_device(share, device))
         return MixDraw.of(self.name, to_device(partner, device), mask.mean((1, 2, 3)), mask=mask)
-
-    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return images.clone() if draw.mask is None else paste_mask(images, draw)

@@ -1,7 +1,7 @@
 """GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,7 +32,6 @@ from gradmix_timm.ops import (
     mask_mass,
     noise_fill,
     paste,
-    paste_donors,
     paste_resized,
     sample_center,
     whole_boxes,
@@ -43,7 +42,7 @@ from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
 from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, paste_mask, to_device
+from .base import BatchMixer, to_device
 from .cells import CELLS, cell_order
 from .fmix import top_mask
 from .plain import box_sides, draw_lam
@@ -58,9 +57,17 @@ class GradMix(BatchMixer):
     arXiv:2505.12803: what the model has already learned is masked while it trains, so that it has to find more. The
     options of the authors' code are ``recipe='authors'``; the defaults are chosen by measurements (docs/results).
 
-    One step: a borrowed forward and a backward down to the target layer give each image's map; the box goes where it
-    hides most of it; the ordinary step follows on the mixed batch. Cost: (4 + p) / 3 of an unmixed step, p the share
-    of the forward behind the target layer nearest the input.
+    A step, by the default options. A is the output of the target layer and s the log-odds of the label y, taken by a
+    forward and a backward that borrow the model; x_p, y_p are a partner's image and label, lam ~ U(0.6, 0.95)::
+
+        G  = ds / dA
+        M  = sum_c relu(G_c) A_c, its negative part cut off, resized to the pixels     (LayerCAM)
+        B  = the box of sides (H, W) sqrt(1 - lam), whole pixels, over which M has the largest sum
+        x~ = x_p in B, x elsewhere
+        y~ = lam' y + (1 - lam') y_p                                                   lam' = 1 - |B| / (H W)
+
+    The ordinary step follows on (x~, y~). Cost: (4 + p) / 3 of an unmixed step, p the share of the forward behind the
+    target layer nearest the input. The authors' code differentiates their loss and fills B with noise.
 
     Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
     that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
@@ -143,14 +150,18 @@ class GradMix(BatchMixer):
         """The fused map of every image as this mixer uses it, from one borrowed pass."""
         return self.fused(self.captured(model, images, targets), image_size(images))
 
+    @property
+    def score(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What is differentiated, ``(logits, targets) -> [B]``; see :class:`GradMix` for multi-hot targets."""
+        return self._score('logit' if self.multi_label and self.config.score == 'evidence' else self.config.score)
+
     def captured(self, model: nn.Module, images: Tensor, targets: Tensor) -> list[Captured]:
         """The target layers of one borrowed pass, at ``attr_scale``."""
         size = self._scaled_size(image_size(images))
         if size != image_size(images):
             images = F.interpolate(images.float(), size=size, mode='bilinear', antialias=True).to(images.dtype)
-        score = 'logit' if self.multi_label and self.config.score == 'evidence' else self.config.score
         return capture_for(model, images, targets.to(images.device), self.config.layers, self.config.attribution,
-                           self._score(score))
+                           self.score)
 
     def fused(self, captured: Sequence[Captured], size: tuple[int, int]) -> AttributionMap:
         """One map an image from the captured layers; the authors' recipe normalises over the batch instead."""
@@ -311,7 +322,7 @@ class GradMix(BatchMixer):
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         if self.config.fill == 'donor':
-            return paste_donors(images, draw.partner, draw.dst) if draw.mask is None else paste_mask(images, draw)
+            return super()._paste(images, draw)
         if self.config.fill == 'donor-resized':
             return paste_resized(images, images.index_select(0, draw.partner), draw.src, draw.dst)
         if self.config.fill == 'noise' and draw.noise_seed is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import MixDraw
 
-from .base import paste_mask, to_device
+from .base import to_device
 from .fmix import top_mask
 from .plain import AlphaMixer, draw_lam
 
@@ -51,6 +51,3 @@ class GridMix(AlphaMixer):
         order = to_device(rng.random((batch, grid, grid)), device)
         mask = F.interpolate(top_mask(order, to_device(share, device)), size=size, mode='nearest-exact')
         return MixDraw.of(self.name, to_device(partner, device), mask.mean((1, 2, 3)), mask=mask)
-
-    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return images.clone() if draw.mask is None else paste_mask(images, draw)

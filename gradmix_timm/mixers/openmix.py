@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, image_size, like, rotation, spectral_residual, warp
+from gradmix_timm.ops import blend, image_size, rotation, spectral_residual, warp
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, to_device
@@ -108,8 +108,7 @@ class OpenMix(BatchMixer):
         folded = kaleidoscope(images, to_device(flips, images.device))
         turned = warp(torch.where(kind == _CUTMIX, folded, images),
                       rotation(to_device(angle, images.device), image_size(images)), 'nearest')
-        mixed = blend(images, torch.where(kind == _CUTOUT, torch.zeros_like(images), turned), draw.mask)
-        return like(torch.where(draw.mask < 1, mixed, images), images)
+        return blend(images, torch.where(kind == _CUTOUT, torch.zeros_like(images), turned), draw.mask)
 
 
 def foregrounds(images: Tensor, area: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, paste_donors
+from gradmix_timm.ops import blend, box_lam, boxes_at, image_size
 from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 
@@ -123,6 +123,3 @@ class CutMix(AlphaMixer):
             return MixDraw.of(self.name, donors, lam, dst=boxes)
         weight = torch.stack([lam, torch.zeros_like(lam)], 1)
         return MixDraw.of(self.name, donors, lam, dst=boxes, weight=weight, unknown=1 - lam)
-
-    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return paste_donors(images, draw.partner, draw.dst)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import argmax_center, box_lam, boxes_at, image_size, paste_donors, spectral_residual
+from gradmix_timm.ops import argmax_center, box_lam, boxes_at, image_size, spectral_residual
 from gradmix_timm.records import MixDraw
 
 from .base import to_device
@@ -55,6 +55,3 @@ class SaliencyMix(AlphaMixer):
         center = torch.stack([(2 * cell[:, i] + 1) * size[i] // (2 * grid.shape[1 + i]) for i in (0, 1)], 1)
         boxes = boxes_at(center, sides, size)
         return MixDraw.of(self.name, donors, box_lam(boxes, size), dst=boxes)
-
-    def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return paste_donors(images, draw.partner, draw.dst)

@@ -29,6 +29,9 @@ class SwitchMixer(BatchMixer):
     def __init__(self, first: BatchMixer, second: BatchMixer, switch_prob: float = 0.5) -> None:
         if not 0 <= switch_prob <= 1:
             raise ValueError(f'switch_prob is a probability in [0, 1], got {switch_prob}')
+        if first.name == second.name:
+            raise ValueError(f'two mixers that alternate have different names, by which their draws are known; got '
+                             f'{first.name!r} twice')
         super().__init__(first.num_classes, first.label_smoothing, seed=first.seed, rank=first.rank,
                          multi_label_mix=first.multi_label_mix, unknown_output=first.unknown_output)
         self.first, self.second, self.switch_prob = first, second, float(switch_prob)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import MixDraw
 
-from .base import paste_mask, to_device
+from .base import BatchMixer, to_device
 from .snapmix import SnapMix
 
 __all__ = ['TokenMix', 'block_mask']
@@ -75,7 +75,7 @@ class TokenMix(SnapMix):
                           fallback=(flat | flat[donors]) & (lam < 1))
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
-        return images.clone() if draw.mask is None else paste_mask(images, draw)
+        return BatchMixer._paste(self, images, draw)  # whole tokens, not SnapMix's resized box
 
 
 def block_mask(rng: np.random.Generator, grid: tuple[int, int], share: float) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 from timm.task import ClassificationTask
 from torch import Tensor, nn
 
-from gradmix_timm.attribution import resolve_layers, score_function, unwrap
+from gradmix_timm.attribution import resolve_layers, unwrap
 from gradmix_timm.mixers import GradMix
 from gradmix_timm.ops import soft_targets
 
@@ -56,7 +56,7 @@ class KeepCleanTask(ClassificationTask):
         Returns:
             'loss' (mean of both), 'output' (clean logits), 'loss_clean', 'loss_mixed', 'draw'.
         """
-        mixer, config = self.mixer, self.mixer.config
+        mixer = self.mixer
         rows = soft_targets(target, mixer.num_classes, mixer.label_smoothing, input.device)
         if not mixer.mixup_enabled:
             output = self.trainable_module(input)
@@ -64,11 +64,11 @@ class KeepCleanTask(ClassificationTask):
             return {'loss': loss, 'output': output, 'loss_clean': loss.detach(), 'loss_mixed': torch.zeros_like(loss)}
         inner = unwrap(self.trainable_module)
         size = (input.shape[1], input.shape[2], input.shape[3])
-        with watch_training(inner, resolve_layers(inner, size, config.layers)) as seen:
+        with watch_training(inner, resolve_layers(inner, size, mixer.config.layers)) as seen:
             output = self.trainable_module(input)
         with torch.autocast(input.device.type, enabled=False), kept_buffers(inner):
             logits = output.float()
-            score = score_function(config.score)(logits, target.to(logits.device))
+            score = mixer.score(logits, target.to(logits.device))
             captured = seen.captured(logits, score, (input.shape[2], input.shape[3]), retain_graph=True)
         draw = mixer.draw_from(input, captured)
         mixed, targets = mixer.apply(input, target, draw)

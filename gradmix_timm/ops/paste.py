@@ -47,7 +47,7 @@ def paste_donors(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
 
 
 def blend(images: Tensor, donors: Tensor, keep: Tensor) -> Tensor:
-    """``keep * images + (1 - keep) * donors`` in float32, rounded once to the images' dtype.
+    """``keep * images + (1 - keep) * donors`` in float32, rounded once to the dtype; own pixels where keep is 1.
 
     Args:
         images: [B, C, H, W].
@@ -55,7 +55,8 @@ def blend(images: Tensor, donors: Tensor, keep: Tensor) -> Tensor:
         keep: Share of the own pixel, float32 broadcastable to [B, 1, H, W].
     """
     mixed = donors.float() + keep * (images.float() - donors.float())
-    return like(mixed, images)
+    # The sum would round own pixels, and a donor's NaN times 0 is NaN.
+    return like(torch.where(keep < 1, mixed.to(images.dtype), images), images)
 
 
 def noise_fill(images: Tensor, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers, register_mixer
-from gradmix_timm.mixers import TIMM_MODES, Mixer
+from gradmix_timm.mixers import TIMM_MODES, Mixer, SwitchMixer
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('doctest')]
 PAIRED = [*OURS, 'gradmix+cutmix']
@@ -272,6 +272,18 @@ def test_prob_is_the_rate_of_mixed_batches_and_prob_elem_of_images(name, toy):
     assert changed(10, prob=0.0).sum() == 0
 
 
+@pytest.mark.parametrize('name', OURS)
+def test_unmixed_images_are_their_own_pixels_whatever_their_partner_holds(name, toy):
+    images, labels = torch.randn(16, 3, 16, 16), torch.arange(16) % K
+    images[::2, 0, 3, 4] = torch.nan
+    mixer = create_mixer(name, num_classes=K, prob_elem=0.5)
+    draw = mixer.draw(images, labels, toy)
+    mixed, _ = mixer.apply(images, labels, draw)
+    kept = draw.lam == 1
+    assert kept.any()
+    assert torch.equal(mixed[kept].nan_to_num(9.), images[kept].nan_to_num(9.))
+
+
 LAM_OF_LABELS = [name for name in OURS if (mixer := create_mixer(name, num_classes=K)).tells_lam
                  and mixer.changes_labels and mixer.rows_sum_to_one]
 
@@ -324,6 +336,27 @@ def test_a_switch_takes_its_second_with_switch_prob():
     again = create_mixer('mixup+cutmix', num_classes=K, switch_prob=0.25)
     assert [again.draw_from(images, ()).name for _ in range(400)] == names, 'from a shared forward too'
     assert mixer.first.alpha == 0.2
+
+
+def test_two_names_of_one_class_alternate_as_two_mixers():
+    for name, fill in (('test-noise', 'noise'), ('test-donor', 'donor')):
+        if name not in list_mixers():
+            @register_mixer(name, 'a control with another fill')
+            def make(num_classes, fill=fill, **common):
+                return create_mixer('random-box', num_classes=num_classes, fill=fill, **common)
+
+    mixer = create_mixer('test-noise+test-donor', num_classes=K)
+    assert [part.name for part in mixer.parts] == ['test-noise', 'test-donor']
+    images, labels = torch.arange(1., 5)[:, None, None, None].expand(-1, 1, 8, 8), torch.arange(4)
+    names = set()
+    for _ in range(8):
+        draw = mixer.draw(images, labels)
+        whole = set(mixer.apply(images, labels, draw)[0].unique().tolist()) <= {1., 2., 3., 4.}
+        assert whole == (draw.name == 'test-donor')
+        names.add(draw.name)
+    assert len(names) == 2
+    with pytest.raises(ValueError, match='different names'):
+        SwitchMixer(mixer.first, mixer.first)
 
 
 # ---- timm's own
@@ -400,6 +433,10 @@ def test_unknown_names_and_options_name_the_nearest():
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),
+    ({'lam_range': (0.5,)}, r'lam_range is \(lo, hi\)'),
+    ({'lam_range': 0.5}, r'lam_range is \(lo, hi\)'),
+    ({'correct_lam': 'false'}, 'correct_lam is True or False'),
+    ({'keep_clean': 1}, 'keep_clean is True or False'),
     ({'num_classes': 0}, 'a whole number of at least 1'),
     ({'num_classes': 9.5}, 'a whole number of at least 1'),
 ])

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gradmix_timm import create_mixer
 from gradmix_timm.attribution import attribute
+from gradmix_timm.mixers import GradMix
 from gradmix_timm.objectives import KeepCleanTask
 
 
@@ -59,6 +60,35 @@ def test_both_losses_train_and_nothing_else_writes_gradients(batch):
     assert torch.allclose(result['loss'], loss, atol=1e-5)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-5)
+
+
+def test_a_frozen_backbone_has_maps_too(batch):
+    images, labels = batch
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=10).eval()
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith('fc'))
+    task, mixer = make(model)
+    result = task(images, labels)
+    result['loss'].backward()
+    want = mixer.maps(model, images, labels)
+    assert not result['draw'].fallback[~want.degenerate].any()
+    assert model.fc.weight.grad.any()
+    assert all(weight.grad is None for weight in model.layer1.parameters())
+
+
+def test_of_multi_hot_labels_the_logits_are_differentiated(batch, monkeypatch):
+    images, labels = batch
+    torch.manual_seed(0)
+    model = timm.create_model('test_resnet', num_classes=10).eval()
+    targets = torch.eye(10)[labels] + torch.eye(10)[(labels + 1) % 10]
+    task, mixer = make(model, multi_label_mix='weight', prob_elem=0.999)
+    seen = []
+    monkeypatch.setattr(mixer, 'draw_from', lambda images, captured: seen.append(captured) or GradMix.draw_from(
+        mixer, images, captured))
+    task(images, targets)
+    (captured,), (want,) = seen[0], mixer.captured(model, images, targets)
+    assert torch.allclose(captured.gradient, want.gradient, atol=1e-6)
 
 
 def test_switched_off_it_is_the_plain_loss(batch, tiny_vit):
