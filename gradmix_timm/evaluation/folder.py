@@ -30,9 +30,9 @@ __all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 
            'write_files']
 
 REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
-# Files that one command or another writes beside results.json.
+# Files that one command or another writes, figures apart.
 _OWN = (REPORT, PREDICTIONS, ARRAYS, MISTAKES, 'probes.npz', 'results.csv', 'results.md', 'results.tex',
-        *(f'{name}.csv' for name in PRESETS))
+        *(f'{name}.csv' for name in PRESETS), RESULTS)
 R = TypeVar('R', bound=Results)
 
 
@@ -66,7 +66,7 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
     """
     content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
     folder.mkdir(parents=True, exist_ok=True)
-    written = {folder / name for name in (*texts, *arrays, *(f'{FIGURES}/{name}' for name in figures or ()))}
+    written = {folder / name for name in (RESULTS, *texts, *arrays, *(f'{FIGURES}/{name}' for name in figures or ()))}
     with ExitStack() as renames:  # in reverse order: results.json comes last
         for name, text in {RESULTS: content, **texts}.items():
             temporary = renames.enter_context(atomic_path(folder / name))
@@ -76,8 +76,8 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
         for name, parts in arrays.items():
             temporary = renames.enter_context(atomic_path(folder / name))
             np.savez_compressed(temporary, **parts)  # type: ignore[arg-type]  # names hold no keyword of it
-        for path in {*(folder / FIGURES).glob('[!.]*.png'), *(folder / name for name in _OWN)} - written:
-            path.unlink(missing_ok=True)
+        for path in _files_of(folder) - written:
+            path.unlink()
 
 
 def draw(folder: Path) -> None:
@@ -105,13 +105,15 @@ def draw_plain(folder: Path, results: R, figures: Mapping[str, bytes],
 
 
 def copy_files(folder: Path, place: Path) -> None:
-    """Files, figures and mixes of an evaluation to another folder, if it is another; results.json last."""
+    """Replace the evaluation in a folder by that of another, with its mixes; results.json last."""
     if folder.resolve() == place.resolve():
         return
     copy_mixes(mixes_folder(folder), place)
-    files = [path for path in (*folder.iterdir(), *folder.glob(f'{FIGURES}/*.png')) if path.is_file()]
-    for path in sorted(files, key=lambda path: path.name == RESULTS):
-        write_atomic(place / path.relative_to(folder), path.read_bytes())
+    copies = {place / path.relative_to(folder): path for path in _files_of(folder)}
+    for copy, path in sorted(copies.items(), key=lambda pair: pair[0].name == RESULTS):
+        write_atomic(copy, path.read_bytes())
+    for path in _files_of(place) - set(copies):
+        path.unlink()
 
 
 def copy_mixes(run_folder: Path | None, folder: Path) -> None:
@@ -121,6 +123,12 @@ def copy_mixes(run_folder: Path | None, folder: Path) -> None:
     for name in ('mixes.png', MIXES):
         if (run_folder / name).is_file():
             write_atomic(folder / name, (run_folder / name).read_bytes())
+
+
+def _files_of(folder: Path) -> set[Path]:
+    """The files that an evaluation has in its folder."""
+    named = (folder / name for name in _OWN)
+    return {path for path in (*(folder / FIGURES).glob('[!.]*.png'), *named) if path.is_file()}
 
 
 def _write_page(folder: Path, page: str) -> None:

@@ -18,6 +18,7 @@ from torchvision.datasets import VisionDataset
 from torchvision.transforms.functional import to_pil_image
 
 from gradmix_timm.data import CutDataset, ImageSource, class_names, labels_of
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.subsets import as_source
 from gradmix_timm.records import Embeddings
 
@@ -81,12 +82,12 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
         ValueError: There is no image, or labels are not whole numbers.
     """
     if isinstance(data, CutDataset | ImageSource):
-        return _pictures(data)
+        return _pictures(data, model.preprocessing)
     loader, dataset = _in_order(data)
     if loader is None:
         first = _first(dataset, title)
         if isinstance(first, Image.Image):
-            return _pictures(dataset)
+            return _pictures(dataset, model.preprocessing)
         loader = DataLoader(dataset, model.settings.batch_size, num_workers=model.workers(len(dataset)))
     digests: list[bytes] = []
     embeddings = model.embed_batches(_digested(loader, digests, title), title)
@@ -156,18 +157,20 @@ def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterat
 
 # ---- names and pictures of rows
 
-def _pictures(dataset: Any) -> CutDataset:
-    """A data set of PIL images, to go through the model's preprocessing."""
+def _pictures(dataset: Any, reading: Preprocessing | None) -> CutDataset:
+    """A data set of PIL images, to go through the model's preprocessing; one that names a mode is read in that."""
     if isinstance(dataset, CutDataset):
         return dataset
-    if isinstance(dataset, ImageSource | ImageDataset | VisionDataset):
-        source = as_source(dataset)
-        return CutDataset(source, np.arange(len(source)), labels_of(source), class_names(source))
+    mode, exif = (None, 'ignore') if reading is None else (reading.image_mode, reading.exif)
     inner, rows = _inner(dataset)
-    if rows is not None and isinstance(inner, ImageSource | ImageDataset | VisionDataset):
-        return _pictures(inner).rows(rows)
+    if isinstance(inner, ImageSource | ImageDataset | VisionDataset):
+        source = as_source(inner)
+        if isinstance(inner, VisionDataset):
+            source.input_img_mode, source.exif = mode, exif
+        whole = CutDataset(source, np.arange(len(source)), labels_of(source), class_names(source))
+        return whole if rows is None else whole.rows(rows)
     labels = np.array([int(dataset[row][1]) for row in range(len(dataset))])
-    source = ImageSource(_Rows(dataset, type(dataset).__name__, len(dataset)), None)
+    source = ImageSource(_Rows(dataset, type(dataset).__name__, len(dataset)), mode, exif)
     return CutDataset(source, np.arange(len(labels)), labels, tuple(map(str, getattr(inner, 'classes', ()))))
 
 

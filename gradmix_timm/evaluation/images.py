@@ -136,7 +136,8 @@ class EvaluationImages:
         """Sets of images by their role, as the manifest counts them."""
         cuts = {'train': self.train, 'validation': self.held_out, 'known': self.known}
         if self.unknown is not None:
-            cuts |= {name or 'unknown': images for name, images in self.unknown.sets.items()}
+            cuts |= {f'unknown {name}' if name in cuts else name or 'unknown': images
+                     for name, images in self.unknown.sets.items()}
         return {name: images for name, images in cuts.items() if images is not None}
 
     @property

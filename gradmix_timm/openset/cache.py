@@ -190,7 +190,8 @@ def _arrays(folder: Path, done: _Done) -> dict[str, NDArray[Any]]:
     for name in fields:
         array = arrays[name] = np.load(folder / f'{name}.npy', mmap_mode='c', allow_pickle=False)
         dtype, dims = (np.int64, 1) if name == 'label' else (np.float32, 2)
-        if array.dtype != dtype or array.ndim != dims or len(array) != done['count'] or not array.size:
+        empty = not array.size and name != 'features'  # a live module may have no layer to read them at
+        if array.dtype != dtype or array.ndim != dims or len(array) != done['count'] or empty:
             raise ValueError(f'{name}.npy holds {array.dtype} {list(array.shape)}')
     return arrays
 

@@ -324,7 +324,7 @@ def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> Calibration:
     if held is not None and len(held.label):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
-            temperature = fit_temperature(held.logits.numpy(), held.label.numpy())
+            temperature = fit_temperature(held.logits, held.label)
         found |= {'temperature': temperature, 'temperature_n': len(held.label),
                   'temperature_note': str(caught[0].message) if caught else None,
                   'scaled': _errors(sets.known.logits.double() / temperature, sets.known.label)}
@@ -334,7 +334,7 @@ def _calibrate(sets: EmbeddedSets, arrays: dict[str, Array]) -> Calibration:
 def _errors(logits: torch.Tensor, label: torch.Tensor) -> CalibrationErrors:
     probs, classes = logits.double().softmax(1).numpy(), label.numpy()
     return {'ece': ece(probs, classes), 'adaptive_ece': adaptive_ece(probs, classes),
-            'nll': nll(logits.numpy(), classes), 'brier': brier(probs, classes)}
+            'nll': nll(logits, classes), 'brier': brier(probs, classes)}
 
 
 def _confusion(sets: EmbeddedSets, arrays: Mapping[str, Array], accepted: Mapping[str, Array]) -> NDArray[np.int64]:

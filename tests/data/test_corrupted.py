@@ -1,6 +1,9 @@
 """Corrupted data sets: rows seeded by their place, timm's crop before, and the official files with their checks."""
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +117,18 @@ def test_arrays_of_another_kind_are_refused(tmp_path, changes: dict, words: str 
         return
     with pytest.raises(ValueError, match=words):
         official.open('fog', 1, source)
+
+
+def test_the_state_of_the_files_shows_every_change(tmp_path):
+    labels = Path(arrays(tmp_path / 'c', clean(tmp_path))) / 'labels.npy'
+    inner = tmp_path / 'f' / 'fog' / '1' / 'cat'
+    inner.mkdir(parents=True)
+    for root, changed in ((labels.parent, labels), (tmp_path / 'f', inner)):
+        official = open_official(root)
+        before = official.state()
+        assert official.state() == before
+        os.utime(changed, ns=(1, 1))
+        assert official.state() != before
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

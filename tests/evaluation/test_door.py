@@ -234,6 +234,31 @@ def test_pictures_go_through_the_models_own_preprocessing():
     assert found.groups['more']['trivial'] is not None
 
 
+@pytest.mark.parametrize('mode', ['L', 'P', 'CMYK', 'I;16'])
+def test_pictures_are_read_in_the_mode_of_the_model(mode):
+    class Others(Pictures):
+        def __getitem__(self, row):
+            image, label = super().__getitem__(row)
+            if mode == 'I;16':
+                return Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16) * 257), label
+            return image.convert(mode), label
+
+    net, preprocessing = timm.create_model('test_resnet', num_classes=2), Preprocessing.of(CONFIG)
+    found = evaluate(net, known=Others(0), unknown=Others(1), scores='mls', preprocessing=preprocessing, **QUICK)
+    batch = torch.stack([preprocessing.transform()(preprocessing.decode(Others(0)[row][0])) for row in range(20)])
+    with torch.no_grad():
+        logits = net.eval()(batch)
+    assert found.predictions.columns['mls'][:20] == pytest.approx(logits.amax(1).tolist(), rel=1e-4)
+
+
+def test_sets_of_unknown_images_may_be_called_as_the_known_ones(net):
+    found = evaluate(net, known=tensors(1), unknown={'known': tensors(2, 9), 'more': tensors(3, 6)}, scores='mls',
+                     **QUICK)
+    manifest = found.results['manifest']
+    assert [manifest['data'][f'n_{name}'] for name in ('known', 'unknown known', 'more')] == [60, 9, 6]
+    assert list(manifest['list_sha256']) == ['known', 'unknown known', 'more']
+
+
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp('door')

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradmix_timm.evaluation import folder as module
-from gradmix_timm.evaluation.folder import finite, write_files
+from gradmix_timm.evaluation.folder import copy_files, finite, write_files
 from gradmix_timm.evaluation.result import Predictions
 from gradmix_timm.evaluation.settings import EvaluationSettings
 
@@ -31,6 +31,17 @@ def test_files_of_an_older_evaluation_do_not_stay_beside_a_new_one(tmp_path):
     assert names(tmp_path) == ['figures/mine.jpg', 'figures/roc.png', 'mixes.png', 'notes.txt', 'results.csv',
                                'results.json']
     assert (tmp_path / 'figures' / 'roc.png').read_bytes() == b'new'
+
+
+def test_files_of_an_older_evaluation_do_not_stay_beside_a_copy(tmp_path):
+    older, run = tmp_path / 'older', tmp_path / 'run'
+    first(older)
+    (older / 'notes.txt').write_text('mine')
+    write_files(run, {'of': 2}, {'results.csv': 'b'}, {}, {'roc.png': b'new'})
+    (run / 'last.pth.tar').write_text('of the run that the evaluation lies in')
+    copy_files(run, older)
+    assert names(older) == ['figures/roc.png', 'notes.txt', 'results.csv', 'results.json']
+    assert json.loads((older / 'results.json').read_text()) == {'of': 2}
 
 
 def test_a_full_disk_leaves_the_older_evaluation_as_it_was(tmp_path, monkeypatch):

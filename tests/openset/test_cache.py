@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -62,6 +63,14 @@ def test_without_a_projection(tmp_path):
     for _ in range(2):
         found = EmbeddingCache(tmp_path).fetch(PARTS, 5, lambda start, stop: rows(start, stop, projection=False))
         same(found, rows(0, 5, projection=False))
+
+
+def test_without_a_layer_to_read_features_at(tmp_path):
+    def make(start, stop):
+        return replace(rows(start, stop, projection=False), features=torch.empty(stop - start, 0))
+
+    for _ in range(2):
+        same(EmbeddingCache(tmp_path, block=4).fetch(PARTS, 5, make), make(0, 5))
 
 
 def test_a_run_that_was_cut_short_goes_on(tmp_path):

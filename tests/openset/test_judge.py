@@ -170,6 +170,16 @@ def test_a_score_that_needs_a_head_is_left_out_with_the_reason():
         judge(subjects(head=None, head_missing='its head is a CosineLinear'), ['mls', 'react'], draws=0)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_embeddings_in_half_precision_are_judged(dtype):
+    sets = subjects()
+    half = {name: replace(part, logits=part.logits.to(dtype), features=part.features.to(dtype))
+            for name in ('train', 'known', 'unknown', 'held_out') for part in [getattr(sets, name)]}
+    found, whole = (judge(made, ('mls', 'knn', 'react'), draws=0).results for made in (replace(sets, **half), sets))
+    assert found['calibration']['ece'] == pytest.approx(whole['calibration']['ece'], abs=0.02)
+    assert found['scores']['mls']['auroc'] == pytest.approx(whole['scores']['mls']['auroc'], abs=0.01)
+
+
 def test_an_unknown_score_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"scores=mlz: no score named 'mlz': .*'mls'"):
         judge(subjects(), ['mlz'])

@@ -397,7 +397,8 @@ def test_figures_are_drawn_for_odd_numbers():
     arrays['unknown/mls'] = np.zeros(60)
     many = 40
     arrays['confusion'] = np.eye(many + 1, 2 * many, dtype=np.int64)
-    results = {**results, 'known_classes': [f'k{i}' for i in range(many)],
+    results = {**results, 'threshold': {**results['threshold'], 'value': None},  # infinite, as files have it
+               'known_classes': [f'k{i}' for i in range(many)],
                'unknown_classes': [f'u{i}' for i in range(many)]}
     for content in draw_figures(results, arrays).values():
         assert Image.open(io.BytesIO(content)).width == 720

@@ -116,6 +116,12 @@ class OfficialSet:
         if self.arrays and not (self.root / 'labels.npy').is_file():
             raise ValueError(f'{self.root} has no labels.npy, which says what the images of its .npy files show')
 
+    def state(self) -> dict[str, tuple[int, int]]:
+        """Size and time of change of the files of arrays, or of all folders of images, by path."""
+        paths = [self.root / 'labels.npy', *self.places.values()] if self.arrays else [
+            path for place in self.places.values() for path in (place, *place.glob('*'), *place.glob('*/*'))]
+        return {str(path.absolute()): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+
     def open(self, name: str, severity: int, clean: Any, mode: str = 'RGB') -> ImageSource:
         """One corruption at one severity.
 

@@ -151,14 +151,12 @@ class CorruptionPlan:
         """Everything that a group depends on besides its name."""
         settings, split = self.model.settings, self.images.split
         cuts = [cut for cut in (self.images.known, self.unknown) if cut is not None]
-        files = {} if self.official is None else {
-            name: [str(place.absolute()), place.stat().st_size, place.stat().st_mtime_ns]
-            for name, place in self.official.places.items()}
         return {
             'format': _FORMAT, 'weights': weights_hash(self.model.net), 'modules': str(self.model.net),
             'transform': {key: str(value) for key, value in self.model.reading().as_config().items()},
             'images': [fingerprint(cut) or list_hash(cut) for cut in cuts], 'split': [split.known, split.unknown],
-            'files': files, 'scale': self.scale, 'at': self.at, 'seed': settings.seed, 'scores': settings.scores,
+            'files': None if self.official is None else self.official.state(),
+            'scale': self.scale, 'at': self.at, 'seed': settings.seed, 'scores': settings.scores,
             'bootstrap': settings.bootstrap, 'amp': str(settings.amp_dtype), 'channels_last': settings.channels_last,
             'most': self.options.images, 'device': self.model.device.type, 'versions': {
                 name: version(name) for name in (
@@ -246,7 +244,7 @@ def evaluate_corruptions(plan: CorruptionPlan, journal: Path, watch: Watch | Non
     clean = plan.clean_model.embed(plan.images.known, 'known test images')
     others = None if plan.unknown is None else plan.clean_model.embed(plan.unknown, 'unknown test images')
     store = GroupStore(journal, plan.depends_on())
-    done = len(store.groups)
+    done = sum(name in store.groups for name in plan.group_names)
     _fill(plan, others, store, watch or _unwatched)
     rest_by_first()
     stored = {name: store.groups[name] for name in plan.group_names}
@@ -294,8 +292,9 @@ def _fill(plan: CorruptionPlan, others: Embeddings | None, store: GroupStore, wa
             store.add(name, {'group': group, 'right': np.packbits(right).tobytes().hex(), 'count': len(right)})
             tell(f'error {group["error"]:.1%}')
     except KeyboardInterrupt as stop:
-        stop.add_note(f'{len(store.groups)} of {len(plan.group_names)} groups are kept in {store.path}; the same '
-                      'command goes on from there')
+        kept = sum(name in store.groups for name in plan.group_names)
+        stop.add_note(f'{kept} of {len(plan.group_names)} groups are kept in {store.path}; the same command goes on '
+                      'from there')
         raise
 
 

@@ -145,8 +145,9 @@ def plot_scores(results: Results, arrays: Arrays, score: str | None = None, ax: 
         axes.stairs(share, bins, color=colour, fill=True, alpha=0.25)
         axes.stairs(share, bins, color=colour, linewidth=1.6, linestyle='-' if side == 'known' else '--',
                     label=f'{side} ({len(values):,})')
-    if score == threshold['score'] and low <= threshold['value'] <= high:
-        axes.axvline(threshold['value'], color='black', linewidth=1.2, linestyle=':', label='threshold')
+    value = threshold['value']
+    if score == threshold['score'] and value is not None and low <= value <= high:
+        axes.axvline(value, color='black', linewidth=1.2, linestyle=':', label='threshold')
     axes.set_xlim(low, high)
     axes.set_xlabel(f'{score}: knownness')
     axes.set_ylabel('share of images')
