@@ -6,7 +6,7 @@ D feature width, P projection width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from html import escape
 
 import torch
@@ -99,12 +99,8 @@ class MixDraw:
 
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
-        mask, moves, unknown = (
-            None if value is None else value.to(device) for value in (self.mask, self.moves, self.unknown))
-        partner, src, dst, lam, weight, fallback = (
-            value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
-        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves,
-                       unknown)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True, slots=True)
