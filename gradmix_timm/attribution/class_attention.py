@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .grids import Hints, read_grid
-from .model_guard import borrow, swapped, unwrap
+from .model_guard import borrow, recomputing, swapped, unwrap
 
 __all__ = ['ClassAttention', 'check_class_attention', 'watch_class_attention']
 
@@ -81,9 +81,13 @@ def watch_class_attention(model: nn.Module) -> Iterator[ClassAttention]:
         model: The model, in any wrapper.
 
     Raises:
-        ValueError: A model without a class token that its head reads, or without such an attention.
+        ValueError: A model without a class token that its head reads, without such an attention, or one that would
+            recompute the pass outside the block.
     """
     inner = unwrap(model)
+    if torch.is_grad_enabled() and recomputing(inner):
+        raise ValueError(f'{type(inner).__name__} recomputes its activations in the backward, when its attention is '
+                         'fused again: leave --grad-checkpointing out (set_grad_checkpointing(False))')
     layer, attention = _last_attention(inner)
     seen = ClassAttention(inner, layer)
     handle = attention.attn_drop.register_forward_pre_hook(seen.keep)

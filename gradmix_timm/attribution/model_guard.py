@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['borrow', 'frozen', 'logits_of', 'swapped', 'unwrap']
+__all__ = ['borrow', 'frozen', 'logits_of', 'recomputing', 'swapped', 'unwrap']
 
 _REPLICAS = ('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; use '
              'DistributedDataParallel (torchrun), or pass model.module')
@@ -144,12 +144,16 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
         stack.enter_context(_attributes(modules))
         stack.enter_context(swapped(modules, 'training', False))
         # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
-        checkpointed = [m for m in modules if getattr(m, 'grad_checkpointing', False) is True]
-        stack.enter_context(swapped(checkpointed, 'grad_checkpointing', False))
+        stack.enter_context(swapped(recomputing(inner), 'grad_checkpointing', False))
         # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
         compiled = [m for m in modules if getattr(m, '_compiled_call_impl', None) is not None]
         stack.enter_context(swapped(compiled, '_compiled_call_impl', None))
         yield inner
+
+
+def recomputing(model: nn.Module) -> list[nn.Module]:
+    """Its modules that recompute activations in the backward (timm's ``set_grad_checkpointing``)."""
+    return [module for module in model.modules() if getattr(module, 'grad_checkpointing', False) is True]
 
 
 @contextmanager

@@ -35,10 +35,10 @@ class PooledNet(nn.Module):
         self.reset_classifier(self.num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; None keeps the pooling."""
+        """A new classifier; None keeps the pooling, '' leaves the grid as it is, as timm's nets do."""
         self.num_classes = num_classes
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=True)
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         like = next(self.parameters())
         self.fc: nn.Module = nn.Identity() if not num_classes else nn.Linear(

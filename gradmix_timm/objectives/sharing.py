@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.attribution import TargetLayer, unwrap, watch
 from gradmix_timm.attribution.capture import Watch
+from gradmix_timm.attribution.model_guard import recomputing
 
 __all__ = ['SecondPass', 'kept_buffers', 'watch_training']
 
@@ -38,7 +39,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
     The gradient for the maps recomputes checkpointed blocks, and their BatchNorm would average the batch in once more.
     """
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if _recomputes(model) else []
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if recomputing(model) else []
     try:
         yield
     finally:
@@ -84,14 +85,10 @@ class SecondPass:
             return twin.copy_(buffer)
 
 
-def _recomputes(model: nn.Module) -> bool:
-    return any(getattr(module, 'grad_checkpointing', False) is True for module in model.modules())
-
-
 def _at_last_block(model: nn.Module, target: TargetLayer) -> TargetLayer:
     """The target, or the last module inside it where it is a plain sequence and activations are recomputed."""
     name, module = target.name, model.get_submodule(target.name)
-    while _recomputes(model) and type(module) is nn.Sequential and len(module):
+    while recomputing(model) and type(module) is nn.Sequential and len(module):
         last, module = list(module.named_children())[-1]
         name = f'{name}.{last}'
     return replace(target, name=name)

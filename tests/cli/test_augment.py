@@ -229,6 +229,11 @@ def test_flags_of_timms_transform_contradict_a_pipeline(flags, words, capsys):
     assert all(word in error for word in (*words, '--aug-backend albumentations'))
 
 
+def test_a_ready_pipeline_is_taken_by_its_name(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--aug-backend', 'albumentations', '--aug-config', 'aug/light', '--epochs', 1)
+    assert (folder / 'last.pth.tar').is_file()
+
+
 def test_a_backend_without_a_file_and_a_file_without_a_backend(capsys):
     assert '--aug-config FILE.yaml' in refused(capsys, '--aug-backend', 'albumentations')
     assert '--aug-backend albumentations' in refused(capsys, '--aug-config', READY)

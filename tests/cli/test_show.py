@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from tiny_checkpoints import save_checkpoint
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
@@ -162,3 +163,14 @@ def test_a_checkpoint_names_the_classes_and_folders_give_the_labels(images, tmp_
 def test_a_number_out_of_range_is_refused_before_a_model_is_loaded(flag, value, tmp_path):
     with pytest.raises(UsageError, match=f'^{flag} '):
         main(['--images', str(tmp_path), '--model', 'test_resnet', flag, value])
+
+
+def test_the_checkpoints_mixer_is_shown_as_it_mixes_after_its_warm_up_with_the_flags_over_it(images, tmp_path):
+    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer_options={'warmup': 3, 'grow': 2, 'seed': 1})
+    out = tmp_path / 'x.png'
+    assert run_console(main, ['--checkpoint', str(path), '--images', str(images), '--out', str(out), '--num', '2',
+                              '--layers', '-2,-1', '--mixup-kwargs', 'fill=noise']) == 0
+    facts = json.loads(out.with_suffix('.json').read_text())
+    assert all(row['lam'] < 1 for row in facts['images'])
+    assert len(facts['layers']) == 2
+    assert [row['weight'] for row in facts['images']] == [[1, 0]] * 2

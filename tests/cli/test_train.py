@@ -172,6 +172,12 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
 
 
 @pytest.mark.slow
+def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1)
+    assert all(row['lam'] < 1 for row in json.loads((folder / 'mixes.json').read_text())['images'])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', [*(name for name in list_mixers() if name not in TIMM_MODES), 'gradmix+cutmix'])
 def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
     model = ('--model', 'test_vit') if mode == 'transmix' else ()

@@ -156,6 +156,15 @@ def test_the_task_takes_its_loss_on_the_finished_labels():
     assert not torch.equal(finish(output), mixed.target)
 
 
+def test_a_model_that_would_recompute_its_attention_outside_the_pass_is_refused():
+    model = make('test_vit').train()
+    model.set_grad_checkpointing()
+    with pytest.raises(ValueError, match='recomputes its activations'), watch_class_attention(model):
+        pass
+    with torch.no_grad(), watch_class_attention(model):
+        pass
+
+
 # ---- tokenmix
 
 @pytest.mark.parametrize('grid', [(14, 14), (7, 10), (1, 4), (2, 2)])

@@ -116,6 +116,8 @@ def test_features_head_and_classifier_are_as_timm_has_them(name):
     assert (net(images).shape, net.num_classes) == ((2, 3), 3)
     net.reset_classifier(0)
     assert net(images).shape == (2, net.num_features)
+    net.reset_classifier(0, '')
+    assert net(images).equal(features)
     config = timm.get_pretrained_cfg(name)
     assert (config.input_size, config.crop_pct, config.classifier) == ((3, 32, 32), 1.0, 'fc')
     assert small(name, in_chans=1, global_pool='max')(torch.randn(2, 1, 32, 32)).shape == (2, 6)

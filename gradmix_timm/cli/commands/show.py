@@ -34,6 +34,9 @@ from gradmix_timm.schema import naming
 
 __all__ = ['run', 'save_mixes']
 
+# An epoch after any warm-up.
+_LATE = 2 ** 31
+
 
 def _check_numbers(args: argparse.Namespace) -> None:
     """Reject invalid sizes and counts before a model is loaded."""
@@ -105,16 +108,18 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]],
 
 
 def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Mixer:
-    """The requested mixer, or the checkpoint's; it mixes every image."""
+    """The requested mixer, or the checkpoint's; it mixes every image, as after a warm-up."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
         name, options = record.mixer, {**record.mixer_options, 'prob': 1.0, 'prob_elem': 1.0}
     else:
-        name, options = args.mixer or 'gradmix', {'seed': args.seed, **args.mixup_kwargs}
-        options.update({'layers': args.layers} if args.layers else {})
+        name, options = args.mixer or 'gradmix', {'seed': args.seed}
+    options.update(args.mixup_kwargs, **({'layers': args.layers} if args.layers else {}))
     if name in TIMM_MODES:  # timm's class has no prob_elem, and draws from NumPy's stream
         options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
-    return create_mixer(name, **{**options, 'num_classes': num_classes})
+    mixer = create_mixer(name, **{**options, 'num_classes': num_classes})
+    mixer.set_step(_LATE, 0)
+    return mixer
 
 
 def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Mixer,

@@ -13,7 +13,7 @@ from gradmix_timm.data.transforms import Pipelines, PipelineTransform, build_pip
 from .context import Built
 from .timm_flags import default_of
 
-__all__ = ['build_transforms', 'check_augmentation', 'set_transforms']
+__all__ = ['build_transforms', 'check_augmentation', 'chosen_pipelines', 'set_transforms']
 
 _logger = logging.getLogger('train')
 
@@ -49,7 +49,19 @@ def check_augmentation(args: argparse.Namespace) -> None:
         if on:
             raise ValueError(f"{name} with --aug-backend albumentations: it is part of timm's transform, which the "
                              'pipeline replaces; leave one of them out')
-    read_pipelines(find_recipe(args.aug_config, '--aug-config'))
+    chosen_pipelines(args)
+
+
+def chosen_pipelines(args: argparse.Namespace) -> Pipelines | None:
+    """The pipelines of --aug-config, a file or the name of a ready one; None where timm transforms the images.
+
+    Raises:
+        ValueError: Neither, or an invalid file.
+        OSError: The file cannot be read.
+    """
+    if args.aug_backend == 'timm':
+        return None
+    return read_pipelines(find_recipe(args.aug_config, '--aug-config'))
 
 
 def _check_cache(args: argparse.Namespace) -> None:
@@ -78,9 +90,9 @@ def build_transforms(args: argparse.Namespace, built: Built) -> dict[str, Pipeli
     Raises:
         ValueError: A pipeline that does not fit the model's input.
     """
-    if args.aug_backend == 'timm':
+    pipelines = chosen_pipelines(args)
+    if pipelines is None:
         return {}
-    pipelines: Pipelines = read_pipelines(find_recipe(args.aug_config, '--aug-config'))
     preprocessing, normalize = built.preprocessing, not args.prefetcher
     found = {'train': build_pipeline(
         pipelines.train, f'{pipelines.path}: train', preprocessing.input_size, preprocessing.mean, preprocessing.std,

@@ -364,6 +364,7 @@ def _write_mixes(run: Run, data: Data, built: Built) -> None:
     (images, labels), mixer = run.samples, run.mixer
     if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture should not show unmixed images
         mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
+        mixer.set_step(run.epochs, 0)  # after its warm-up
     assert run.model is not None  # a run with a mixer has it
     save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())
 

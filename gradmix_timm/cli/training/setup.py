@@ -28,9 +28,9 @@ from torch import nn
 from gradmix_timm.attribution import borrow, unwrap
 from gradmix_timm.cli.errors import shortened
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.data.transforms import read_pipelines
 from gradmix_timm.mixers import GradMix
 
+from .augmentation import chosen_pipelines
 from .context import Built, Hardware
 from .flag_checks import create_loss
 from .mixing import MixPlan, create_step_mixer
@@ -140,8 +140,8 @@ def _preprocessing(args: argparse.Namespace, model: nn.Module) -> Preprocessing:
                          f'mode is {config["crop_mode"]}; the checkpoint records it. An open-set run (--known-classes) '
                          "takes the model's.")
         config['crop_mode'] = 'center'
-    pipeline = None
-    if args.aug_backend == 'albumentations' and (found := read_pipelines(args.aug_config)).eval is not None:
+    pipeline, found = None, chosen_pipelines(args)
+    if found is not None and found.eval is not None:
         pipeline = {'path': found.path, 'transform': found.eval}
         if primary:
             _logger.info(f'Validation images, and those of later evaluations, go through {found.path}.')
