@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,8 +100,9 @@ class MixDraw:
 
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {field.name: value.to(device) for field in fields(self)
+                                 if isinstance(value := getattr(self, field.name), Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)
