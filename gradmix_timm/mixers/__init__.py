@@ -129,7 +129,8 @@ def create_mixer(name: str, **options: Any) -> Mixer:
     Args:
         name: A registered name, or two joined by ``+``, which alternate by ``switch_prob`` batch by batch.
         **options: ``num_classes`` and the mixer's own; every one of ours takes label_smoothing, prob, prob_elem,
-            seed and rank. For ``a+b``: these, ``switch_prob``, and ``parts={'a': {...}, 'b': {...}}``.
+            seed and rank. For ``a+b``: these, ``switch_prob``, and ``parts={'a': {...}, 'b': {...}}`` over
+            them.
 
     Returns:
         A mixer: ``images, targets = mixer(images, labels, model)``.
@@ -168,7 +169,7 @@ def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[st
     stray = [part for part in parts if part not in names]
     if stray:
         raise ValueError(f'parts names {stray[0]!r}: {nearest(stray[0], names)}')
-    made = [create_mixer(n, **shared, **parts.get(n, {})) for n in names]
+    made = [create_mixer(n, **{**shared, **parts.get(n, {})}) for n in names]
     first, second = (_alternating(name, mixer) for mixer in made)
     return SwitchMixer(first, second, switch_prob)
 

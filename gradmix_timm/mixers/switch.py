@@ -52,8 +52,9 @@ class SwitchMixer(BatchMixer):
         """Options of both, by name, and the switch."""
         shared = ('num_classes', 'label_smoothing', 'seed', 'rank', 'prob', 'prob_elem', 'multi_label_mix',
                   'unknown_output')
-        parts = {m.name: {k: v for k, v in m.options.items() if k not in shared} for m in (self.first, self.second)}
         common = {k: v for k, v in self.first.options.items() if k in shared}
+        parts = {m.name: {k: v for k, v in m.options.items() if k not in common or v != common[k]}
+                 for m in (self.first, self.second)}
         return {**common, 'switch_prob': self.switch_prob, 'parts': parts}
 
     @override

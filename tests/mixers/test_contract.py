@@ -338,6 +338,13 @@ def test_a_switch_takes_its_second_with_switch_prob():
     assert mixer.first.alpha == 0.2
 
 
+def test_a_part_of_a_switch_may_have_its_own_rate():
+    mixer = create_mixer('mixup+cutmix', num_classes=K, prob=0.9, parts={'cutmix': {'prob': 0.25, 'prob_elem': 0.5}})
+    assert (mixer.first.prob, mixer.second.prob, mixer.second.prob_elem) == (0.9, 0.25, 0.5)
+    again = create_mixer('mixup+cutmix', **mixer.options)
+    assert (again.options, again.second.options) == (mixer.options, mixer.second.options)
+
+
 def test_two_names_of_one_class_alternate_as_two_mixers():
     for name, fill in (('test-noise', 'noise'), ('test-donor', 'donor')):
         if name not in list_mixers():
