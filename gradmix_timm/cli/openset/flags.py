@@ -17,17 +17,11 @@ class Names(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,  # noqa: D102
                  option_string: str | None = None) -> None:
-        names: list[str] = []
-        for name in (name for part in values for name in part):
-            if '=' in name and ':' not in name and names and '=' in names[-1]:
-                names[-1] += f',{name}'  # one more option of the name before
-            else:
-                names.append(name)
-        setattr(namespace, self.dest, names)
+        setattr(namespace, self.dest, join_options(name for part in values for name in part))
 
 
 def join_options(parts: Iterable[str]) -> list[str]:
-    """Names from words between commas, which part options too: a word ``option=value`` belongs to the one before.
+    """Names from words between commas or blanks, which part options too: ``option=value`` belongs to the one before.
 
     Example:
         >>> join_options('msp,ash:variant=b,percentile=65,mls'.split(','))
