@@ -6,8 +6,9 @@ D feature width, P projection width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from html import escape
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,12 +100,9 @@ class MixDraw:
 
     def to(self, device: torch.device | str) -> MixDraw:
         """The same draw with its tensors on another device."""
-        mask, moves, unknown = (
-            None if value is None else value.to(device) for value in (self.mask, self.moves, self.unknown))
-        partner, src, dst, lam, weight, fallback = (
-            value.to(device) for value in (self.partner, self.src, self.dst, self.lam, self.weight, self.fallback))
-        return MixDraw(partner, src, dst, lam, weight, mask, self.noise_seed, fallback, self.name, moves,
-                       unknown)
+        moved: dict[str, Any] = {field.name: value.to(device) for field in fields(self)
+                                 if isinstance(value := getattr(self, field.name), Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True)

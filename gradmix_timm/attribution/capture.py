@@ -10,17 +10,13 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import Captured
 
-from .dry_run import Size, ask, called
+from .dry_run import HALF_SCALE, Size, ask, called
 from .layers import TargetLayer, fold
 from .model_guard import borrow, frozen, logits_of, unwrap
 
 __all__ = ['Watch', 'activations', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
-
-# float16 rounds gradients below 6e-8 to zero, and an untrained CaiT has none above it; maps do not depend on scale.
-_HALF_SCALE = 1024.0
-
 
 @contextmanager
 def _plain_modes(device_type: str) -> Iterator[None]:
@@ -98,7 +94,7 @@ class Watch:
                                    'choose another with --gradmix-layers')
         outputs = [output for output in self.outputs if output is not None]
         half = any(output.dtype == torch.float16 for output in outputs)
-        scale = _HALF_SCALE if half else 1.0
+        scale = HALF_SCALE if half else 1.0
         grads = torch.autograd.grad(score.sum() * scale, outputs, retain_graph=retain_graph, allow_unused=True)
         found = []
         for target, output, grad in zip(self.targets, outputs, grads, strict=True):
@@ -196,7 +192,7 @@ def input_gradient(model: nn.Module, images: Tensor, labels: Tensor, score: Scor
         logits = logits_of(inner(_own_copy(inner, leaf)))  # a model that writes on its input cannot have a leaf
         _check_path(inner, logits)
         with torch.autocast(device_type, enabled=False):
-            scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+            scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
             logits = logits.float()
             grad = torch.autograd.grad(score(logits, _plain(labels)).sum() * scale, leaf)[0].float() / scale
     return Captured(activation=leaf.detach(), gradient=grad, logits=logits.detach(), layer='input')

@@ -16,14 +16,16 @@ from .grids import Hints, Reading, TargetLayer, read_grid
 from .layer_candidates import inside_attention
 from .model_guard import borrow, logits_of, swapped
 
-__all__ = ['Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
+__all__ = ['HALF_SCALE', 'Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
 
 Size = tuple[int, int, int]
 
+#: Scale of a float16 score: gradients below 6e-8 round to zero, and an untrained CaiT has none above it. Neither maps
+#: nor whether a gradient is zero depend on scale.
+HALF_SCALE = 1024.0
+
 _BATCH = 2
 _SEED = 20250512
-# float16 rounds the gradients of an untrained CaiT to zero; whether they are zero does not depend on scale.
-_HALF_SCALE = 1024.0
 _HEAD_STD = 0.02
 _TINY_EPS = 1e-12
 # |sum_c G A| as a share of sum_c |G A|: a few roundings in streams that a LayerNorm reads, at least 0.006 elsewhere,
@@ -268,7 +270,7 @@ def _differentiate(logits: Tensor, findings: Sequence[Finding]) -> None:
     tensors = [out.tensor for finding in findings for out in finding.outputs if out.tensor.requires_grad]
     grads: Iterator[Tensor | None] = iter(())
     if tensors and logits.requires_grad:
-        scale = _HALF_SCALE if logits.dtype == torch.float16 else 1.0
+        scale = HALF_SCALE if logits.dtype == torch.float16 else 1.0
         grads = iter(torch.autograd.grad(_log_odds(logits.float()) * scale, tensors, allow_unused=True))
     for finding in findings:
         finding.reason = 'the gradient of the logits does not reach it'

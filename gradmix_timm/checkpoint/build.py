@@ -1,7 +1,6 @@
 """The model of a checkpoint, with its weights."""
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.models import own_names
+from gradmix_timm.models import check_name, own_names
 from gradmix_timm.schema import shown
 
 from .allowed import check_model_name
@@ -187,10 +186,7 @@ def _check_head(loaded: Loaded, head: int | None, num_classes: int | None) -> No
 
 
 def _create(name: str, pretrained: bool, kwargs: dict[str, Any], where: str = '') -> nn.Module:
-    if ':' not in name and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        hint = f'did you mean {" or ".join(close)}? ' if close else ''
-        raise ValueError(f"{where}timm has no model {shown(name)}: {hint}timm.list_models('*resnet*') lists them")
+    check_name(name, where)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # constructors raise any type on arguments from a file

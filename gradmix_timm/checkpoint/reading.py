@@ -70,17 +70,16 @@ class Loaded:
         """The recorded name of the model, or None."""
         if self.record is not None:
             return self.record.model
-        return (self.args or {}).get('model') or self.arch
+        return self._arg('model') or self.arch
 
     @property
     def model_kwargs(self) -> dict[str, Any]:
         """What ``timm.create_model`` needs besides the name."""
         if self.record is not None:
             return dict(self.record.model_kwargs)
-        args = self.args or {}
-        channels = args.get('in_chans') or next(iter(args.get('input_size') or ()), None)
-        found = {'num_classes': args.get('num_classes'), 'in_chans': channels, 'global_pool': args.get('gp'),
-                 **(args.get('model_kwargs') or {})}
+        channels = self._arg('in_chans') or next(iter(self._arg('input_size') or ()), None)
+        found = {'num_classes': self._arg('num_classes'), 'in_chans': channels, 'global_pool': self._arg('gp'),
+                 **(self._arg('model_kwargs') or {})}
         return {name: value for name, value in found.items() if value is not None}
 
     @property
@@ -122,9 +121,9 @@ class Loaded:
         if self.record is not None:
             config = self.record.data_config
             # Runs of earlier versions recorded the image mode among timm's arguments alone.
-            mode = (self.args or {}).get('input_img_mode')
-            return {**({'image_mode': mode} if mode else {}), **{key: tuple(value) if isinstance(value, list) else value
-                               for key, value in config.items()}}
+            mode = self._arg('input_img_mode')
+            return {**({'image_mode': mode} if mode else {}),
+                    **{key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}}
         names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode',
                  'input_img_mode')
         return {name: value for name in names if (value := self._arg(name)) is not None}

@@ -5,6 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from gradmix_timm.ops import soft_targets
+
 __all__ = ['BoundMixer', 'Mixer', 'adopt']
 
 
@@ -109,6 +111,7 @@ class _Adopted:
     """A foreign class, with the contract's defaults for undeclared attributes."""
 
     def __init__(self, name: str, inner: Any, num_classes: int) -> None:
+        self._own_switch = not hasattr(inner, 'mixup_enabled')
         self.inner, self.name, self.num_classes = inner, name, num_classes
         self.requires_model = bool(getattr(inner, 'requires_model', False))
         self.requires_grad = bool(getattr(inner, 'requires_grad', self.requires_model))
@@ -145,6 +148,9 @@ class _Adopted:
         return BoundMixer(self, model)
 
     def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        if self._own_switch and not self.mixup_enabled:
+            smoothing = float(getattr(self.inner, 'label_smoothing', 0))
+            return images, soft_targets(targets, self.num_classes, smoothing, images.device)
         images, targets = self.inner(images, targets, model)
         return images, targets
 

@@ -11,7 +11,7 @@ from gradmix_timm.attribution import resolve_layers, unwrap
 from gradmix_timm.mixers import GradMix
 from gradmix_timm.ops import soft_targets
 
-from .sharing import kept_buffers, watch_training
+from .sharing import SecondPass, kept_buffers, watch_training
 
 __all__ = ['KeepCleanTask']
 
@@ -44,7 +44,7 @@ class KeepCleanTask(ClassificationTask):
         if mixer.config.attr_scale != 1:
             raise ValueError('keep_clean makes its maps at full size; leave out one of --gradmix-keep-clean and '
                              '--gradmix-attr-scale')
-        self.mixer = mixer
+        self.mixer, self._again = mixer, SecondPass()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
         """Losses of one batch.
@@ -73,6 +73,6 @@ class KeepCleanTask(ClassificationTask):
         draw = mixer.draw_from(input, captured)
         mixed, targets = mixer.apply(input, target, draw)
         clean_loss = self.criterion(output, rows)
-        mixed_loss = self.criterion(self.trainable_module(mixed), targets)
+        mixed_loss = self.criterion(self._again(self.trainable_module, mixed), targets)
         return {'loss': (clean_loss + mixed_loss) / 2, 'output': output,
                 'loss_clean': clean_loss.detach(), 'loss_mixed': mixed_loss.detach(), 'draw': draw}

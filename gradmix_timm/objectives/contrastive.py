@@ -92,7 +92,7 @@ class ContrastiveTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if not temperature > 0:
             raise ValueError(f'the temperature is above 0, got {temperature}')
-        self._guide, self._second_pass = guiding_mixer(mixer), SecondPass()
+        self._guide, self._again = guiding_mixer(mixer), SecondPass()
         self.mixer, self.temperature, self.dim = mixer, float(temperature), dim
         head = ProjectionHead(feature_width(model), dim, hidden).to(device=self.device, dtype=self.dtype)
         self.trainable_module: nn.Module = Projected(model, head)
@@ -198,18 +198,6 @@ class ContrastiveTask(TrainingTask):
         """Labels for the mixer's checks, unused otherwise: a mixed view keeps the label of its image."""
         return torch.zeros(len(view), dtype=torch.int64)
 
-    def _again(self, images: Tensor) -> Tensor:
-        """A second forward in the same step.
-
-        Past DistributedDataParallel, whose hooks on the parameters fire all the same, once for both passes: entering
-        it again would only broadcast the buffers again.
-        """
-        module = self.trainable_module
-        inner = module.module if isinstance(module, DistributedDataParallel) else module
-        with self._second_pass(inner):
-            projected: Tensor = inner(images)
-        return projected
-
     def _split(self, input: Tensor) -> int:
         """Images in a batch of two views.
 
@@ -250,9 +238,9 @@ class JointTask(ContrastiveTask):
     """
 
     def __init__(self, model: nn.Module, mixer: Any = None, config: JointConfig | None = None, **options: Any) -> None:
-        self_config = config or JointConfig()
-        super().__init__(model, mixer, temperature=self_config.temperature, **options)
-        self.config = self_config
+        config = config or JointConfig()
+        super().__init__(model, mixer, temperature=config.temperature, **options)
+        self.config = config
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:
         """Losses of one batch.
@@ -277,7 +265,7 @@ class JointTask(ContrastiveTask):
                 captured = self._captured(seen, *instance_logits(clean, ATTRIBUTION_TEMPERATURE, own), images=input)
             draw = self._draw(input[:batch], captured)
             views = torch.cat([self._paste(input[:batch], draw), input[batch:]])
-            mixed, lam = gather_rows(_paired(self._again(views))), gather_rows(draw.lam)
+            mixed, lam = gather_rows(_paired(self._again(self.trainable_module, views))), gather_rows(draw.lam)
         labels = gather_rows(target[:batch]) if self.config.gamma else None
         terms = joint_terms(clean, mixed, labels, lam, self.config, own)
         if self._mixable:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmix_timm.ops import check_rows
+
 __all__ = ['fit_linear_head']
 
 # The authors' learning rate and batch.
@@ -38,7 +40,9 @@ def fit_linear_head(features: Tensor, labels: Tensor, num_classes: int, epochs: 
         >>> (rows @ weight.T + bias).argmax(1)
         tensor([0, 0, 1, 1])
     """
-    _check(features, labels, num_classes, epochs)
+    check_rows(features, labels, num_classes)
+    if epochs < 1:
+        raise ValueError(f'a head is fitted in 1 epoch or more, got {epochs}')
     deviation, mean = torch.std_mean(features.float(), 0, correction=0)
     scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)  # constant: no information
     rows = (features.float() - mean) / scale
@@ -57,13 +61,3 @@ def fit_linear_head(features: Tensor, labels: Tensor, num_classes: int, epochs: 
                 schedule.step()
     folded = weight.detach() / scale
     return folded, bias.detach() - folded @ mean
-
-
-def _check(features: Tensor, labels: Tensor, num_classes: int, epochs: int) -> None:
-    if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
-        raise ValueError(f'expected features [N, D] and labels [N], N above 0, got {list(features.shape)} and '
-                         f'{list(labels.shape)}')
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f'labels run from {int(labels.min())} to {int(labels.max())}, expected 0..{num_classes - 1}')
-    if epochs < 1:
-        raise ValueError(f'a head is fitted in 1 epoch or more, got {epochs}')

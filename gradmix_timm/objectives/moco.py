@@ -188,7 +188,7 @@ class MocoTask(ContrastiveTask):
                 logits = key_logits(query, key, queue, ATTRIBUTION_TEMPERATURE)
                 captured = self._captured(seen, logits, self._own_key(query), view)
             draw = self._draw(view, captured)
-            mixed = self._again(self._paste(view, draw))
+            mixed = self._again(self.trainable_module, self._paste(view, draw))
             mix = (draw.lam * self._info_nce(mixed, key, queue)).mean()
             loss, result['loss_mix'], result['draw'] = loss + mix, mix.detach(), draw
         elif self._mixable:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from gradmix_timm.attribution import TargetLayer, unwrap, watch
 from gradmix_timm.attribution.capture import Watch
@@ -48,20 +49,29 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 class SecondPass:
-    """Lets a compiled module run a further training pass while the graph of an earlier one waits for its backward.
+    """A further training pass of a module, while the graph of an earlier one waits for its backward.
 
-    BatchNorm hands its running statistics to its backward, which does not read them in training. In eager mode
-    the update by the next pass goes unnoticed; in a compiled pass it counts as an in-place change and backward fails.
-    So a compiled pass writes to copies of the buffers, whose values are copied back outside any graph. The copies stay
-    the same tensors from step to step, which avoids recompilation.
+    It goes past DistributedDataParallel, whose hooks on the parameters fire all the same, once for both passes:
+    entering it again would only broadcast the buffers again.
+
+    BatchNorm hands its running statistics to its backward, which does not read them in training. In eager mode their
+    update by the next pass goes unnoticed; in a compiled pass it counts as an in-place change and backward fails. So a
+    compiled pass writes to copies of the buffers, whose values are copied back outside any graph. The copies stay the
+    same tensors from step to step, which avoids recompilation.
     """
 
     def __init__(self) -> None:
         self._twins: dict[tuple[str, str], Tensor] = {}
 
+    def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
+        """The module's output."""
+        inner = module.module if isinstance(module, DistributedDataParallel) else module
+        with self._copied_buffers(inner):
+            output: Tensor = inner(images)
+        return output
+
     @contextmanager
-    def __call__(self, module: nn.Module) -> Iterator[None]:
-        """For the duration of the pass of ``module``."""
+    def _copied_buffers(self, module: nn.Module) -> Iterator[None]:
         inner = unwrap(module)
         if inner is module:
             yield

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmix_timm.ops import check_rows
+
 from .scores.neighbours import top_cosines
 
 __all__ = ['L2_GRID', 'LinearProbe', 'NeighbourProbe', 'PrototypeProbe', 'choose_l2', 'draw_shots', 'fit_linear',
@@ -146,7 +148,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
         >>> fit_linear(rows, torch.tensor([0, 0, 1, 1]), 2, l2=1e-3).logits(rows).argmax(1)
         tensor([0, 0, 1, 1])
     """
-    _check(features, labels, num_classes)
+    check_rows(features, labels, num_classes)
     if not l2 > 0:
         raise ValueError(f'the strength of the penalty should lie above 0, got {l2}')
     rows = features.float() if features.is_cuda else features.double()
@@ -197,7 +199,7 @@ def fit_neighbours(features: Tensor, labels: Tensor, num_classes: int, k: int | 
         num_classes: K.
         k: Neighbours; None: 20, or 200 for half a million images and more; never more than there are images.
     """
-    _check(features, labels, num_classes)
+    check_rows(features, labels, num_classes)
     k = k or (_MANY if len(features) >= _LARGE else _NEIGHBOURS)
     return NeighbourProbe(features, labels, num_classes, min(k, len(features)))
 
@@ -208,7 +210,7 @@ def fit_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Protot
     Raises:
         ValueError: A class without an image.
     """
-    _check(features, labels, num_classes)
+    check_rows(features, labels, num_classes)
     unit = F.normalize(features.double(), dim=1)
     counts = torch.bincount(labels, minlength=num_classes)
     if int(counts.min()) == 0:
@@ -294,11 +296,3 @@ def _descend(rows: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: flo
     bias.requires_grad_(False)
     weight.grad = bias.grad = None
     return steepest <= (10 if tight else 100) * least
-
-
-def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
-        raise ValueError(f'expected features [N, D] and labels [N], N above 0, got {list(features.shape)} and '
-                         f'{list(labels.shape)}')
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f'labels run from {int(labels.min())} to {int(labels.max())}, expected 0..{num_classes - 1}')

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['as_targets', 'mix_targets', 'soft_targets']
+__all__ = ['as_targets', 'check_rows', 'mix_targets', 'soft_targets']
 
 
 def as_targets(targets: Any) -> Tensor:
@@ -31,6 +31,25 @@ def as_targets(targets: Any) -> Tensor:
                             f'got {type(targets).__name__}') from error
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return targets.long() if whole and targets.dim() == 1 else targets
+
+
+def check_rows(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Check rows that a classifier is fitted to.
+
+    Args:
+        features: [N, D], N above 0.
+        labels: int [N] in 0..K-1.
+        num_classes: K.
+
+    Raises:
+        ValueError: They are not that.
+    """
+    if features.dim() != 2 or not len(features) or labels.shape != features.shape[:1]:
+        raise ValueError(f'expected features [N, D] and labels [N], N above 0, got {list(features.shape)} and '
+                         f'{list(labels.shape)}')
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f'labels run from {low} to {high}, expected 0..{num_classes - 1}')
 
 
 def soft_targets(

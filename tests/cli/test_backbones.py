@@ -59,7 +59,7 @@ def test_a_model_without_classes_gets_some(capsys):
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
-    (['resnet19'], r'timm has no model .resnet19.; near it: resnet18'),
+    (['resnet19'], r'timm has no model .resnet19.: did you mean resnet18'),
     (['test_resnet', '--img-size', '0'], '--img-size is at least 1'),
     (['test_resnet', '--model-kwargs', 'patch_sise=3'], 'patch_sise'),
     (['test_resnet', '--img-size', '1'], 'test_resnet has no layer with a map on 1x1 pixels'),

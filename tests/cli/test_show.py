@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from tiny_checkpoints import save_checkpoint
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution.deletion import Place, deletion_drops
+from gradmix_timm.cli.commands import show
 from gradmix_timm.cli.commands.show import save_mixes
 from gradmix_timm.cli.errors import UsageError, run_console
 from gradmix_timm.cli.show import main
@@ -174,3 +176,17 @@ def test_the_checkpoints_mixer_is_shown_as_it_mixes_after_its_warm_up_with_the_f
     assert all(row['lam'] < 1 for row in facts['images'])
     assert len(facts['layers']) == 2
     assert [row['weight'] for row in facts['images']] == [[1, 0]] * 2
+
+
+def test_labels_of_no_class_are_shown_as_such(images, tmp_path, monkeypatch):
+    path = save_checkpoint(
+        tmp_path / 'run' / 'last.pth.tar', images, net=timm.create_model('test_resnet', num_classes=3),
+        model_kwargs={'num_classes': 3}, known_classes=('cat', 'dog'), unknown_output=True, mixer='openmix',
+        mixer_options={'ratio': (0, 1, 0), 'unknown_output': True})
+    shown = []
+    monkeypatch.setattr(show, 'plot_scene', lambda scene, names, *_: shown.append((scene.targets, names)) or Figure())
+    argv = ['--checkpoint', path, '--images', images, '--out', tmp_path / 'x.png']
+    assert run_console(main, list(map(str, argv))) == 0
+    (targets, names), = shown
+    assert names == ['cat', 'dog', 'no class']
+    assert targets[:, 2].unique().tolist() == [0, 1]

@@ -171,6 +171,14 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
     assert not any('Mix: ' in r.message for r in caplog.records)
 
 
+def test_rows_that_a_mixer_adds_are_no_images(images, tmp_path, monkeypatch):
+    counts = []
+    learn = loop._Epoch._learn
+    monkeypatch.setattr(loop._Epoch, '_learn', lambda self, *args: counts.append(args[3]) or learn(self, *args))
+    run_tiny(images, tmp_path, '--mixup-mode', 'regmixup', '--epochs', 1)
+    assert set(counts) == {6}
+
+
 @pytest.mark.slow
 def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp_path):
     folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1)

@@ -534,6 +534,9 @@ def test_a_users_own_mixer_is_a_name_like_any_other():
     assert (mixer.requires_model, mixer.tells_lam, mixer.options, mixer.mixup_enabled) == (False, False, {}, True)
     mixer.set_step(1, 2)
     mixer.prepare(nn.Identity(), (3, 8, 8))
+    mixer.mixup_enabled = False
+    images, targets = mixer(torch.arange(3.0).view(3, 1, 1, 1), torch.arange(3))
+    assert (images.flatten().tolist(), targets.tolist()) == ([0, 1, 2], torch.eye(3).tolist())
     with pytest.raises(ValueError, match='registered already'):
         register_mixer('cutmix', 'again')(lambda: None)
 

@@ -91,6 +91,23 @@ def test_of_multi_hot_labels_the_logits_are_differentiated(batch, monkeypatch):
     assert torch.allclose(captured.gradient, want.gradient, atol=1e-6)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_takes_the_same_step(batch):
+    images, labels = batch
+
+    def step(compiled):
+        torch.manual_seed(0)
+        model = timm.create_model('test_resnet', num_classes=10).train()
+        task, _ = make(model, seed=3)
+        if compiled:
+            task.compile(backend='aot_eager')
+        result = task(images, labels)
+        result['loss'].backward()
+        return result['loss'].detach(), *(weight.grad for weight in model.parameters()), *model.buffers()
+
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(step(False), step(True), strict=True))
+
+
 def test_switched_off_it_is_the_plain_loss(batch, tiny_vit):
     images, labels = batch
     task, mixer = make(tiny_vit.eval())

@@ -2,19 +2,18 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
 import timm
 from timm.data import resolve_input_data_config
-from timm.models import parse_model_name, resolve_model_input_args
+from timm.models import resolve_model_input_args
 from torch import nn
 
 from gradmix_timm.attribution import TargetLayer, default_layer, usable_layers
 from gradmix_timm.attribution.cost import cost_shares
 from gradmix_timm.cli.errors import UsageError, user_errors
-from gradmix_timm.models import own_names  # noqa: F401 - timm knows the nets of the open-set papers from here on
+from gradmix_timm.models import check_name
 
 __all__ = ['run']
 
@@ -45,11 +44,7 @@ def _build(args: argparse.Namespace) -> tuple[nn.Module, tuple[int, int, int]]:
     for flag in ('img_size', 'in_chans', 'num_classes'):
         if (value := getattr(args, flag)) is not None and value < 1:
             raise UsageError(f'--{flag.replace("_", "-")} is at least 1, got {value}')
-    source, name = parse_model_name(args.model)
-    if source is None and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise UsageError(f'timm has no model {args.model!r}; near it: {", ".join(close) or "none"}. '
-                         'timm.list_models("*vit*") lists them')
+    check_name(args.model)
     wanted = {name: getattr(args, name) for name in ('in_chans', 'img_size', 'input_size')}
     resolved = resolve_model_input_args(args.model, wanted, **{'num_classes': args.num_classes, **args.model_kwargs})
     if not resolved.get('num_classes'):

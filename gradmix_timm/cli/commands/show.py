@@ -29,6 +29,7 @@ from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
 from gradmix_timm.mixers.scene import make_scene
+from gradmix_timm.models import check_name
 from gradmix_timm.plots.pictures import MixScene, plot_scene
 from gradmix_timm.schema import naming
 
@@ -53,8 +54,8 @@ def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
     if not args.checkpoint and not args.model:
         raise UsageError('nothing to show: give --checkpoint FILE or --model NAME')
     loaded = load_checkpoint(args.checkpoint) if args.checkpoint else None
-    if loaded is None and not timm.is_model(args.model):
-        build_model(None, args.model)  # raises with the nearest names
+    if loaded is None:
+        check_name(args.model)
     extra = {'img_size': args.img_size} if args.img_size and loaded is None else {}
     if extra:
         try:
@@ -117,7 +118,9 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
     options.update(args.mixup_kwargs, **({'layers': args.layers} if args.layers else {}))
     if name in TIMM_MODES:  # timm's class has no prob_elem, and draws from NumPy's stream
         options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
-    mixer = create_mixer(name, **{**options, 'num_classes': num_classes})
+    # The model's output for no class is folded into the others; the labels still have it.
+    outputs = num_classes + bool(options.get('unknown_output'))
+    mixer = create_mixer(name, **{**options, 'num_classes': outputs})
     mixer.set_step(_LATE, 0)
     return mixer
 
@@ -234,6 +237,7 @@ def run(args: argparse.Namespace) -> int:
         classes = classes or [str(k) for k in range(num_classes)]
         if not args.deletion:
             mixer = _mixer(args, loaded, num_classes)
+            classes += ['no class'] * (mixer.num_classes - num_classes)
             if mixer.requires_model:
                 mixer.prepare(model, (images.shape[1], images.shape[2], images.shape[3]))
     if args.deletion:

@@ -236,8 +236,8 @@ class _Epoch:
         window = min(full, self.batches - index // full * full)  # the last one may be shorter
         input, target = self._placed(input, target)
         self.data_time.update(window * (time.time() - self.data_start))
-        input, target = self._mixed(index, input, target, window)
         count = input['patches'].shape[0] if self.run.loaders.naflex else input.shape[0] // self.views
+        input, target = self._mixed(index, input, target, window)
         if self.can_skip_sync and not update:
             with self.run.task.no_sync():
                 loss = self._learn(input, target, window, count, update)

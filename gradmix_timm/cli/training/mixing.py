@@ -93,12 +93,13 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
                              '(--device-modules MODULE imports your own)')
     _refuse_foreign_options(args, names)
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
+    mixer = create_step_mixer(plan, 2) if plan.in_step else None
     if args.unknown_output:
-        _check_unknown_output(args, plan)
+        _check_unknown_output(args, mixer)
     if args.mixup_model == 'ema':
-        _check_average(args, plan)
+        _check_average(args, mixer)
     if plan.name is not None:
-        _refuse_conflicts(args, plan)
+        _refuse_conflicts(args, plan, mixer)
     return plan
 
 
@@ -113,7 +114,7 @@ def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collat
 
 
 def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
-    given = [name for name in OPTIONS if getattr(args, f'gradmix_{name}', None) is not None]
+    given = [name for name in OPTIONS if getattr(args, f'gradmix_{name}') is not None]
     if given and not set(names) & set(GRADMIX_NAMES):
         raise ValueError(f'--gradmix-{given[0].replace("_", "-")} has no effect with --mixup-mode {args.mixup_mode}; '
                          'expected --mixup-mode gradmix, random-box or center-box')
@@ -197,7 +198,7 @@ def _own_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
         return {'alpha': getattr(args, _ALPHA_FLAGS[name]) or 1.0}
     if name not in GRADMIX_NAMES:
         return {}
-    given = {option: getattr(args, f'gradmix_{option}', None) for option in OPTIONS}
+    given = {option: getattr(args, f'gradmix_{option}') for option in OPTIONS}
     if name != 'gradmix':
         given['attribution'] = None
     return {option: tuple(value) if isinstance(value, list) else value
@@ -224,14 +225,13 @@ def _warn_unused(args: argparse.Namespace, names: list[str]) -> None:
         _logger.warning(f'--mixup-switch-prob unused: --mixup-mode {args.mixup_mode} is one mixer')
 
 
-def _check_unknown_output(args: argparse.Namespace, plan: MixPlan) -> None:
+def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None:
     """The head of a classifier, and a mixer that gives some of its labels to no class."""
     for flag, on in (('--objective', args.objective != 'ce'), ('--kd-model-name', args.kd_model_name is not None),
                      ('--task multilabel', args.task == 'multilabel')):
         if on:
             raise ValueError(f'--unknown-output with {flag}: it is for a classifier that learns from labels alone; '
                              'leave one of them out')
-    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options) if plan.in_step else None
     if mixer is None or not getattr(mixer, 'gives_unknown', False):
         raise ValueError(f'--unknown-output with --mixup-mode {args.mixup_mode}: nothing would go to that output; type '
                          '--mixup-mode openmix, --mixup-mode gradmix --gradmix-label open, or --mixup-mode cutmix '
@@ -241,9 +241,8 @@ def _check_unknown_output(args: argparse.Namespace, plan: MixPlan) -> None:
                          '--num-classes N')
 
 
-def _check_average(args: argparse.Namespace, plan: MixPlan) -> None:
+def _check_average(args: argparse.Namespace, mixer: Mixer | None) -> None:
     """A running average on the device, and a mixer that makes a pass of its own over it."""
-    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options) if plan.in_step else None
     own = mixer is not None and mixer.requires_model and not getattr(mixer, 'labels_after_forward', False)
     if not own or args.objective != 'ce' or args.gradmix_keep_clean:
         extra = (f' --objective {args.objective}' if args.objective != 'ce' else
@@ -258,13 +257,13 @@ def _check_average(args: argparse.Namespace, plan: MixPlan) -> None:
                              'model, on its device' + ('' if verb == 'needs' else '; leave one of them out'))
 
 
-def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
+def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | None) -> None:
     mode = f'--mixup-mode {plan.name}'
     splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0), ('--jsd-loss', args.loss == 'jsd')) if on]
     if splits:
         raise ValueError(f'{splits[0]} with {mode}: augmentation splits of an image must stay apart and mixing joins '
                          'images; leave one of them out')
-    if plan.timm:
+    if mixer is None:
         sizes = [args.batch_size, *(args.train_batch_sizes or ())]
         odd = [size for size in sizes if size % 2]
         if odd:
@@ -272,7 +271,6 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan) -> None:
             raise ValueError(f"{flag} {odd[0]} with {mode}: timm's mixers pair the images of a batch and need an even "
                              'number; type an even one, or --mixup-mode mixup, cutmix or gradmix, which take any')
         return
-    mixer = create_mixer(str(plan.name), num_classes=2, **plan.options)
     if args.naflex_loader:
         raise ValueError(f'--naflex-loader with {mode}: its batches are patch sequences, not images; leave one of them '
                          "out, or use timm's mixing (--mixup-mode batch --mixup 0.8)")

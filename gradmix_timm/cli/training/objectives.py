@@ -9,10 +9,9 @@ from timm.utils import world_info_from_env
 from torch import nn
 
 from gradmix_timm.data import inner_name
-from gradmix_timm.mixers import create_mixer
 from gradmix_timm.objectives import JointConfig, guiding_mixer
 
-from .mixing import MixPlan
+from .mixing import MixPlan, create_step_mixer
 from .run_state import RECORDED_TASKS
 
 __all__ = [
@@ -72,7 +71,7 @@ def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
     _check_numbers(args)
     if plan.in_step:
         try:
-            guiding_mixer(create_mixer(str(plan.name), num_classes=2, **plan.options))
+            guiding_mixer(create_step_mixer(plan, 2))
         except ValueError as error:
             raise ValueError(f'{wanted}: {error}') from error
 
@@ -94,7 +93,7 @@ def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, 
         ('--split-bn', args.split_bn, 'both views share one set of statistics; leave it out'),
         ('--aug-repeats', args.aug_repeats > 0, 'a repeated image would be its own negative; leave it out'),
         ('--naflex-loader', args.naflex_loader, batches),
-        ('--cache-images', bool(getattr(args, 'cache_images', False)), 'held images come in one view; leave it out'),
+        ('--cache-images', args.cache_images, 'held images come in one view; leave it out'),
         ('--train-img-sizes', args.train_img_sizes is not None, batches),
         ('--torchscript', args.torchscript, 'the features before the classifier are read; leave it out'),
         ('--tta', args.tta > 1, 'validation compares single images with their neighbours; leave it out'),

@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,7 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
                          'last.pth.tar of a run')
     section = checkpoint.get(KEY)
     if section is None:
-        stored = getattr(checkpoint.get('args'), 'model', None) if isinstance(checkpoint, dict) else None
+        stored = getattr(checkpoint.get('args'), 'model', None)
         classes: tuple[str, ...] = ()
         width = getattr(checkpoint.get('args'), 'num_classes', None) if stored else None
     else:
@@ -311,7 +311,7 @@ class Section:
     """
 
     def __init__(self, record: RunRecord) -> None:
-        self.record = replace(record)
+        self.record = record
         self.streams: list[dict[str, Any]] | None = None
 
     def __call__(self) -> dict[str, Any]:

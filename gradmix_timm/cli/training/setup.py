@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import difflib
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +28,7 @@ from gradmix_timm.attribution import borrow, unwrap
 from gradmix_timm.cli.errors import shortened
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.mixers import GradMix
+from gradmix_timm.models import check_name
 
 from .augmentation import chosen_pipelines
 from .context import Built, Hardware
@@ -214,11 +214,7 @@ def _check_input(args: argparse.Namespace, model: nn.Module, input_size: tuple[i
 
 def _model_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of create_model: the flags, the requested input and the pretrained configuration resolved."""
-    source, name = parse_model_name(args.model)
-    if source is None and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.4)
-        raise ValueError(f'--model {name}: timm has no such model; near it: {", ".join(close) or "none"}. '
-                         'timm.list_models("*vit*") lists them')
+    check_name(args.model, '--model: ')
     overlay = dict(args.pretrained_cfg_overlay)
     if args.pretrained_path:
         # num_classes=-1 adapts the head in the file to the model's.
