@@ -71,10 +71,10 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
     tensors |= {f'score.{name}': value for name, value in arrays.items()}
     facts = dataclasses.asdict(manifest)
     content = pack(tensors, metadata={'format': str(FORMAT), 'known_classes': json.dumps(facts['known_classes'])})
-    told = {'format': FORMAT, **facts, 'score': plain, 'tensors_sha256': hashlib.sha256(content).hexdigest(),
-            'versions': versions()}
+    entries = {'format': FORMAT, **facts, 'score': plain, 'tensors_sha256': hashlib.sha256(content).hexdigest(),
+               'versions': versions()}
     write_atomic(Path(folder) / TENSORS, content)
-    write_atomic(Path(folder) / JSON, json.dumps(told, indent=1) + '\n')
+    write_atomic(Path(folder) / JSON, json.dumps(entries, indent=1) + '\n')
 
 
 def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, Any]]:

@@ -17,7 +17,7 @@ from .protocols import (
 )
 from .recode import Codec, parse_codec, recode
 from .shortcut import Shortcut, ShortcutSource, bearing, canonical_name, inner_name, parse_shortcut, viewed
-from .sources import is_flat, list_splits, open_dataset
+from .sources import evaluated_split, is_flat, list_splits, open_dataset
 from .subsets import CutDataset, class_names, hold_out, labels_of, select_classes, take
 from .synthetic import list_made, made_images
 from .unknown_sets import Outside, UnknownSpec, check_specs, open_outside, parse_unknown
@@ -45,6 +45,7 @@ __all__ = [
     'collate_views',
     'custom_split',
     'duplicates',
+    'evaluated_split',
     'find_classes',
     'fingerprint',
     'held_out_rows',

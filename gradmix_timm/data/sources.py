@@ -21,7 +21,7 @@ from .readers import FolderReader, TarReader
 from .shortcut import PREFIX, ShortcutSource, inner_name, parse_shortcut
 from .subsets import as_source, class_names, stratified
 
-__all__ = ['is_flat', 'list_splits', 'open_dataset']
+__all__ = ['evaluated_split', 'is_flat', 'list_splits', 'open_dataset']
 
 _logger = logging.getLogger(__name__)
 # Prefixes of timm's dataset factory.
@@ -117,6 +117,12 @@ def list_splits(name: str, root: str | os.PathLike[str] | None = None) -> tuple[
         return ()
     there = {p.name if p.is_dir() else p.stem for p in Path(root).iterdir() if p.is_dir() or p.suffix == '.tar'}
     return tuple(sorted(there & {*_TRAIN, *_EVAL, *_TEST}))
+
+
+def evaluated_split(name: str, root: str | os.PathLike[str] | None = None) -> str:
+    """The split to evaluate on: 'test' or 'val', by the name of it that a data set has; 'test' if none is known."""
+    there = list_splits(name, root)
+    return next((split for split in (*_TEST, *_EVAL) if split in there), 'test')
 
 
 def is_flat(name: str, root: str | os.PathLike[str] | None, splits: Iterable[str]) -> bool:

@@ -19,12 +19,8 @@ from torchvision.transforms.functional import to_pil_image
 from gradmix_timm.registry import nearest
 from gradmix_timm.schema import read_json, read_yaml, shown
 
-__all__ = ['PLACEHOLDERS', 'PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines', 'recorded_pipeline']
+__all__ = ['PipelineTransform', 'Pipelines', 'build_pipeline', 'read_pipelines', 'recorded_pipeline']
 
-#: Placeholders of a file, and their values.
-PLACEHOLDERS = {
-    '$height': "height of the model's input", '$width': 'its width',
-    '$resize': '[height, width] that the validation crop is cut from: / crop_pct', '$fill': 'mean colour, 0 to 255'}
 _NAME = '__class_fullname__'
 # Not allowed in a file, as the run appends them: a flag decides whether the CPU or the device normalises.
 _ENDINGS = ('Normalize', 'ToFloat', 'FromFloat', 'ToTensorV2', 'ToTensor3D')
@@ -147,6 +143,7 @@ def build_pipeline(pipeline: dict[str, Any], where: str, input_size: tuple[int, 
     """
     channels, height, width = input_size
     mean, std = (tuple(values) * channels if len(values) == 1 else tuple(values) for values in (mean, std))
+    # $resize: what the validation crop is cut from; $fill: the mean colour, 0 to 255.
     filled = _filled(pipeline, {
         '$height': height, '$width': width, '$resize': [int(side / crop_pct) for side in (height, width)],
         '$fill': [round(255 * value) for value in mean]}, where)

@@ -14,7 +14,7 @@ from gradmix_timm.registry import nearest
 
 from .class_names import shared_classes
 from .images import ImageSource, TorchvisionReader
-from .sources import list_splits, open_dataset
+from .sources import evaluated_split, open_dataset
 from .subsets import CutDataset, as_source, class_names, labels_of
 from .synthetic import list_made, made_images
 
@@ -38,7 +38,6 @@ _ALIASES = {'textures': 'dtd', 'fashionmnist': 'fashion_mnist', 'pets': 'oxford_
 _KINDS = ('folder', 'torchvision', 'timm', 'noise', 'made')
 _SYNTAX = ('expected folder:NAME=DIR (a folder or a .tar), torchvision:NAME, timm:NAME=DIR, or noise:NAME for images '
            'that are made')
-_EVALUATED = ('test', 'testing', 'val', 'valid', 'validation', 'eval', 'evaluation')
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +149,9 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
         source = _torchvision(spec, root, mode, exif, download)
     else:
         place = spec.place or root
-        splits = list_splits(spec.what, place)
-        split = next((name for name in _EVALUATED if name in splits), 'test')
         source = as_source(open_dataset(
-            spec.what, place, split, img_mode=mode, exif=exif, min_classes=1, download=download))
+            spec.what, place, evaluated_split(spec.what, place), img_mode=mode, exif=exif, min_classes=1,
+            download=download))
     if not len(source):
         raise ValueError(f'--unknown: {spec.name} holds no image')
     # The class of synthetic images is named after their generator, which may equal the name of a known class.

@@ -81,22 +81,23 @@ def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | Non
     if gate == 'off':
         return {'source': 'switched off'}
     if reference_top1 is not None:
-        return check_accuracy(_right(known), reference_top1 / 100, 'known test images',
-                              f'reference_top1={reference_top1:g}')
-    reference = recorded_top1(loaded)
-    held = None if reference is None else held_out()
-    if reference is None or held is None:
-        return None
-    right = _right(held)
+        reference, right, where, source = (
+            reference_top1 / 100, _right(known), 'known test images', f'reference_top1={reference_top1:g}')
+    else:
+        recorded = recorded_top1(loaded)
+        held = None if recorded is None else held_out()
+        if recorded is None or held is None:
+            return None
+        reference, right, where, source = recorded, _right(held), 'training images that were held out', 'the checkpoint'
     try:
-        return check_accuracy(right, reference, 'training images that were held out', 'the checkpoint')
+        return check_accuracy(right, reference, where, source)
     except ValueError:
         if gate == 'refuse':
             raise
-        return {'reference': reference, 'measured': float(right.mean()), 'n': len(right), 'source': 'the checkpoint',
-                'warning': f'closed-set accuracy is {right.mean():.2%} on {len(right)} training images that were held '
-                           f'out, and the checkpoint says {reference:.2%}: preprocessing or data are not those of its '
-                           'training, and the figures are not its (see --img-size, --data-dir, --amp)'}
+        return {'reference': reference, 'measured': float(right.mean()), 'n': len(right), 'source': source,
+                'warning': f'closed-set accuracy is {right.mean():.2%} on {len(right)} {where}, and {source} says '
+                           f'{reference:.2%}: preprocessing or data are not those of the reference, and the figures '
+                           'are not its (see --img-size, --data-dir, --amp)'}
 
 
 def as_stored(images: CutDataset | None) -> CutDataset | None:

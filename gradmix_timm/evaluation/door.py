@@ -91,11 +91,10 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         raise TypeError(f'evaluate() has no setting {strays[0]!r}: {nearest(strays[0], allowed)}')
     if gate not in GATES:
         raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
-    names = (scores,) if isinstance(scores, str) else scores
     if tune is not None and held_out is None:
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
-    chosen = EvaluationSettings(scores=None if names is None else tuple(names), **settings)
+    chosen = EvaluationSettings(scores=scores, **settings)
     if unknown_output:
         if not isinstance(model, nn.Module):
             raise ValueError('unknown_output=True is for live modules; a checkpoint of train.py --unknown-output '

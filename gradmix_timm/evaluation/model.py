@@ -151,11 +151,11 @@ class EvaluatedModel:
             preprocessing: Of images that are no tensors yet; None: as the module's ``pretrained_cfg`` says, if any.
         """
         inner = getattr(net, 'module', net)
-        if preprocessing is None and getattr(inner, 'pretrained_cfg', None):
+        config = getattr(inner, 'pretrained_cfg', None) or {}
+        if preprocessing is None and config:
             preprocessing = Preprocessing.of(None, inner)
         tensor = next(iter([*net.parameters(), *net.buffers()]), torch.empty(0))
-        config = getattr(inner, 'pretrained_cfg', None)
-        name = (config or {}).get('architecture') or type(inner).__name__
+        name = config.get('architecture') or type(inner).__name__
         return cls(net=net, name=name, preprocessing=preprocessing, device=tensor.device, settings=settings,
                    cache=EmbeddingCache(settings.cache) if settings.cache else None)
 
@@ -222,8 +222,9 @@ class EvaluatedModel:
 
     def outputs(self, images: CutDataset) -> int:
         """Logits that the model gives for an image."""
-        return self.embed(images.rows(slice(0, 1)), 'one image').logits.shape[1] if not hasattr(
-            images, 'embeddings') else int(images.embeddings.logits.shape[1])
+        ready: Embeddings | None = getattr(images, 'embeddings', None)
+        found = self.embed(images.rows(slice(0, 1)), 'one image') if ready is None else ready
+        return found.logits.shape[1]
 
     def workers(self, count: int) -> int:
         """Loader processes for so many images."""

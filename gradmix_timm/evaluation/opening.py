@@ -20,6 +20,7 @@ from gradmix_timm.data import (
     bearing,
     check_split,
     class_names,
+    evaluated_split,
     find_classes,
     inner_name,
     is_flat,
@@ -42,7 +43,6 @@ __all__ = ['head_is_imagenet', 'head_names', 'known_folders', 'named_split', 'op
            'open_training', 'plan_split', 'some_classes', 'source_of', 'with_sets']
 
 _logger = logging.getLogger(__name__)
-_EVALUATED = ('test', 'val', 'validation')
 
 
 # ---- which classes
@@ -153,12 +153,10 @@ def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
         # A folder from the options goes with the checkpoint's data set; a data set from the options has its own folder.
         folder = folder or (None if loaded is None else loaded.data_dir)
     splits = {} if loaded is None else loaded.splits
-    there = list_splits(dataset, folder)
     return {
         'dataset': dataset, 'data_dir': folder,
         'train': _first(options.train_split, splits.get('train'), 'train'),
-        'test': _first(options.test_split, splits.get('test'),
-                       next((name for name in _EVALUATED if name in there), 'test'))}
+        'test': _first(options.test_split, splits.get('test'), evaluated_split(dataset, folder))}
 
 
 def _first(*values: Any) -> Any:
@@ -372,8 +370,7 @@ def open_place(place: str | os.PathLike[str], preprocessing: Preprocessing | Non
         preprocessing: How files are decoded; None: as RGB.
         split: 'train'; '' for the one that is evaluated, 'test' or 'val'.
     """
-    splits = list_splits('', place)
-    split = split if split in splits else next((name for name in _EVALUATED if name in splits), 'test')
+    split = split if split in list_splits('', place) else evaluated_split('', place)
     reading = {} if preprocessing is None else preprocessing.reading_options()
     opened: ImageSource = open_dataset('', place, split, min_classes=1, **reading)
     return opened

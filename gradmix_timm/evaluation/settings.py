@@ -1,6 +1,7 @@
 """Settings of an evaluation, apart from the model and the images; checked on construction."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -41,7 +42,7 @@ class EvaluationSettings:
         ValueError: A score that is not registered, or a number out of range, named as here.
     """
 
-    scores: tuple[str, ...] | None = None
+    scores: Sequence[str] | None = None
     preset: str | None = None
     bootstrap: int = 1000
     seed: int = 0
@@ -58,16 +59,12 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Reject values out of range, before anything is opened."""
+        preset = None if self.preset is None else PRESETS[self.preset]
         if self.scores is not None:
-            if isinstance(self.scores, str):
-                object.__setattr__(self, 'scores', (self.scores,))
-            object.__setattr__(self, 'scores', tuple(self.scores))
-            if not self.scores:
+            names = check_names((self.scores,) if isinstance(self.scores, str) else self.scores)
+            if not names:
                 raise ValueError('scores=(): name one score or more; None means all')
-            object.__setattr__(self, 'scores', check_names(self.scores))
-        if self.preset is not None:
-            preset = PRESETS[self.preset]
-            object.__setattr__(self, 'scores', None if self.scores is None else preset.named(self.scores))
+            object.__setattr__(self, 'scores', names if preset is None else preset.named(names))
         if self.amp_dtype not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f'amp_dtype={self.amp_dtype}: expected torch.bfloat16, torch.float16 or None')
         check_counts(self)

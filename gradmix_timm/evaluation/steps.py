@@ -67,8 +67,9 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
     accuracy = accuracy_block(gate, reference_top1, model.loaded, known, held_as_trained)
     if held is None and images.held_out is not None:
         held = model.embed(images.held_out, 'held-out images')
-    fitted = needs_train(settings.scores) and images.train is not None
-    train = model.embed(images.train, 'known training images') if fitted and images.train is not None else None
+    train = None
+    if images.train is not None and needs_train(settings.scores):
+        train = model.embed(images.train, 'known training images')
     unknown = _embed_unknown(model, images.unknown)
     validation = None if tune is None else model.embed(tune[1], 'validation images of unknown classes')
     rest_by_first()
@@ -115,7 +116,7 @@ def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:
     found = []
     for name, images, start in unknown.parts():
         part = model.embed(images, f'images of {name}' if name else 'unknown test images')
-        found.append(Embeddings(part.logits, part.features, part.projection, part.label, part.index + start))
+        found.append(replace(part, index=part.index + start))
     return Embeddings.cat(found)
 
 

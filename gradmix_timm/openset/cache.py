@@ -31,6 +31,7 @@ _logger = logging.getLogger(__name__)
 _BLOCK = 8192
 # Version of the entries' layout; entries of another version are ignored.
 _FORMAT = 2
+_LOCK = 'lock'
 _FIELDS = ('logits', 'features', 'projection', 'label')
 _Field = Literal['logits', 'features', 'projection', 'label']
 
@@ -113,8 +114,13 @@ class EmbeddingCache:
             self.hits.append(title)
             return found
         self.misses.append(title)
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = whole.with_name(f'{whole.name}.partial')
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            (partial / _LOCK).touch()
+        except OSError as error:  # a read-only disk, which may serve other entries
+            _logger.warning(f'{self.folder} cannot be written to ({error}); this run keeps its own embeddings')
+            return make(0, count)
         with _claimed(partial) as ours:
             if not ours:
                 _logger.warning(f'{partial} is being filled by another run; this one keeps its own embeddings')
@@ -140,7 +146,7 @@ class EmbeddingCache:
             arrays = _arrays(folder, entry)
             if _whole_blocks(arrays, entry) != len(entry['blocks']) or entry['blocks'][-1]['stop'] != count:
                 raise ValueError('its arrays are not those that were stored: their SHA-256 is another')
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, IndexError) as error:
             _logger.warning(f'{folder} cannot be read and is made anew ({error})')
@@ -241,13 +247,12 @@ def _store(path: Path, values: NDArray[Any], start: int, count: int) -> None:
 @contextmanager
 def _claimed(partial: Path) -> Iterator[bool]:
     """Lock the folder of an unfinished entry; yields False if another process has it. Released on exit."""
-    partial.mkdir(exist_ok=True)
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         yield True
         return
-    with open(partial / 'lock', 'w') as lock:
+    with open(partial / _LOCK, 'w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -17,8 +17,7 @@ from tqdm.auto import tqdm
 
 from gradmix_timm.records import Embeddings
 
-from .memory import is_out_of_memory
-from .scores.base import Head
+from .scores.base import Head, is_out_of_memory
 
 __all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched', 'without_unknown_output']
 

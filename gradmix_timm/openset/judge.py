@@ -272,14 +272,14 @@ def refuse_model_scores(names: Sequence[str] | None) -> None:
                              'leave it out here')
 
 
-def observed_threshold(known: Floats, alpha: float = _ALPHA) -> float:
-    """The largest observed score that accepts (s >= tau) at least ``1 - alpha`` of these.
+def observed_threshold(known: Floats) -> float:
+    """The largest observed score that accepts (s >= tau) at least 95% of these.
 
     Example:
         >>> observed_threshold(np.arange(20.))
         1.0
     """
-    return float(np.sort(known)[math.floor(alpha * len(known) + 1e-9)])
+    return float(np.sort(known)[math.floor(_ALPHA * len(known) + 1e-9)])
 
 
 def _values(name: str, values: Any) -> Floats:

@@ -56,15 +56,16 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
         'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True)}
     counts = np.bincount(known_label)
     found: dict[str, Any] = {'lambda': LAMBDA, 'classes_with_images': int((counts > 0).sum())}
+    pred, label = (np.r_[one, other] for one, other in zip(given, others, strict=True))
     for name, metric in (means | {'normalized_accuracy': partial(normalized_accuracy, weight=LAMBDA)}).items():
-        found[name] = _joined(metric, *given, *others)
+        found[name] = metric(pred, label)
     fewest = int(counts[counts > 0].min())
     for name, (centre, error) in _estimates(found, given, others, num_classes).items():
         alone = fewest == 1 or (name != 'balanced_accuracy' and len(unknown_pred) == 1)
         low, high = logit_ci(centre, error, fewest)
         found[f'{name}_ci'] = None if name in means and alone else [min(low, found[name]), max(high, found[name])]
-    found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores],
-                               np.r_[known_label, others[1]], num_classes)[0]
+    found['best_f1'] = best_f1(np.r_[known_pred, unknown_pred], np.r_[known_scores, unknown_scores], label,
+                               num_classes)[0]
     return cast(AtThreshold, found)
 
 
@@ -105,8 +106,3 @@ def _estimates(found: dict[str, Any], known: tuple[Array, Array], unknown: tuple
         'balanced_accuracy_with_unknown': spread.sum() / some.sum() ** 2,
         'normalized_accuracy': weight ** 2 @ (rate * (1 - rate) / total)}
     return {name: (middle[name], float(max(value, 0.) ** .5)) for name, value in variances.items()}
-
-
-def _joined(metric: Metric, pred: Array, label: Array, other_pred: Array, other_label: Array) -> float:
-    """A metric of known and unknown samples together."""
-    return metric(np.r_[pred, other_pred], np.r_[label, other_label])

@@ -80,7 +80,7 @@ class NeighbourProbe:
     def logits(self, features: Tensor) -> Tensor:
         """Logarithm of each class's share of the votes, float32 [N, K]; -1e4 for a class without a vote."""
         votes = neighbour_votes(features, self.bank, self.labels, self.num_classes, self.k)
-        return (votes / votes.sum(1, keepdim=True)).log().clamp_min(-1e4).float()
+        return (votes / votes.sum(1, keepdim=True)).log().clamp_min(_NEVER).float()
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Everything that was fitted: the training labels; the features are the training set's own."""
@@ -130,7 +130,7 @@ def fit_linear(features: Tensor, labels: Tensor, num_classes: int, l2: float, st
 
     Minimises mean cross-entropy + l2 / 2 ||weight||^2 (the bias is free): scikit-learn's ``LogisticRegression`` with
     C = 1 / (l2 N), which it is on the CPU; on a GPU L-BFGS on all rows. The minimum is unique; a
-    a fit that does not reach it warns.
+    fit that does not reach it warns.
 
     Args:
         features: float [N, D]; computed in float64 on the CPU, in float32 on a GPU.

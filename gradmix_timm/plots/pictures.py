@@ -64,9 +64,6 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
         rows: At most this many images.
         ax: A subplot within whose bounds the table is drawn; None: a new figure.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: Another number of maps than of images, or ``ax`` is no subplot.
 
@@ -108,9 +105,6 @@ def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[
         std: Of the normalisation.
         rows: At most this many images.
         ax: A subplot within whose bounds the table is drawn; None: a new figure.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: ``ax`` is no subplot.

@@ -251,6 +251,19 @@ def test_pictures_are_read_in_the_mode_of_the_model(mode):
     assert found.predictions.columns['mls'][:20] == pytest.approx(logits.amax(1).tolist(), rel=1e-4)
 
 
+@pytest.mark.parametrize('gate', ['warn', 'refuse', 'off'])
+def test_what_to_do_about_a_model_below_its_reference_is_up_to_the_caller(net, gate):
+    def found():
+        return evaluate(net, known=tensors(1), unknown=tensors(2, 9), scores='mls', reference_top1=99.5, gate=gate,
+                        **QUICK).results['accuracy_gate']
+
+    if gate == 'refuse':
+        with pytest.raises(ValueError, match=r'reference_top1=99\.5 says 99\.50%'):
+            found()
+    else:
+        assert ('reference_top1=99.5 says 99.50%' in found().get('warning', '')) == (gate == 'warn')
+
+
 def test_sets_of_unknown_images_may_be_called_as_the_known_ones(net):
     found = evaluate(net, known=tensors(1), unknown={'known': tensors(2, 9), 'more': tensors(3, 6)}, scores='mls',
                      **QUICK)

@@ -12,7 +12,7 @@ from gradmix_timm.checkpoint.reading import Loaded
 from gradmix_timm.data import hold_out, open_dataset, select_classes
 from gradmix_timm.data.identity import identities, list_digest, row_names
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.evaluation.opening import named_split, open_known, open_split, source_of
+from gradmix_timm.evaluation.opening import named_split, open_known, open_place, open_split, source_of
 from gradmix_timm.evaluation.settings import DataOptions
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.5,) * 3, 'std': (0.5,) * 3,
@@ -39,6 +39,14 @@ def test_a_file_chooses_no_reader_and_the_user_may():
     with pytest.raises(ValueError, match='--dataset NAME'):
         source_of(DataOptions(), loaded(record))
     assert source_of(DataOptions(dataset='wds/y', data_dir='z'), loaded(record))['dataset'] == 'wds/y'
+
+
+@pytest.mark.parametrize('split', ['testing', 'valid', 'eval'])
+def test_the_split_that_is_evaluated_has_any_of_its_names(tmp_path, split):
+    for name, seed in (('train', 0), (split, 1)):
+        fill(tmp_path / name, ['cat', 'dog'], seed=seed)
+    assert len(open_place(tmp_path, None)) == 8
+    assert source_of(DataOptions(data_dir=str(tmp_path), dataset=''), None)['test'] == split
 
 
 def test_classes_of_a_plain_run_may_be_folders_in_folders(tmp_path):

@@ -73,6 +73,23 @@ def test_without_a_layer_to_read_features_at(tmp_path):
         same(EmbeddingCache(tmp_path, block=4).fetch(PARTS, 5, make), make(0, 5))
 
 
+def test_a_place_that_takes_no_files_keeps_none_but_serves_what_it_has(tmp_path, monkeypatch, caplog):
+    EmbeddingCache(tmp_path / 'full').fetch(PARTS, 5, rows)
+    (tmp_path / 'file').touch()
+    same(EmbeddingCache(tmp_path / 'file' / 'inside').fetch(PARTS, 5, rows), rows(0, 5))
+    assert 'this run keeps its own embeddings' in caplog.text
+
+    def read_only(path, *_, **__):
+        raise OSError(errno.EROFS, 'Read-only file system', str(path))
+
+    monkeypatch.setattr(cache_module.Path, 'mkdir', read_only)
+    monkeypatch.setattr(cache_module.Path, 'touch', read_only)
+    cache = EmbeddingCache(tmp_path / 'full')
+    same(cache.fetch(PARTS, 5, None, 'stored'), rows(0, 5))
+    same(cache.fetch({'another': 1}, 5, rows, 'new'), rows(0, 5))
+    assert (cache.hits, cache.misses) == (['stored'], ['new'])
+
+
 def test_a_run_that_was_cut_short_goes_on(tmp_path):
     calls = []
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from gradmix_timm.plots.figure import png
 from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, tables_within
+from .tables import csv_text, facts_lines, tables_within
 
 __all__ = ['corruption_csv', 'corruption_figures', 'corruption_latex', 'corruption_line', 'corruption_markdown',
            'corruption_table', 'render_corruption']
@@ -77,11 +77,7 @@ def corruption_markdown(results: CorruptionResults) -> str:
              'Percent. ' + _words(part), '']
     lines += [f'- no {title}: {reason}' for title, reason in (
         (_mce(part), part.get('no_mce')), (f'relative {_mce(part)}', part.get('no_relative_mce'))) if reason]
-    lines += [f'- {name}: {value}' for name, value in (
-        ('images', part['source']), ('known', ', '.join(results['known_classes'])),
-        ('unknown', ', '.join(results['unknown_classes']) or 'none'), ('images of known classes', results['n_known']),
-        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
-        ('created', results['created'])) if value is not None]
+    lines += facts_lines(results, ('images', part['source']), ('images of known classes', results['n_known']))
     return '\n'.join(lines) + '\n'
 
 

@@ -66,9 +66,6 @@ def plot_roc(results: Results, arrays: Arrays, scores: Sequence[str] | None = No
         scores: Names; None: all.
         ax: Axes to draw into.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: A score that was not evaluated.
     """
@@ -90,9 +87,6 @@ def plot_oscr(results: Results, arrays: Arrays, scores: Sequence[str] | None = N
         arrays: Of arrays.npz: knownness float64 [N] of known and [M] of unknown images, ``correct`` bool [N].
         scores: Names; None: all.
         ax: Axes to draw into.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: A score that was not evaluated.
@@ -125,9 +119,6 @@ def plot_scores(results: Results, arrays: Arrays, score: str | None = None, ax: 
         arrays: Of arrays.npz: knownness float64 [N] of known and [M] of unknown images.
         score: Its name; None: the one that the threshold is set on, which is drawn as a line.
         ax: Axes to draw into.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: A score that was not evaluated.
@@ -165,9 +156,6 @@ def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) ->
         results: Of results.json.
         arrays: Of arrays.npz; ``confusion`` int64 [K + 1, K + U].
         ax: Axes to draw into.
-
-    Returns:
-        The figure.
     """
     counts = arrays['confusion']
     share = counts / np.maximum(counts.sum(0), 1)
@@ -203,9 +191,6 @@ def plot_reliability(results: Results, arrays: Arrays, ax: Axes | None = None) -
         results: Of results.json.
         arrays: Of arrays.npz: ``bin_confidence``, ``bin_accuracy``, ``bin_share`` float64 [bins], in [0, 1].
         ax: Axes to draw into.
-
-    Returns:
-        The figure.
     """
     confidence, accuracy, share = (arrays[f'bin_{name}'] for name in ('confidence', 'accuracy', 'share'))
     axes = single_axes(ax, WIDTH)
@@ -227,9 +212,6 @@ def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
         gaps: Group to score to (value, low, high), fractions.
         what: Label of the axis.
         ax: Axes to draw into.
-
-    Returns:
-        The figure.
     """
     gaps, what = {drawable(group): part for group, part in gaps.items()}, drawable(what)
     scores = list(dict.fromkeys(score for part in gaps.values() for score in part))
@@ -258,9 +240,6 @@ def plot_features(arrays: Arrays) -> Figure:
 
     Args:
         arrays: Of arrays.npz; ``plane/known`` bool [N] and ``plane/PCA`` or ``plane/t-SNE`` [N, 2].
-
-    Returns:
-        The figure.
     """
     known = arrays['plane/known']
     planes = {name: arrays[f'plane/{name}'] for name in ('PCA', 't-SNE') if f'plane/{name}' in arrays}
@@ -287,9 +266,6 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
         x: What the whole numbers are.
         y: What the values are.
         lines: Name to a level that is drawn across every panel.
-
-    Returns:
-        The figure.
     """
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)

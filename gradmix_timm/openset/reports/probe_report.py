@@ -9,7 +9,7 @@ from gradmix_timm.plots.figure import png
 from .figures import plot_panels
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, tables_within
+from .tables import csv_text, facts_lines, tables_within
 
 __all__ = ['probe_csv', 'probe_figures', 'probe_latex', 'probe_line', 'probe_markdown', 'probe_table', 'render_probe']
 
@@ -65,11 +65,7 @@ def probe_markdown(results: ProbeResults) -> str:
              f'Percent. {_WORDS}', '']
     lines += [f'- not served: {name}: {reason}' for name, reason in results['not_served'].items()]
     lines += [f'- warning: {warning}' for warning in results['warnings']]
-    lines += [f'- {name}: {value}' for name, value in (
-        ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes']) or 'none'),
-        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
-        ('created', results['created'])) if value is not None]
-    return '\n'.join(lines) + '\n'
+    return '\n'.join([*lines, *facts_lines(results)]) + '\n'
 
 
 def probe_figures(results: ProbeResults) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
-from .tables import csv_text, interval_of, pretraining_note, tables_within, warnings_of
+from .tables import csv_text, facts_lines, interval_of, pretraining_note, tables_within, warnings_of
 
 __all__ = [
     'FIGURES', 'FPR95_WORDS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
@@ -137,11 +137,8 @@ def results_markdown(results: OpenSetResults) -> str:
     lines += [f'- warning: {warning}' for warning in warnings_of(results)]
     lines += [f'- skipped {len(names)} of the {title} that cannot be read: {", ".join(names[:20])}'
               for title, names in (results.get('skipped') or {}).items()]
-    lines += [f'- {name}: {value}' for name, value in (
-        ('protocol', results['protocol']), ('family', results['family']), ('trial', results['trial']),
-        ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes'])),
-        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
-        ('created', results['created'])) if value is not None]
+    lines += facts_lines(results, ('protocol', results['protocol']), ('family', results['family']),
+                         ('trial', results['trial']))
     return '\n'.join(lines) + '\n'
 
 

@@ -8,7 +8,7 @@ from gradmix_timm.openset.results import RankMetric, ShortcutResults
 
 from .html import render_template, run_name
 from .latex import latex_table
-from .tables import csv_text, tables_within
+from .tables import csv_text, facts_lines, tables_within
 
 __all__ = ['evidence_lines', 'render_shortcut', 'shortcut_csv', 'shortcut_latex', 'shortcut_line', 'shortcut_markdown',
            'shortcut_table']
@@ -63,11 +63,7 @@ def shortcut_latex(results: ShortcutResults) -> str:
 def shortcut_markdown(results: ShortcutResults) -> str:
     """The table, the evidence on the mark, and what it was measured on."""
     lines = [f'# {_title(results)}', '', f'{shortcut_line(results)}.', '', shortcut_table(results), '',
-             f'Percent. {_WORDS}', '', *(f'- {line}' for line in evidence_lines(results))]
-    lines += [f'- {name}: {value}' for name, value in (
-        ('known', ', '.join(results['known_classes'])), ('unknown', ', '.join(results['unknown_classes'])),
-        ('checkpoint', f'`{results["checkpoint"]}`'), ('seed', results['seed']), ('device', results['device']),
-        ('created', results['created'])) if value is not None]
+             f'Percent. {_WORDS}', '', *(f'- {line}' for line in evidence_lines(results)), *facts_lines(results)]
     return '\n'.join(lines) + '\n'
 
 

@@ -13,12 +13,13 @@ from gradmix_timm.openset.results import (
     OpenSetResults,
     PixelStatistics,
     RankMetric,
+    Results,
     ScoreFigures,
 )
 
 __all__ = [
-    'csv_text', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'tables_within', 'text_table', 'warnings_of',
-    'without_guard']
+    'csv_text', 'facts_lines', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'tables_within', 'text_table',
+    'warnings_of', 'without_guard']
 
 # Characters that a spreadsheet reads as the start of a formula, or strips before looking for one.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
@@ -172,6 +173,14 @@ def warnings_of(results: OpenSetResults) -> list[str]:
     return [*([gate['warning']] if gate and 'warning' in gate else []),
             *(warning for part in pixel_statistics_of(results) if part for warning in part['warnings']),
             *(duplicates['warnings'] if duplicates else [])]
+
+
+def facts_lines(results: Results, *first: tuple[str, object]) -> list[str]:
+    """What was measured on what, as the end of a Markdown file: entries of the caller's, then those of all commands."""
+    return [f'- {name}: {value}' for name, value in (
+        *first, ('known', ', '.join(results['known_classes'])),
+        ('unknown', ', '.join(results['unknown_classes']) or 'none'), ('checkpoint', f'`{results["checkpoint"]}`'),
+        ('seed', results['seed']), ('device', results['device']), ('created', results['created'])) if value is not None]
 
 
 def interval_of(values: ScoreFigures, metric: RankMetric) -> Interval | None:

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.openset.memory import is_out_of_memory
 from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import Registry
 
-__all__ = ['SCORES', 'FewSamples', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks', 'feature_mean']
+__all__ = ['SCORES', 'FewSamples', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks', 'feature_mean',
+           'is_out_of_memory']
 
 _logger = logging.getLogger(__name__)
 # Values of one block of a fit.
@@ -116,6 +116,17 @@ def by_rows(function: Callable[..., Tensor], *fields: Tensor, arrays: int = 1) -
     for part in chunks(len(rows), max(1, values // max(1, sum(field.shape[1] for field in fields)))):
         found[part] = function(*(field[part] for field in fields))
     return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means out of memory; PyTorch's CPU allocator raises a plain RuntimeError.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError('shapes differ'))
+        (True, False)
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error))
 
 
 class Score(ABC):
