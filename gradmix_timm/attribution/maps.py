@@ -151,22 +151,18 @@ def fuse(maps: Sequence[Tensor], image_size: tuple[int, int]) -> AttributionMap:
         image_size: (H, W), for the stride.
     """
     grid = max(((m.shape[1], m.shape[2]) for m in maps), key=lambda g: g[0] * g[1])
-    total = torch.stack([_resize(m, grid) for m in maps]).sum(0)
+    total = torch.stack([to_pixels(m, grid) for m in maps]).sum(0)
     mass = total.sum((1, 2), keepdim=True)
     degenerate = mass[:, 0, 0] <= 0
     share = torch.where(mass > 0, total / mass, torch.zeros_like(total))
     return AttributionMap(share, degenerate, (image_size[0] / grid[0], image_size[1] / grid[1]))
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps on a grid, resized bilinearly (align_corners=False) to pixels or a finer grid: float32 [B, H, W]."""
     if tuple(maps.shape[1:]) == tuple(size):
         return maps
     return F.interpolate(maps[:, None], size=size, mode='bilinear', align_corners=False)[:, 0]
-
-
-def to_pixels(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps on a grid, resized bilinearly (align_corners=False) to pixels: float32 [B, H, W]."""
-    return _resize(maps, size)
 
 
 def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',

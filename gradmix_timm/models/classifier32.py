@@ -8,15 +8,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .pooled import PooledNet
+from .pooled import CIFAR, PooledNet
 
 __all__ = ['Classifier32', 'classifier32']
 
-default_cfgs = generate_default_cfgs({
-    'classifier32.untrained': {
-        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (4, 4), 'crop_pct': 1.0, 'interpolation': 'bicubic',
-        'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), 'first_conv': 'conv1', 'classifier': 'fc'},
-})
+default_cfgs = generate_default_cfgs({'classifier32.untrained': {**CIFAR, 'pool_size': (4, 4)}})
 _CHANNELS = (64, 64, 128, 128, 128, 128, 128, 128, 128)
 
 

@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-__all__ = ['PooledNet']
+__all__ = ['CIFAR', 'PooledNet']
+
+#: timm's configuration of a net for images of CIFAR's size, their mean and deviation; without ``pool_size``.
+CIFAR: dict[str, Any] = {
+    'num_classes': 10, 'input_size': (3, 32, 32), 'crop_pct': 1.0, 'interpolation': 'bicubic',
+    'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), 'first_conv': 'conv1', 'classifier': 'fc'}
 
 
 class PooledNet(nn.Module):

@@ -8,13 +8,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
+from .pooled import CIFAR
+
 __all__ = ['CifarResNet', 'resnet18_cifar']
 
-default_cfgs = generate_default_cfgs({
-    'resnet18_cifar.untrained': {
-        'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (4, 4), 'crop_pct': 1.0, 'interpolation': 'bicubic',
-        'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), 'first_conv': 'conv1', 'classifier': 'fc'},
-})
+default_cfgs = generate_default_cfgs({'resnet18_cifar.untrained': {**CIFAR, 'pool_size': (4, 4)}})
 
 
 class CifarResNet(ResNet):

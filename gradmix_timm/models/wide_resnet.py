@@ -8,13 +8,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from typing_extensions import override
 
-from .pooled import PooledNet
+from .pooled import CIFAR, PooledNet
 
 __all__ = ['WideResNet', 'wrn_28_10', 'wrn_40_2']
 
-_CFG = {'num_classes': 10, 'input_size': (3, 32, 32), 'pool_size': (8, 8), 'crop_pct': 1.0, 'interpolation': 'bicubic',
-        'mean': (0.4914, 0.4822, 0.4465), 'std': (0.2470, 0.2435, 0.2616), 'first_conv': 'conv1', 'classifier': 'fc'}
-default_cfgs = generate_default_cfgs({'wrn_40_2.untrained': _CFG, 'wrn_28_10.untrained': _CFG})
+default_cfgs = generate_default_cfgs({
+    name: {**CIFAR, 'pool_size': (8, 8)} for name in ('wrn_40_2.untrained', 'wrn_28_10.untrained')})
 
 
 class _Block(nn.Module):
