@@ -80,6 +80,8 @@ class GradMix(BatchMixer):
     'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
+    ``concentration`` c > 0 leaves an image as it is, with its own label, unless a square of 8% of its area holds a share
+    of M of c or more: a net that has found a small cue has concentrated maps, one that looks at whole objects has not.
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
     Args:
