@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import io
+import os
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
-__all__ = ['COLOURS', 'DASHES', 'DPI', 'KNOWN', 'UNKNOWN', 'WIDTH', 'NotebookFigure', 'finished', 'grid_axes',
-           'plain_percent', 'png', 'single_axes', 'styled']
+__all__ = ['COLOURS', 'DASHES', 'DPI', 'KNOWN', 'UNKNOWN', 'WIDTH', 'NotebookFigure', 'drawable', 'finished',
+           'grid_axes', 'plain_percent', 'plain_words', 'png', 'single_axes', 'styled']
 
 # Okabe and Ito's colours, distinct under every kind of colour vision; yellow is left out, it vanishes on white.
 KNOWN, UNKNOWN = '#0072B2', '#D55E00'
@@ -98,7 +102,7 @@ def grid_axes(ax: Axes | None, rows: int, columns: int, cell: tuple[float, float
 
 
 def finished(axes: Axes, own: bool, legend: bool = True) -> Figure:
-    """The figure of the axes, its legend drawn and its words plain text: names of classes are no formulas.
+    """The figure of the axes, its legend drawn and its words plain text (:func:`plain_words`).
 
     Args:
         axes: Those with the labelled lines.
@@ -121,9 +125,45 @@ def finished(axes: Axes, own: bool, legend: bool = True) -> Figure:
     for one in figure.axes if own else ():
         for text in (one.xaxis.label, one.yaxis.label, *one.get_xticklabels(), *one.get_yticklabels()):
             text.set(**_FONT)
-    for text in (figure if own else axes).findobj(Text):
-        text.set_parse_math(False)
+    plain_words(figure if own else axes)
     return figure
+
+
+def plain_words(artist: Artist) -> None:
+    """Draw all words of a figure or of axes as they are: names of classes are no formulas, and of any script."""
+    words: Any = artist.findobj(Text)
+    for text in words:
+        text.set_parse_math(False)
+        if not text.get_text().isascii():
+            fonts = dict.fromkeys(_fonts_of(frozenset(text.get_text())).values())
+            text.set_fontfamily([*text.get_fontfamily(), *(name for name in fonts if name != _FONT['family'])])
+
+
+def drawable(name: str) -> str:
+    r"""A name in which letters that no font of this machine has, and control characters, are escapes.
+
+    Example:
+        >>> print(drawable('two\nlines'))
+        two\nlines
+    """
+    if name.isascii() and name.isprintable():
+        return name
+    fonts = _fonts_of(frozenset(name))
+    return ''.join(letter if letter in fonts else letter.encode('unicode_escape').decode() for letter in name)
+
+
+@lru_cache(maxsize=64)
+def _fonts_of(letters: frozenset[str]) -> dict[str, str]:
+    """The installed font of each letter: DejaVu Sans, else one without serifs, else any; not of letters without one."""
+    found: dict[str, str] = {}
+    regular = {entry.name: entry.fname for entry in fontManager.ttflist
+               if entry.style == 'normal' and entry.weight == 400 and 'Last Resort' not in entry.name
+               and os.path.isfile(entry.fname)}
+    for name in sorted(regular, key=lambda name: (name != _FONT['family'], 'Sans' not in name, name)):
+        if rest := {letter for letter in letters - set(found) if letter.isprintable()}:
+            font = get_font(regular[name])
+            found |= {letter: name for letter in rest if font.get_char_index(ord(letter))}
+    return found
 
 
 def png(figure: Figure) -> bytes:

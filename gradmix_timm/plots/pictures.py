@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gradmix_timm.records import AttributionMap, MixDraw
 
-from .figure import finished, grid_axes
+from .figure import drawable, grid_axes, plain_words
 
 __all__ = ['MixScene', 'plot_attribution', 'plot_scene']
 
@@ -94,7 +94,7 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
             axes[row, 0].set_xlabel(_name(class_names, int(labels[row])), fontsize=8)
     axes[0, 0].set_title('image', fontsize=9)
     axes[0, 1].set_title(f'attribution {height} x {width}', fontsize=9)
-    return finished(axes[0, 0], own=False, legend=False)
+    return _table(axes)
 
 
 def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[float] | None = None,
@@ -142,7 +142,14 @@ def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[
         axis.set_xlabel(_caption(scene, class_names, row), fontsize=8)
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column, fontsize=9)
-    return finished(axes[0, 0], own=False, legend=False)
+    return _table(axes)
+
+
+def _table(axes: Any) -> Figure:
+    for one in axes.flat:
+        plain_words(one)
+    figure: Figure = axes[0, 0].figure
+    return figure
 
 
 def _shown(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:
@@ -175,7 +182,7 @@ def _box(axis: Any, box: Tensor) -> None:
 
 
 def _name(class_names: Sequence[str], index: int) -> str:
-    return class_names[index] if 0 <= index < len(class_names) else str(index)
+    return drawable(class_names[index]) if 0 <= index < len(class_names) else str(index)
 
 
 def _caption(scene: MixScene, class_names: Sequence[str], row: int) -> str:

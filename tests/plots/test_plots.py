@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 import gradmix_timm
 from gradmix_timm import attribute, create_mixer, evaluate, plot_attribution, plot_mixes
 from gradmix_timm.mixers.callables import CallableMixer
-from gradmix_timm.openset.reports.figures import plot_oscr, plot_roc
+from gradmix_timm.openset.reports.figures import plot_confusions, plot_oscr, plot_roc
 from gradmix_timm.openset.reports.report import draw_figures
-from gradmix_timm.plots.figure import png
+from gradmix_timm.plots.figure import _fonts_of, png
 from gradmix_timm.records import MixDraw
 
 
@@ -130,6 +134,63 @@ def test_maps_are_plotted_over_their_images(tiny_cnn, batch, axes):
         plot_attribution(found, images[:1])
     with pytest.raises(ValueError, match='no subplot'):
         plot_attribution(found, images, ax=axes[0].figure.add_axes((0, 0, 1, 1)))
+
+
+# ---- names of any script
+
+@pytest.fixture
+def dejavu_alone(monkeypatch):
+    """A machine whose fonts have no Chinese, as matplotlib comes."""
+    monkeypatch.setattr(fontManager, 'ttflist', [entry for entry in fontManager.ttflist if entry.name == 'DejaVu Sans'])
+    _fonts_of.cache_clear()
+    yield fontManager
+    _fonts_of.cache_clear()
+
+
+def confusions(evaluation, names):
+    """Their labels; drawn, with warnings as errors."""
+    figure = plot_confusions({**evaluation.results, 'known_classes': names}, evaluation.arrays)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        png(figure)
+    return figure.axes[0].get_yticklabels()
+
+
+def test_letters_without_a_font_are_escapes(evaluation, dejavu_alone):
+    labels = confusions(evaluation, ['\u732b', 'caf\u00e9 $\\frac$ $', 'bell\x07\udce9'])
+    assert [label.get_text() for label in labels] == [
+        '\\u732b', 'caf\u00e9 $\\frac$ $', 'bell\\x07\\udce9', 'rejected']
+
+
+def test_letters_are_drawn_by_a_font_that_has_them(evaluation, dejavu_alone, tmp_path):
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(['.notdef', 'cat'])
+    builder.setupCharacterMap({0x732b: 'cat'})
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 800), (800, 800), (800, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    builder.setupGlyf(dict.fromkeys(('.notdef', 'cat'), pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(('.notdef', 'cat'), (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({'familyName': 'Cats Sans', 'styleName': 'Regular'})
+    builder.setupOS2(usWeightClass=400)
+    builder.setupPost()
+    builder.save(tmp_path / 'cats.ttf')
+    dejavu_alone.addfont(str(tmp_path / 'cats.ttf'))
+    label = confusions(evaluation, ['\u732b\u732b', 'a', 'b'])[0]
+    assert label.get_text() == '\u732b\u732b'
+    assert label.get_fontfamily() == ['DejaVu Sans', 'Cats Sans']
+
+
+def test_captions_of_pictures_are_plain_words_in_every_row(tiny_cnn, batch, dejavu_alone):
+    images, labels = batch
+    figure = plot_attribution(attribute(tiny_cnn, images, labels), images, ['$\\frac$ \u732b'] * 10, labels, rows=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        png(figure)
+    assert figure.axes[2].get_xlabel() == '$\\frac$ \\u732b'
 
 
 def test_draws_and_maps_read_well(tiny_cnn, batch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gradmix_timm.openset.comparison import Comparison
+
 from .comparison_tables import (
     comparison_rows,
     comparison_title,
@@ -20,14 +22,12 @@ __all__ = ['render_comparison']
 
 _FIRST = ('top1', 'auroc', 'oscr')
 
-Values = Mapping[str, Any]
 
-
-def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
+def render_comparison(comparison: Comparison, images: Mapping[str, bytes]) -> str:
     """The page.
 
     Args:
-        comparison: Of comparison.json.
+        comparison: What comparison.json holds.
         images: PNG files by name, ``differences-METRIC.png``.
 
     Returns:
@@ -45,29 +45,30 @@ def render_comparison(comparison: Values, images: Mapping[str, bytes]) -> str:
         others=list(_parts(comparison, [name for name in metrics if name not in _FIRST])))
 
 
-def _findings(comparison: Values, score: str) -> Iterator[tuple[str, str]]:
+def _findings(comparison: Comparison, score: str) -> Iterator[tuple[str, str]]:
     """Of the headline score: a group or a verdict, and what is to say of it; without pairs groups and their means."""
     entry, base = comparison['scores'][score]['auroc'], comparison['base']
-    gaps = {group: gap | {'verdict': gap['verdict'] or 'no verdict asked for'}
-            for group, gap in entry['differences'].items()}
+    gaps = entry['differences']
+    verdicts = {group: gap['verdict'] or 'no verdict asked for' for group, gap in gaps.items()}
     if not gaps:
         for group, mean in entry['groups'].items():
             yield group, f' has an AUROC of {100 * mean["mean"]:.2f}%'
     elif is_long(comparison):
-        for verdict in dict.fromkeys(gap['verdict'] for gap in gaps.values()):
-            members = [f'{group} ({signed(gap["value"])})' for group, gap in gaps.items() if gap['verdict'] == verdict]
+        for verdict in dict.fromkeys(verdicts.values()):
+            members = [f'{group} ({signed(gap["value"])})' for group, gap in gaps.items() if verdicts[group] == verdict]
             than = {'better': ' than', 'worse': ' than', 'not distinguishable': ' from'}.get(verdict, ', against')
             yield f'{verdict}{than} {base}', f' in points of AUROC: {", ".join(members)}'
     else:
         for group, gap in gaps.items():
-            ends = '' if gap['low'] is None else f', from {signed(gap["low"])} to {signed(gap["high"])}'
+            low, high = gap['low'], gap['high']
+            ends = '' if low is None or high is None else f', from {signed(low)} to {signed(high)}'
             words = {'better': 'is better than', 'worse': 'is worse than',
                      'not distinguishable': 'is not distinguishable from'}.get(
-                         gap['verdict'], f'against ({gap["verdict"]})')
+                         verdicts[group], f'against ({verdicts[group]})')
             yield group, f' {words} {base} ({signed(gap["value"])} points of AUROC{ends})'
 
 
-def _parts(comparison: Values, metrics: list[str]) -> Iterator[dict[str, Any]]:
+def _parts(comparison: Comparison, metrics: list[str]) -> Iterator[dict[str, Any]]:
     """Sections by metric, those that have rows."""
     for metric in metrics:
         heads, rows = comparison_rows(comparison, metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gradmix_timm.openset.comparison import Compared, Comparison, Gap, GroupMean
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS
 
 from .latex import latex_table
@@ -19,10 +20,8 @@ METRICS = {
     'aupr_out': 'AUPR out', 'fpr_at_95_unknown': 'FPR95 (unknowns caught)', 'detection_error': 'detection error',
     'top1': 'closed-set accuracy'}
 
-Values = Mapping[str, Any]
 
-
-def metrics_of(comparison: Values) -> list[str]:
+def metrics_of(comparison: Comparison) -> list[str]:
     """Metrics of any score, those of METRICS first and in their order."""
     there = dict.fromkeys(metric for part in comparison['scores'].values() for metric in part)
     return [name for name in METRICS if name in there] + [name for name in there if name not in METRICS]
@@ -34,7 +33,7 @@ def title_of(metric: str) -> str:
     return METRICS.get(metric) or (metric if rate == metric else f'right at FPR {100 * float(rate):g}%')
 
 
-def grounds(comparison: Values) -> str:
+def grounds(comparison: Comparison) -> str:
     """What means and intervals are taken over, in a sentence."""
     level, unit, count = f'{comparison["level"]:.0%}', comparison['unit'], comparison['n_distinct']
     pairs = next(iter(comparison['groups'].values()))['n_runs']
@@ -50,18 +49,18 @@ def grounds(comparison: Values) -> str:
             f'same trial and seed, differences to {comparison["base"]}.')
 
 
-def how_decided(comparison: Values) -> str:
+def how_decided(comparison: Comparison) -> str:
     """A sentence on how verdicts are decided."""
     return (f'A verdict goes by its p-value, corrected after Holm over all {comparison["tests"]} differences that are '
             f'tested here, against {1 - comparison["level"]:.2g}, and needs {FEWEST_PAIRS} pairs.')
 
 
-def is_long(comparison: Values) -> bool:
+def is_long(comparison: Comparison) -> bool:
     """Whether tables have a row for each group, as more than three in columns fit no page."""
     return len(comparison['groups']) > 3
 
 
-def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[list[str]]]:
+def comparison_rows(comparison: Comparison, metric: str) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of one metric's table: means by group, then differences to the base.
 
     A row a score with the groups in columns; of more than three groups one row per score and group.
@@ -78,7 +77,7 @@ def comparison_rows(comparison: Values, metric: str) -> tuple[list[str], list[li
     return (_long_rows if is_long(comparison) else _wide_rows)(comparison, entries)
 
 
-def _wide_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[str], list[list[str]]]:
+def _wide_rows(comparison: Comparison, entries: Mapping[str, Compared]) -> tuple[list[str], list[list[str]]]:
     groups, base = list(comparison['groups']), comparison['base']
     others = [name for name in groups if comparison['paired'] and name != base]
     heads = ['score', *groups]
@@ -93,7 +92,7 @@ def _wide_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[
     return heads, rows
 
 
-def _long_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[str], list[list[str]]]:
+def _long_rows(comparison: Comparison, entries: Mapping[str, Compared]) -> tuple[list[str], list[list[str]]]:
     paired, rows = comparison['paired'], []
     for score, entry in entries.items():
         for name in comparison['groups']:
@@ -105,7 +104,7 @@ def _long_rows(comparison: Values, entries: Mapping[str, Values]) -> tuple[list[
     return heads + ([f'difference to {comparison["base"]}', 'p (Holm)', 'verdict'] if paired else []), rows
 
 
-def comparison_markdown(comparison: Values) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """Every metric's table, and what was compared."""
     lines = [f'# {comparison_title(comparison)}', '', grounds(comparison), '']
     for metric in ['top1', *metrics_of(comparison)]:
@@ -122,7 +121,7 @@ def comparison_markdown(comparison: Values) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
+def comparison_latex(comparison: Comparison, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
     """A table for each of some metrics, for a paper, with p-values and verdicts.
 
     Args:
@@ -141,14 +140,14 @@ def comparison_latex(comparison: Values, metrics: Sequence[str] = ('auroc', 'osc
     return '\n'.join(parts)
 
 
-def comparison_csv(comparison: Values) -> str:
+def comparison_csv(comparison: Comparison) -> str:
     """One row per score, metric and group, fractions; the difference to the base in the row of the group."""
     return csv_text(_csv_rows(comparison), [
         'score', 'metric', 'group', 'n', 'mean', 'sd', 'low', 'high', 'seed_sd', 'base', 'difference',
         'difference_low', 'difference_high', 'p', 'p_holm', 'n_units', 'n_pairs', 'verdict'])
 
 
-def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:
+def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
     for score, entries in {'': comparison['closed_set'], **comparison['scores']}.items():
         for metric, entry in entries.items():
             for group, mean in entry['groups'].items():
@@ -156,12 +155,12 @@ def _csv_rows(comparison: Values) -> Iterator[dict[str, Any]]:
                 gap = entry['differences'].get(group)
                 if gap is not None:
                     row |= {'base': comparison['base'], 'difference': gap['value'], 'difference_low': gap['low'],
-                            'difference_high': gap['high'], 'n_units': gap['n'],
-                            **{key: gap[key] for key in ('p', 'p_holm', 'n_pairs', 'verdict')}}
+                            'difference_high': gap['high'], 'p': gap['p'], 'p_holm': gap['p_holm'],
+                            'n_units': gap['n'], 'n_pairs': gap['n_pairs'], 'verdict': gap['verdict']}
                 yield row
 
 
-def comparison_title(comparison: Values) -> str:
+def comparison_title(comparison: Comparison) -> str:
     """The groups compared, and the protocol."""
     groups = ' against '.join(comparison['groups'])
     if is_long(comparison):
@@ -172,14 +171,14 @@ def comparison_title(comparison: Values) -> str:
     return f'{groups} on {protocol}{family}{part}'
 
 
-def _mean(entry: Values) -> str:
+def _mean(entry: GroupMean) -> str:
     spread = '' if entry['sd'] is None else f' ± {100 * entry["sd"]:.2f}'
     return f'{100 * entry["mean"]:.2f}{spread}'
 
 
-def _difference(entry: Values) -> list[str]:
+def _difference(entry: Gap) -> list[str]:
     value = signed(entry['value'])
-    if entry['low'] is not None:
+    if entry['low'] is not None and entry['high'] is not None:
         value += f' [{signed(entry["low"])}, {signed(entry["high"])}]'
     p = entry['p_holm']
     return [value, '' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}', entry['verdict'] or 'not asked for']

@@ -24,6 +24,7 @@ from gradmix_timm.plots.figure import (
     UNKNOWN,
     WIDTH,
     NotebookFigure,
+    drawable,
     finished,
     plain_percent,
     single_axes,
@@ -170,9 +171,7 @@ def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) ->
     """
     counts = arrays['confusion']
     share = counts / np.maximum(counts.sum(0), 1)
-    # Folders' names that are not UTF-8 hold surrogates, which no font can draw.
-    known, unknown = ([name.encode('utf-8', 'backslashreplace').decode() for name in results[f'{side}_classes']]
-                      for side in ('known', 'unknown'))
+    known, unknown = (list(map(drawable, results[f'{side}_classes'])) for side in ('known', 'unknown'))
     few = share.shape[1] <= 24
     if not few:  # one row in hundreds could not be seen
         share = np.concatenate([share, np.repeat(share[-1:], len(known) // 12, axis=0)])
@@ -232,6 +231,7 @@ def plot_differences(gaps: Mapping[str, Mapping[str, tuple[float, float, float]]
     Returns:
         The figure.
     """
+    gaps, what = {drawable(group): part for group, part in gaps.items()}, drawable(what)
     scores = list(dict.fromkeys(score for part in gaps.values() for score in part))
     apart, names = len(gaps) > len(COLOURS), scores
     if apart:  # colours would repeat
