@@ -27,11 +27,15 @@ CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
+# Of the images with concentrated evidence alone, on the splits of 'shortcut-cifar10'.
+CONCENTRATED = tuple(('concentrated', other) for other in ('gradmix-small', 'cutmix', 'none'))
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
     'shortcut-cifar10-full': tuple(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
+    'small-cifar10': tuple((other, 'none') for other in (
+        'concentrated', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
@@ -260,9 +264,9 @@ def interval(values: list[float], level: float) -> str:
     return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
 
 
-def gains(study: str) -> str:
+def gains(study: str, pairs: tuple[tuple[str, str], ...] = ()) -> str:
     """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni)."""
-    pairs = PAIRS[study]
+    pairs = pairs or PAIRS[study]
     figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
                for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
     if not study.startswith('shortcut'):
@@ -292,8 +296,8 @@ def differences(study: str) -> str:
 
 
 # After a study's name in a marker; a study alone has the table of its kind.
-TABLES = {'gains': gains, 'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed,
-          'differences': differences}
+TABLES = {'gains': gains, 'concentrated': lambda study: gains(study, CONCENTRATED), 'evidence': evidence,
+          'sets': other_sets, 'corruptions': corrupted, 'probes': probed, 'differences': differences}
 
 
 def table(name: str) -> str:

@@ -1,6 +1,7 @@
 """GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -49,6 +50,9 @@ from .plain import box_sides, draw_lam
 
 __all__ = ['GradMix']
 
+# Area, as a share of the image, of the square that option concentration goes by: about that of the smaller boxes.
+_SQUARE = 0.08
+
 
 class GradMix(BatchMixer):
     """A box (or cells) over the evidence of each image, filled from a partner; labels by the visible shares.
@@ -76,6 +80,8 @@ class GradMix(BatchMixer):
     'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
+    ``concentration`` c > 0 leaves an image as it is, with its own label, unless a square of 8% of its area holds a share
+    of M of c or more: a net that has found a small cue has concentrated maps, one that looks at whole objects has not.
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
     Args:
@@ -113,6 +119,9 @@ class GradMix(BatchMixer):
             raise ValueError("score='loss' is the cross-entropy of one label per image; for multi-hot targets take "
                              "'evidence' or 'logit' (--gradmix-score)")
         control = self.config.attribution in CONTROLS
+        if control and self.config.concentration:
+            raise ValueError(f'concentration={self.config.concentration} with attribution={self.config.attribution}: '
+                             'a control has no map; leave one of them out')
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
@@ -235,15 +244,17 @@ class GradMix(BatchMixer):
         # The authors' box is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
-        mixed = to_device(coins, device)
+        donors, mask, mixed = to_device(partner, device), None, to_device(coins, device)
+        if config.concentration and pixels is not None:
+            mixed = mixed & (_concentration(pixels) >= config.concentration)
+            sides, donors = sides * mixed[:, None], torch.where(mixed, donors, torch.arange(batch, device=device))
         fallback = torch.zeros_like(mixed) if attribution is None else attribution.degenerate & mixed
-        donors, mask = to_device(partner, device), None
         if config.shape == 'grid':
             dst = src = torch.zeros(batch, 4, dtype=torch.int64, device=device)
             noise = to_device(rng.random((batch, CELLS, CELLS), dtype=np.float32), device)
             fine = pixels if attribution is None or min(attribution.map.shape[1:]) < CELLS else attribution.map
             order = cell_order(fine, fallback, noise, config.attribution == 'center', config.sign)
-            mask = top_mask(order, to_device(np.where(coins, kept, 1.0), device))
+            mask = top_mask(order, torch.where(mixed, to_device(kept, device), 1.0))
             mask = F.interpolate(mask, size=size, mode='nearest-exact')
             lam = mask.mean((1, 2, 3))
         else:
@@ -254,6 +265,7 @@ class GradMix(BatchMixer):
             lam = box_lam(dst, size)
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
+            lam = torch.where(mixed, lam, 1.0)
         share = self._own_share(pixels, donors, src, dst, mask, lam)
         rest = 1 - share
         weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
@@ -336,6 +348,12 @@ class GradMix(BatchMixer):
 
 def _hidden(maps: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor:
     return box_mass(maps, boxes) if mask is None else mask_mass(maps, 1 - mask[:, 0])
+
+
+def _concentration(pixels: Tensor) -> Tensor:
+    """Share of each map under the square of 8% of the image that hides most of it, float32 [B]; 0 of a flat map."""
+    sides = [max(1, round(math.sqrt(_SQUARE) * side)) for side in pixels.shape[1:]]
+    return box_mass(pixels, window_boxes(pixels, pixels.new_tensor(sides, dtype=torch.int64).expand(len(pixels), 2)))
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:

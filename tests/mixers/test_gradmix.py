@@ -446,6 +446,37 @@ def test_open_multi_labels_fade():
     assert torch.allclose(targets, rows * draw.lam[:, None])
 
 
+# ---- images without concentrated evidence
+
+@pytest.mark.parametrize('options', [
+    {}, {'shape': 'grid'}, {'label': 'mass'}, {'label': 'open'}, {'correct_lam': False}, {'fill': 'donor-resized'},
+    {'fill': 'noise'}], ids=str)
+def test_only_images_with_concentrated_evidence_are_mixed(options):
+    images = spotted([*PLACES[:2], (0, 0), (0, 0)])
+    images[2] = 0
+    images[2, 2] = 1.0  # evidence everywhere: a square of 8% holds 8% of it
+    images[3] = 0       # no evidence
+    labels, model = torch.arange(K), Spots()
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', concentration=0.5, seed=2, **options)
+    draw = mixer.draw(images, labels, model)
+    assert [lam < 1 for lam in draw.lam.tolist()] == [True, True, False, False]
+    assert draw.partner[2:].tolist() == [2, 3]
+    assert not draw.fallback.any(), 'a flat map is not concentrated: left alone, not mixed at random'
+    mixed, targets = mixer.apply(images, labels, draw)
+    assert torch.equal(mixed[2:], images[2:])
+    assert torch.equal(targets[2:], torch.eye(K)[2:])
+    all_of_them = create_mixer('gradmix', num_classes=K, layers='grid', seed=2, **options).draw(images, labels, model)
+    assert torch.equal(draw.lam[:2], all_of_them.lam[:2]), 'the draw of the others is as without the option'
+    assert torch.equal(draw.dst[:2], all_of_them.dst[:2])
+
+
+@pytest.mark.parametrize('options', [{'concentration': 1.0}, {'concentration': -0.1},
+                                     {'concentration': 0.2, 'attribution': 'random'}], ids=str)
+def test_a_concentration_is_a_share_and_needs_a_map(options):
+    with pytest.raises(ValueError, match='concentration'):
+        create_mixer('gradmix', num_classes=K, **options)
+
+
 # ---- the schedule
 
 @pytest.mark.parametrize('name', ['gradmix', 'gradmix+mixup'])
