@@ -80,8 +80,9 @@ class GradMix(BatchMixer):
     'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
-    ``concentration`` c > 0 leaves an image as it is, with its own label, unless a square of 8% of its area holds a share
-    of M of c or more: a net that has found a small cue has concentrated maps, one that looks at whole objects has not.
+    ``concentration`` c > 0 leaves an image as it is, with its own label, unless a square of 8% of its area holds a
+    share c of M or more: a net that has found a small cue has concentrated maps, one that looks at whole objects not.
+
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
     Args:
@@ -352,8 +353,9 @@ def _hidden(maps: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor:
 
 def _concentration(pixels: Tensor) -> Tensor:
     """Share of each map under the square of 8% of the image that hides most of it, float32 [B]; 0 of a flat map."""
-    sides = [max(1, round(math.sqrt(_SQUARE) * side)) for side in pixels.shape[1:]]
-    return box_mass(pixels, window_boxes(pixels, pixels.new_tensor(sides, dtype=torch.int64).expand(len(pixels), 2)))
+    sides = [torch.full((len(pixels),), max(1, round(math.sqrt(_SQUARE) * side)), device=pixels.device)
+             for side in pixels.shape[1:]]
+    return box_mass(pixels, window_boxes(pixels, torch.stack(sides, 1)))
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:
