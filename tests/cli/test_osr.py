@@ -395,11 +395,11 @@ def test_unknowns_of_another_data_set(tmp_path, capsys):
 def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
     """A model by name, no checkpoint: folders by WordNet id, easy and hard unknowns apart."""
     split = load_split('imagenet')
-    for root, part, names in (('in1k', 'train', split.known), ('in1k', 'val', split.known),
-                              ('in21k', 'val', split.unknown)):
+    for blue, (root, part, names) in enumerate((('in1k', 'train', split.known), ('in1k', 'val', split.known),
+                                               ('in21k', 'val', split.unknown))):
         for place, name in enumerate(names):
             (tmp_path / root / part / name).mkdir(parents=True)
-            Image.new('RGB', (8, 8), (place % 256, 0, 0)).save(tmp_path / root / part / name / '0.png')
+            Image.new('RGB', (8, 8), (place % 256, place // 256, blue)).save(tmp_path / root / part / name / '0.png')
     assert run('--model', 'test_resnet', '--osr-protocol', 'imagenet', '--data-dir', tmp_path / 'in1k',
                '--img-size', 32,
                '--unknown-data-dir', tmp_path / 'in21k', '--scores', 'mls', '--output', tmp_path / 'out') == 0
