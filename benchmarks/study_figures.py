@@ -234,7 +234,7 @@ def plot(studies: dict[str, str], path: Path) -> None:
             rows.setdefault(cell.levels['method'], []).append(100 * results['groups']['conflict']['closed_set']['top1'])
         order = sorted(rows, key=lambda method: statistics.mean(rows[method]))
         for height, method in enumerate(order):
-            colour = '#0072b2' if method.startswith('gradmix') else '#777777'
+            colour = '#0072b2' if method.startswith(('gradmix', 'concentrated')) else '#777777'
             axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
             axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
         axis.set_yticks(range(len(order)), order, fontsize=8)
