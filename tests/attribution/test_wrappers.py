@@ -34,7 +34,8 @@ def test_gradient_checkpointing_is_off_for_the_pass_and_on_again(batch):
         assert any(getattr(m, 'grad_checkpointing', False) for m in model.modules())
 
 
-@pytest.mark.parametrize('how', [pytest.param('wrapped', marks=pytest.mark.slow), 'in place'])
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['wrapped', 'in place'])
 def test_compiled_models_are_attributed_on_the_module_inside(how, tiny_cnn, batch):
     model = tiny_cnn.eval()
     plain = attribute(model, *batch).map
