@@ -33,7 +33,6 @@ PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
-    'shortcut-cifar10-full': tuple(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
     'small-cifar10': tuple((other, 'none') for other in (
         'concentrated', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
@@ -155,7 +154,7 @@ def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]
 
 def curve(study: str) -> str:
     """One row a budget: accuracy and AUROC of each method on the same class splits; 20 epochs are of small-cifar10."""
-    shown = {'e5': '500 images, 5 epochs', 'e20': '500, 20', 'e60': '500, 60', 'all10': '5,000, 10'}
+    shown = {'e5': '5 epochs', 'e20': '20 epochs', 'e60': '60 epochs'}
     trials = {cell.levels['trial'] for cell in opened(study).cells}
     found: dict[str, dict[str, list[dict]]] = {budget: {} for budget in shown}
     for cell, results in (*finished(study), *finished('small-cifar10')):
@@ -163,7 +162,7 @@ def curve(study: str) -> str:
             found[cell.levels.get('budget', 'e20')].setdefault(cell.levels['method'], []).append(results)
     heads = [f'{figure}: {CURVE[0]}' if method == CURVE[0] else method
              for figure in ('accuracy', 'AUROC (MLS)') for method in CURVE]
-    lines = [f'| budget a class | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
+    lines = [f'| budget | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
     for budget, by in found.items():
         if by:
             cells = [percent([read(run) for run in by[method]])
