@@ -176,6 +176,15 @@ def test_flat_maps_are_counted_as_random_boxes(tiny_cnn, batch):
     assert 0 < stats.values()['time/mixing'] <= 1
 
 
+def test_images_without_concentrated_evidence_are_not_counted_as_mixed(tiny_cnn, batch):
+    for concentration, mixed in ((0.0, len(batch[0])), (0.999, 0)):
+        mixer = create_mixer('gradmix', num_classes=10, concentration=concentration)
+        stats = MixStats(mixer, torch.device('cpu'))
+        stats.update(mixer.mix(*batch, tiny_cnn).draw)
+        assert stats.random_boxes() == (0, mixed)
+        assert stats.values()['mix/mixed_images'] == mixed / len(batch[0])
+
+
 def test_a_foreign_function_has_no_lam_to_tell():
     mixer = CallableMixer('same', lambda images, labels: (images, labels), 4)
     stats = MixStats(mixer, torch.device('cpu'))
