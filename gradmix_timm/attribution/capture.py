@@ -18,6 +18,7 @@ __all__ = ['Watch', 'activations', 'capture', 'check_input_gradient', 'input_gra
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 
+
 @contextmanager
 def _plain_modes(device_type: str) -> Iterator[None]:
     """Leave inference mode, record nothing yet, and keep the caller's autocast without writing to its weight cache."""

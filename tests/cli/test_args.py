@@ -263,7 +263,6 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode gradmix --task multilabel', '--task multilabel'),
     ('--mixup-mode gradmix --loss asl', 'ASL'),
     ('--mixup-mode gradmix --amp --gradmix-recipe authors', 'float16'),
-    ('--mixup-mode gradmix --gradmix-keep-clean --torchcompile', '--torchcompile'),
     ('--mixup-mode gradmix --mixup-kwargs keep_clean=True --kd-model-name resnet18', '--kd-model-name'),
     ('--mixup-mode gradmix+cutmix --gradmix-keep-clean', 'gradmix+cutmix'),
     ('--mixup-mode random-box --gradmix-keep-clean', 'random-box'),

@@ -295,7 +295,7 @@ def _refuse_binary_losses(args: argparse.Namespace, mode: str) -> None:
 
 
 def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer) -> None:
-    """A training forward that also serves the mixer is that of one plain, uncompiled classifier."""
+    """A training forward that also serves the mixer is that of one plain classifier."""
     late = getattr(mixer, 'labels_after_forward', False)
     for flag, on in (('--kd-model-name', args.kd_model_name is not None),
                      ('--task multilabel', args.task == 'multilabel'), ('--torchcompile', bool(args.torchcompile)),
@@ -307,11 +307,11 @@ def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mi
     if not any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
         return
     for flag, on in (('--kd-model-name', args.kd_model_name is not None),
-                     ('--task multilabel', args.task == 'multilabel'), ('--torchcompile', bool(args.torchcompile)),
+                     ('--task multilabel', args.task == 'multilabel'),
                      (f'--mixup-mode {plan.name}', plan.name != 'gradmix')):
         if on:
             raise ValueError(f'--gradmix-keep-clean with {flag}: the clean forward serves the attribution of '
-                             '--mixup-mode gradmix on an uncompiled classifier alone; leave one of them out')
+                             '--mixup-mode gradmix on one classifier alone; leave one of them out')
 
 
 def _refuse_model_conflicts(args: argparse.Namespace, mode: str) -> None:
