@@ -27,14 +27,14 @@ CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
-# Of the images with concentrated evidence alone, on the splits of 'shortcut-cifar10'.
-CONCENTRATED = tuple(('concentrated', other) for other in ('gradmix-small', 'cutmix', 'none'))
+# Of mixing images alone whose label the model is sure of.
+CONFIDENT = tuple((f'confident-{share}', other) for share in (50, 90) for other in ('gradmix-small', 'cutmix', 'none'))
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
     'small-cifar10': tuple((other, 'none') for other in (
-        'concentrated', 'gradmix-small', 'cutmix', 'random-small')),
+        'confident-50', 'confident-90', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
@@ -233,7 +233,7 @@ def plot(studies: dict[str, str], path: Path) -> None:
             rows.setdefault(cell.levels['method'], []).append(100 * results['groups']['conflict']['closed_set']['top1'])
         order = sorted(rows, key=lambda method: statistics.mean(rows[method]))
         for height, method in enumerate(order):
-            colour = '#0072b2' if method.startswith(('gradmix', 'concentrated')) else '#777777'
+            colour = '#0072b2' if method.startswith(('gradmix', 'confident')) else '#777777'
             axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
             axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
         axis.set_yticks(range(len(order)), order, fontsize=8)
@@ -295,7 +295,7 @@ def differences(study: str) -> str:
 
 
 # After a study's name in a marker; a study alone has the table of its kind.
-TABLES = {'gains': gains, 'concentrated': lambda study: gains(study, CONCENTRATED), 'evidence': evidence,
+TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT), 'evidence': evidence,
           'sets': other_sets, 'corruptions': corrupted, 'probes': probed, 'differences': differences}
 
 

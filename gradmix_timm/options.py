@@ -52,8 +52,8 @@ class GradMixOptions:
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')
-    concentration: float = _option(0.0, 'mix only images whose evidence is concentrated: a square of 8 percent of '
-                                   'the image holds at least this share of the map; 0: every image')
+    confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability, so that '
+                                'what is covered has been learned; 0: every image')
     warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
     grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
@@ -83,7 +83,7 @@ class GradMixOptions:
                 ('warmup', self.warmup >= 0 and self.warmup == int(self.warmup), epochs),
                 ('grow', self.grow >= 0 and self.grow == int(self.grow), epochs),
                 ('attr_scale', 0 < self.attr_scale <= 1, 'in (0, 1]'),
-                ('concentration', 0 <= self.concentration < 1, 'a share of the map, in [0, 1)')):
+                ('confidence', 0 <= self.confidence < 1, 'a probability, in [0, 1)')):
             if not valid:
                 raise ValueError(f'{name} is {expected}, got {getattr(self, name)}')
 

@@ -249,8 +249,8 @@ class BatchMixer:
                 return kept_draw(batch, images.device, self.name)
             return self._draw(images, targets, model, rng, coins, partner)
 
-    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
-                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], targets: Tensor | None = None,
+                  rows: slice = slice(None), generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         """As :meth:`draw`, with maps from layers already captured; a mixer without maps ignores them."""
         return self.draw(images, torch.zeros(images.shape[0], dtype=torch.int64), None, generator)
 

@@ -1,7 +1,6 @@
 """GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -50,9 +49,6 @@ from .plain import box_sides, draw_lam
 
 __all__ = ['GradMix']
 
-# Area, as a share of the image, of the square that option concentration goes by: about that of the smaller boxes.
-_SQUARE = 0.08
-
 
 class GradMix(BatchMixer):
     """A box (or cells) over the evidence of each image, filled from a partner; labels by the visible shares.
@@ -80,8 +76,8 @@ class GradMix(BatchMixer):
     'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
-    ``concentration`` c > 0 leaves an image as it is, with its own label, unless a square of 8% of its area holds a
-    share c of M or more: a net that has found a small cue has concentrated maps, one that looks at whole objects not.
+    ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
+    probability of c or more: what is covered has then been learned. Of several labels an image, the least sure counts.
 
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
@@ -120,9 +116,9 @@ class GradMix(BatchMixer):
             raise ValueError("score='loss' is the cross-entropy of one label per image; for multi-hot targets take "
                              "'evidence' or 'logit' (--gradmix-score)")
         control = self.config.attribution in CONTROLS
-        if control and self.config.concentration:
-            raise ValueError(f'concentration={self.config.concentration} with attribution={self.config.attribution}: '
-                             'a control has no map; leave one of them out')
+        if control and self.config.confidence:
+            raise ValueError(f'confidence={self.config.confidence} with attribution={self.config.attribution}: '
+                             'a control does not ask the model; leave one of them out')
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
@@ -189,50 +185,71 @@ class GradMix(BatchMixer):
     def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
         return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
 
-    def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray) -> AttributionMap:
-        """Maps of the selected rows, zeros for the others; only the selected rows pass through the model."""
-        if len(rows) == images.shape[0]:
-            return self.maps(model, images, targets)
+    def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray,
+                   ) -> tuple[AttributionMap, Tensor | None]:
+        """Maps of the selected rows, zeros for the others, and which labels the model is sure of.
+
+        Only the selected rows pass through the model.
+        """
         index = to_device(rows, images.device)
-        found = self.maps(model, images[index], targets.to(images.device)[index])
-        batch = images.shape[0]
+        every, batch = len(rows) == images.shape[0], images.shape[0]
+        images, targets = (images, targets) if every else (images[index], targets.to(images.device)[index])
+        captured = self.captured(model, images, targets)
+        found, sure = self.fused(captured, image_size(images)), self._sure(captured, targets)
+        if every:
+            return found, sure
         maps = found.map.new_zeros(batch, *found.map.shape[1:]).index_copy_(0, index, found.map)
         flags = found.degenerate.new_zeros(batch).index_copy_(0, index, found.degenerate)
-        return AttributionMap(maps, flags, found.stride)
+        sure = None if sure is None else sure.new_zeros(batch).index_copy_(0, index, sure)
+        return AttributionMap(maps, flags, found.stride), sure
+
+    def _sure(self, captured: Sequence[Captured], targets: Tensor | None) -> Tensor | None:
+        """Whether the model gives the label ``confidence`` or more, bool [B]; None where every image is mixed."""
+        if targets is None or not self.config.confidence:
+            return None
+        logits = captured[0].logits
+        targets = targets.to(logits.device)
+        if targets.ndim == 1:
+            probability = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+        else:
+            probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
+        return probability >= self.config.confidence
 
     # ---- the draw
 
-    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
-                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], targets: Tensor | None = None,
+                  rows: slice = slice(None), generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         """The next draw with maps from layers already captured, e.g. by the forward of the clean batch.
 
         Args:
             images: [B, C, H, W].
             captured: Layers of a forward pass that included these images.
-            rows: Their positions in that pass's batch.
+            targets: Labels of that pass, for ``confidence``; None mixes images whatever the model says of them.
+            rows: Positions of the images in that pass's batch.
             generator: See :meth:`draw`.
         """
         if not self.requires_model:
-            return super().draw_from(images, captured, rows, generator)
+            return super().draw_from(images, captured, targets, rows, generator)
         rng = self._generator(generator)
         coins, partner = self._toss(rng, images.shape[0])
         with torch.no_grad():
             found = self.fused(captured, image_size(images))
             attribution = AttributionMap(found.map[rows], found.degenerate[rows], found.stride)
-            return self._place(images, rng, coins, partner, attribution)
+            sure = self._sure(captured, targets)
+            return self._place(images, rng, coins, partner, attribution, None if sure is None else sure[rows])
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
-        attribution = None
+        attribution = sure = None
         if self.requires_model and model is not None:
             needed = coins.copy()
             if self.config.label == 'mass' and not self._keeps_label():
                 needed[partner[coins]] = True
-            attribution = self._rows_maps(images, targets, model, np.flatnonzero(needed))
-        return self._place(images, rng, coins, partner, attribution)
+            attribution, sure = self._rows_maps(images, targets, model, np.flatnonzero(needed))
+        return self._place(images, rng, coins, partner, attribution, sure)
 
     def _place(self, images: Tensor, rng: np.random.Generator, coins: np.ndarray, partner: np.ndarray,
-               attribution: AttributionMap | None) -> MixDraw:
+               attribution: AttributionMap | None, sure: Tensor | None) -> MixDraw:
         """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
         config, batch, size, device = self.config, images.shape[0], image_size(images), images.device
         kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
@@ -246,8 +263,8 @@ class GradMix(BatchMixer):
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
         donors, mask, mixed = to_device(partner, device), None, to_device(coins, device)
-        if config.concentration and pixels is not None:
-            mixed = mixed & (_concentration(pixels) >= config.concentration)
+        if sure is not None:
+            mixed = mixed & sure
             sides, donors = sides * mixed[:, None], torch.where(mixed, donors, torch.arange(batch, device=device))
         fallback = torch.zeros_like(mixed) if attribution is None else attribution.degenerate & mixed
         if config.shape == 'grid':
@@ -349,13 +366,6 @@ class GradMix(BatchMixer):
 
 def _hidden(maps: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor:
     return box_mass(maps, boxes) if mask is None else mask_mass(maps, 1 - mask[:, 0])
-
-
-def _concentration(pixels: Tensor) -> Tensor:
-    """Share of each map under the square of 8% of the image that hides most of it, float32 [B]; 0 of a flat map."""
-    sides = [torch.full((len(pixels),), max(1, round(math.sqrt(_SQUARE) * side)), device=pixels.device)
-             for side in pixels.shape[1:]]
-    return box_mass(pixels, window_boxes(pixels, torch.stack(sides, 1)))
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:

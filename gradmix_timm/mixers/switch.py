@@ -76,11 +76,11 @@ class SwitchMixer(BatchMixer):
         return chosen.draw(images, targets, model, rng)
 
     @override
-    def draw_from(self, images: Tensor, captured: Sequence[Captured], rows: slice = slice(None),
-                  generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
+    def draw_from(self, images: Tensor, captured: Sequence[Captured], targets: Tensor | None = None,
+                  rows: slice = slice(None), generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         rng = self._generator(generator)
         chosen = self.second if rng.random() < self.switch_prob else self.first
-        return chosen.draw_from(images, captured, rows, rng)
+        return chosen.draw_from(images, captured, targets, rows, rng)
 
     @override
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:

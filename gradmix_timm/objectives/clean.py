@@ -70,7 +70,7 @@ class KeepCleanTask(ClassificationTask):
             logits = output.float()
             score = mixer.score(logits, target.to(logits.device))
             captured = seen.captured(logits, score, (input.shape[2], input.shape[3]), retain_graph=True)
-        draw = mixer.draw_from(input, captured)
+        draw = mixer.draw_from(input, captured, target)
         mixed, targets = mixer.apply(input, target, draw)
         clean_loss = self.criterion(output, rows)
         mixed_loss = self.criterion(self._again(self.trainable_module, mixed), targets)

@@ -58,6 +58,9 @@ def guiding_mixer(mixer: Mixer | None) -> GradMix | None:
             if on:
                 raise ValueError(f'{flag} with a contrastive objective: the clean views are trained on in any case, '
                                  'and the same forward gives the maps of the target layers; leave it out')
+        if part.config.confidence:
+            raise ValueError('--gradmix-confidence with a contrastive objective: its maps tell the views of images '
+                             'apart, not classes, so no label has a probability; leave it out')
     return next((part for part in guides if part.requires_model), None)
 
 
@@ -187,7 +190,7 @@ class ContrastiveTask(TrainingTask):
         """The mixer's next draw for view 1, the first rows of the pass that was captured."""
         if captured is None:
             return self.mixer.draw(view, self._no_labels(view))
-        return self.mixer.draw_from(view, captured, slice(len(view)))
+        return self.mixer.draw_from(view, captured, rows=slice(len(view)))
 
     def _paste(self, view: Tensor, draw: MixDraw) -> Tensor:
         mixed: Tensor = self.mixer.apply(view, self._no_labels(view), draw)[0]

@@ -176,9 +176,9 @@ def test_flat_maps_are_counted_as_random_boxes(tiny_cnn, batch):
     assert 0 < stats.values()['time/mixing'] <= 1
 
 
-def test_images_without_concentrated_evidence_are_not_counted_as_mixed(tiny_cnn, batch):
-    for concentration, mixed in ((0.0, len(batch[0])), (0.999, 0)):
-        mixer = create_mixer('gradmix', num_classes=10, concentration=concentration)
+def test_images_of_whose_label_the_model_is_not_sure_are_not_counted_as_mixed(tiny_cnn, batch):
+    for confidence, mixed in ((0.0, len(batch[0])), (0.999, 0)):
+        mixer = create_mixer('gradmix', num_classes=10, confidence=confidence)
         stats = MixStats(mixer, torch.device('cpu'))
         stats.update(mixer.mix(*batch, tiny_cnn).draw)
         assert stats.random_boxes() == (0, mixed)

@@ -446,34 +446,59 @@ def test_open_multi_labels_fade():
     assert torch.allclose(targets, rows * draw.lam[:, None])
 
 
-# ---- images without concentrated evidence
+# ---- images of whose label the model is not sure
+
+def certain():
+    """Probabilities of the own label of about .95, .95, .71 and .25."""
+    images, model = spotted(PLACES), Spots()
+    images[2] *= 0.5
+    images[3] = 0
+    model.scale.data.fill_(64)
+    return images, torch.arange(K), model
+
 
 @pytest.mark.parametrize('options', [
     {}, {'shape': 'grid'}, {'label': 'mass'}, {'label': 'open'}, {'correct_lam': False}, {'fill': 'donor-resized'},
-    {'fill': 'noise'}], ids=str)
-def test_only_images_with_concentrated_evidence_are_mixed(options):
-    images = spotted([*PLACES[:2], (0, 0), (0, 0)])
-    images[2] = 0
-    images[2, 2] = 1.0  # evidence everywhere: a square of 8% holds 8% of it
-    images[3] = 0       # no evidence
-    labels, model = torch.arange(K), Spots()
-    mixer = create_mixer('gradmix', num_classes=K, layers='grid', concentration=0.5, seed=2, **options)
+    {'fill': 'noise'}, {'attribution': 'input-gradient', 'layers': (-1,)}], ids=str)
+@pytest.mark.parametrize(('confidence', 'which'), [(0.9, [True, True, False, False]), (0.7, [True, True, True, False])])
+def test_only_images_whose_label_the_model_is_sure_of_are_mixed(options, confidence, which):
+    images, labels, model = certain()
+    options = {'layers': 'grid', 'seed': 2, **options}
+    mixer = create_mixer('gradmix', num_classes=K, confidence=confidence, **options)
     draw = mixer.draw(images, labels, model)
-    assert [lam < 1 for lam in draw.lam.tolist()] == [True, True, False, False]
-    assert draw.partner[2:].tolist() == [2, 3]
-    assert not draw.fallback.any(), 'a flat map is not concentrated: left alone, not mixed at random'
+    assert [lam < 1 for lam in draw.lam.tolist()] == which
+    left = ~torch.tensor(which)
+    assert torch.equal(draw.partner[left], labels[left])
+    assert not draw.fallback.any(), 'without evidence left alone, not mixed at random'
     mixed, targets = mixer.apply(images, labels, draw)
-    assert torch.equal(mixed[2:], images[2:])
-    assert torch.equal(targets[2:], torch.eye(K)[2:])
-    all_of_them = create_mixer('gradmix', num_classes=K, layers='grid', seed=2, **options).draw(images, labels, model)
-    assert torch.equal(draw.lam[:2], all_of_them.lam[:2]), 'the draw of the others is as without the option'
-    assert torch.equal(draw.dst[:2], all_of_them.dst[:2])
+    assert torch.equal(mixed[left], images[left])
+    assert torch.equal(targets[left], torch.eye(K)[left])
+    all_of_them = create_mixer('gradmix', num_classes=K, **options).draw(images, labels, model)
+    assert torch.equal(draw.lam[~left], all_of_them.lam[~left]), 'the draw of the others is as without the option'
+    assert torch.equal(draw.dst[~left], all_of_them.dst[~left])
 
 
-@pytest.mark.parametrize('options', [{'concentration': 1.0}, {'concentration': -0.1},
-                                     {'concentration': 0.2, 'attribution': 'random'}], ids=str)
-def test_a_concentration_is_a_share_and_needs_a_map(options):
-    with pytest.raises(ValueError, match='concentration'):
+def test_with_coins_for_images_the_sure_ones_of_heads_are_mixed():
+    images, labels, model = certain()
+    for seed in range(20):
+        options = {'num_classes': K, 'layers': 'grid', 'seed': seed, 'prob_elem': 0.5}
+        coins = create_mixer('gradmix', **options).draw(images, labels, model).lam < 1
+        mixed = create_mixer('gradmix', confidence=0.7, **options).draw(images, labels, model).lam < 1
+        assert mixed.tolist() == (coins & torch.tensor([True, True, True, False])).tolist()
+
+
+def test_of_several_labels_the_least_sure_counts():
+    images, _, model = certain()
+    rows = torch.eye(K)  # sigmoids of about .98, .98, .88 and .5
+    rows[0, 1] = 1       # of which the image shows nothing
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.8, multi_label_mix='weight')
+    assert (mixer.draw(images, rows, model).lam < 1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},
+                                     {'confidence': 0.5, 'attribution': 'random'}], ids=str)
+def test_a_confidence_is_a_probability_and_needs_a_model(options):
+    with pytest.raises(ValueError, match='confidence'):
         create_mixer('gradmix', num_classes=K, **options)
 
 

@@ -84,8 +84,8 @@ def test_of_multi_hot_labels_the_logits_are_differentiated(batch, monkeypatch):
     targets = torch.eye(10)[labels] + torch.eye(10)[(labels + 1) % 10]
     task, mixer = make(model, multi_label_mix='weight', prob_elem=0.999)
     seen = []
-    monkeypatch.setattr(mixer, 'draw_from', lambda images, captured: seen.append(captured) or GradMix.draw_from(
-        mixer, images, captured))
+    monkeypatch.setattr(mixer, 'draw_from', lambda images, captured, labels: seen.append(captured) or GradMix.draw_from(
+        mixer, images, captured, labels))
     task(images, targets)
     (captured,), (want,) = seen[0], mixer.captured(model, images, targets)
     assert torch.allclose(captured.gradient, want.gradient, atol=1e-6)
@@ -106,6 +106,16 @@ def test_a_compiled_model_takes_the_same_step(batch):
         return result['loss'].detach(), *(weight.grad for weight in model.parameters()), *model.buffers()
 
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(step(False), step(True), strict=True))
+
+
+def test_confidence_goes_by_the_clean_forward(batch, tiny_cnn):
+    images, labels = batch
+    model = tiny_cnn.eval()
+    with torch.no_grad():
+        sure = model(images).softmax(1)[torch.arange(8), labels]
+    middle = float(sure.median()) + 1e-6
+    task, _ = make(model, confidence=middle)
+    assert (task(images, labels)['draw'].lam < 1).tolist() == (sure >= middle).tolist()
 
 
 def test_switched_off_it_is_the_plain_loss(batch, tiny_vit):
@@ -137,7 +147,7 @@ def test_the_maps_are_those_of_a_pass_of_its_own_without_batch_statistics(batch,
     mixer.set_step(0, 0)
     captured = []
     draw_from = mixer.draw_from
-    mixer.draw_from = lambda images, layers: captured.append(layers) or draw_from(images, layers)
+    mixer.draw_from = lambda images, layers, labels: captured.append(layers) or draw_from(images, layers, labels)
     task(*batch)
     shared = mixer.fused(captured[0], (64, 64)).map
     assert torch.allclose(shared, attribute(model, *batch).map, atol=1e-6)

@@ -157,7 +157,7 @@ def test_the_maps_are_of_the_self_supervised_loss_on_the_clean_pass():
     task = joint(model, mixer, JointConfig(temperature=0.3))
     found = []
     draw_from = mixer.draw_from
-    mixer.draw_from = lambda view, captured, rows: found.append((captured, rows)) or draw_from(view, captured, rows)
+    mixer.draw_from = lambda view, captured, rows: found.append((captured, rows)) or draw_from(view, captured, rows=rows)
     task(images, LABELS.repeat(2))
     captured, rows = found[0]
     assert rows == slice(6)
@@ -341,6 +341,7 @@ def test_features_are_what_the_classifier_reads(name):
     (('batch', {'mixup_alpha': 0.8}), 'mixup or cutmix'),
     (('gradmix', {'keep_clean': True}), '--gradmix-keep-clean'),
     (('gradmix', {'attr_scale': 0.5}), '--gradmix-attr-scale'),
+    (('gradmix', {'confidence': 0.5}), '--gradmix-confidence'),
     (('gradmix', {'attribution': 'input-gradient'}), 'input-gradient'),
 ])
 def test_mixers_that_cannot_mix_views_are_refused(mixer, words, tiny_cnn):

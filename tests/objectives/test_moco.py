@@ -68,7 +68,7 @@ def test_the_maps_ask_which_key_is_the_images_own():
     task = moco(model, mixer, temperature=0.2)
     found = []
     draw_from = mixer.draw_from
-    mixer.draw_from = lambda view, captured, rows: found.append(captured[0]) or draw_from(view, captured, rows)
+    mixer.draw_from = lambda view, captured, rows: found.append(captured[0]) or draw_from(view, captured, rows=rows)
     twin, kept = copy.deepcopy(task.trainable_module), []
     queue = task.queue.keys.clone()
     with torch.no_grad():
