@@ -157,7 +157,7 @@ def test_the_maps_are_of_the_self_supervised_loss_on_the_clean_pass():
     task = joint(model, mixer, JointConfig(temperature=0.3))
     found = []
     draw_from = mixer.draw_from
-    mixer.draw_from = lambda view, captured, rows: found.append((captured, rows)) or draw_from(view, captured, rows=rows)
+    mixer.draw_from = lambda view, layers, rows: found.append((layers, rows)) or draw_from(view, layers, rows=rows)
     task(images, LABELS.repeat(2))
     captured, rows = found[0]
     assert rows == slice(6)
