@@ -56,8 +56,8 @@ def test_every_flag_is_timms():
             'choices': None if action.choices is None else list(action.choices), 'required': action.required,
             'action': type(action).__name__}
 
-    ours = [facts(ACTIONS[fact['dest']]) for fact in TIMM]
-    assert ours == [{key: fact[key] for key in ours[0]} for fact in TIMM]
+    ours = {fact['dest']: facts(ACTIONS[fact['dest']]) for fact in TIMM}
+    assert ours == {fact['dest']: {key: fact[key] for key in ours[fact['dest']]} for fact in TIMM}
 
 
 def test_only_our_flags_are_added_and_nothing_is_missing():
