@@ -59,7 +59,8 @@ def test_two_processes_train_draw_apart_and_resume_exactly(images, tmp_path):
 
 
 @pytest.mark.parametrize('flags', [
-    (), ('--grad-accum-steps', 2), ('--model-ema', '--model-ema-decay', 0.9), ('--drop', 0.3), ('--gradmix-keep-clean',)],
+    (), ('--grad-accum-steps', 2), ('--model-ema', '--model-ema-decay', 0.9), ('--drop', 0.3),
+    ('--gradmix-keep-clean',)],
     ids=['plain', 'accumulation', 'average', 'dropout', 'keep clean'])
 def test_a_compiled_run_gives_the_figures_of_an_eager_one(flags, images, tmp_path):
     eager = run_tiny(images, tmp_path, *GRADMIX, *flags, name='eager')

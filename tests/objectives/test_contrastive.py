@@ -155,9 +155,8 @@ def test_the_maps_are_of_the_self_supervised_loss_on_the_clean_pass():
     model, images = vit(), views()
     mixer = create_mixer('gradmix', num_classes=4, recipe='authors', layers=(1, 3))
     task = joint(model, mixer, JointConfig(temperature=0.3))
-    found = []
-    draw_from = mixer.draw_from
-    mixer.draw_from = lambda view, captured, rows: found.append((captured, rows)) or draw_from(view, captured, rows=rows)
+    found, draw_from = [], mixer.draw_from
+    mixer.draw_from = lambda view, maps, rows: found.append((maps, rows)) or draw_from(view, maps, rows=rows)
     task(images, LABELS.repeat(2))
     captured, rows = found[0]
     assert rows == slice(6)
