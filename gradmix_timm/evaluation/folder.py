@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
 from gradmix_timm.openset.presets import PRESETS
-from gradmix_timm.openset.reports.report import FIGURES, draw_figures, mixes_folder, render_report
+from gradmix_timm.openset.reports.report import FIGURES, MIXED, draw_figures, render_report
 from gradmix_timm.openset.results import (
     ARRAYS,
     MISTAKES,
@@ -26,13 +26,14 @@ from gradmix_timm.openset.results import (
     read_results,
 )
 
-__all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'copy_mixes', 'draw', 'draw_plain', 'finite',
-           'write_files']
+__all__ = ['PREDICTIONS', 'REPORT', 'check_output', 'copy_files', 'draw', 'draw_plain', 'finite', 'write_files']
 
 REPORT, PREDICTIONS = 'report.html', 'predictions.csv'
 # Files that one command or another writes, figures apart.
 _OWN = (REPORT, PREDICTIONS, ARRAYS, MISTAKES, 'probes.npz', 'results.csv', 'results.md', 'results.tex',
         *(f'{name}.csv' for name in PRESETS), RESULTS)
+# Files that come from the folder of a training run, and those by which such a folder is known.
+_MIXES, _TRAINED = (MIXED, MIXES), ('args.yaml', '*.pth.tar')
 R = TypeVar('R', bound=Results)
 
 
@@ -50,12 +51,14 @@ def check_output(folder: Path) -> None:
 
 
 def write_files(folder: Path, results: Results, texts: Mapping[str, str],
-                arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None) -> None:
+                arrays: Mapping[str, Mapping[str, NDArray[Any]]], figures: Mapping[str, bytes] | None = None,
+                run_folder: Path | None = None) -> None:
     """Replace all files of an evaluation by those of a new one.
 
     Every file is written before the first one is renamed, so a full disk leaves the older evaluation whole, and files
-    of the older one that the new one does not have (figures, the page, a preset's table) are removed: whatever is drawn
-    from the folder is of one evaluation. Names of files or classes that are not UTF-8 are written with escapes.
+    of the older one that the new one does not have (figures, the page, a preset's table, the mixes of its run) are
+    removed: whatever is drawn from the folder is of one evaluation. Names of files or classes that are not UTF-8 are
+    written with escapes.
 
     Args:
         folder: Made if it is missing.
@@ -63,9 +66,11 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
         texts: File name to content.
         arrays: Name of an .npz file to its arrays.
         figures: File name below ``figures`` to PNG.
+        run_folder: Of the training run, whose picture of mixes is copied.
     """
     content = json.dumps(finite(results), indent=1, allow_nan=False) + '\n'
     folder.mkdir(parents=True, exist_ok=True)
+    mixes = _mixes_of(run_folder, folder)
     written = {folder / name for name in (RESULTS, *texts, *arrays, *(f'{FIGURES}/{name}' for name in figures or ()))}
     with ExitStack() as renames:  # in reverse order: results.json comes last
         for name, text in {RESULTS: content, **texts}.items():
@@ -76,7 +81,9 @@ def write_files(folder: Path, results: Results, texts: Mapping[str, str],
         for name, parts in arrays.items():
             temporary = renames.enter_context(atomic_path(folder / name))
             np.savez_compressed(temporary, **parts)  # type: ignore[arg-type]  # names hold no keyword of it
-        for path in _files_of(folder) - written:
+        for copy, path in mixes.items():
+            renames.enter_context(atomic_path(copy)).write_bytes(path.read_bytes())
+        for path in _files_of(folder) - written - set(mixes):
             path.unlink()
 
 
@@ -104,30 +111,38 @@ def draw_plain(folder: Path, results: R, figures: Mapping[str, bytes],
     _write_page(folder, render(results, images))
 
 
-def copy_files(folder: Path, place: Path) -> None:
-    """Replace the evaluation in a folder by that of another, with its mixes; results.json last."""
+def copy_files(folder: Path, place: Path, run_folder: Path | None) -> None:
+    """Replace the evaluation in a folder by that of another; results.json last.
+
+    Args:
+        folder: What is copied.
+        place: Where to.
+        run_folder: Where the picture of the run's mixes is.
+    """
     if folder.resolve() == place.resolve():
         return
-    copy_mixes(mixes_folder(folder), place)
-    copies = {place / path.relative_to(folder): path for path in _files_of(folder)}
+    copies = {place / path.relative_to(folder): path for path in _files_of(folder)} | _mixes_of(run_folder, place)
     for copy, path in sorted(copies.items(), key=lambda pair: pair[0].name == RESULTS):
         write_atomic(copy, path.read_bytes())
     for path in _files_of(place) - set(copies):
         path.unlink()
 
 
-def copy_mixes(run_folder: Path | None, folder: Path) -> None:
-    """Copy a training run's picture of mixes into the folder, which can then be moved."""
-    if run_folder is None or run_folder.resolve() == folder.resolve():
-        return
-    for name in ('mixes.png', MIXES):
-        if (run_folder / name).is_file():
-            write_atomic(folder / name, (run_folder / name).read_bytes())
+def _mixes_of(run_folder: Path | None, folder: Path) -> dict[Path, Path]:
+    """The run's files about mixes, by their copies in an evaluation's folder; none in the folder of another run."""
+    if run_folder is None or _is_run(folder):
+        return {}
+    return {folder / name: run_folder / name for name in _MIXES if (run_folder / name).is_file()}
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it is the folder of a training run, so that mixes in it are that run's."""
+    return any(path for kind in _TRAINED for path in folder.glob(kind))
 
 
 def _files_of(folder: Path) -> set[Path]:
     """The files that an evaluation has in its folder."""
-    named = (folder / name for name in _OWN)
+    named = (folder / name for name in (_OWN if _is_run(folder) else (*_OWN, *_MIXES)))
     return {path for path in (*(folder / FIGURES).glob('[!.]*.png'), *named) if path.is_file()}
 
 

@@ -42,7 +42,7 @@ from gradmix_timm.openset.results import (
     read_results,
 )
 
-from .folder import PREDICTIONS, REPORT, check_output, copy_mixes, draw, finite, write_files
+from .folder import PREDICTIONS, REPORT, check_output, draw, finite, write_files
 
 __all__ = ['Evaluation', 'Predictions']
 
@@ -250,8 +250,7 @@ class Evaluation:
             'results.md': results_markdown(self.results), 'results.tex': results_latex(self.results),
             PREDICTIONS: self.predictions.to_csv(),
             **({f'{self.results["preset"]["name"]}.csv': preset_csv(self.results)} if 'preset' in self.results else {}),
-        }, {ARRAYS: self.arrays})
-        copy_mixes(None if run_folder is None else Path(run_folder), folder)
+        }, {ARRAYS: self.arrays}, run_folder=None if run_folder is None else Path(run_folder))
         draw(folder)
         return folder / REPORT
 

@@ -365,8 +365,8 @@ def test_running_out_of_memory_is_not_taken_for_a_refused_size():
     ('test_mambaout', {}, (3, 96, 160), (12, 20)),
     ('swin_s3_tiny_224', SWIN | {'img_size': (32, 64)}, (3, 32, 64), (8, 16)),
     ('xcit_nano_12_p8_224', {}, (3, 32, 72), (4, 9)),
-    ('hrnet_w18_small', {}, (3, 64, 128), (16, 32)),
-    ('inception_v3', {}, (3, 128, 192), (13, 21)),
+    pytest.param('hrnet_w18_small', {}, (3, 64, 128), (16, 32), marks=pytest.mark.slow),
+    pytest.param('inception_v3', {}, (3, 128, 192), (13, 21), marks=pytest.mark.slow),
 ])
 def test_images_need_not_be_square(name, kwargs, size, grid):
     assert resolve_layers(create(name, **kwargs), size)[0].grid == grid

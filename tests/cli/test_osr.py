@@ -10,6 +10,7 @@ import runpy
 import shutil
 import sys
 from contextlib import redirect_stdout
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,9 +22,7 @@ from PIL import Image
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as osr
-from gradmix_timm.cli.openset import report
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
-from gradmix_timm.evaluation import result
 from gradmix_timm.evaluation.mistakes import find_mistakes
 from gradmix_timm.openset.extract import extract
 
@@ -45,13 +44,18 @@ def save(path, record=None, model=None, **extra):
     return path
 
 
+@cache
+def held_out():
+    known = select_classes(open_dataset('sklearn/digits'), SPLIT.known)
+    return tuple(hold_out(known, 0.1, 0)[1].indices.tolist())
+
+
 def digits(**changes):
-    held = hold_out(select_classes(open_dataset('sklearn/digits'), SPLIT.known), 0.1, 0)[1]
     return RunRecord(**{
         'model': 'test_resnet', 'model_kwargs': {'num_classes': 6, 'in_chans': 3}, 'known_classes': SPLIT.known,
         'unknown_classes': SPLIT.unknown, 'protocol': 'digits', 'family': 'arpl2020', 'trial': 0,
         'dataset': 'sklearn/digits', 'splits': {'train': 'train', 'test': 'test'},
-        'val_indices': tuple(held.indices.tolist()), 'data_config': CONFIG, 'mixer': 'gradmix', 'seed': 7, **changes})
+        'val_indices': held_out(), 'data_config': CONFIG, 'mixer': 'gradmix', 'seed': 7, **changes})
 
 
 def folders(root, classes=('ant', 'bee', 'cat', 'dog'), count=6):
@@ -208,13 +212,6 @@ def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
     assert (folder / 'report.html').read_text() == (done[0] / 'report.html').read_text()
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures and page of an evaluation take a second; here a page is a line."""
-    for module in (report, result):
-        monkeypatch.setattr(module, 'draw', lambda folder: (folder / 'report.html').write_text('a page'))
-
-
 def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, capsys):
     for name in ('one', 'two'):
         for command in ('osr', 'ood'):
@@ -298,7 +295,7 @@ def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
     assert 'closest to known ones' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
-def test_a_held_out_image_among_the_unknown_is_found(tmp_path, capsys):
+def test_a_held_out_image_among_the_unknown_is_found(tmp_path, undrawn, capsys):
     data = folders(tmp_path / 'data')
     shutil.copy(data / 'train' / 'dog' / '5.png', data / 'test' / 'cat' / 'other.png')
     checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data, val_indices=(5, 23)), two_outputs())
@@ -337,7 +334,7 @@ def test_what_hangs_on_settings_is_printed_and_on_the_page(tmp_path, capsys):
     assert 'Sensitivity to settings' not in (tmp_path / 'run' / 'osr' / 'report.html').read_text()
 
 
-def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
+def test_a_bare_state_dict_with_everything_named(tmp_path, undrawn, capsys):
     data = folders(tmp_path / 'data')
     torch.save(two_outputs().state_dict(), tmp_path / 'weights.pth')
     assert run('--checkpoint', tmp_path / 'weights.pth', '--model', 'test_resnet', '--data-dir', data,
@@ -348,7 +345,7 @@ def test_a_bare_state_dict_with_everything_named(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_timms_own_script(tmp_path, capsys):
+def test_a_checkpoint_of_timms_own_script(tmp_path, undrawn, capsys):
     """It tells the model, the data and the preprocessing, and its classes have to be named."""
     told = argparse.Namespace(model='test_resnet', num_classes=2, in_chans=None, input_size=None, img_size=32, gp=None,
                               model_kwargs={}, dataset='', data_dir=str(folders(tmp_path / 'data')),
@@ -362,7 +359,7 @@ def test_a_checkpoint_of_timms_own_script(tmp_path, capsys):
     assert (config['input_size'], config['mean'], config['crop_pct']) == ([3, 32, 32], [0.4] * 3, 0.9)
 
 
-def test_groups_of_a_protocol_file(tmp_path, capsys):
+def test_groups_of_a_protocol_file(tmp_path, undrawn, capsys):
     (tmp_path / 'mine.yaml').write_text(
         'name: mine\nknown: [dog, ant]\nunknown: [bee, cat]\ngroups: {easy: [bee], hard: [cat]}\n')
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
@@ -376,7 +373,7 @@ def test_groups_of_a_protocol_file(tmp_path, capsys):
         assert f'| mls   | {figures[0]} | {figures[1]} |' in printed
 
 
-def test_unknowns_of_another_data_set(tmp_path, capsys):
+def test_unknowns_of_another_data_set(tmp_path, undrawn, capsys):
     """CIFAR+N: the unknowns are of another data set than the knowns."""
     split = load_split('cifar+10')
     known, other = folders(tmp_path / 'ten', split.known, 2), folders(tmp_path / 'hundred', split.unknown, 2)
@@ -392,7 +389,7 @@ def test_unknowns_of_another_data_set(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
+def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, undrawn, capsys):
     """A model by name, no checkpoint: folders by WordNet id, easy and hard unknowns apart."""
     split = load_split('imagenet')
     for blue, (root, part, names) in enumerate((('in1k', 'train', split.known), ('in1k', 'val', split.known),
@@ -410,7 +407,7 @@ def test_imagenets_own_head_against_the_classes_of_ssb(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_several_loader_processes_give_the_same(tmp_path, capsys):
+def test_several_loader_processes_give_the_same(tmp_path, undrawn, capsys):
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data')), two_outputs())
     for workers in (0, 2):
         assert run('--checkpoint', checkpoint, '--scores', 'mls', '--workers', workers, '--output',
@@ -464,7 +461,7 @@ def test_mistakes_end_in_one_line(argv, words, tmp_path, capsys):
     assert not (tmp_path / 'run' / 'osr').exists()
 
 
-def test_data_that_moved_names_the_flag(tmp_path, capsys):
+def test_data_that_moved_names_the_flag(tmp_path, undrawn, capsys):
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(tmp_path / 'gone'), two_outputs())
     assert '--data-dir' in refused(capsys, '--checkpoint', checkpoint)
     data = folders(tmp_path / 'here')
@@ -490,7 +487,7 @@ def test_validation_rows_of_other_data(tmp_path, capsys):
     assert 'check --data-dir' in refused(capsys, '--checkpoint', checkpoint)
 
 
-def test_a_broken_image_is_named(tmp_path, capsys):
+def test_a_broken_image_is_named(tmp_path, capsys, workers_end):
     data = folders(tmp_path / 'data')
     (data / 'test' / 'cat' / '3.png').write_bytes(b'not an image')
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(data), two_outputs())
@@ -514,7 +511,7 @@ def test_a_model_that_gives_nan_leaves_the_old_files(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, capsys):
+def test_a_score_asked_for_that_the_data_cannot_serve(tmp_path, undrawn, capsys):
     """Two images a class are too few for a covariance; unasked, it is only left out."""
     checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data', count=1)), two_outputs())
     assert '--scores mahalanobis cannot be served' in refused(

@@ -33,8 +33,9 @@ def images(tmp_path):
 
 
 @pytest.mark.parametrize(('mixer', 'extra'), [
-    ('gradmix', ['--layers', '-2,-1']), ('cutmix', []), ('mixup', []), ('gradmix+cutmix', []), ('none', []),
-    ('gradmix', ['--mixup-kwargs', 'fill=noise', 'center=sample']),
+    ('gradmix', ['--layers', '-2,-1']), ('mixup', []), ('none', []),
+    *(pytest.param(*given, marks=pytest.mark.slow) for given in (
+        ('cutmix', []), ('gradmix+cutmix', []), ('gradmix', ['--mixup-kwargs', 'fill=noise', 'center=sample']))),
 ])
 def test_a_picture_and_its_facts(images, tmp_path, mixer, extra, capsys):
     out = tmp_path / 'sub' / 'x.png'
@@ -70,7 +71,8 @@ def test_every_registered_mixer_can_be_shown(name, tmp_path, tiny_cnn, batch):
     assert tiny_cnn.training
 
 
-@pytest.mark.parametrize('mode', TIMM_MODES)
+@pytest.mark.parametrize('mode', [
+    mode if mode in ('batch', 'half') else pytest.param(mode, marks=pytest.mark.slow) for mode in TIMM_MODES])
 def test_timms_modes_are_shown_too_for_any_number_of_images(mode, images, tmp_path):
     before, pictures = np.random.get_state()[1].tolist(), []  # noqa: NPY002
     for name in ('a', 'b'):

@@ -80,10 +80,16 @@ def change(path, where, **entries):
     torch.save(content, path)
 
 
-@pytest.mark.parametrize('entries', [
+def crossed(entries, commands):
+    """Every entry with the first command and with one of the others in turn; the rest are slow."""
+    return [pytest.param(entry, command, id=f'{command} {entry}',
+                         marks=() if number in (0, 1 + place % (len(commands) - 1)) else pytest.mark.slow)
+            for place, entry in enumerate(entries) for number, command in enumerate(commands)]
+
+
+@pytest.mark.parametrize(('entries', 'command'), crossed([
     {'dataset': 'wds/x', 'data_dir': 'pipe:touch hacked'}, {'dataset': 'hfids/x'}, {'dataset': 'tfds/x'},
-    {'data_dir': 'pipe:touch hacked'}, {'data_dir': 's3://bucket'}], ids=str)
-@pytest.mark.parametrize('command', ['osr', 'ood', 'corrupt', 'probe', 'predict'])
+    {'data_dir': 'pipe:touch hacked'}, {'data_dir': 's3://bucket'}], ['osr', 'ood', 'corrupt', 'probe', 'predict']))
 def test_a_record_never_picks_a_reader_or_a_scheme(entries, command, checkpoint, data, capsys, tmp_path):
     change(checkpoint, KEY, **entries)
     line = refused(command, checkpoint, data, capsys)
@@ -101,20 +107,20 @@ def test_timms_arguments_never_do_either(command, checkpoint, data, capsys, tmp_
     assert not (tmp_path / 'hacked').exists()
 
 
-@pytest.mark.parametrize('entries', [
+@pytest.mark.parametrize(('entries', 'command'), crossed([
     {'model': 'hf-hub:x/y'}, {'model': 'local-dir:/etc'}, {'model_kwargs': {'num_classes': 2, 'cache_dir': '/tmp'}},
     {'model_kwargs': {'num_classes': 2, 'checkpoint_path': '/etc/passwd'}},
     {'model_kwargs': {'num_classes': 2, 'pretrained': True}}, {'data_config': {'input_size': [3, 'x', 32]}},
     {'data_config': {'input_size': [3, 32, 32], 'pipeline': {'path': 'a', 'transform': {
         '__class_fullname__': 'TextImage', 'font_path': '/etc/passwd', 'p': 1.0}}, 'mean': [0.5], 'std': [0.5]}},
-    {'known_classes': 3}, {'val_indices': [[1]]}, {'data_config': {'input_size': [5, 32, 32]}}], ids=str)
-@pytest.mark.parametrize('command', ['osr', 'ood', 'predict', 'show'])
+    {'known_classes': 3}, {'val_indices': [[1]]}, {'data_config': {'input_size': [5, 32, 32]}}
+    ], ['osr', 'ood', 'predict', 'show']))
 def test_a_record_never_says_what_else_is_loaded(entries, command, checkpoint, data, capsys):
     change(checkpoint, KEY, **entries)
     refused(command, checkpoint, data, capsys)
 
 
-def test_what_the_user_types_goes_over_what_a_file_may_not_choose(checkpoint, data, capsys):
+def test_what_the_user_types_goes_over_what_a_file_may_not_choose(checkpoint, data, capsys, undrawn):
     change(checkpoint, KEY, dataset='wds/x', data_dir='pipe:touch hacked')
     main, argv = commands(checkpoint, data)['osr']
     typed = ('--dataset', '', '--data-dir', data, '--feature-map', '0', '--trivial-images', '0', '--duplicates', '0')

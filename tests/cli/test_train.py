@@ -123,7 +123,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize('variant', [
-    pytest.param(name, marks=pytest.mark.slow) if name not in ('plain', 'average') else name for name in VARIANTS])
+    pytest.param(name, marks=pytest.mark.slow) if name != 'plain' else name for name in VARIANTS])
 def test_the_step_leaves_no_trace_beyond_the_mixed_batch(variant, images, tmp_path, spy, monkeypatch):
     """Training on stored mixed batches without a mixer gives the same weights, buffers and averages."""
     flags = ('--mixup-mode', 'gradmix', *VARIANTS[variant])

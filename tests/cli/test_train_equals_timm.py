@@ -19,6 +19,9 @@ REFERENCE = json.loads((Path(__file__).parent.parent / 'data' / 'timm_reference.
 HERE, THERE = machine(), REFERENCE['versions']
 DRAWS = ('timm', 'torchvision', 'pillow', 'numpy')
 SAME = REFERENCE['rows'].get(cpu_name(HERE)) if HERE['torch'] == THERE['torch'] else None
+# Command lines that few type, or that take seconds.
+SELDOM = {'collate pair bce', 'step pair, off after one epoch', 'accumulation with a remainder', 'augmentation splits',
+          'patches', 'sizes', 'three splits, policy', 'plateau, one channel, bfloat16'}
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +30,8 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.skipif([HERE[n] for n in DRAWS] != [THERE[n] for n in DRAWS], reason='the figures are of other versions')
-@pytest.mark.parametrize('case', REFERENCE['flags'])
+@pytest.mark.parametrize('case', [
+    pytest.param(case, marks=pytest.mark.slow) if case in SELDOM else case for case in REFERENCE['flags']])
 def test_figures_are_those_of_timms_script(case, images, tmp_path):
     got = rows(run_tiny(images, tmp_path, *REFERENCE['flags'][case]))
     if SAME is not None:

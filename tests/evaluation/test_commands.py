@@ -15,7 +15,7 @@ from tiny_checkpoints import class_folders, save_checkpoint
 
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as command
-from gradmix_timm.evaluation import Evaluation, result
+from gradmix_timm.evaluation import Evaluation
 
 QUICK = ('--bootstrap', '0', '--device', 'cpu', '--workers', '0')
 MORE = {'osr': ('--trivial-images', '0', '--feature-map', '0'),
@@ -37,11 +37,6 @@ def refused(capsys, name, *argv):
 
 def results_of(folder):
     return json.loads((folder / 'results.json').read_text())
-
-
-@pytest.fixture
-def _undrawn(monkeypatch):
-    monkeypatch.setattr(result, 'draw', lambda folder: None)
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +71,7 @@ def test_no_command_evaluates_on_training_images(name, how, place, tmp_path, cap
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.usefixtures('_undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_a_flat_folder_is_split_and_said_if_the_weights_are_of_other_data(place, tmp_path, caplog):
     torch.manual_seed(0)
     torch.save(timm.create_model('test_resnet', num_classes=2).state_dict(), tmp_path / 'bare.pth')
@@ -103,7 +98,7 @@ def imagenet(root, names, split='val'):
 
 
 @pytest.mark.parametrize('folders', [('n01440764', 'n02123045'), ('tench', 'tabby')], ids=['synset', 'name'])
-@pytest.mark.usefixtures('_undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_a_net_of_imagenet_is_evaluated_with_val_alone(folders, tmp_path, caplog):
     data = imagenet(tmp_path / 'ILSVRC', (*folders, 'zebra crossing'))
     assert run('ood', '--model', 'test_resnet', '--data-dir', data, '--img-size', '64', '--output', tmp_path) == 0
@@ -162,7 +157,7 @@ def test_words_that_would_be_ignored_are_refused(name, argv, message, place, cap
     assert message in refused(capsys, name, '--checkpoint', place[1], *argv)
 
 
-@pytest.mark.usefixtures('_undrawn')
+@pytest.mark.usefixtures('undrawn')
 def test_modules_of_the_user_are_imported_before_scores_are_looked_up(place, tmp_path, monkeypatch):
     (tmp_path / 'my_margin.py').write_text(
         'from gradmix_timm.openset.scores import SCORES\nfrom gradmix_timm.openset.scores.base import Score\n\n'

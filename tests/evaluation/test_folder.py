@@ -25,12 +25,43 @@ def first(folder):
 
 def test_files_of_an_older_evaluation_do_not_stay_beside_a_new_one(tmp_path):
     first(tmp_path)
-    for own in ('notes.txt', 'figures/mine.jpg', 'mixes.png'):
+    for own in ('notes.txt', 'figures/mine.jpg'):
         (tmp_path / own).write_text('mine')
     write_files(tmp_path, {'of': 2}, {'results.csv': 'b'}, {}, {'roc.png': b'new'})
-    assert names(tmp_path) == ['figures/mine.jpg', 'figures/roc.png', 'mixes.png', 'notes.txt', 'results.csv',
-                               'results.json']
+    assert names(tmp_path) == ['figures/mine.jpg', 'figures/roc.png', 'notes.txt', 'results.csv', 'results.json']
     assert (tmp_path / 'figures' / 'roc.png').read_bytes() == b'new'
+
+
+MIXES = ('mixes.json', 'mixes.png')
+
+
+def mixed(folder, words):
+    folder.mkdir(exist_ok=True)
+    for name in MIXES:
+        (folder / name).write_text(words)
+    return folder
+
+
+def test_mixes_in_the_folder_are_those_of_the_run_that_was_evaluated(tmp_path):
+    first_run, second_run = mixed(tmp_path / 'first', 'first'), mixed(tmp_path / 'second', 'second')
+    folder, copy = tmp_path / 'folder', mixed(tmp_path / 'copy', 'old')
+    for run, texts in ((first_run, ['first'] * 2), (second_run, ['second'] * 2), (tmp_path / 'unmixed', []),
+                       (first_run, ['first'] * 2), (None, [])):
+        write_files(folder, {'of': 1}, {}, {}, run_folder=run)
+        assert [(folder / name).read_text() for name in MIXES if (folder / name).exists()] == texts
+        copy_files(folder, copy, run if texts else None)
+        assert [(copy / name).read_text() for name in MIXES if (copy / name).exists()] == texts
+
+
+@pytest.mark.parametrize('file', ['args.yaml', 'model_best.pth.tar'])
+def test_mixes_in_the_folder_of_a_run_are_left_to_it(tmp_path, file):
+    run, other = mixed(tmp_path / 'run', 'own'), mixed(tmp_path / 'other', 'other')
+    (run / file).touch()
+    for source in (None, run, other):
+        write_files(run, {'of': 1}, {}, {}, run_folder=source)
+        write_files(tmp_path / 'folder', {'of': 1}, {}, {})
+        copy_files(tmp_path / 'folder', run, source)
+        assert [(run / name).read_text() for name in MIXES] == ['own'] * 2
 
 
 def test_files_of_an_older_evaluation_do_not_stay_beside_a_copy(tmp_path):
@@ -39,7 +70,7 @@ def test_files_of_an_older_evaluation_do_not_stay_beside_a_copy(tmp_path):
     (older / 'notes.txt').write_text('mine')
     write_files(run, {'of': 2}, {'results.csv': 'b'}, {}, {'roc.png': b'new'})
     (run / 'last.pth.tar').write_text('of the run that the evaluation lies in')
-    copy_files(run, older)
+    copy_files(run, older, None)
     assert names(older) == ['figures/roc.png', 'notes.txt', 'results.csv', 'results.json']
     assert json.loads((older / 'results.json').read_text()) == {'of': 2}
 

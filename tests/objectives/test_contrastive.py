@@ -108,7 +108,7 @@ def test_every_mixer_makes_the_mixed_view(name, kind, tiny_cnn):
     task = (JointTask if kind == 'joint' else MocoTask)(tiny_cnn, mixer, dim=8, verbose=False)
     seen = []
     task.trainable_module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    images = views()
+    images = views(size=32)
     before = images.clone()
     result = task(images, LABELS.repeat(2))
     assert result['loss'].isfinite()
@@ -155,9 +155,8 @@ def test_the_maps_are_of_the_self_supervised_loss_on_the_clean_pass():
     model, images = vit(), views()
     mixer = create_mixer('gradmix', num_classes=4, recipe='authors', layers=(1, 3))
     task = joint(model, mixer, JointConfig(temperature=0.3))
-    found = []
-    draw_from = mixer.draw_from
-    mixer.draw_from = lambda view, layers, rows: found.append((layers, rows)) or draw_from(view, layers, rows=rows)
+    found, draw_from = [], mixer.draw_from
+    mixer.draw_from = lambda view, maps, rows: found.append((maps, rows)) or draw_from(view, maps, rows=rows)
     task(images, LABELS.repeat(2))
     captured, rows = found[0]
     assert rows == slice(6)

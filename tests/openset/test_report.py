@@ -20,7 +20,7 @@ from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import figure_name
 from gradmix_timm.openset.reports.latex import escape_latex, latex_table, results_latex
 from gradmix_timm.openset.reports.report import draw_figures, render_report, results_csv, results_markdown, score_table
-from gradmix_timm.openset.reports.tables import csv_text, text_table
+from gradmix_timm.openset.reports.tables import columns_of, csv_text, padded, tables_within, text_table
 from gradmix_timm.openset.results import read_arrays, read_results
 
 NAMES = ('<b>ant & "co"</b>', 'bee', 'cat', 'dog')
@@ -59,7 +59,7 @@ def drawn(evaluation):
 
 @pytest.fixture
 def folder(tmp_path, evaluation, drawn):
-    """An evaluation's folder in a run's folder that holds mixes."""
+    """An evaluation's folder with the mixes of its run."""
     results, arrays = evaluation
     path = tmp_path / 'run' / 'osr'
     (path / 'figures').mkdir(parents=True)
@@ -72,10 +72,10 @@ def folder(tmp_path, evaluation, drawn):
     confused = {**thumbnail, 'class': 'cat', 'answer': 'dog', 'probability': 0.875}
     (path / 'mistakes.json').write_text(json.dumps({
         'accepted': [thumbnail] * 3, 'rejected': [], 'confused': [confused]}))
-    (tmp_path / 'run' / 'mixes.png').write_bytes(png(40, 'RGB'))
+    (path / 'mixes.png').write_bytes(png(40, 'RGB'))
     facts = {'mixer': 'gradmix', 'layers': ['layer3.1'], 'images': [
         {'class': 'bee', 'partner_class': 'cat', 'lam': 0.75, 'weight': [0.7, 0.3], 'box': [4, 12, 5, 9]}]}
-    (tmp_path / 'run' / 'mixes.json').write_text(json.dumps(facts))
+    (path / 'mixes.json').write_text(json.dumps(facts))
     return path
 
 
@@ -160,8 +160,8 @@ def test_the_title_names_model_mixer_and_run(folder, evaluation):
 def test_an_unmixed_run_is_called_so(folder, evaluation):
     manifest = {**evaluation[0]['manifest'], 'mixer': 'none'}
     (folder / 'results.json').write_text(json.dumps({**evaluation[0], 'manifest': manifest}))
-    mixes = json.loads((folder.parent / 'mixes.json').read_text())
-    (folder.parent / 'mixes.json').write_text(json.dumps({**mixes, 'mixer': 'none', 'layers': []}))
+    mixes = json.loads((folder / 'mixes.json').read_text())
+    (folder / 'mixes.json').write_text(json.dumps({**mixes, 'mixer': 'none', 'layers': []}))
     html = render_report(folder)
     assert '<h1>test_resnet, unmixed: open set, toy</h1>' in html
     section = html[html.index('Training images, unmixed</h2>'):].partition('</section>')[0]
@@ -241,7 +241,7 @@ def test_nothing_that_a_file_says_is_live(folder, evaluation):
     results['manifest'] = {
         'model': HOSTILE, 'mixer': HOSTILE, 'run_folder': HOSTILE, HOSTILE: {HOSTILE: [HOSTILE, None]}}
     (folder / 'results.json').write_text(json.dumps(results))
-    for path in (folder / 'mistakes.json', folder.parent / 'mixes.json'):
+    for path in (folder / 'mistakes.json', folder / 'mixes.json'):
         path.write_text(json.dumps(poisoned(json.loads(path.read_text()))))
     html = render_report(folder)
     page = Page(html)
@@ -297,6 +297,31 @@ def test_a_name_is_one_cell_of_a_table_and_steers_no_terminal():
     assert lines[2].startswith('| a\\|b\ufffd[31m\ufffdc |')
 
 
+WIDE = {'cat': 3, '三毛猫': 6, 'ﾈｺ': 2, 'ねこ\uff01': 6, '고양이': 6, '\u1100\u1161\u11a8': 2, '🐈': 2, '❤\ufe0f': 2,
+        'e\u0301le\u0300ve': 5, 'แมว': 3, 'น้ำ': 2, '': 0}
+
+
+def test_columns_of_a_terminal_are_counted_not_characters():
+    assert {text: columns_of(text) for text in WIDE} == WIDE
+    assert padded('🐈', 5) == '🐈   '
+
+
+def test_names_of_any_script_stand_in_straight_columns():
+    def bars(line):
+        return [columns_of(line[:place]) for place, mark in enumerate(line) if mark == '|']
+
+    heads, rows = ['三毛猫の写真', '未知 データ', 'b'], [[name, '1', name] for name in WIDE]
+    lines = text_table(heads, rows, texts=(0, 2)).splitlines()
+    assert [bars(line) for line in lines] == [[0, 15, 29, 38]] * (2 + len(WIDE))
+
+
+def test_wide_heads_are_folded_to_the_width_of_a_terminal():
+    heads, rows = ['score', *['未知の 画像 データ'] * 6], [['mls', *['1'] * 6]]
+    assert max(map(columns_of, tables_within(80, heads, rows).splitlines())) <= 80
+    assert tables_within(80, heads, rows).count('score') == 1
+    assert max(map(columns_of, tables_within(40, heads, rows).splitlines())) <= 40
+
+
 def test_page_is_a_function_of_the_files(folder):
     assert render_report(folder) == render_report(folder)
     results, arrays = read_results(folder), read_arrays(folder)
@@ -307,7 +332,7 @@ def test_page_is_a_function_of_the_files(folder):
 def test_sections_whose_files_are_missing_are_left_out(folder):
     (folder / 'mistakes.json').unlink()
     (folder / 'figures' / 'roc.png').unlink()
-    (folder.parent / 'mixes.png').unlink()
+    (folder / 'mixes.png').unlink()
     text = ' '.join(Page(render_report(folder)).text)
     assert 'mixed' not in text
     assert 'Most confident mistakes' not in text
@@ -315,17 +340,30 @@ def test_sections_whose_files_are_missing_are_left_out(folder):
     assert 'Accepted and correct' in text
 
 
-def test_what_results_say_of_the_run_folder_is_not_opened(folder, evaluation, tmp_path):
-    (folder.parent / 'mixes.png').rename(tmp_path / 'mixes.png')
-    manifest = {**evaluation[0]['manifest'], 'run_folder': str(tmp_path)}
+def recorded(folder, evaluation, run_folder):
+    manifest = {**evaluation[0]['manifest'], **({} if run_folder is None else {'run_folder': str(run_folder)})}
     (folder / 'results.json').write_text(json.dumps({**evaluation[0], 'manifest': manifest}))
+
+
+def test_what_results_say_of_the_run_folder_is_not_opened(folder, evaluation, tmp_path):
+    (folder / 'mixes.png').rename(tmp_path / 'mixes.png')
+    recorded(folder, evaluation, tmp_path)
     assert 'mixed' not in ' '.join(Page(render_report(folder)).text)
     (tmp_path / 'mixes.png').rename(folder / 'mixes.png')
     assert 'mixed' in ' '.join(Page(render_report(folder)).text)
 
 
+@pytest.mark.parametrize(('run_folder', 'shown'), [
+    ('/elsewhere/run', True), ('/elsewhere/other', False), (None, False)])
+def test_the_folder_above_shows_its_mixes_if_it_is_that_of_the_run(run_folder, shown, folder, evaluation):
+    """`show` leaves a mixes.png where it is typed, and another run's folder has one too."""
+    (folder / 'mixes.png').rename(folder.parent / 'mixes.png')
+    recorded(folder, evaluation, run_folder)
+    assert ('mixed' in ' '.join(Page(render_report(folder)).text)) == shown
+
+
 def test_mixes_without_facts_are_still_shown(folder):
-    (folder.parent / 'mixes.json').unlink()
+    (folder / 'mixes.json').unlink()
     assert 'mixed' in ' '.join(Page(render_report(folder)).text)
 
 

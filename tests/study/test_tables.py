@@ -12,13 +12,6 @@ from gradmix_timm.openset.runs import find_runs, read_runs
 from gradmix_timm.study import draw_study, run_study, study_tables
 
 
-@pytest.fixture
-def finished(make, stubbed):
-    study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1, 2, 3, 4]})
-    assert run_study(study, jobs=2) == {}
-    return study
-
-
 def test_means_differences_and_wins(finished):
     table = study_tables(finished)
     rows = {row.split('|')[1].strip(): [cell.strip() for cell in row.split('|')[2:-1]]
@@ -31,7 +24,7 @@ def test_means_differences_and_wins(finished):
     assert '10 of 10 cells' in table
 
 
-def test_intervals_hold_for_all_differences_at_once(make, stubbed, finished):
+def test_intervals_hold_for_all_differences_at_once(finished):
     """Bonferroni: with one metric fewer in the family each interval is narrower."""
     def width(table):
         low, high = map(float, re.search(r'accuracy \|.*\[([-+.\d]+), ([-+.\d]+)\]', table).groups())

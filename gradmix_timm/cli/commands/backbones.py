@@ -14,6 +14,7 @@ from gradmix_timm.attribution import TargetLayer, default_layer, usable_layers
 from gradmix_timm.attribution.cost import cost_shares
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.models import check_name
+from gradmix_timm.openset.reports.tables import columns_of, padded
 
 __all__ = ['run']
 
@@ -67,8 +68,8 @@ def _table(layers: Sequence[TargetLayer], shares: Sequence[float]) -> str:
     rows = [_COLUMNS] + [
         ('*' if layer is default else '', str(layer.number), str(layer), 'x'.join(map(str, layer.grid)), layer.layout,
          str(layer.prefix), f'{share:.3f}') for layer, share in zip(layers, shares, strict=True)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    widths = [max(columns_of(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     left = (0, 2, 4)
-    return '\n'.join('  '.join(cell.ljust(width) if column in left else cell.rjust(width)
+    return '\n'.join('  '.join(padded(cell, width, right=column not in left)
                                for column, (cell, width) in enumerate(zip(row, widths, strict=True)))
                      for row in rows)

@@ -19,6 +19,7 @@ from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files
+from gradmix_timm.openset.reports.tables import text_table
 
 __all__ = ['run']
 
@@ -130,14 +131,6 @@ def _as_json(classifier: OpenSetClassifier, rows: list[dict[str, Any]], broken: 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, readable in a terminal; rejected images are shown with the nearest known class."""
-    cells = [('image', 'label', 'knownness', 'nearest known', 'probability')]
-    cells += [(row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'],
-               f'{row["probability"]:.1%}') for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    figures = (2, 4)
-    lines = ['| ' + ' | '.join(cell.rjust(width) if place in figures else cell.ljust(width)
-                               for place, (cell, width) in enumerate(zip(row, widths, strict=True))) + ' |'
-             for row in cells]
-    lines.insert(1, '|' + '|'.join('-' * (width + 1) + (':' if place in figures else '-')
-                                   for place, width in enumerate(widths)) + '|')
-    return '\n'.join(lines)
+    return text_table(('image', 'label', 'knownness', 'nearest known', 'probability'), [
+        (row['file'], row['label'], f'{row["knownness"]:.4f}', '' if row['accepted'] else row['nearest'],
+         f'{row["probability"]:.1%}') for row in rows], texts=(0, 1, 3))

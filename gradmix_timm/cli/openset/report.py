@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gradmix_timm.cli.errors import user_errors
 from gradmix_timm.evaluation.folder import REPORT, check_output, copy_files, draw
-from gradmix_timm.openset.reports.report import check_files
+from gradmix_timm.openset.reports.report import check_files, mixes_folder
 from gradmix_timm.openset.results import read_results
 from gradmix_timm.openset.runs import find_evaluations
 
@@ -32,7 +32,7 @@ def run_report(args: argparse.Namespace) -> int:
         for place in places:
             check_output(place)
     for folder, place in zip(folders, places, strict=True):
-        copy_files(folder, place)
+        copy_files(folder, place, mixes_folder(folder, read_results(folder)))
         _DRAW.get(read_results(place).get('command', ''), draw)(place)
         print(place / REPORT)
     return 0

@@ -14,6 +14,7 @@ from gradmix_timm.openset.results import (
     Mixes,
     OpenSetResults,
     RankMetric,
+    Results,
     Scored,
     ScoreFigures,
     read_arrays,
@@ -28,13 +29,13 @@ from .page import render_evaluation
 from .tables import csv_text, facts_lines, interval_of, pretraining_note, tables_within, warnings_of
 
 __all__ = [
-    'FIGURES', 'FPR95_WORDS', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
+    'FIGURES', 'FPR95_WORDS', 'MIXED', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
     'operating_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
-# A training run's picture of mixed images.
-_MIXED = 'mixes.png'
+#: A training run's picture of mixed images.
+MIXED = 'mixes.png'
 # Arrays of figures that are not of a score.
 _DRAWN = ('confusion', 'bin_confidence', 'bin_accuracy', 'bin_share')
 # Files beside the page that it links to.
@@ -184,16 +185,19 @@ def check_files(folder: Path) -> None:
             raise ValueError(f'{folder / ARRAYS}: confusion: got an array of shape {list(shape)}, expected '
                              f'{[len(known) + 1, len(known) + len(unknown)]}; run `openset osr` again')
     read_mistakes(folder)
-    if (place := mixes_folder(folder)) is not None:
+    if (place := mixes_folder(folder, results)) is not None:
         read_mixes(place)
 
 
-def mixes_folder(folder: Path) -> Path | None:
-    """Where the mixes of the training run are: beside the results, or in the folder above, which is the run's.
+def mixes_folder(folder: Path, results: Results) -> Path | None:
+    """Where the mixes of the training run are: beside the results, or in the folder above if that is the run's.
 
-    The run folder recorded in results.json is not followed, so that a file cannot choose what is opened.
+    It is the run's if it has the name of the run folder recorded in results.json. The record is not followed, so that a
+    file cannot choose what is opened.
     """
-    return next((place for place in (folder, folder.absolute().parent) if (place / _MIXED).is_file()), None)
+    above, run = folder.absolute().parent, Path(results['manifest'].get('run_folder', ''))
+    places = (folder, above) if above.name == run.name else (folder,)
+    return next((place for place in places if (place / MIXED).is_file()), None)
 
 
 def render_report(folder: Path) -> str:
@@ -208,8 +212,8 @@ def render_report(folder: Path) -> str:
     results = read_results(folder, OpenSetResults)
     images = {path.name: path.read_bytes() for path in sorted((folder / FIGURES).glob('*.png'))}
     mixes: Mixes = {}
-    if (place := mixes_folder(folder)) is not None:
-        images[_MIXED] = (place / _MIXED).read_bytes()
+    if (place := mixes_folder(folder, results)) is not None:
+        images[MIXED] = (place / MIXED).read_bytes()
         mixes = read_mixes(place)
     files = [name for name in _LINKED if (folder / name).is_file()]
     return render_evaluation(results, images, read_mistakes(folder), mixes, files)

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gradmix_timm.openset.results import (
@@ -18,23 +18,62 @@ from gradmix_timm.openset.results import (
 )
 
 __all__ = [
-    'csv_text', 'facts_lines', 'interval_of', 'pixel_statistics_of', 'pretraining_note', 'tables_within', 'text_table',
-    'warnings_of', 'without_guard']
+    'columns_of', 'csv_text', 'facts_lines', 'interval_of', 'padded', 'pixel_statistics_of', 'pretraining_note',
+    'tables_within', 'text_table', 'warnings_of', 'without_guard']
 
 # Characters that a spreadsheet reads as the start of a formula, or strips before looking for one.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Markdown that is readable in a terminal too: the first column is text, the others are figures.
+# Vowels and final consonants of Hangul, drawn in the cell of the consonant before them (names of files on macOS).
+_HANGUL = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
+_EMOJI_STYLE = '\ufe0f'
+
+
+def columns_of(text: str) -> int:
+    """Columns of a terminal that a printable text takes: two for a wide letter or emoji, none for a combining mark.
+
+    Example:
+        >>> columns_of('cat'), columns_of('猫'), columns_of('e\u0301')
+        (3, 2, 1)
+    """
+    widths: list[int] = []
+    for mark in text:
+        if mark == _EMOJI_STYLE and widths:  # the character before it, in the size of an emoji
+            widths[-1] = 2
+        elif not (unicodedata.category(mark) in ('Mn', 'Me') or any(ord(mark) in block for block in _HANGUL)):
+            widths.append(2 if unicodedata.east_asian_width(mark) in 'WF' else 1)
+    return sum(widths)
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """Text filled with spaces to a number of columns of a terminal.
+
+    Args:
+        text: Printable.
+        width: In columns; a wider text stays as it is.
+        right: To the right.
+
+    Example:
+        >>> padded('猫', 4) + '|', padded('1', 4, right=True) + '|'
+        ('猫  |', '   1|')
+    """
+    space = ' ' * (width - columns_of(text))
+    return space + text if right else text + space
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None,
+               texts: Collection[int] = (0,)) -> str:
+    """Markdown that is readable in a terminal too, whatever the script of its names.
 
     Names come from files and folders, so characters that would end a cell or control a terminal are escaped.
 
     Args:
         heads: Of the columns.
         rows: Cells.
-        width: In characters. A wider table has its longest heads broken at spaces over several lines, as far as that
-            goes (no longer Markdown). None: any.
+        width: In columns of a terminal. A wider table has its longest heads broken at spaces over several lines, as far
+            as that goes (no longer Markdown). None: any.
+        texts: Places of the columns that hold text, on the left of their cells; the others hold figures, on the right.
 
     Example:
         >>> print(text_table(['score', 'AUROC'], [['mls', '90.1']]))
@@ -49,23 +88,34 @@ def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int |
     """
     heads, rows = [_in_a_cell(head) for head in heads], [[_in_a_cell(cell) for cell in row] for row in rows]
     # Figures are at most six wide (100.00); so are their columns, that those of several tables are alike.
-    cells = [max([0 if column == 0 else 6, *(len(row[column]) for row in rows)]) for column in range(len(heads))]
-    widths = [max(cell, len(head)) for cell, head in zip(cells, heads, strict=True)]
-    narrow = [max(cell, *map(len, head.split(' '))) for cell, head in zip(cells, heads, strict=True)]
+    cells = [max([0 if column in texts else 6, *(columns_of(row[column]) for row in rows)])
+             for column in range(len(heads))]
+    widths = [max(cell, columns_of(head)) for cell, head in zip(cells, heads, strict=True)]
+    narrow = [max(cell, *map(columns_of, head.split(' '))) for cell, head in zip(cells, heads, strict=True)]
     for column in sorted(range(len(heads)), key=lambda column: narrow[column] - widths[column]):
         if width is not None and sum(widths) + 3 * len(widths) + 1 > width:
             widths[column] = narrow[column]
-    above = [textwrap.wrap(head, max(1, wide), break_on_hyphens=False) or [''] for head, wide in zip(
-        heads, widths, strict=True)]
+    above = [_folded(head, wide) for head, wide in zip(heads, widths, strict=True)]
     lines = max(map(len, above))
 
     def line(cells: Sequence[str]) -> str:
-        return '| ' + ' | '.join([cells[0].ljust(widths[0]), *(
-            cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))]) + ' |'
+        return '| ' + ' | '.join(padded(cell, wide, right=place not in texts)
+                                 for place, (cell, wide) in enumerate(zip(cells, widths, strict=True))) + ' |'
 
     head = [line(cells) for cells in zip(*([''] * (lines - len(words)) + words for words in above), strict=True)]
-    rule = '|' + '|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])]) + '|'
+    rule = ''.join('|' + '-' * (wide + 1) + ('-' if place in texts else ':') for place, wide in enumerate(widths)) + '|'
     return '\n'.join([*head, rule, *map(line, rows)])
+
+
+def _folded(head: str, width: int) -> list[str]:
+    """The lines of a head, broken at spaces."""
+    lines: list[str] = []
+    for word in head.split():
+        if lines and columns_of(f'{lines[-1]} {word}') <= width:
+            lines[-1] += f' {word}'
+        else:
+            lines.append(word)
+    return lines or ['']
 
 
 def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequence[str]], together: int = 1) -> str:
@@ -93,7 +143,7 @@ def tables_within(width: int | None, heads: Sequence[str], rows: Sequence[Sequen
     for start in range(1, len(heads), together):
         columns = [*range(start, min(start + together, len(heads)))]
         wider = [*tables[-1], *columns] if tables else []
-        if tables and len(_columns(heads, rows, wider, width).partition('\n')[0]) <= width:
+        if tables and columns_of(_columns(heads, rows, wider, width).partition('\n')[0]) <= width:
             tables[-1] = wider
         else:
             tables.append([0, *columns])
