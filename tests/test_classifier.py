@@ -55,7 +55,7 @@ def test_new_known_images_are_accepted_as_promised(data, tmp_path):
     images = [whole[row][0] for row in range(len(whole))]
     rng, kept = np.random.default_rng(0), []
     knownness = None
-    for number in range(12):
+    for number in range(8):
         held = rng.permutation(len(whole))[:39]
         path = save_checkpoint(tmp_path / f'{number}.pth.tar', data, held=sorted(whole.indices[held].tolist()))
         found = OpenSetClassifier.from_checkpoint(path, known_acceptance=0.8, device='cpu')

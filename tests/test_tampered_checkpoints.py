@@ -145,9 +145,9 @@ def test_projection_heads_of_other_kinds_are_refused(head, file):
 def test_a_file_never_picks_a_reader(name, make, file):
     content = make()
     (content[KEY] if make is ours else content['args'])['dataset'] = name
-    assert 'name it yourself: --dataset' in use(file(content))
-    loaded = load_checkpoint(file(content))  # which a typed --dataset goes over
-    assert build_model(loaded)
+    path = file(content, in_memory=True)
+    assert 'name it yourself: --dataset' in use(path)
+    assert build_model(load_checkpoint(path)), 'a typed --dataset goes over it'
 
 
 @pytest.mark.parametrize('name', ['', 'folder', 'torch/cifar10', 'torch/image_folder', 'sklearn/digits',
@@ -164,7 +164,7 @@ def test_data_sets_that_are_read_from_files_stay(name, file):
 def test_a_file_never_opens_anything_but_a_folder(folder, make, file):
     content = make()
     (content[KEY] if make is ours else content['args'])['data_dir'] = folder
-    assert 'name it yourself, --data-dir' in use(file(content))
+    assert 'name it yourself, --data-dir' in use(file(content, in_memory=True))
 
 
 @pytest.mark.parametrize('folder', ['/data/x', 'data', '../data', 'C:\\data', '/data/café', '/a:b/c', None])
@@ -178,7 +178,7 @@ def test_plain_folders_stay(folder, file):
 def test_a_split_never_leads_elsewhere(split, file):
     content = ours()
     content[KEY]['splits'] = {'train': split}
-    assert 'name it yourself, --train-split' in use(file(content))
+    assert 'name it yourself, --train-split' in use(file(content, in_memory=True))
 
 
 @pytest.mark.parametrize('name', ['hf-hub:timm/resnet18.a1_in1k', 'hf_hub:x/y', 'local-dir:/etc', '/etc/x',
@@ -188,8 +188,9 @@ def test_a_file_never_names_a_hub_or_a_folder_of_models(name, make, file):
     content = make()
     (content[KEY] if make is ours else content['args'])['model'] = name
     del content['arch']
-    assert use(file(content))
-    assert not name or make is timms or len(name) > 500 or build_model(load_checkpoint(file(content)), 'test_resnet')
+    path = file(content, in_memory=True)
+    assert use(path)
+    assert not name or make is timms or len(name) > 500 or build_model(load_checkpoint(path), 'test_resnet')
 
 
 @pytest.mark.parametrize('kwargs', [
@@ -205,7 +206,7 @@ def test_a_file_never_names_a_hub_or_a_folder_of_models(name, make, file):
 def test_a_file_never_gives_the_factory_an_argument_that_loads(kwargs, make, file):
     content = make()
     content[KEY if make is ours else 'args']['model_kwargs'] = kwargs
-    assert 'model_kwargs' in use(file(content))
+    assert 'model_kwargs' in use(file(content, in_memory=True))
 
 
 def test_harmless_arguments_stay(file):

@@ -308,7 +308,7 @@ class GradMix(BatchMixer):
         if config.attribution == 'center':
             middle = torch.stack([torch.full_like(sides[:, 0], n // 2) for n in size], 1)
             return boxes_at(middle, sides, size, 'shift')
-        if pixels is None:
+        if pixels is None or config.center == 'random':
             return self._random_boxes(sides, u, size)
         if config.center == 'window':
             return window_boxes(pixels, sides, config.sign)
@@ -317,8 +317,8 @@ class GradMix(BatchMixer):
         return boxes_at(sample_center(pixels, u[:, 0], config.sign), sides, size, config.placement)
 
     def _random_boxes(self, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
-        """A random position for a box of the same area as the guided one: inside the image for window and shift."""
-        if self.config.center == 'window' or self.config.placement == 'shift':
+        """A random position for a box of the same area as the guided one: cut at the border where the guided one is."""
+        if self.config.center in ('window', 'random') or self.config.placement == 'shift':
             return boxes_inside(u, sides, size)
         center = torch.stack([share_of(u[:, i], n) for i, n in enumerate(size)], 1)
         return boxes_at(center, sides, size, self.config.placement)

@@ -53,39 +53,19 @@ def same(a, b) -> bool:
     return a == b
 
 
-PROPERTIES = ['state', 'identity', 'grad', 'requires_grad', 'training', 'hooks', 'attributes', 'grad_mode', 'autocast',
-              'autocast_cache', 'rng', 'numpy']
-
-
-@pytest.fixture(scope='module')
-def around_a_mix():
-    """Fingerprints before and after one mix of a model in the middle of things; each combination is mixed once."""
-    found: dict[tuple, tuple[dict, dict]] = {}
-
-    def mix(model: nn.Module, batch, method: str) -> tuple[dict, dict]:
-        key = type(model).__name__, method
-        if key not in found:
-            images, labels = batch
-            torch.nn.functional.cross_entropy(model(images), labels).backward()  # gradients being accumulated
-            frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm))
-            frozen.eval()
-            next(model.parameters()).requires_grad_(False)
-            before = fingerprint(model)
-            mixer = create_mixer('gradmix', num_classes=10, attribution=method)
-            mixer.prepare(model, (3, 64, 64))
-            mixer(images, labels, model)
-            found[key] = before, fingerprint(model)
-        return found[key]
-
-    return mix
-
-
-@pytest.mark.parametrize('what', PROPERTIES)
 @pytest.mark.parametrize('method', list(METHODS))
-def test_a_mix_leaves_behind_no_change_of(what, method, model, batch, around_a_mix):
-    before, after = around_a_mix(model, batch, method)
-    assert set(before) == set(PROPERTIES)
-    assert same(before[what], after[what])
+def test_a_mix_leaves_no_change_behind(method, model, batch):
+    """Of a model in the middle of things: gradients are accumulated, some layers are frozen."""
+    images, labels = batch
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)).eval()
+    next(model.parameters()).requires_grad_(False)
+    before = fingerprint(model)
+    mixer = create_mixer('gradmix', num_classes=10, attribution=method)
+    mixer.prepare(model, (3, 64, 64))
+    mixer(images, labels, model)
+    after = fingerprint(model)
+    assert not [what for what, value in before.items() if not same(value, after[what])]
 
 
 @pytest.mark.gpu
@@ -149,7 +129,7 @@ def step(model, optimizer, images, targets, amp, scale=1.0):
 @pytest.mark.parametrize(('amp', 'accumulate'), [(False, 1), (True, 1), (False, 3)])
 def test_steps_with_live_mixing_equal_steps_on_the_stored_batches(model, amp, accumulate):
     twin = copy.deepcopy(model)
-    batches = [(torch.randn(4, 3, 64, 64), torch.arange(4)) for _ in range(3 * accumulate)]
+    batches = [(torch.randn(4, 3, 64, 64), torch.arange(4)) for _ in range(2 * accumulate)]
     mixer = create_mixer('gradmix', num_classes=10, label_smoothing=0.1)
     stored = []
     for which in (model, twin):

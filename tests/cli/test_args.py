@@ -48,15 +48,16 @@ def config(tmp_path, **values):
 
 # ---- timm's flags
 
-@pytest.mark.parametrize('fact', TIMM, ids=lambda fact: fact['dest'])
-def test_flag_is_timms(fact):
-    action = ACTIONS[fact['dest']]
-    got = {
-        'option_strings': list(action.option_strings), 'default': action.default,
-        'type': getattr(action.type, '__name__', None), 'nargs': action.nargs, 'const': action.const,
-        'choices': None if action.choices is None else list(action.choices), 'required': action.required,
-        'action': type(action).__name__}
-    assert got == {key: fact[key] for key in got}
+def test_every_flag_is_timms():
+    def facts(action):
+        return {
+            'option_strings': list(action.option_strings), 'default': action.default,
+            'type': getattr(action.type, '__name__', None), 'nargs': action.nargs, 'const': action.const,
+            'choices': None if action.choices is None else list(action.choices), 'required': action.required,
+            'action': type(action).__name__}
+
+    ours = {fact['dest']: facts(ACTIONS[fact['dest']]) for fact in TIMM}
+    assert ours == {fact['dest']: {key: fact[key] for key in ours[fact['dest']]} for fact in TIMM}
 
 
 def test_only_our_flags_are_added_and_nothing_is_missing():
@@ -348,17 +349,17 @@ def options():
             if action.nargs != 0 and action.dest != 'help']
 
 
-@pytest.mark.parametrize('word', ['', '  '])
 @pytest.mark.parametrize('action', options(), ids=lambda action: action.dest)
-def test_an_empty_word_is_refused_where_it_means_nothing(action, word, capsys):
+def test_an_empty_word_is_refused_where_it_means_nothing(action, capsys):
     count = action.nargs if isinstance(action.nargs, int) else 1
-    argv = [*action.option_strings[:1], *[word] * count]
-    if action.dest in TAKES_EMPTY and not word:
-        assert getattr(parse(*argv), action.dest) == ''
-        return
-    line = refused(capsys, *argv)
-    assert 'an unset variable?' in line
-    assert not action.option_strings or action.option_strings[0] in line
+    for word in ('', '  '):
+        argv = [*action.option_strings[:1], *[word] * count]
+        if action.dest in TAKES_EMPTY and not word:
+            assert getattr(parse(*argv), action.dest) == ''
+            continue
+        line = refused(capsys, *argv)
+        assert 'an unset variable?' in line
+        assert not action.option_strings or action.option_strings[0] in line
 
 
 @pytest.mark.parametrize('flag', ['--wandb-tags', '--device-modules', '--gradmix-layers', '--model-kwargs'])

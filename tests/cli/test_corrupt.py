@@ -60,7 +60,7 @@ def test_there_is_a_group_for_each_corruption_and_severity(place):
     assert right['right/fog/5'].mean() == results['groups']['fog/5']['closed_set']['top1']
 
 
-def test_clean_figures_are_those_of_osr(place, tmp_path):
+def test_clean_figures_are_those_of_osr(place, tmp_path, undrawn):
     checkpoint = place[0] / 'run' / 'model_best.pth.tar'
     argv = ['osr', '--checkpoint', str(checkpoint), '--scores', 'msp,mls', '--output', str(tmp_path), '--device', 'cpu',
             '--bootstrap', '0', '--feature-map', '0', '--trivial-images', '0']

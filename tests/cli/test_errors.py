@@ -132,7 +132,7 @@ class Rotten(torch.utils.data.Dataset):
         raise ValueError(f'bad image: {index}.png')
 
 
-def test_error_of_a_loader_worker_is_told_without_its_traceback(capsys):
+def test_error_of_a_loader_worker_is_told_without_its_traceback(capsys, workers_end):
     def main(argv):
         with user_errors():
             next(iter(torch.utils.data.DataLoader(Rotten(), num_workers=1)))

@@ -87,7 +87,7 @@ SLOW = pytest.mark.slow
     pytest.param('squash', ('--in-chans', 4, '--input-img-mode', 'RGBA'), {'image_mode': 'RGBA'}, marks=SLOW),
     pytest.param('border', ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20), {}, marks=SLOW)],
     ids=['plain', 'exif', 'cached hsv', 'rgba', 'probe'])
-def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, wide, tmp_path):
+def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, wide, tmp_path, undrawn):
     """Red before: training, its cache and its probe cut out the center, and the mode of PIL was forgotten."""
     with Seen() as training:
         folder = run_tiny(wide, tmp_path, '--known-classes', ','.join(KNOWN), '--osr-val-fraction', 0.5,
@@ -126,7 +126,7 @@ def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, w
     assert shown.images(made) == by_hand([path for path in test if path.parent.name in KNOWN], made)
 
 
-def test_image_mode_and_orientation_may_be_typed_over_what_the_checkpoint_records(wide, tmp_path):
+def test_image_mode_and_orientation_may_be_typed_over_what_the_checkpoint_records(wide, tmp_path, undrawn):
     """Red before: no flag of ``openset`` and ``predict`` said how files are decoded."""
     checkpoint = save_checkpoint(tmp_path / 'x.pth.tar', wide, (), known_classes=KNOWN, unknown_classes=('dog',))
     made = Preprocessing.of({**CONFIG, 'image_mode': 'HSV', 'exif': 'apply'})

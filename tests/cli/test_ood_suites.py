@@ -66,7 +66,7 @@ def test_near_and_far_and_the_rows_of_the_leaderboard(place, tmp_path, capsys):
         assert [row['label'] for row in csv.DictReader(file)][:10] == list(NAMES)
 
 
-def test_the_full_spectrum_counts_shifted_images_as_known(place, tmp_path):
+def test_the_full_spectrum_counts_shifted_images_as_known(place, tmp_path, undrawn):
     assert run(place, '--ood-suite', 'cifar10', '--full-spectrum', '--scores', 'msp', output=tmp_path) == 0
     assert json.loads((tmp_path / 'results.json').read_text())['n_known'] == 30
 

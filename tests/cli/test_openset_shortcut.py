@@ -70,19 +70,20 @@ class MarkReader(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def read_marks(place, **options):
-    """What a net that reads the mark alone gets."""
+@pytest.fixture(scope='module')
+def read_marks(place):
+    """What a net that reads the mark alone gets: (results, arrays)."""
     root, _ = place
     data = DataOptions(dataset=DATASET, data_dir=str(root / 'data'), known_classes=('cat', 'ant'))
     net = MarkReader((2, 0), 3)
     settings = EvaluationSettings(scores=('mls',), bootstrap=0, workers=0)
     model = EvaluatedModel.of(net, settings, Preprocessing.of(WHOLE, net))
     images = open_split(data, None, plan_split(data, None), model.reading())
-    return evaluate_shortcut(model, images, ShortcutOptions(images=40, layers=('look',), **options))
+    return evaluate_shortcut(model, images, ShortcutOptions(images=40, layers=('look',)))
 
 
-def test_a_net_that_reads_the_mark_is_right_with_it_and_wrong_with_another(place):
-    results, arrays = read_marks(place)
+def test_a_net_that_reads_the_mark_is_right_with_it_and_wrong_with_another(read_marks):
+    results, arrays = read_marks
     own, absent, conflict = (results['groups'][view] for view in ('own', 'absent', 'conflict'))
     assert own['closed_set']['top1'] == 1.0
     assert conflict['closed_set']['top1'] == 0.0
@@ -92,8 +93,8 @@ def test_a_net_that_reads_the_mark_is_right_with_it_and_wrong_with_another(place
     assert absent['n_unknown'] == 30
 
 
-def test_all_of_its_evidence_lies_on_the_mark(place):
-    evidence = read_marks(place)[0]['evidence']
+def test_all_of_its_evidence_lies_on_the_mark(read_marks):
+    evidence = read_marks[0]['evidence']
     assert evidence['area'] == pytest.approx(36 / (32 * 38), abs=1e-3), 'images of 20 x 24 pixels, enlarged'
     assert evidence['mass'] > 0.99
     assert evidence['peak'] == 1.0
@@ -142,7 +143,7 @@ def test_runs_are_compared_by_their_accuracy_under_conflict(place, tmp_path):
     assert run.values['mls', 'auroc'] == results['groups']['conflict']['scores']['mls']['auroc']
 
 
-def test_other_commands_judge_the_checkpoint_with_known_marks_on_unknown_images(place, tmp_path):
+def test_other_commands_judge_the_checkpoint_with_known_marks_on_unknown_images(place, tmp_path, undrawn):
     root, _ = place
     checkpoint = root / 'run' / 'model_best.pth.tar'
     assert osr.main(['osr', '--checkpoint', str(checkpoint), '--device', 'cpu', '--scores', 'mls', '--bootstrap', '0',
@@ -155,7 +156,7 @@ def test_other_commands_judge_the_checkpoint_with_known_marks_on_unknown_images(
 
 
 def test_a_checkpoint_without_unknown_classes_has_accuracies_alone(tmp_path):
-    class_folders(tmp_path / 'data')
+    class_folders(tmp_path / 'data', count=8)
     checkpoint = save_checkpoint(tmp_path / 'run' / 'a.pth.tar', tmp_path / 'data', dataset=DATASET, held=(),
                                  known_classes=('ant', 'bee', 'cat'), unknown_classes=())
     assert run('--checkpoint', checkpoint, '--output', tmp_path) == 0

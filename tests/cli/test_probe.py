@@ -66,7 +66,7 @@ def test_there_is_a_group_for_each_probe(place):
     assert shots['top1_sd'] == pytest.approx(np.std(shots['parameters']['top1_by_draw'], ddof=1))
 
 
-def test_the_own_head_is_what_osr_judges(place, tmp_path):
+def test_the_own_head_is_what_osr_judges(place, tmp_path, undrawn):
     checkpoint = place[0] / 'run' / 'model_best.pth.tar'
     argv = ['osr', '--checkpoint', str(checkpoint), '--scores', 'mls', '--output', str(tmp_path), '--device', 'cpu',
             '--bootstrap', '0', '--feature-map', '0', '--trivial-images', '0']

@@ -107,7 +107,9 @@ def test_wandb_gets_the_mixes_in_the_step_of_timms_summary(images, tmp_path, wan
     assert [line.get('mixes', (None,))[0] for line in wandb.logged] == ['picture', None]
 
 
-@pytest.mark.parametrize('flags', [(), ('--mixup-mode', 'none'), ('--mixup', 0.5)], ids=['plain', 'none', 'timm'])
+@pytest.mark.parametrize('flags', [
+    (), pytest.param(('--mixup-mode', 'none'), marks=pytest.mark.slow), ('--mixup', 0.5)],
+    ids=['plain', 'none', 'timm'])
 def test_a_run_that_mixes_nothing_in_the_step_logs_its_metrics_alone(flags, images, tmp_path, board):
     run_tiny(images, tmp_path, *flags, '--log-tensorboard', '--epochs', 1)
     keys = {key for key, _ in board.scalars}

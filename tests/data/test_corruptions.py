@@ -60,10 +60,10 @@ def test_nothing_outside_is_drawn_from_or_written_to(name: str):
 
 
 @pytest.mark.parametrize('name', ALL)
-@pytest.mark.parametrize('shape', [(28, 28), (28, 28, 1), (24, 40, 3), (1, 1, 3)])
-def test_grey_oblong_and_tiny_images_keep_their_shape(name: str, shape: tuple[int, ...]):
-    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    assert corrupt(image, name, 5).shape == shape
+def test_grey_oblong_and_tiny_images_keep_their_shape(name: str):
+    for shape in ((28, 28), (28, 28, 1), (24, 40, 3), (1, 1, 3)):
+        image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        assert corrupt(image, name, 5).shape == shape
 
 
 @pytest.mark.parametrize('scale', SCALES)

@@ -45,27 +45,28 @@ def test_number_of_trials():
     assert set(list_protocols()) == set(SIZES)
 
 
-@pytest.mark.parametrize(('protocol', 'family', 'trial'), TRIALS)
-def test_split_is_disjoint_covers_and_has_its_size(protocol, family, trial):
-    split = load_split(protocol, trial, family)
-    sizes = len(split.known), len(split.unknown)
-    if (protocol, family) == ('cifar+50', 'dias_f1'):
-        assert sizes[0] == 4
-        assert sizes[1] in (49, 50)
-    else:
-        assert sizes == ODD.get((protocol, family, trial), SIZES[protocol])
-    assert (split.protocol, split.family, split.trial) == (protocol, family, trial)
-    if protocol == 'imagenet':
-        assert not set(split.known) & set(split.unknown)
-        assert check_split(split, sorted(split.known), sorted(split.unknown)) is split
-    elif split.unknown_dataset:
-        assert (split.dataset, split.unknown_dataset) == ('cifar10', 'cifar100')
-        check_split(split, CLASSES['cifar10'], CLASSES['cifar100'])
-    else:
-        assert not set(split.known) & set(split.unknown)
-        assert check_split(split, CLASSES[split.dataset]) is split
-        if (protocol, family) != ('cars', 'gradmix_authors'):
-            assert sorted(split.known + split.unknown) == sorted(CLASSES[split.dataset])
+@pytest.mark.parametrize('protocol', SIZES)
+def test_splits_are_disjoint_cover_and_have_their_sizes(protocol):
+    for family, trial in [(f, t) for p, f, t in TRIALS if p == protocol]:
+        split = load_split(protocol, trial, family)
+        sizes = len(split.known), len(split.unknown)
+        if (protocol, family) == ('cifar+50', 'dias_f1'):
+            assert sizes[0] == 4, trial
+            assert sizes[1] in (49, 50), trial
+        else:
+            assert sizes == ODD.get((protocol, family, trial), SIZES[protocol]), (family, trial)
+        assert (split.protocol, split.family, split.trial) == (protocol, family, trial)
+        if protocol == 'imagenet':
+            assert not set(split.known) & set(split.unknown)
+            assert check_split(split, sorted(split.known), sorted(split.unknown)) is split
+        elif split.unknown_dataset:
+            assert (split.dataset, split.unknown_dataset) == ('cifar10', 'cifar100')
+            check_split(split, CLASSES['cifar10'], CLASSES['cifar100'])
+        else:
+            assert not set(split.known) & set(split.unknown), (family, trial)
+            assert check_split(split, CLASSES[split.dataset]) is split
+            if (protocol, family) != ('cars', 'gradmix_authors'):
+                assert sorted(split.known + split.unknown) == sorted(CLASSES[split.dataset]), (family, trial)
 
 
 @pytest.mark.parametrize(('protocol', 'trial', 'family', 'known'), [

@@ -108,7 +108,7 @@ def test_every_mixer_makes_the_mixed_view(name, kind, tiny_cnn):
     task = (JointTask if kind == 'joint' else MocoTask)(tiny_cnn, mixer, dim=8, verbose=False)
     seen = []
     task.trainable_module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    images = views()
+    images = views(size=32)
     before = images.clone()
     result = task(images, LABELS.repeat(2))
     assert result['loss'].isfinite()

@@ -126,10 +126,10 @@ def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed):
     assert all(is_done(study.output, cell) for cell in study.cells[1:])
 
 
-def hold(place, counts) -> None:
+def hold(place, counts, all_have_tried) -> None:
     with claimed(place) as mine:
         counts.put(mine)
-        time.sleep(2 if mine else 0)
+        all_have_tried.wait(60)
 
 
 def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
@@ -137,8 +137,8 @@ def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
         gone.wait()
     (tmp_path / 'claim.json').write_text(json.dumps({'host': os.uname().nodename, 'pid': gone.pid}))
     fork = multiprocessing.get_context('fork')
-    counts = fork.SimpleQueue()
-    processes = [fork.Process(target=hold, args=(tmp_path, counts)) for _ in range(4)]
+    counts, all_have_tried = fork.SimpleQueue(), fork.Barrier(4)
+    processes = [fork.Process(target=hold, args=(tmp_path, counts, all_have_tried)) for _ in range(4)]
     for process in processes:
         process.start()
     assert sorted(counts.get() for _ in processes) == [False, False, False, True]
