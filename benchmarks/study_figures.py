@@ -23,18 +23,20 @@ STUDIES = ROOT / 'benchmarks' / 'studies'
 PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
-CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small')
+CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90')
 HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
 # Of mixing images alone whose label the model is sure of.
-CONFIDENT = tuple((f'confident-{share}', other) for share in (50, 90) for other in ('gradmix-small', 'cutmix', 'none'))
+CONFIDENT = (*(('confident-90', other) for other in (
+    'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small')),
+    ('confident-50', 'cutmix'), ('confident-50', 'gradmix-small'))
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
     'small-cifar10': tuple((other, 'none') for other in (
-        'confident-50', 'confident-90', 'gradmix-small', 'cutmix', 'random-small')),
+        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
@@ -153,22 +155,20 @@ def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]
 
 
 def curve(study: str) -> str:
-    """One row a budget: accuracy and AUROC of each method on the same class splits; 20 epochs are of small-cifar10."""
-    shown = {'e5': '5 epochs', 'e20': '20 epochs', 'e60': '60 epochs'}
+    """One row a method: accuracy and AUROC by budget on the same class splits; 20 epochs are of small-cifar10."""
+    shown = {'e5': '5 epochs', 'e20': '20', 'e60': '60'}
     trials = {cell.levels['trial'] for cell in opened(study).cells}
-    found: dict[str, dict[str, list[dict]]] = {budget: {} for budget in shown}
+    found: dict[str, dict[str, list[dict]]] = {method: {} for method in CURVE}
     for cell, results in (*finished(study), *finished('small-cifar10')):
         if cell.levels['trial'] in trials and cell.levels['method'] in CURVE:
-            found[cell.levels.get('budget', 'e20')].setdefault(cell.levels['method'], []).append(results)
-    heads = [f'{figure}: {CURVE[0]}' if method == CURVE[0] else method
-             for figure in ('accuracy', 'AUROC (MLS)') for method in CURVE]
-    lines = [f'| budget | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
-    for budget, by in found.items():
-        if by:
-            cells = [percent([read(run) for run in by[method]])
-                     for read in (lambda run: run['closed_set']['top1'], lambda run: run['scores']['mls']['auroc'])
-                     for method in CURVE]
-            lines.append(f'| {shown[budget]} | {" | ".join(cells)} | {len(by[CURVE[0]])} |')
+            found[cell.levels['method']].setdefault(cell.levels.get('budget', 'e20'), []).append(results)
+    heads = [f'{figure}{head}' for figure in ('accuracy, ', 'AUROC (MLS), ') for head in shown.values()]
+    lines = [f'| training | {" | ".join(heads)} |', f'|{"---|" * (1 + len(heads))}']
+    for method, by in found.items():
+        cells = [percent([read(run) for run in by[budget]]) if budget in by else ''
+                 for read in (lambda run: run['closed_set']['top1'], lambda run: run['scores']['mls']['auroc'])
+                 for budget in shown]
+        lines.append(f'| {method} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 

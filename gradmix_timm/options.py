@@ -41,8 +41,9 @@ class GradMixOptions:
                           'The default lies early in a ResNet on 32 px images: try -2 there')
     fill: str = _option('donor', 'what fills the box; noise and mean keep the label',
                         ('donor', 'donor-resized', 'noise', 'mean'))
-    center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it',
-                          ('window', 'argmax', 'sample'))
+    center: str = _option('window', 'where the box hides most of the map, at its maximum, or drawn from it; random is '
+                          'a control that chooses images and labels by the map, and the place at random',
+                          ('window', 'argmax', 'sample', 'random'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
     label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
                          'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
@@ -72,8 +73,8 @@ class GradMixOptions:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
         if self.shape == 'grid':
-            of_boxes = (('recipe', 'authors'), ('center', 'argmax'), ('center', 'sample'), ('placement', 'shift'),
-                        ('fill', 'donor-resized'))
+            of_boxes = (('recipe', 'authors'), ('center', 'argmax'), ('center', 'sample'), ('center', 'random'),
+                        ('placement', 'shift'), ('fill', 'donor-resized'))
             wrong = next((name for name, value in of_boxes if getattr(self, name) == value), None)
             if wrong is not None:
                 raise ValueError(f'shape=grid with {wrong}={getattr(self, wrong)}: cells have no centre and no size of '

@@ -144,7 +144,7 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
     found: dict[str, list[Floats]] = {}
     for pixels, labels, mask, rolled in _batches(model, images):
         made = attribute(model.net, pixels, labels, options.layers, options.attribution)
-        maps = to_pixels(made.map, size[1:]).double().cpu()
+        maps = to_pixels(made.map, size[1:]).cpu().double()
         total = maps.sum((1, 2)).clamp_min(1e-30)
         peak = maps.flatten(1).argmax(1)
         before = log_odds(model.net, pixels, labels)
@@ -152,8 +152,8 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
         rows = {
             'area': mask.double().mean((1, 2)), 'mass': (maps * mask).sum((1, 2)) / total,
             'peak': mask.flatten(1).gather(1, peak[:, None])[:, 0].double(),
-            'fall': (before - _hidden(model, pixels, labels, mask)).double().cpu(),
-            'random_fall': (before - _hidden(model, pixels, labels, rolled)).double().cpu()}
+            'fall': (before - _hidden(model, pixels, labels, mask)).cpu().double(),
+            'random_fall': (before - _hidden(model, pixels, labels, rolled)).cpu().double()}
         for name, values in rows.items():
             found.setdefault(name, []).append(values.numpy()[kept])
     columns = {name: np.concatenate(parts) for name, parts in found.items()}

@@ -56,7 +56,7 @@ class AttentiveMix(BatchMixer):
         active = activations(model, images, layer)[0].float().abs().mean(1)
         cells = active.shape[1] * active.shape[2]
         kept = max(1, min(cells - 1, round(self.share * cells))) / cells
-        mask = top_mask(active, to_device(np.where(coins, kept, 1.0), device))
+        mask = top_mask(active, to_device(np.where(coins, kept, 1.0).astype(np.float32), device))
         mask = F.interpolate(mask, size=size, mode='nearest-exact')
         broken = ~active.flatten(1).isfinite().all(1)
         return MixDraw.of(self.name, to_device(partner, device), mask.mean((1, 2, 3)), mask=mask,

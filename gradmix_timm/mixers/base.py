@@ -13,17 +13,23 @@ from torch.utils.data import get_worker_info
 
 from gradmix_timm.attribution import score_function
 from gradmix_timm.ops import as_targets, like, mix_targets, paste_donors, soft_targets
+from gradmix_timm.ops.boxes import SHARE_UNIT
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
 
 __all__ = [
-    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device']
+    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small host array to the device without synchronising."""
+    """Copy a small host array, not of float64 (which not every device has), to the device without synchronising."""
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform numbers in [0, 1) with all their bits, as :func:`gradmix_timm.ops.share_of` takes them: int64."""
+    return to_device((rng.random(shape) * SHARE_UNIT).astype(np.int64), device)
 
 
 def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:

@@ -34,6 +34,7 @@ from gradmix_timm.ops import (
     paste,
     paste_resized,
     sample_center,
+    share_of,
     whole_boxes,
     window_boxes,
 )
@@ -42,7 +43,7 @@ from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
 from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer, to_device, uniform
 from .cells import CELLS, cell_order
 from .fmix import top_mask
 from .plain import box_sides, draw_lam
@@ -257,7 +258,7 @@ class GradMix(BatchMixer):
         if 0 < into < config.grow:
             kept = 1 - into / config.grow * (1 - kept)
         nominal = self._sides(kept, coins, size)
-        u = to_device(rng.random((batch, 2)), device)
+        u = uniform(rng, (batch, 2), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
         # The authors' box is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
@@ -272,7 +273,8 @@ class GradMix(BatchMixer):
             noise = to_device(rng.random((batch, CELLS, CELLS), dtype=np.float32), device)
             fine = pixels if attribution is None or min(attribution.map.shape[1:]) < CELLS else attribution.map
             order = cell_order(fine, fallback, noise, config.attribution == 'center', config.sign)
-            mask = top_mask(order, torch.where(mixed, to_device(kept, device), 1.0))
+            cells = np.round(kept * CELLS ** 2) / CELLS ** 2  # on the host, in float64
+            mask = top_mask(order, torch.where(mixed, to_device(cells.astype(np.float32), device), 1.0))
             mask = F.interpolate(mask, size=size, mode='nearest-exact')
             lam = mask.mean((1, 2, 3))
         else:
@@ -297,7 +299,7 @@ class GradMix(BatchMixer):
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""
         if self.config.recipe == 'authors':
-            return authors_sides(torch.from_numpy(kept), size).numpy() * coins[:, None]
+            return authors_sides(torch.from_numpy(kept.astype(np.float32)), size).numpy() * coins[:, None]
         return box_sides(kept, coins, size)
 
     def _boxes(self, pixels: Tensor | None, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
@@ -306,7 +308,7 @@ class GradMix(BatchMixer):
         if config.attribution == 'center':
             middle = torch.stack([torch.full_like(sides[:, 0], n // 2) for n in size], 1)
             return boxes_at(middle, sides, size, 'shift')
-        if pixels is None:
+        if pixels is None or config.center == 'random':
             return self._random_boxes(sides, u, size)
         if config.center == 'window':
             return window_boxes(pixels, sides, config.sign)
@@ -315,10 +317,10 @@ class GradMix(BatchMixer):
         return boxes_at(sample_center(pixels, u[:, 0], config.sign), sides, size, config.placement)
 
     def _random_boxes(self, sides: Tensor, u: Tensor, size: tuple[int, int]) -> Tensor:
-        """A random position for a box of the same area as the guided one: inside the image for window and shift."""
-        if self.config.center == 'window' or self.config.placement == 'shift':
+        """A random position for a box of the same area as the guided one: cut at the border where the guided one is."""
+        if self.config.center in ('window', 'random') or self.config.placement == 'shift':
             return boxes_inside(u, sides, size)
-        center = torch.stack([(u[:, i] * n).long() for i, n in enumerate(size)], 1)
+        center = torch.stack([share_of(u[:, i], n) for i, n in enumerate(size)], 1)
         return boxes_at(center, sides, size, self.config.placement)
 
     def _keeps_label(self) -> bool:

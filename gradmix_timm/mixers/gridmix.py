@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import image_size
 from gradmix_timm.records import MixDraw
 
-from .base import to_device
+from .base import to_device, uniform
 from .fmix import top_mask
 from .plain import AlphaMixer, draw_lam
 
@@ -48,6 +48,7 @@ class GridMix(AlphaMixer):
         batch, size, device = images.shape[0], image_size(images), images.device
         grid = min(self.cells, *size)
         share = np.where(coins, draw_lam(rng, self.lam, batch, self.alpha), 1.0)
-        order = to_device(rng.random((batch, grid, grid)), device)
+        share = (np.round(share * grid ** 2) / grid ** 2).astype(np.float32)
+        order = uniform(rng, (batch, grid, grid), device)
         mask = F.interpolate(top_mask(order, to_device(share, device)), size=size, mode='nearest-exact')
         return MixDraw.of(self.name, to_device(partner, device), mask.mean((1, 2, 3)), mask=mask)

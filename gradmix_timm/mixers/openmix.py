@@ -85,10 +85,10 @@ class OpenMix(BatchMixer):
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         batch, device = images.shape[0], images.device
         seed, area = int(rng.integers(2 ** 63 - 1)), rng.uniform(*_FOREGROUND, batch)
-        place, holes_beside = rng.random((batch, 2)), rng.random(batch) < 0.5
+        centre, holes_beside = (rng.random((batch, 2)) * image_size(images)).astype(np.int64), rng.random(batch) < 0.5
         kinds = self._plan(seed, batch)[0]
         front = foregrounds(images, to_device(area.astype(np.float32), device))
-        beside = moved_shapes(front[to_device(partner, device)], to_device(place, device))
+        beside = moved_shapes(front[to_device(partner, device)], to_device(centre, device))
         beside &= ~(beside & front).flatten(1).any(1)[:, None, None]
         positive = to_device(holes_beside & (kinds != _MIXUP), device)
         hidden = torch.where(positive[:, None, None], beside, front).float()
@@ -107,7 +107,7 @@ class OpenMix(BatchMixer):
         kind = to_device(kinds, images.device)[:, None, None, None]
         folded = kaleidoscope(images, to_device(flips, images.device))
         turned = warp(torch.where(kind == _CUTMIX, folded, images),
-                      rotation(to_device(angle, images.device), image_size(images)), 'nearest')
+                      rotation(to_device(angle.astype(np.float32), images.device), image_size(images)), 'nearest')
         return blend(images, torch.where(kind == _CUTOUT, torch.zeros_like(images), turned), draw.mask)
 
 
@@ -123,12 +123,12 @@ def foregrounds(images: Tensor, area: Tensor) -> Tensor:
     return top_mask(saliency, area)[:, 0] > 0
 
 
-def moved_shapes(shapes: Tensor, place: Tensor) -> Tensor:
+def moved_shapes(shapes: Tensor, centre: Tensor) -> Tensor:
     """Each shape at half its size around a centre anywhere in the image, clipped to the image.
 
     Args:
         shapes: bool [B, H, W].
-        place: Centre as a share of height and width, float [B, 2].
+        centre: Its pixel (y, x), int64 [B, 2].
 
     Returns:
         bool [B, H, W].
@@ -136,7 +136,7 @@ def moved_shapes(shapes: Tensor, place: Tensor) -> Tensor:
     batch, *size = shapes.shape
     sources, inside = [], torch.ones_like(shapes)
     for axis, length in enumerate(size):
-        start = (place[:, axis] * length).long() - length // 4
+        start = centre[:, axis] - length // 4
         at = 2 * (torch.arange(length, device=shapes.device) - start[:, None])
         sources.append(at.clamp(0, length - 1))
         outside = (at < 0) | (at >= length)

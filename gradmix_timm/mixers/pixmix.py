@@ -204,16 +204,16 @@ def _photometric(images: Tensor, name: str, level: np.ndarray) -> Tensor:
     if name == 'equalize':
         return TF.equalize((grey * 255).round().byte())[:, 0].view_as(images) / 255
     if name == 'posterize':
-        step = to_device(2.0 ** (4 + np.trunc(level * 0.4)), images.device).float()[:, None, None, None]
+        step = to_device((2.0 ** (4 + np.trunc(level * 0.4))).astype(np.float32), images.device)[:, None, None, None]
         return ((images * 255).round() / step).floor() * step / 255
-    threshold = to_device(256 - np.trunc(level * 25.6), images.device).float()[:, None, None, None]
+    threshold = to_device((256 - np.trunc(level * 25.6)).astype(np.float32), images.device)[:, None, None, None]
     return torch.where((images * 255).round() < threshold, images, 1 - images)
 
 
 def _matrices(operation: np.ndarray, level: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The affine map of each geometric operation, float32 [B, 2, 3]; the identity for the others."""
     matrix = np.tile(np.eye(2, 3, dtype=np.float32), (len(operation), 1, 1))
-    turned = rotation(torch.from_numpy(np.radians(np.trunc(level * 3))), size).numpy()
+    turned = rotation(torch.from_numpy(np.radians(np.trunc(level * 3)).astype(np.float32)), size).numpy()
     for name, part in (('shear-x', (0, 1)), ('shear-y', (1, 0)), ('translate-x', (0, 2)), ('translate-y', (1, 2))):
         rows = operation == OPERATIONS.index(name)
         strength = level * 0.03 if 'shear' in name else np.trunc(level * size[1 - part[0]] / 30)

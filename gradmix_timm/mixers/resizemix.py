@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradmix_timm.ops import box_lam, boxes_inside, image_size, paste_resized, whole_boxes
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer, to_device, uniform
 
 __all__ = ['ResizeMix']
 
@@ -46,7 +46,7 @@ class ResizeMix(BatchMixer):
         batch, size, device = images.shape[0], image_size(images), images.device
         tau = rng.uniform(*self.scale, size=1 if self.lam == 'batch' else batch)
         sides = np.floor(np.broadcast_to(tau, (batch,))[:, None] * size).astype(np.int64).clip(1) * coins[:, None]
-        dst = boxes_inside(to_device(rng.random((batch, 2)), device), to_device(sides, device), size)
+        dst = boxes_inside(uniform(rng, (batch, 2), device), to_device(sides, device), size)
         return MixDraw.of(self.name, to_device(partner, device), box_lam(dst, size), dst=dst,
                           src=whole_boxes(batch, size, device))
 

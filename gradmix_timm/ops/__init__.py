@@ -9,6 +9,7 @@ from .boxes import (
     image_size,
     mask_mass,
     sample_center,
+    share_of,
     whole_boxes,
     window_boxes,
 )
@@ -37,6 +38,7 @@ __all__ = [
     'paste_resized',
     'rotation',
     'sample_center',
+    'share_of',
     'soft_targets',
     'spectral_residual',
     'warp',

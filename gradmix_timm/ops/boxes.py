@@ -1,6 +1,8 @@
 """Boxes as tensors: their sides, where to put them, what they hide. No randomness, no model, no loop over images."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ __all__ = [
     'image_size',
     'mask_mass',
     'sample_center',
+    'share_of',
     'whole_boxes',
     'window_boxes',
 ]
@@ -21,6 +24,11 @@ __all__ = [
 
 #: Below this share of a map's mass two places count as equal.
 _TIE = 2e-6
+#: One, for a share given as a whole number. NumPy's uniform float64 numbers are multiples of half of that.
+SHARE_UNIT = 2 ** 54
+_DIGIT_BITS = 18
+# Sum of the mass of a map in whole numbers.
+_MASS = 2 ** 40
 
 
 def image_size(images: Tensor) -> tuple[int, int]:
@@ -98,11 +106,33 @@ def boxes_at(center: Tensor, sides: Tensor, size: tuple[int, int], placement: st
     return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
 
 
+def share_of(u: Tensor | int, whole: Tensor | int) -> Tensor:
+    """floor(u * whole), exactly and without float64, which not every device has (Apple's mps).
+
+    Args:
+        u: A share in [0, 1): float, or a whole number of units of 2^-54, int64.
+        whole: int64 below 2^44, broadcastable to ``u``.
+
+    Returns:
+        int64.
+
+    Example:
+        >>> share_of(torch.tensor([0.5, 0.999]), 7), share_of(torch.tensor([2 ** 54 - 1]), 2 ** 43)
+        (tensor([3, 6]), tensor([8796093022207]))
+    """
+    if isinstance(u, Tensor) and u.is_floating_point():
+        u = (u * SHARE_UNIT).long()
+    found: Any = 0
+    for digit in range(0, 3 * _DIGIT_BITS, _DIGIT_BITS):  # the product of all digits would have 98 bits
+        found = (whole * (u >> digit & (1 << _DIGIT_BITS) - 1) + found) >> _DIGIT_BITS
+    return found
+
+
 def boxes_inside(u: Tensor, sides: Tensor, size: tuple[int, int]) -> Tensor:
     """Whole boxes at places given by uniform numbers: u = 0 is the top left, u -> 1 the bottom right.
 
     Args:
-        u: float [B, 2] in [0, 1), for (y, x).
+        u: In [0, 1), for (y, x), [B, 2]; see :func:`share_of`.
         sides: Box (height, width), int64 [B, 2], not larger than the image.
         size: Image (H, W).
 
@@ -110,7 +140,7 @@ def boxes_inside(u: Tensor, sides: Tensor, size: tuple[int, int]) -> Tensor:
         int64 [B, 4], half-open (yl, yh, xl, xh); every valid place is equally likely for uniform u.
     """
     room = torch.stack([n - sides[:, i] for i, n in enumerate(size)], 1)
-    low = ((room + 1) * u.double()).long().minimum(room)
+    low = share_of(u, room + 1).minimum(room)
     high = low + sides
     return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
 
@@ -220,23 +250,25 @@ def sample_center(maps: Tensor, u: Tensor, sign: str = 'high', floor: float = 0.
 
     Args:
         maps: Non-negative, float [B, H, W].
-        u: float [B] in [0, 1).
+        u: In [0, 1), [B]; see :func:`share_of`.
         sign: 'low' draws from (maximum - map) instead.
         floor: Share of the mass that is spread evenly, so that a flat map works and no pixel is out of reach.
 
     Returns:
         int64 [B, 2] as (y, x).
     """
-    flat = maps.flatten(1).double()
+    flat, count = maps.float().flatten(1), maps[0].numel()
     if sign == 'low':
         flat = flat.amax(1, keepdim=True) - flat
     total = flat.sum(1, keepdim=True)
-    even = torch.full_like(flat, 1 / flat.shape[1])
-    peaked = (1 - floor) * flat / total.clamp_min(torch.finfo(flat.dtype).tiny) + floor * even
-    density = torch.where(total > 0, peaked, even)
-    cumulative = density.cumsum(1)
-    index = torch.searchsorted(cumulative, (u.double() * cumulative[:, -1])[:, None], right=True)
-    index = index[:, 0].clamp(max=flat.shape[1] - 1)
+    density = flat / total.clamp_min(torch.finfo(flat.dtype).tiny)
+    # In whole numbers: float32 is too coarse for the sums of so many pixels.
+    mass = torch.where(total > 0, density, 1 / count).mul(_MASS).round().long().cumsum(1)
+    even = torch.arange(1, count + 1, device=flat.device) * (SHARE_UNIT // count)
+    share, whole = round(floor * SHARE_UNIT), mass[:, -1:]
+    cumulative = mass + share_of(share, share_of(even, whole) - mass)
+    index = torch.searchsorted(cumulative, share_of(u, whole[:, 0])[:, None], right=True)
+    index = index[:, 0].clamp(max=count - 1)
     return torch.stack([index // maps.shape[2], index % maps.shape[2]], 1)
 
 

@@ -11,7 +11,9 @@ __all__ = ['as_targets', 'check_rows', 'mix_targets', 'soft_targets']
 
 
 def as_targets(targets: Any) -> Tensor:
-    """Labels as a tensor, class indices of any integer type as int64; the rest is left as it is.
+    """Labels as a tensor: class indices of any integer type as int64, float64 as float32, the rest as it is.
+
+    float64 is what NumPy makes of rows; not every device has it (Apple's mps).
 
     Args:
         targets: A tensor, a NumPy array or a list of numbers.
@@ -25,10 +27,13 @@ def as_targets(targets: Any) -> Tensor:
     """
     if not isinstance(targets, Tensor):
         try:
-            targets = torch.from_numpy(np.asarray(targets))
+            array = np.asarray(targets)
+            targets = torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
         except (TypeError, ValueError) as error:
             raise TypeError('labels are class indices [B] or rows of weights [B, K], in a tensor, an array or a list; '
                             f'got {type(targets).__name__}') from error
+    if targets.dtype == torch.float64:
+        return targets.float()
     whole = not (targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool)
     return targets.long() if whole and targets.dim() == 1 else targets
 

@@ -487,6 +487,21 @@ def test_with_coins_for_images_the_sure_ones_of_heads_are_mixed():
         assert mixed.tolist() == (coins & torch.tensor([True, True, True, False])).tolist()
 
 
+def test_a_random_place_is_the_control_with_the_same_images_sizes_and_labels():
+    images, labels, model = certain()
+    options = {'num_classes': K, 'layers': 'grid', 'confidence': 0.7, 'label': 'mass'}
+    found = set()
+    for seed in range(60):
+        guided = create_mixer('gradmix', seed=seed, **options).draw(images, labels, model)
+        random = create_mixer('gradmix', seed=seed, center='random', **options).draw(images, labels, model)
+        assert torch.equal(random.lam, guided.lam)
+        assert torch.equal(random.partner, guided.partner)
+        assert random.lam[3] == 1
+        found.add(tuple(random.dst[0, ::2].tolist()))
+    assert len(found) > 30, 'anywhere, as the corner that holds the evidence is one place'
+    assert min(found) >= (0, 0)
+
+
 def test_of_several_labels_the_least_sure_counts():
     images, _, model = certain()
     rows = torch.eye(K)  # sigmoids of about .98, .98, .88 and .5

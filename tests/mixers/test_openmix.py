@@ -47,10 +47,10 @@ def test_a_kaleidoscope_has_one_quarter_with_its_corner_in_the_middle(height, wi
 
 def test_a_moved_shape_is_half_as_large_about_its_place():
     shapes = torch.rand(20, 16, 12, generator=torch.Generator().manual_seed(0)) < 0.5
-    place = torch.rand(20, 2, generator=torch.Generator().manual_seed(1))
-    found = moved_shapes(shapes, place)
+    centre = torch.randint(0, 12, (20, 2), generator=torch.Generator().manual_seed(1))
+    found = moved_shapes(shapes, centre)
     for row in range(20):
-        top, left = int(place[row, 0] * 16) - 4, int(place[row, 1] * 12) - 3
+        top, left = int(centre[row, 0]) - 4, int(centre[row, 1]) - 3
         for y in range(16):
             for x in range(12):
                 sy, sx = 2 * (y - top), 2 * (x - left)

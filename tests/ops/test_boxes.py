@@ -15,8 +15,10 @@ from gradmix_timm.ops import (
     boxes_inside,
     mask_mass,
     sample_center,
+    share_of,
     window_boxes,
 )
+from gradmix_timm.ops.boxes import SHARE_UNIT
 
 SIZE = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -123,6 +125,29 @@ def test_sampled_centres_follow_the_map_and_its_floor():
 def test_a_flat_map_is_sampled_evenly():
     center = sample_center(torch.zeros(64, 8, 8), (torch.arange(64) + 0.5) / 64)
     assert len({tuple(c) for c in center.tolist()}) == 64
+
+
+@given(st.integers(0, 2 ** 54 - 1), st.integers(0, 2 ** 44 - 1))
+def test_a_share_of_a_whole_number_is_exact(u, whole):
+    want = u * whole // 2 ** 54
+    assert share_of(torch.tensor([u]), torch.tensor([whole])).tolist() == [want]
+    assert share_of(u, torch.tensor([whole, -whole])).tolist() == [want, -u * whole // 2 ** 54]
+    assert share_of(torch.tensor([0.75], dtype=torch.float32), whole).tolist() == [whole * 3 // 4]
+
+
+@pytest.mark.parametrize('sign', ['high', 'low'])
+@pytest.mark.parametrize('floor', [0.1, 0.0])
+def test_sampled_centres_are_those_of_sums_in_float64(sign, floor):
+    maps = torch.rand(40, 100, 90, generator=torch.Generator().manual_seed(0)) ** 8
+    u = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    flat = maps.flatten(1).double()
+    flat = flat.amax(1, keepdim=True) - flat if sign == 'low' else flat
+    sums = ((1 - floor) * flat / flat.sum(1, keepdim=True) + floor / flat.shape[1]).cumsum(1)
+    want = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)[:, 0]
+    fixed = (u * SHARE_UNIT).long()
+    for given_u in (u, fixed):
+        center = sample_center(maps, given_u, sign, floor)
+        assert torch.equal(center[:, 0] * 90 + center[:, 1], want)
 
 
 def test_argmax_low_is_the_minimum():
