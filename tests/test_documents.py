@@ -1,12 +1,14 @@
 """Documents: the tutorials run, their pages show their code, links lead somewhere, and the site builds."""
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,17 +57,20 @@ def commands_of(text: str) -> list[str]:
     return [re.sub(r'(\s+#.*|\s\.\.\.|\s&)$', '', line) for line in lines if line.startswith('gradmix-')]
 
 
+@cache
+def parser_of(command: str) -> argparse.ArgumentParser:
+    others = {'train': 'training.args', 'openset': 'openset.parser'}
+    return importlib.import_module(f'gradmix_timm.cli.{others.get(command, command)}').build_parser()
+
+
 @pytest.mark.parametrize('path', sorted([ROOT / 'README.md', *DOCS.rglob('*.md')]),
                          ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_are_parsed(path):
     """Every command line of a page has flags and values that its command takes."""
-    others = {'train': 'training.args', 'openset': 'openset.parser'}
     for line in commands_of(path.read_text()):
         name, *words = shlex.split(line)
         try:
-            command = name.removeprefix('gradmix-')
-            parser = importlib.import_module(f'gradmix_timm.cli.{others.get(command, command)}').build_parser()
-            parser.parse_args(words)
+            parser_of(name.removeprefix('gradmix-')).parse_args(words)
         except SystemExit:
             pytest.fail(line)
 

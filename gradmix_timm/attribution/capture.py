@@ -126,11 +126,19 @@ def watch(model: nn.Module, targets: Sequence[TargetLayer], cut: bool = False) -
     handles = []
     try:
         for position, target in enumerate(kept.targets):
-            handles.append(inner.get_submodule(target.name).register_forward_hook(kept.hook(position)))
+            handles.append(_module_of(inner, target).register_forward_hook(kept.hook(position)))
         yield kept
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _module_of(model: nn.Module, target: TargetLayer) -> nn.Module:
+    try:
+        return model.get_submodule(target.name)
+    except AttributeError as error:
+        raise ValueError(f'{called(model)} has no layer {target}: it was found in another model, or before this one '
+                         'was changed; find layers again, resolve_layers(model, input_size, ...)') from error
 
 
 def _own_copy(model: nn.Module, images: Tensor) -> Tensor:

@@ -109,10 +109,13 @@ def fold(tensor: Tensor, target: TargetLayer, image_size: tuple[int, int]) -> Te
         image_size: (H, W) of the images.
 
     Raises:
-        ValueError: The tokens make no grid of the image's aspect.
+        ValueError: Another number of dimensions than the layout's, or tokens that make no grid of the image's aspect.
     """
     if target.index is not None and isinstance(tensor, tuple | list):
         tensor = tensor[target.index]
+    if tensor.dim() != len(target.layout):
+        raise ValueError(f'layer {target} gave {list(tensor.shape)}, expected {target.layout} as it was found: the '
+                         'model was changed since; find layers again, resolve_layers(model, input_size, ...)')
     if target.layout == 'NCHW':
         return tensor
     if target.layout == 'NHWC':

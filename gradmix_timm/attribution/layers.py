@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -22,7 +22,23 @@ _FINE_ENOUGH = (7, 4)
 _ADVICE = 'choose another with --gradmix-layers'
 
 _Choice = int | str
-_found: WeakKeyDictionary[nn.Module, dict[object, tuple[TargetLayer, ...]]] = WeakKeyDictionary()
+
+
+class _Found:
+    """The layers found in a model, for as long as it is built as it was then.
+
+    Attributes:
+        plan: See :func:`_plan`.
+        names: Of the modules.
+        layers: By image size, or size and choice.
+    """
+
+    def __init__(self, model: nn.Module, plan: list[object]) -> None:
+        self.plan, self.names = plan, frozenset(name for name, _ in model.named_modules())
+        self.layers: dict[object, tuple[TargetLayer, ...]] = {}
+
+
+_found: WeakKeyDictionary[nn.Module, _Found] = WeakKeyDictionary()
 
 
 def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[TargetLayer, ...]:
@@ -34,7 +50,7 @@ def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[T
     declares, else what a trace finds. Where the default among them has no sign (see :class:`TargetLayer`: the last
     stream of pre-norm transformers), the norm that reads it is a layer too, right behind it: ``blocks.11.norm1`` of a
     ViT that reads its class token, ``norm`` of a Swin. One or two times one forward and backward on two noise images;
-    remembered per model and size; nothing is left on the model.
+    remembered per model and size until a part of the model is replaced, added or removed; nothing is left on the model.
 
     Args:
         model: Any classifier, wrapped or not, in any mode, dtype and device.
@@ -50,8 +66,7 @@ def usable_layers(model: nn.Module, input_size: Size = (3, 224, 224)) -> tuple[T
         [('layer1', (16, 16)), ('layer2', (8, 8)), ('layer3', (4, 4)), ('layer4', (2, 2))]
     """
     inner = unwrap(model)
-    cache = _found.setdefault(inner, {})
-    size = _three(input_size)
+    cache, size = _found_in(inner).layers, _three(input_size)
     if size not in cache:
         cache[size] = _usable(inner, size)
     return cache[size]
@@ -74,7 +89,7 @@ def default_layer(layers: Sequence[TargetLayer]) -> TargetLayer:
 
 
 def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) -> tuple[TargetLayer, ...]:
-    """Resolve a user's choice of layers, each checked at this image size; cached per model.
+    """Resolve a user's choice of layers, each checked at this image size; cached as :func:`usable_layers` is.
 
     Args:
         model: Any classifier.
@@ -98,12 +113,40 @@ def resolve_layers(model: nn.Module, input_size: Size, layers: object = None) ->
         ['blocks.4', 'blocks.3.norm1']
     """
     inner = unwrap(model)
-    size, choices = _three(input_size), _choices(layers, {name for name, _ in inner.named_modules()})
-    cache = _found.setdefault(inner, {})
+    found, size = _found_in(inner), _three(input_size)
+    choices = _choices(layers, found.names)
     key = (size, choices)
-    if key not in cache:
-        cache[key] = _resolve(inner, size, choices)
-    return cache[key]
+    if key not in found.layers:
+        found.layers[key] = _resolve(inner, size, choices)
+    return found.layers[key]
+
+
+def _found_in(model: nn.Module) -> _Found:
+    """What has been found in the model as it is built now."""
+    found, plan = _found.get(model), _plan(model)
+    if found is None or found.plan != plan:
+        found = _found[model] = _Found(model, plan)
+    return found
+
+
+def _plan(model: nn.Module) -> list[object]:
+    """What the model is made of: the submodules of each module in their order, and its own attributes that are text.
+
+    The latter for timm's ``global_pool``. Other attributes, and a ``forward`` that is replaced, are not noticed: all
+    of this is compared in every step of training. Weak references are equal if they are to one module.
+    """
+    plan: list[object] = [pair for pair in vars(model).items() if type(pair[1]) is str]
+    parents, known = [model], {model}
+    for parent in parents:
+        for name, child in parent._modules.items():
+            if child is None:
+                plan += (name, None)
+                continue
+            plan += (name, ref(child))
+            if child not in known:
+                known.add(child)
+                parents.append(child)
+    return plan
 
 
 def _three(input_size: Sequence[int]) -> Size:

@@ -580,6 +580,70 @@ def test_the_dry_run_happens_once_for_a_model_and_a_size():
     assert counter.runs == 3
 
 
+class Stages(nn.Module):
+    """Three stages that halve the grid, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.stages = nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()) for _ in range(3)))
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.head(self.stages(x).mean((2, 3)))
+
+
+SURGERY = {
+    'a stage is replaced': lambda net: setattr(net.stages, '1', nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.ReLU())),
+    'a stage is put in front': lambda net: net.stages.insert(0, nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU())),
+    'a stage is removed': lambda net: net.stages.pop(2), 'stages change places': lambda net: net.stages.append(
+        net.stages.pop(0).append(nn.AvgPool2d(2))),
+    'a part of a stage is removed': lambda net: net.stages[1].pop(0),
+    'a module is added inside': lambda net: net.stages[0].append(nn.AvgPool2d(2)),
+    'a stage runs twice': lambda net: net.stages.append(net.stages[2])}
+
+
+@pytest.mark.parametrize('words', SURGERY)
+@pytest.mark.parametrize('choice', [None, -1, 'stages.1'])
+def test_layers_are_found_again_once_the_model_is_built_otherwise(words, choice):
+    net = Stages()
+    resolve_layers(net, (3, 64, 64), choice)
+    SURGERY[words](net)
+    runs = Counter(net)
+    assert resolve_layers(net, (3, 64, 64), choice) == resolve_layers(copy.deepcopy(net), (3, 64, 64), choice)
+    assert usable_layers(net, (3, 64, 64)) == usable_layers(copy.deepcopy(net), (3, 64, 64))
+    before = runs.runs
+    assert before
+    net.load_state_dict(net.state_dict())
+    resolve_layers(net.eval().double(), (3, 64, 64), choice)
+    assert runs.runs == before, 'weights, mode and dtype are not how it is built'
+
+
+@pytest.mark.parametrize('change', [
+    lambda net: net.reset_classifier(7, 'token'), lambda net: setattr(net, 'global_pool', 'token')])
+def test_another_pooling_is_another_default_layer(change):
+    """Behind the last block a class token alone is read: a map there is zero everywhere."""
+    net = create('test_vit', global_pool='avg', fc_norm=False)
+    before = resolve_layers(net, (3, 64, 64))
+    change(net)
+    after = resolve_layers(net, (3, 64, 64))
+    assert before != after
+    (found,) = capture(net, torch.randn(2, 3, 64, 64), torch.tensor([0, 1]), after, evidence)
+    assert found.gradient.abs().sum() > 0
+
+
+def test_a_layer_of_the_model_as_it_was_is_refused_by_name():
+    net, images, labels = Stages(), torch.randn(2, 3, 64, 64), torch.tensor([0, 1])
+    layers = resolve_layers(net, (3, 64, 64), 'stages.2')
+    net.stages[2] = nn.Flatten(2)
+    net.head = nn.Sequential(nn.Unflatten(1, (3, 1)), nn.Flatten(), nn.Linear(3, 4))
+    net.forward = lambda x: net.head(net.stages(x).mean(2))
+    with pytest.raises(ValueError, match=r'stages.2 gave \[2, 3, 256\], expected NCHW .* find layers again'):
+        capture(net, images, labels, layers, evidence)
+    net.stages.pop(2)
+    with pytest.raises(ValueError, match=r'Stages has no layer stages.2: .* find layers again'):
+        capture(net, images, labels, layers, evidence)
+
+
 def test_what_was_found_dies_with_the_model():
     gc.collect()
     before = len(layers_module._found)

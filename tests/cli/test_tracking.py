@@ -76,7 +76,8 @@ def wandb(monkeypatch):
 
 @pytest.mark.slow
 def test_metrics_parts_and_pictures_reach_tensorboard(images, tmp_path, board):
-    folder = run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--epochs', 3, '--log-mixes-interval', 2)
+    folder = run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--epochs', 3, '--log-mixes-interval', 2,
+                      pictures=True)
     keys = {key for key, epoch in board.scalars if epoch == 1}
     assert keys >= {'train/loss', 'eval/loss', 'eval/top1', 'lr', 'mix/lam', 'mix/mixed_images', 'mix/random_boxes',
                     'time/mixing'}
@@ -101,7 +102,7 @@ def test_losses_in_parts_are_logged(images, tmp_path, board):
 
 @pytest.mark.slow
 def test_wandb_gets_the_mixes_in_the_step_of_timms_summary(images, tmp_path, wandb):
-    run_tiny(images, tmp_path, *GRADMIX, '--log-wandb', '--log-mixes-interval', 2)
+    run_tiny(images, tmp_path, *GRADMIX, '--log-wandb', '--log-mixes-interval', 2, pictures=True)
     assert len(wandb.logged) == 2
     assert all({'train_loss', 'eval_top1', 'mix/lam', 'mix/random_boxes'} <= set(line) for line in wandb.logged)
     assert [line.get('mixes', (None,))[0] for line in wandb.logged] == ['picture', None]
@@ -120,8 +121,9 @@ def test_a_run_that_mixes_nothing_in_the_step_logs_its_metrics_alone(flags, imag
 @pytest.mark.slow
 def test_training_is_the_same_with_and_without(images, tmp_path, board):
     flags = (*GRADMIX, '--drop', 0.3, '--mixup-prob', 0.5)
-    without = run_tiny(images, tmp_path, *flags, name='without')
-    logged = run_tiny(images, tmp_path, *flags, '--log-tensorboard', '--log-mixes-interval', 1, name='with')
+    without = run_tiny(images, tmp_path, *flags, name='without', pictures=True)
+    logged = run_tiny(images, tmp_path, *flags, '--log-tensorboard', '--log-mixes-interval', 1, name='with',
+                      pictures=True)
     assert rows(without) == rows(logged)
     left, right = (load_checkpoint(f / 'last.pth.tar').state_dict for f in (without, logged))
     assert all(torch.equal(left[key], right[key]) for key in left)
@@ -129,8 +131,8 @@ def test_training_is_the_same_with_and_without(images, tmp_path, board):
 
 @pytest.mark.slow
 def test_a_resumed_run_drops_what_it_logs_again(images, tmp_path, board):
-    run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--stop-epoch', 1)
-    run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--resume', 'auto')
+    run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--stop-epoch', 1, pictures=True)
+    run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--resume', 'auto', pictures=True)
     assert board.options['purge_step'] == 1
 
 
@@ -144,7 +146,7 @@ def test_a_missing_package_is_told_before_anything_is_read(flag, package, monkey
 def test_files_of_tensorboard_hold_the_figures(images, tmp_path):
     pytest.importorskip('tensorboard')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    folder = run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--epochs', 1)
+    folder = run_tiny(images, tmp_path, *GRADMIX, '--log-tensorboard', '--epochs', 1, pictures=True)
     read = EventAccumulator(str(folder))
     read.Reload()
     assert read.Scalars('train/loss')[0].value == pytest.approx(float(rows(folder)[0]['train_loss']), rel=1e-5)

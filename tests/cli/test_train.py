@@ -181,7 +181,8 @@ def test_rows_that_a_mixer_adds_are_no_images(images, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp_path):
-    folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1)
+    folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1,
+                      pictures=True)
     assert all(row['lam'] < 1 for row in json.loads((folder / 'mixes.json').read_text())['images'])
 
 
@@ -189,7 +190,8 @@ def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp
 @pytest.mark.parametrize('mode', [*(name for name in list_mixers() if name not in TIMM_MODES), 'gradmix+cutmix'])
 def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
     model = ('--model', 'test_vit') if mode == 'transmix' else ()
-    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1, *model)
+    folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1, *model,
+                      pictures=True)
     record = load_checkpoint(folder / 'last.pth.tar').record
     assert record.mixer == mode
     assert create_mixer(mode, **record.mixer_options).options == record.mixer_options
@@ -210,7 +212,7 @@ def test_pixmix_undoes_the_normalisation_of_the_run(mode, given, expected, image
 
 
 def test_timms_mode_is_recorded_and_rebuilt(images, tmp_path):
-    folder = run_tiny(images, tmp_path, '--mixup', 0.4, '--mixup-mode', 'elem', '--epochs', 1)
+    folder = run_tiny(images, tmp_path, '--mixup', 0.4, '--mixup-mode', 'elem', '--epochs', 1, pictures=True)
     record = load_checkpoint(folder / 'last.pth.tar').record
     assert record.mixer == 'elem'
     assert create_mixer('elem', num_classes=4, **record.mixer_options).timm.mixup_alpha == 0.4
@@ -258,8 +260,10 @@ def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeyp
     build = stages.build_loaders
     monkeypatch.setattr(stages, 'build_loaders', lambda *a: (served.append(a[4]), build(*a))[1])
     folder = run_tiny(images, tmp_path, '--known-classes', 'dog,ant,bee', '--osr-val-fraction', 0.25, '--mixup-mode',
-                      'gradmix', classes=None)
+                      'gradmix', classes=None, pictures=True)
     assert opened == ['train']
+    assert json.loads((folder / 'mixes.json').read_text())['mixer'] == 'gradmix'
+    assert (folder / 'mixes.png').stat().st_size > 1000
     names = [served[0].train.filename(n) for n in range(len(served[0].train))]
     held = [served[0].eval.filename(n) for n in range(len(served[0].eval))]
     assert len(names) == 18
@@ -388,6 +392,7 @@ def test_told_to_skip_a_broken_batch_changes_nothing_but_its_own_update(flags, i
 
     monkeypatch.setattr(loop._Epoch, '_placed', poison)
     monkeypatch.setattr(loop._Epoch, '_learn', watched)
+    monkeypatch.setattr(stages, '_write_mixes', lambda *args: None)
     assert train.console(line(images, tmp_path, '--num-classes', 4, '--epochs', 1, '--skip-nonfinite', *flags)) == 0
     dropped = {2, 3} if '--grad-accum-steps' in flags else {2}
     assert {index for index, same in enumerate(kept) if same} == dropped

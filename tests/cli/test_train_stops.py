@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_twice_in_an_epoch_goes_on_exactly(images, tmp_pat
 
 @pytest.mark.slow
 def test_a_run_stopped_in_validation_validates_again_and_trains_no_batch_twice(images, tmp_path, monkeypatch):
-    straight = run_tiny(images, tmp_path, *GRADMIX, name='straight')
+    straight = run_tiny(images, tmp_path, *GRADMIX, name='straight', pictures=True)
     judge, calls = validation._judge, []
 
     def noticed(*args):
@@ -113,7 +113,7 @@ def test_a_run_stopped_in_validation_validates_again_and_trains_no_batch_twice(i
     assert len(rows(tmp_path / 'parts')) == 1
     monkeypatch.undo()
     monkeypatch.setattr(loop._Epoch, 'step', None)
-    parts = run_tiny(images, tmp_path, *GRADMIX, '--resume', 'auto', name='parts')
+    parts = run_tiny(images, tmp_path, *GRADMIX, '--resume', 'auto', name='parts', pictures=True)
     assert rows(parts) == rows(straight)
     assert (parts / 'mixes.json').read_bytes() == (straight / 'mixes.json').read_bytes()
 

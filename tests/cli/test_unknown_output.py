@@ -19,7 +19,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('unknown')
     images = write_images(folder / 'images')
     return images, run_tiny(images, folder, '--epochs', 1, '--mixup-mode', 'openmix', '--unknown-output',
-                            '--known-classes', 'ant,bee,cat', classes=None)
+                            '--known-classes', 'ant,bee,cat', classes=None, pictures=True)
 
 
 def test_the_checkpoint_has_an_output_more_than_its_classes(run):

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+import pytest
 import timm
 import torch
 import torchvision
 from PIL import Image
 
 from gradmix_timm.cli import train
+from gradmix_timm.cli.training import run
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 
@@ -41,10 +43,15 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def run_tiny(root: Path, out: Path, *flags: object, name: str = 'run', classes: int | None = 4) -> Path:
-    """Train in this process; the run folder."""
+def run_tiny(root: Path, out: Path, *flags: object, name: str = 'run', classes: int | None = 4,
+             pictures: bool = False) -> Path:
+    """Train in this process; the run folder. ``pictures``: mixes.png too, which takes longer than the epochs."""
     head = [] if classes is None else ['--num-classes', str(classes)]
-    train.main(['--data-dir', str(root), *head, *TINY, '--output', str(out), '--experiment', name, *map(str, flags)])
+    with pytest.MonkeyPatch.context() as patch:
+        if not pictures:
+            patch.setattr(run, '_write_mixes', lambda *args: None)
+        train.main(['--data-dir', str(root), *head, *TINY, '--output', str(out), '--experiment', name,
+                    *map(str, flags)])
     return out / name
 
 
