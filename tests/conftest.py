@@ -4,6 +4,7 @@ PyTorch and timm are imported by the fixtures: the process that only hands out t
 """
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,17 @@ import pytest
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Imports and thousands of tests are no garbage: full collections looked through them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)
