@@ -53,7 +53,7 @@ class LossParts:
     def update(self, result: dict[str, Any], count: int) -> None:
         """Add what a task returned for ``count`` images."""
         for name in (name for name in result if name.startswith('loss_')):
-            value = result[name].detach().double()
+            value = result[name].detach().float()
             usable = value.isfinite()
             self.sums[name] = self.sums.get(name, 0) + torch.where(usable, value, 0) * count
             self.counts[name] = self.counts.get(name, 0) + usable * count
