@@ -79,10 +79,13 @@ def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: 
         The content of results.json, and the predictions of every known image in each view, for arrays.npz.
 
     Raises:
-        ValueError: A data set without a shortcut, images that cannot be read, a score that cannot be served.
+        ValueError: A data set without a shortcut, images that cannot be read, a layer that the model lacks, a score
+            that cannot be served.
     """
     began = time.monotonic()
     refuse_model_scores(model.settings.scores)
+    layers = [] if options.attribution == 'input-gradient' else [
+        str(layer) for layer in resolve_layers(model.net, model.reading().input_size, options.layers)]
     known = {view: viewed(images.known, view) for view in ('own', 'absent', 'conflict')}
     unknown = {} if images.unknown is None else {
         view: viewed(images.unknown.sets[''], view) for view in ('own', 'absent')}
@@ -97,7 +100,8 @@ def evaluate_shortcut(model: EvaluatedModel, images: EvaluationImages, options: 
                    f'pred/{view}': found.logits.argmax(1).numpy()}
     rest_by_first()
     split, source, own = images.split, cast(ShortcutSource, known['own'].source), groups['own']
-    evidence = _evidence(model, thinned(known['own'], options.images), options)
+    evidence = {'attribution': options.attribution, 'layers': layers,
+                **_evidence(model, thinned(known['own'], options.images), options)}
     read = {'known': known['own'], **({'unknown': unknown['own']} if unknown else {})}
     results: dict[str, Any] = {
         **facts_of(model, images, read, time.monotonic() - began, command), 'command': 'shortcut',
@@ -139,8 +143,6 @@ def _group(view: str, model: EvaluatedModel, known: Embeddings, unknown: Embeddi
 def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOptions) -> dict[str, Any]:
     """Mass of the map on the mark, and drop of the label's log-odds when it is hidden, of images with their own."""
     size = model.reading().input_size
-    layers = [] if options.attribution == 'input-gradient' else [
-        str(layer) for layer in resolve_layers(model.net, size, options.layers)]
     found: dict[str, list[Floats]] = {}
     for pixels, labels, mask, rolled in _batches(model, images):
         made = attribute(model.net, pixels, labels, options.layers, options.attribution)
@@ -162,8 +164,7 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
     figures: dict[str, Any] = {}
     for name, column in columns.items():
         figures |= _mean(name, column, share=name in ('area', 'mass', 'peak'))
-    return {'attribution': options.attribution, 'layers': layers, 'n': count, 'left_out': len(images) - count,
-            **figures}
+    return {'n': count, 'left_out': len(images) - count, **figures}
 
 
 def _mean(name: str, values: Floats, share: bool) -> dict[str, Any]:

@@ -170,8 +170,9 @@ def test_a_checkpoint_without_unknown_classes_has_accuracies_alone(tmp_path):
     (('--scores', 'odin'), '--scores odin takes passes of its own'),
     (('--dataset', 'shortcut::side=0'), 'side=0'),
 ])
-def test_what_a_user_gets_wrong_is_one_line(place, tmp_path, capsys, argv, words):
+def test_what_a_user_gets_wrong_is_one_line_before_images_are_read(place, tmp_path, capsys, monkeypatch, argv, words):
     root, _ = place
+    monkeypatch.setattr(EvaluatedModel, 'embed', lambda *_: pytest.fail('embedded first'))
     assert run('--checkpoint', root / 'run' / 'model_best.pth.tar', '--data-dir', root / 'data', '--output', tmp_path,
                *argv) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
