@@ -126,7 +126,7 @@ def fold(tensor: Tensor, target: TargetLayer, image_size: tuple[int, int]) -> Te
         raise ValueError(f'layer {target}: {tokens.shape[1]} tokens make no grid over {image_size[0]}x{image_size[1]} '
                          'pixels; choose another layer with --gradmix-layers')
     if target.order is not None:
-        tokens = tokens[:, torch.tensor(target.order, device=tokens.device)]
+        tokens = tokens[:, torch.tensor(target.order).to(tokens.device, non_blocking=True)]
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
