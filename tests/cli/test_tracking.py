@@ -112,7 +112,7 @@ def test_wandb_gets_the_mixes_in_the_step_of_timms_summary(images, tmp_path, wan
     (), pytest.param(('--mixup-mode', 'none'), marks=pytest.mark.slow), ('--mixup', 0.5)],
     ids=['plain', 'none', 'timm'])
 def test_a_run_that_mixes_nothing_in_the_step_logs_its_metrics_alone(flags, images, tmp_path, board):
-    run_tiny(images, tmp_path, *flags, '--log-tensorboard', '--epochs', 1)
+    run_tiny(images, tmp_path, *flags, '--log-tensorboard', '--epochs', 1, pictures=True)
     keys = {key for key, _ in board.scalars}
     assert keys >= {'train/loss', 'eval/top1'}
     assert not keys & {'mix/lam', 'mix/random_boxes'}

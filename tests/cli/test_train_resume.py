@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import KEY, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import RunFailedError, UsageError
+from gradmix_timm.cli.training.interrupt import StoppedError
 from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver
 
 
@@ -210,3 +212,18 @@ def test_copies_are_made_whole_and_leave_nothing_beside(links, tmp_path, monkeyp
         saver._duplicate(str(tmp_path / 'a'), str(tmp_path / 'b'))
     assert (tmp_path / 'b').read_text() == 'new'
     assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
+
+
+@pytest.mark.parametrize(('number', 'error'), [
+    (signal.SIGTERM, StoppedError), (0, RuntimeError)], ids=['stopped', 'killed alone'])
+def test_a_worker_that_dies_of_the_signal_is_a_stop(number, error, images, tmp_path, monkeypatch):
+    """The signal can meet a worker that has just started and does not leave it to the main process yet."""
+    def train(run, *_):
+        if number:
+            run.interrupt.hold(number, None)
+        raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Terminated. ')
+
+    monkeypatch.setattr('gradmix_timm.cli.training.run._train', train)
+    with pytest.raises(error, match='stopped by SIGTERM' if number else 'killed by signal') as failure:
+        run_tiny(images, tmp_path)
+    assert failure.value.__notes__ == ['last checkpoint: none yet']

@@ -68,6 +68,17 @@ class Interrupt:
         if self.agreed():
             raise StoppedError(self.requested)
 
+    def ended_by(self, failure: BaseException) -> KeyboardInterrupt | None:
+        """The interrupt that a failure is, or that caused it; None for another failure.
+
+        A loader's worker that has just started dies of the signal, which PyTorch reports as a RuntimeError.
+        """
+        if isinstance(failure, KeyboardInterrupt):
+            return failure
+        if self.requested and isinstance(failure, RuntimeError) and 'DataLoader worker' in str(failure):
+            return StoppedError(self.requested)
+        return None
+
     def hold(self, number: int, frame: FrameType | None) -> None:
         """The signal handler: records the request; a second Ctrl-C stops at once."""
         if self.requested and number == signal.SIGINT and time.monotonic() - self.since > _ECHO_SECONDS:

@@ -114,10 +114,11 @@ def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
             _train(run, span, results, write_mixes)
     except (Exception, KeyboardInterrupt) as failure:
         good = run.saver.last_good() if run.saver is not None else None
-        failure.add_note(f'last checkpoint: {good or "none yet"}')
-        if isinstance(failure, KeyboardInterrupt):
-            return failure
-        raise
+        stop = run.interrupt.ended_by(failure)
+        (stop or failure).add_note(f'last checkpoint: {good or "none yet"}')
+        if stop is None:
+            raise
+        return stop
     finally:
         for open_one in (run.bar, run.tracker):
             if open_one is not None:
