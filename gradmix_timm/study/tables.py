@@ -10,6 +10,7 @@ from typing import Any
 
 from gradmix_timm.openset.comparison import LOWER_IS_BETTER, compare_runs
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS
+from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import CLOSED_SET, Run, read_runs
 
 from .cells import is_done, result_files
@@ -206,8 +207,7 @@ def _table(study: Study, block: _Block) -> list[str]:
     table.append(['cells', *(str(sum(run.group == name for run in block.runs)) for name in levels)])
     if len(levels) > len(table):
         table = [list(row) for row in zip(*table, strict=True)]
-    head, *rows = (f'| {" | ".join(row)} |' for row in table)
-    return [head, f'|{"---|" * len(table[0])}', *rows]
+    return text_table(table[0], table[1:], texts=range(len(table[0]))).splitlines()
 
 
 def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str, Any], name: str) -> str:

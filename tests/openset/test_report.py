@@ -295,10 +295,13 @@ def test_a_name_is_one_cell_of_a_table_and_steers_no_terminal():
     lines = text_table(['score', 'AUROC'], [['a|b\x1b[31m\nc', '1']]).splitlines()
     assert len(lines) == 3
     assert lines[2].startswith('| a\\|b\ufffd[31m\ufffdc |')
+    joined = ['می\u200cشود', '👩\u200d👧']
+    assert all(name in text_table(['score', 'AUROC'], [[name, '1']]) for name in joined)
 
 
 WIDE = {'cat': 3, '三毛猫': 6, 'ﾈｺ': 2, 'ねこ\uff01': 6, '고양이': 6, '\u1100\u1161\u11a8': 2, '🐈': 2, '❤\ufe0f': 2,
-        'e\u0301le\u0300ve': 5, 'แมว': 3, 'น้ำ': 2, '': 0}
+        'e\u0301le\u0300ve': 5, 'แมว': 3, 'น้ำ': 2, '': 0,
+        'می\u200cشود': 5, '👩\u200d👧': 2}
 
 
 def test_columns_of_a_terminal_are_counted_not_characters():

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
 # Vowels and final consonants of Hangul, drawn in the cell of the consonant before them (names of files on macOS).
 _HANGUL = (range(0x1160, 0x1200), range(0xD7B0, 0xD800))
 _EMOJI_STYLE = '\ufe0f'
+# Between letters of Persian, or the parts of one emoji; they steer no terminal.
+_JOINERS = '\u200c\u200d'
 
 
 def columns_of(text: str) -> int:
@@ -38,11 +41,13 @@ def columns_of(text: str) -> int:
         (3, 2, 1)
     """
     widths: list[int] = []
-    for mark in text:
+    for before, mark in itertools.pairwise(f' {text}'):
+        wide = unicodedata.east_asian_width(mark) in 'WF'
         if mark == _EMOJI_STYLE and widths:  # the character before it, in the size of an emoji
             widths[-1] = 2
-        elif not (unicodedata.category(mark) in ('Mn', 'Me') or any(ord(mark) in block for block in _HANGUL)):
-            widths.append(2 if unicodedata.east_asian_width(mark) in 'WF' else 1)
+        elif not (unicodedata.category(mark) in ('Mn', 'Me') or mark in _JOINERS or (wide and before == _JOINERS[1])
+                  or any(ord(mark) in block for block in _HANGUL)):
+            widths.append(2 if wide else 1)
     return sum(widths)
 
 
@@ -196,7 +201,7 @@ def without_guard(text: str) -> str:
 
 
 def _in_a_cell(text: str) -> str:
-    return ''.join(mark if mark.isprintable() else '\ufffd' for mark in text).replace('|', '\\|')
+    return ''.join(mark if mark.isprintable() or mark in _JOINERS else '\ufffd' for mark in text).replace('|', '\\|')
 
 
 def pretraining_note(manifest: Manifest) -> str:
