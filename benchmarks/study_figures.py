@@ -39,11 +39,17 @@ PAIRS = {
         'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
+    'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
+    'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
+    'finetune-textures': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'random-small', 'gradmix-small')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
     'budget-cifar10': tuple((other, 'none') for other in (
         'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
 }
+# Levels of further axes that those pairs are of.
+PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'setting': '50x20'},
+             'finetune-textures': {'net': 'lite0', 'budget': 'e10'}}
 
 
 def opened(name: str) -> Study:
@@ -155,12 +161,11 @@ def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]
 
 
 def curve(study: str) -> str:
-    """One row a method: accuracy and AUROC by budget on the same class splits; 20 epochs are of small-cifar10."""
+    """One row a method: accuracy and AUROC by budget on class split 0; 20 epochs are of small-cifar10."""
     shown = {'e5': '5 epochs', 'e20': '20', 'e60': '60'}
-    trials = {cell.levels['trial'] for cell in opened(study).cells}
     found: dict[str, dict[str, list[dict]]] = {method: {} for method in CURVE}
     for cell, results in (*finished(study), *finished('small-cifar10')):
-        if cell.levels['trial'] in trials and cell.levels['method'] in CURVE:
+        if cell.levels['trial'] == '0' and cell.levels['method'] in CURVE:
             found[cell.levels['method']].setdefault(cell.levels.get('budget', 'e20'), []).append(results)
     heads = [f'{figure}{head}' for figure in ('accuracy, ', 'AUROC (MLS), ') for head in shown.values()]
     lines = [f'| training | {" | ".join(heads)} |', f'|{"---|" * (1 + len(heads))}']
@@ -251,7 +256,7 @@ def gaps(study: str, first: str, second: str, view: str, score: str = '') -> lis
     """Points of one method above another by class split: accuracy, or AUROC of a score."""
     found: dict[str, dict[str, float]] = {first: {}, second: {}}
     for cell, results in finished(study):
-        if cell.levels['method'] in found:
+        if cell.levels['method'] in found and PAIRED_AT.get(study, {}).items() <= cell.levels.items():
             group = results['groups'][view] if view else results
             value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
             found[cell.levels['method']][cell.levels['trial']] = 100 * value
@@ -283,15 +288,16 @@ def gains(study: str, pairs: tuple[tuple[str, str], ...] = ()) -> str:
     return '\n'.join(lines)
 
 
-def plain(study: str) -> str:
-    """Accuracy and AUROC of a study without shortcut."""
-    def auroc(score: str) -> Callable[[dict], float]:
-        return lambda results: results['scores'][score]['auroc']
+def plain(study: str, metric: str = 'auroc') -> str:
+    """A metric of each score of a study without shortcut; accuracy beside AUROC."""
+    def of(score: str) -> Callable[[dict], float]:
+        return lambda results: results['scores'][score][metric]
 
     runs = [results for _, results in finished(study)]
     scores = [score for score in PLAIN_SCORES if all(score in run['scores'] for run in runs)]
-    return grouped(study, '', {'accuracy': lambda results: results['closed_set']['top1'],
-                               **{f'AUROC, {score}': auroc(score) for score in scores}})
+    accuracy = {'accuracy': lambda results: results['closed_set']['top1']}
+    return grouped(study, '', {**(accuracy if metric == 'auroc' else {}),
+                               **{f'{metric.upper()}, {score}': of(score) for score in scores}})
 
 
 def differences(study: str) -> str:
@@ -301,6 +307,7 @@ def differences(study: str) -> str:
 
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT), 'evidence': evidence,
+          'oscr': lambda study: plain(study, 'oscr'),
           'sets': other_sets, 'corruptions': corrupted, 'probes': probed, 'differences': differences}
 
 
