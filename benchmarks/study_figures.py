@@ -41,7 +41,8 @@ PAIRS = {
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
     'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
-    'finetune-textures': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'random-small', 'gradmix-small')),
+    'finetune-textures': tuple((other, 'none') for other in (
+        'confident-90', 'cutmix', 'random-small', 'gradmix-small')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
     'budget-cifar10': tuple((other, 'none') for other in (
