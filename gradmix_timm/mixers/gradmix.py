@@ -78,7 +78,8 @@ class GradMix(BatchMixer):
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
-    probability of c or more: what is covered has then been learned. Of several labels an image, the least sure counts.
+    probability of c or more: what is covered has then been learned. Of several labels an image, the least sure counts;
+    of soft labels, the one with the largest share.
 
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
@@ -210,10 +211,13 @@ class GradMix(BatchMixer):
             return None
         logits = captured[0].logits
         targets = targets.to(logits.device)
-        if targets.ndim == 1:
-            probability = logits.softmax(1).gather(1, targets[:, None])[:, 0]
-        else:
+        if self.multi_label and targets.ndim == 2:
             probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
+        else:
+            labels = targets if targets.ndim == 1 else targets.argmax(1)
+            if logits.shape[1] == 1 < self.num_classes:  # of two classes: the log-odds of the second
+                logits = F.pad(logits, (1, 0))
+            probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return probability >= self.config.confidence
 
     # ---- the draw

@@ -509,6 +509,27 @@ def test_of_several_labels_the_least_sure_counts():
     assert (mixer.draw(images, rows, model).lam < 1).tolist() == [False, True, True, False]
 
 
+def test_soft_labels_are_judged_by_the_largest_share():
+    images, labels, model = certain()
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.7)
+    sure = [True, True, True, False]
+    for rows in (torch.eye(K), torch.eye(K) * 0.8 + 0.2 / K):
+        mixer.set_step(0, 0)
+        assert (mixer.draw(images, rows, model).lam < 1).tolist() == sure
+    mixer.set_step(0, 0)
+    assert (mixer.draw(images, labels, model).lam < 1).tolist() == sure
+
+
+def test_one_logit_is_the_log_odds_of_the_second_class():
+    model = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[0].weight.data.fill_(1.0)
+    images = torch.full((4, 3, 8, 8), 1.0)  # a logit of 3, a probability of .95
+    images[2:] *= -1
+    mixer = create_mixer('gradmix', num_classes=2, layers=('0',), confidence=0.9)
+    drawn = mixer.draw(images, torch.tensor([0, 1, 0, 1]), model)
+    assert (drawn.lam < 1).tolist() == [False, True, True, False]
+
+
 @pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},
                                      {'confidence': 0.5, 'attribution': 'random'}], ids=str)
 def test_a_confidence_is_a_probability_and_needs_a_model(options):
