@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS, over_trials
-from gradmix_timm.study import Cell, Study, read_study, study_tables
+from gradmix_timm.study import Cell, Study, read_study
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ROOT / 'benchmarks' / 'studies'
@@ -301,15 +301,10 @@ def plain(study: str, metric: str = 'auroc') -> str:
                                **{f'{metric.upper()}, {score}': of(score) for score in scores}})
 
 
-def differences(study: str) -> str:
-    """AUROC of MLS as `gradmix-study --table` prints it."""
-    return study_tables(opened(study), ['mls'], ['auroc']).strip()
-
-
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT), 'evidence': evidence,
           'oscr': lambda study: plain(study, 'oscr'),
-          'sets': other_sets, 'corruptions': corrupted, 'probes': probed, 'differences': differences}
+          'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
 
 def table(name: str) -> str:
