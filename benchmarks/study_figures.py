@@ -41,16 +41,15 @@ PAIRS = {
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
     'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
-    'finetune-textures': tuple((other, 'none') for other in (
-        'confident-90', 'cutmix', 'random-small', 'gradmix-small')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
     'budget-cifar10': tuple((other, 'none') for other in (
         'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
 }
+# Of trainings on the clean batch and on its mix, at twice the cost of a step.
+CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
 # Levels of further axes that those pairs are of.
-PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'setting': '50x20'},
-             'finetune-textures': {'net': 'lite0', 'budget': 'e10'}}
+PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'setting': '50x20'}}
 
 
 def opened(name: str) -> Study:
@@ -275,13 +274,17 @@ def interval(values: list[float], level: float) -> str:
 
 
 def gains(study: str, pairs: tuple[tuple[str, str], ...] = ()) -> str:
-    """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni)."""
-    pairs = pairs or PAIRS[study]
+    """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni).
+
+    Pairs without a common class split are left out.
+    """
     figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
                for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
     if not study.startswith('shortcut'):
         figures = {'accuracy': ('', '')} | {f'AUROC, {score}': ('', score) for score in ('msp', 'mls', 'knn')}
     lines = [f'| points above | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
+    view, score = next(iter(figures.values()))
+    pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps(study, *pair, view, score))
     for first, second in pairs:
         row = [gaps(study, first, second, view, score) for view, score in figures.values()]
         cells = [interval(found, 1 - 0.05 / (len(figures) * len(pairs))) for found in row]
@@ -302,8 +305,8 @@ def plain(study: str, metric: str = 'auroc') -> str:
 
 
 # After a study's name in a marker; a study alone has the table of its kind.
-TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT), 'evidence': evidence,
-          'oscr': lambda study: plain(study, 'oscr'),
+TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
+          'clean': lambda study: gains(study, CLEAN), 'evidence': evidence, 'oscr': lambda study: plain(study, 'oscr'),
           'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
 
