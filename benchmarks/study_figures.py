@@ -49,7 +49,7 @@ PAIRS = {
 # Of trainings on the clean batch and on its mix, at twice the cost of a step.
 CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
 # Levels of further axes that those pairs are of.
-PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'setting': '50x20'}}
+PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
 
 def opened(name: str) -> Study:
