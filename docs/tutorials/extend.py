@@ -18,17 +18,17 @@ from gradmix_timm import create_mixer, evaluate, list_mixers, plot_mixes, regist
 # %% [markdown]
 # ## A mixer that is a function
 #
-# `(images, labels, **options) -> (images, soft targets)`. Random numbers from any global stream are seeded for the
-# step and restored afterwards, so runs reproduce.
+# `(images, labels, **options) -> (images, soft targets)`; a parameter `num_classes` is filled in. Random numbers from
+# any global stream are seeded for the step and restored afterwards, so runs reproduce.
 
 
 # %%
 @register_mixer('stripes', 'every other stripe from the next image', function=True)
-def stripes(images, labels, width=4):
+def stripes(images, labels, num_classes, width=4):
     rows = (torch.arange(images.shape[2]) // width % 2).bool()
     mixed = images.clone()
     mixed[:, :, rows] = images.roll(1, 0)[:, :, rows]
-    targets = torch.nn.functional.one_hot(labels, 3).float()
+    targets = torch.nn.functional.one_hot(labels, num_classes).float()
     return mixed, targets.lerp(targets.roll(1, 0), rows.float().mean())
 
 
@@ -117,7 +117,9 @@ evaluate(torch.nn.Flatten(), known=known, unknown=unknown, scores=('mls', 'margi
          feature_map=0)
 
 # %% [markdown]
-# A score that is fitted sets `needs_train = True` and takes what it needs in `fit(train, head)`.
+# A score that is fitted sets `needs_train = True` and takes what it needs in `fit(train, head)`. `--device-modules
+# my_scores` makes the name known to `gradmix-openset` and `gradmix-predict`. One that is to go into an ONNX graph derives
+# from `gradmix_timm.openset.scores.logit.LogitScore` and writes `of(logits)` in place of `knownness`.
 #
 # ## A protocol
 #

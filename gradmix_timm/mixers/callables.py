@@ -5,6 +5,7 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +49,8 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 class CallableMixer(BatchMixer):
     """A function ``(images, labels, **options) -> (images, soft targets)`` as a mixer.
 
+    A function that has a parameter ``num_classes`` is given K.
+
     The function gets copies, labels as they come (int64 [B] or float [B, K], not smoothed), and global random streams
     that are seeded for the step and restored afterwards, so it is reproducible with any source of randomness. Its
     effect is not recorded: in its draws ``lam`` is 0 for every image passed to it and ``partner`` the image
@@ -58,6 +61,9 @@ class CallableMixer(BatchMixer):
         function: Returns images of the same shape, and targets float [B, K] or int64 [B].
         num_classes: K.
         **options: See :class:`BatchMixer`; others are the function's own.
+
+    Raises:
+        ValueError: An option that the function does not take, or one without a default that is missing.
     """
 
     tells_lam: bool = False
@@ -66,11 +72,18 @@ class CallableMixer(BatchMixer):
                  ) -> None:
         shared = [*inspect.signature(BatchMixer.__init__).parameters][2:]
         super().__init__(num_classes, **{key: options.pop(key) for key in shared if key in options})
-        parameters = inspect.signature(function).parameters.values()
-        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][2:]
+        rest = [*inspect.signature(function).parameters.values()][2:]  # after images and labels
+        known = {p.name: p for p in rest if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if 'num_classes' in known:
+            del known['num_classes']
+            function = partial(function, num_classes=self.num_classes)
         stray = [key for key in options if key not in known]
-        if stray and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if stray and not any(p.kind is p.VAR_KEYWORD for p in rest):
             raise ValueError(f'mixer {name!r} has no option {stray[0]!r}: {nearest(stray[0], [*known, *shared])}')
+        lacking = [key for key, p in known.items() if p.default is p.empty and key not in options]
+        if lacking:
+            raise ValueError(f'mixer {name!r} needs {lacking[0]}; type {lacking[0]}=..., or --mixup-kwargs '
+                             f'{lacking[0]}=..., or give the function a default')
         self.name = name
         self.function, self.own = function, options
 

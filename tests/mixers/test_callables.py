@@ -131,3 +131,21 @@ def test_torchvision_and_gradmix_alternate(batch, tiny_cnn):
     names = {mixer.mix(*batch, tiny_cnn).draw.name for _ in range(12)}
     assert names == {'gradmix', 'torchvision-cutmix'}
     assert all(torch.equal(kept[key], value) for key, value in tiny_cnn.state_dict().items())
+
+
+def test_a_function_that_asks_for_the_number_of_classes_is_given_it():
+    def shifted(images, labels, num_classes, by=1):
+        return images, torch.nn.functional.one_hot((labels + by) % num_classes, num_classes).float()
+
+    _, targets = CallableMixer('shifted', shifted, 4, by=2)(torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 3]))
+    assert targets.argmax(1).tolist() == [2, 3, 1]
+    assert 'num_classes' not in CallableMixer('shifted', shifted, 4).own
+
+
+def test_an_option_without_a_default_is_asked_for_before_the_first_batch():
+    def stripes(images, labels, width):
+        return images, labels
+
+    with pytest.raises(ValueError, match="mixer 'stripes' needs width; type width="):
+        CallableMixer('stripes', stripes, 4)
+    assert CallableMixer('stripes', stripes, 4, width=2).options['width'] == 2
