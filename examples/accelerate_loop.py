@@ -25,7 +25,7 @@ def main(backbone: str = 'test_resnet', epochs: int = 6, batch_size: int = 64, *
     loader = DataLoader(train, batch_size, shuffle=True, drop_last=True)
     model, optimizer, loader, tests = accelerator.prepare(model, optimizer, loader, DataLoader(test, 256))
     loss_fn = SoftTargetCrossEntropy()
-    mixer = create_mixer('gradmix', num_classes=6, prob=0.5, rank=accelerator.process_index)
+    mixer = create_mixer('gradmix', num_classes=6, confidence=0.9, rank=accelerator.process_index)
 
     for epoch in range(epochs):
         model.train()

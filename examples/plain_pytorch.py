@@ -18,7 +18,7 @@ def main(backbone: str = 'test_resnet', epochs: int = 6, batch_size: int = 64) -
     model = timm.create_model(backbone, num_classes=6, in_chans=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05)
     loss_fn = SoftTargetCrossEntropy()
-    mixer = create_mixer('gradmix', num_classes=6, prob=0.5, label_smoothing=0.1, seed=0)
+    mixer = create_mixer('gradmix', num_classes=6, confidence=0.9, label_smoothing=0.1, seed=0)
 
     for epoch in range(epochs):
         model.train()

@@ -47,7 +47,7 @@ def main(epochs: int = 3, batch_size: int = 64) -> float:
     train, test, _ = known_and_unknown()
     model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=6)
     model.conv1 = torch.nn.Conv2d(1, 64, 3, padding=1, bias=False)
-    mixer = create_mixer('gradmix', num_classes=6, prob=0.5, label_smoothing=0.1)
+    mixer = create_mixer('gradmix', num_classes=6, confidence=0.9, label_smoothing=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = DataLoader(train, batch_size, shuffle=True, drop_last=True)
     for epoch in range(epochs):

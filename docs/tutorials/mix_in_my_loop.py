@@ -31,14 +31,16 @@ test = TensorDataset(images[1000:], torch.from_numpy(labels)[1000:])
 # %% [markdown]
 # ## The changed line
 #
-# `num_classes` is the width of the classifier. `prob=0.5` mixes half of the batches. The mixer returns new images and
-# soft targets [B, K], so the loss has to accept soft targets, as with timm's Mixup.
+# `num_classes` is the width of the classifier. `confidence=0.9` mixes only images whose label the model is already sure
+# of; without it every image is mixed, which gains more where a cue misleads and costs accuracy where there is none
+# ([when to use which](../results/study.md)). The mixer returns new images and soft targets [B, K], so the loss has to
+# accept soft targets, as with timm's Mixup.
 
 # %%
 model = timm.create_model('test_resnet', num_classes=10, in_chans=1)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-mixer = create_mixer('gradmix', num_classes=10, prob=0.5, label_smoothing=0.1, seed=0)
+mixer = create_mixer('gradmix', num_classes=10, confidence=0.9, label_smoothing=0.1, seed=0)
 
 for _ in range(10):
     model.train()
