@@ -48,6 +48,13 @@ PAIRS = {
 }
 # Of trainings on the clean batch and on its mix, at twice the cost of a step.
 CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
+# Of the trainings that have two more seeds, in NAME-seeds.
+SEEDED = {
+    'shortcut-cifar10': tuple((method, other) for method in ('gradmix-small', 'confident-90')
+                              for other in ('cutmix', 'random-small', 'none')),
+    'small-cifar10': (*((method, 'none') for method in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
+                      ('confident-90', 'cutmix')),
+}
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
@@ -107,7 +114,7 @@ def headline() -> str:
         for line in shortcut(study, HEADLINE).splitlines()[2:]:
             method, _, absent, conflict, *_, count = line.strip('| ').split(' | ')
             above = '' if method == HEADLINE[-1] else interval(
-                gaps(study, HEADLINE[-1], method, 'conflict'), 1 - 0.05 / (4 * len(PAIRS[study])))
+                gaps((study,), HEADLINE[-1], method, 'conflict'), 1 - 0.05 / (4 * len(PAIRS[study])))
             rows[method] += [conflict, above, absent]
             splits = int(count)
         head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'no patch']
@@ -252,19 +259,25 @@ def plot(studies: dict[str, str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def gaps(study: str, first: str, second: str, view: str, score: str = '') -> list[float]:
-    """Points of one method above another by class split: accuracy, or AUROC of a score."""
-    found: dict[str, dict[str, float]] = {first: {}, second: {}}
-    for cell, results in finished(study):
-        if cell.levels['method'] in found and PAIRED_AT.get(study, {}).items() <= cell.levels.items():
-            group = results['groups'][view] if view else results
-            value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
-            found[cell.levels['method']][cell.levels['trial']] = 100 * value
-    return [value - found[second][trial] for trial, value in found[first].items() if trial in found[second]]
+def gaps(studies: tuple[str, ...], first: str, second: str, view: str, score: str = '') -> dict[str, list[float]]:
+    """Points of one method above another, by class split and there by seed: accuracy, or AUROC of a score."""
+    found: dict[str, dict[tuple[str, str], float]] = {first: {}, second: {}}
+    for study in studies:
+        for cell, results in finished(study):
+            levels = cell.levels
+            if levels['method'] in found and PAIRED_AT.get(study, {}).items() <= levels.items():
+                group = results['groups'][view] if view else results
+                value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
+                found[levels['method']][levels['trial'], levels['seed']] = 100 * value
+    by_split: dict[str, list[float]] = {}
+    for split, seed in found[first].keys() & found[second].keys():
+        by_split.setdefault(split, []).append(found[first][split, seed] - found[second][split, seed])
+    return by_split
 
 
-def interval(values: list[float], level: float) -> str:
+def interval(by_split: dict[str, list[float]], level: float) -> str:
     """Mean over class splits and Student's interval; of fewer than five the range in its place, of one itself."""
+    values = [statistics.mean(seeds) for seeds in by_split.values()]
     if len(values) == 1:
         return f'{values[0]:+.1f}'
     if len(values) < FEWEST_PAIRS:
@@ -273,10 +286,11 @@ def interval(values: list[float], level: float) -> str:
     return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
 
 
-def gains(study: str, pairs: tuple[tuple[str, str], ...] = ()) -> str:
+def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), more: tuple[str, ...] = ()) -> str:
     """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni).
 
-    Pairs without a common class split are left out.
+    A class split counts once, with the mean over its seeds, those of ``more`` studies among them. Pairs without a
+    common class split are left out.
     """
     figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
                for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
@@ -284,11 +298,13 @@ def gains(study: str, pairs: tuple[tuple[str, str], ...] = ()) -> str:
         figures = {'accuracy': ('', '')} | {f'AUROC, {score}': ('', score) for score in ('msp', 'mls', 'knn')}
     lines = [f'| points above | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
     view, score = next(iter(figures.values()))
-    pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps(study, *pair, view, score))
+    pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps((study, *more), *pair, view, score))
     for first, second in pairs:
-        row = [gaps(study, first, second, view, score) for view, score in figures.values()]
+        row = [gaps((study, *more), first, second, view, score) for view, score in figures.values()]
         cells = [interval(found, 1 - 0.05 / (len(figures) * len(pairs))) for found in row]
-        lines.append(f'| {first} above {second} | {" | ".join(cells)} | {len(row[0])} |')
+        runs = sum(map(len, row[0].values()))
+        count = f'{len(row[0])} ({runs} runs)' if more else len(row[0])
+        lines.append(f'| {first} above {second} | {" | ".join(cells)} | {count} |')
     return '\n'.join(lines)
 
 
@@ -306,8 +322,10 @@ def plain(study: str, metric: str = 'auroc') -> str:
 
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
-          'clean': lambda study: gains(study, CLEAN), 'evidence': evidence, 'oscr': lambda study: plain(study, 'oscr'),
-          'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
+          'clean': lambda study: gains(study, CLEAN),
+          'seeds': lambda study: gains(study, SEEDED[study], (f'{study}-seeds',)),
+          'oscr': lambda study: plain(study, 'oscr'),
+          'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
 
 def table(name: str) -> str:
