@@ -15,7 +15,7 @@ from typing import Any
 HERE = Path(__file__).parent
 TUTORIALS = sorted(path.stem for path in HERE.glob('*.py') if path.stem != 'execute')
 # Lines of one output that a page shows at most, the first and the last ones.
-_FIRST, _LAST = 4, 16
+_FIRST, _LAST = 4, 20
 # What a terminal would overwrite or colour, and folders that differ from run to run.
 _NOISE = re.compile(r'\x1b\[[0-9;]*m|[^\n]*\r(?!\n)')
 _FOLDER = re.compile(r'/tmp/tmp\w+')
