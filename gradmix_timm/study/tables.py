@@ -70,8 +70,13 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """
     blocks = list(_blocks(study, scores, metrics, level))
     done = sum(is_done(study.output, cell) for cell in study.cells)
-    lines = [f'{done} of {len(study.cells)} cells; differences to {study.base} with simultaneous '
-             f'{level:.0%} intervals', f'commits: {", ".join(_commits(study))}']
+    heading = f'{done} of {len(study.cells)} cells'
+    gaps = [gap for block in blocks for row in block.differences.values() for gap in row.values()]
+    if gaps:
+        heading += f'; differences to {study.base}'
+    if any(map(_has_interval, gaps)):
+        heading += f' with simultaneous {level:.0%} intervals'
+    lines = [heading, f'commits: {", ".join(_commits(study))}']
     for block in blocks:
         lines += ['', *([f'**{block.title}**', ''] if block.title else []), *_table(study, block)]
     return '\n'.join(lines) + '\n'

@@ -113,6 +113,16 @@ def test_levels_without_a_common_seed_leave_the_other_tables_as_they_are(make, s
     assert second['accuracy'] == ['0.505 ± 0.007', '0.605 ± 0.007 (+0.100, wins 2/2)']
 
 
+def test_the_heading_has_intervals_where_the_tables_have_some(finished):
+    change(finished, {'mixer': 'gradmix', 'seed': '4'}, .05)
+    assert study_tables(finished).startswith(
+        '10 of 10 cells; differences to none with simultaneous 95% intervals\n')
+    remove(finished, 'none', '0')
+    assert study_tables(finished).startswith('9 of 10 cells; differences to none\n')
+    remove(finished, 'none', '1', '2', '3', '4')
+    assert study_tables(finished).startswith('5 of 10 cells\n')
+
+
 def test_other_axes_make_a_table_each(make, stubbed):
     study = make(axes={'mixer': ['none', 'gradmix'], 'epochs': [1, 2], 'seed': [0, 1]})
     run_study(study, jobs=2)
