@@ -100,8 +100,11 @@ def draw_study(study: Study, metric: str = 'auroc', score: str = 'mls', level: f
     figure = Figure(figsize=(max(4., 2.4 * len(blocks)), 0.6 + 0.35 * len(next(iter(study.axes.values())))),
                     layout='constrained')
     panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
-    for panel, block in zip(panels, blocks, strict=True):
-        for row, (name, values) in enumerate(_values(study, block, key)):
+    drawn = [_values(study, block, key) for block in blocks]
+    names = [name for name in next(iter(study.axes.values())) if any(name in found for found in drawn)]
+    for panel, block, found in zip(panels, blocks, drawn, strict=True):
+        for name, values in found.items():
+            row = names.index(name)
             mean = block.means[key][name]
             panel.plot(values, [row] * len(values), '.', color='0.7', markersize=4)
             panel.plot([mean['mean']], [row], 'o', color='C0')
@@ -109,19 +112,17 @@ def draw_study(study: Study, metric: str = 'auroc', score: str = 'mls', level: f
                 panel.plot([mean['low'], mean['high']], [row, row], '-', color='C0')
         panel.set_title(block.title, fontsize='small')
         panel.set_xlabel('accuracy' if metric == 'top1' else f'{metric} ({score})')
-    names = [name for name, _ in _values(study, blocks[0], key)]
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return figure
 
 
-def _values(study: Study, block: _Block, key: _Key) -> list[tuple[str, list[float]]]:
-    first = next(iter(study.axes))
-    found = []
-    for name in study.axes[first]:
-        values = [run.values[key] for run in block.runs if run.group == name and key in run.values]
-        if values:
-            found.append((name, values))
+def _values(study: Study, block: _Block, key: _Key) -> dict[str, list[float]]:
+    """Level to the figures of its cells."""
+    found: dict[str, list[float]] = {}
+    for run in block.runs:
+        if key in run.values:
+            found.setdefault(run.group, []).append(run.values[key])
     if not found:
         raise ValueError(f'no {key[1]} of {key[0] or "the closed set"} in the cells of {study.source}')
     return found

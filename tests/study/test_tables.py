@@ -132,6 +132,17 @@ def test_other_axes_make_a_table_each(make, stubbed):
     assert len(draw_study(study).axes) == 2
 
 
+def test_a_level_has_its_row_in_every_panel(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'epochs': [1, 2], 'seed': [0]})
+    run_study(study, jobs=2)
+    shutil.rmtree(study.output / study.cells[0].name)
+    first, second = draw_study(study).axes
+    rows = {label.get_text(): row for label, row in zip(first.get_yticklabels(), first.get_yticks(), strict=True)}
+    dots = [{round(float(line.get_xdata()[0]), 2): line.get_ydata()[0] for line in panel.lines}
+            for panel in (first, second)]
+    assert dots == [{.6: rows['gradmix']}, {.5: rows['none'], .6: rows['gradmix']}]
+
+
 def test_a_shortcut_has_a_table_for_each_view(make, stubbed):
     study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
     run_study(study, jobs=2)
