@@ -40,7 +40,7 @@ class _Block:
         seconds: Level to the training seconds of its cells.
         means: Score and metric to the mean of each level, over all of its cells.
         differences: Level to its difference to the base by score and metric, over the pairs that these two have; a
-            level that shares no trial and seed with the base is not there.
+            level that shares no cell with the base is not there.
     """
 
     title: str
@@ -54,10 +54,11 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
                  level: float = 0.95) -> str:
     """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
 
-    Means are over all cells of a level that are done. Differences are over the pairs of the same trial and seed that a
-    level and the base both have, averaged over the seeds of a class split first; their intervals hold simultaneously
-    for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given. ``wins`` counts
-    the pairs in which a level is better than the base; ``cost`` is the ratio of median training seconds.
+    Means are over all cells of a level that are done. Differences are over the pairs of the same trial, seed and fold
+    that a level and the base both have, averaged over the seeds and folds of a class split first; their intervals hold
+    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
+    ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
+    seconds.
 
     Args:
         study: Cells that are not done are left out, and counted.
@@ -161,7 +162,7 @@ def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], 
 
 
 def _paired(runs: Sequence[Run], base: str) -> list[str]:
-    """Levels that share a trial and seed with the base."""
+    """Levels that share a trial, seed and fold with the base."""
     cells = {run.cell for run in runs if run.group == base}
     return list(dict.fromkeys(run.group for run in runs if run.group != base and run.cell in cells))
 
@@ -244,7 +245,7 @@ def _has_interval(gap: Gap) -> bool:
 
 
 def _wins(study: Study, block: _Block, key: _Key, name: str) -> tuple[int, int]:
-    """Pairs of equal trial and seed in which a level is better than the base, and all pairs."""
+    """Pairs of equal trial, seed and fold in which a level is better than the base, and all pairs."""
     bases = {run.cell: run.values[key] for run in block.runs if run.group == study.base}
     gaps = [run.values[key] - bases[run.cell] for run in block.runs if run.group == name and run.cell in bases]
     sign = -1 if key[1] in LOWER_IS_BETTER else 1

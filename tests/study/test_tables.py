@@ -143,6 +143,19 @@ def test_a_level_has_its_row_in_every_panel(make, stubbed):
     assert dots == [{.6: rows['gradmix']}, {.5: rows['none'], .6: rows['gradmix']}]
 
 
+def test_folds_are_replicates(make, stubbed):
+    """Each has images of its own, of the same classes; a pair shares the fold too."""
+    study = make(axes={'mixer': ['none', 'gradmix'], 'fold': {name: {'data_dir': name} for name in 'abcde'},
+                       'seed': [0, 1]})
+    assert run_study(study, jobs=2) == {}
+    for fold in 'abcde':
+        manifest = json.loads(next(study.output.glob(f'none-{fold}-0-*/results.json')).read_text())['manifest']
+        change(study, {'fold': fold}, manifest={**manifest, 'list_sha256': {'known': fold, 'unknown': fold}})
+    rows = rows_of(study_tables(study, ['mls'], ['auroc']))
+    assert rows['cells'] == ['10', '10']
+    assert rows['accuracy'][1].endswith('(+0.100, wins 10/10)')
+
+
 def test_a_shortcut_has_a_table_for_each_view(make, stubbed):
     study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
     run_study(study, jobs=2)
