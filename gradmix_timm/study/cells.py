@@ -128,7 +128,8 @@ def claimed(place: Path) -> Iterator[bool]:
     """Hold a cell's folder; yields False where another process does.
 
     The claim is a file made by exclusive creation, which is atomic on shared file systems too, and renewed while it is
-    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over.
+    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over, whatever
+    is in it, by one process.
     """
     place.mkdir(parents=True, exist_ok=True)
     file = place / _CLAIM
@@ -152,50 +153,54 @@ def claimed(place: Path) -> Iterator[bool]:
 
 
 def _claim(file: Path) -> bool:
-    for _ in range(2):
-        try:
-            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            if not _abandoned(file):
-                return False
-            with _moved_aside(file) as gone:
-                if not gone:
-                    return False
-            continue
+    """Make a claim, or take over one that is abandoned.
+
+    Takeovers have turns, and each looks again in its own: the claim that it found abandoned may have been taken over
+    since, and be held.
+    """
+    if _made(file):
+        return True
+    if not _abandoned(file):
+        return False
+    turn = file.with_name(f'{_CLAIM}.takeover')
+    if _abandoned(turn):
+        turn.unlink(missing_ok=True)
+    if not _made(turn):
+        return False
+    try:
+        if _abandoned(file):
+            file.unlink(missing_ok=True)
+        return _made(file)
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _made(file: Path) -> bool:
+    """Make a file that names this process; False if there is one."""
+    try:
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    try:
         with os.fdopen(handle, 'w') as opened:
             json.dump({'host': socket.gethostname(), 'pid': os.getpid()}, opened)
-        return True
-    return False
-
-
-@contextmanager
-def _moved_aside(file: Path) -> Iterator[bool]:
-    """Take an abandoned claim away; of several processes that try, one succeeds."""
-    aside = file.with_name(f'{_CLAIM}.{socket.gethostname()}.{os.getpid()}')
-    try:
-        file.rename(aside)
-    except FileNotFoundError:
-        yield False
-        return
-    aside.unlink(missing_ok=True)
-    yield True
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _abandoned(file: Path) -> bool:
+    """Whether the process that made a claim has ended on this host, or has not renewed it for ten minutes."""
     try:
-        age = time.time() - file.stat().st_mtime
+        if time.time() - file.stat().st_mtime > _DEAD_AFTER:
+            return True
         holder = json.loads(file.read_text())
-    except (OSError, ValueError):  # gone, or being written
-        return False
-    if age > _DEAD_AFTER:
-        return True
-    if holder.get('host') != socket.gethostname():
-        return False
-    try:
-        os.kill(int(holder['pid']), 0)
+        if holder['host'] == socket.gethostname():
+            os.kill(int(holder['pid']), 0)
     except ProcessLookupError:
         return True
-    except (KeyError, ValueError, PermissionError):
+    except (OSError, LookupError, ValueError, TypeError):  # gone, being written, or of another user
         return False
     return False
 

@@ -1,6 +1,7 @@
 """Cells are run once, by one process, and go on where they were stopped."""
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -157,6 +159,59 @@ def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
     os.utime(claim, (old, old))
     with claimed(tmp_path) as mine:
         assert mine
+
+
+@pytest.mark.parametrize('text', ['', '{"host": ', '7', '{"pid": null}'])
+def test_a_claim_that_is_not_whole_is_taken_over_when_it_is_old(tmp_path, text):
+    """As a kill between making the file and writing it leaves one, or a full disk."""
+    claim = tmp_path / 'claim.json'
+    claim.write_text(text)
+    with claimed(tmp_path) as mine:
+        assert not mine, 'it may be being written'
+    old = time.time() - 3600
+    os.utime(claim, (old, old))
+    with claimed(tmp_path) as mine:
+        assert mine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(cells_module.json, 'dump', full)
+    with pytest.raises(OSError, match='No space'), claimed(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_another_process_has_taken_over_meanwhile_is_its_own(tmp_path, monkeypatch):
+    claim, look = tmp_path / 'claim.json', cells_module._abandoned
+    claim.write_text(json.dumps({'host': 'another', 'pid': 1}))
+    os.utime(claim, (0, 0))
+    with ExitStack() as other:
+        def look_and_wait(file):
+            found = look(file)
+            monkeypatch.setattr(cells_module, '_abandoned', look)
+            assert other.enter_context(claimed(tmp_path)), 'the other is between our look and our move'
+            return found
+
+        monkeypatch.setattr(cells_module, '_abandoned', look_and_wait)
+        with claimed(tmp_path) as mine:
+            assert not mine
+        assert claim.exists()
+        with claimed(tmp_path) as mine:
+            assert not mine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_takeover_that_a_kill_interrupted_does_not_last(tmp_path):
+    for name in ('claim.json', 'claim.json.takeover'):
+        (tmp_path / name).write_text('')
+        os.utime(tmp_path / name, (0, 0))
+    with claimed(tmp_path) as mine:
+        assert mine
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('cluster', ['debug', pytest.param('local', marks=pytest.mark.slow)])
