@@ -17,6 +17,7 @@ import torch
 from stub_job import StubJob
 
 from gradmix_timm.checkpoint import KEY
+from gradmix_timm.cli.study import main
 from gradmix_timm.study import cells as cells_module
 from gradmix_timm.study import engines, forking, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
@@ -78,12 +79,13 @@ def test_a_training_of_two_processes(make):
     assert len(saved[KEY]['random_streams']) == 2, 'of each process'
 
 
-def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):
+def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed, caplog):
     study = make(axes={'mixer': ['broken', 'none'], 'seed': [0, 1]})
     failed = run_study(study)
     assert set(failed) == {cell.name for cell in study.cells if cell.levels['mixer'] == 'broken'}
     assert all('no such mixer' in message and 'status 1' in message for message in failed.values())
     assert [is_done(study.output, cell) for cell in study.cells] == [False, False, True, True]
+    assert [record.getMessage() for record in caplog.records] == [f'{name}: {said}' for name, said in failed.items()]
 
 
 @pytest.mark.slow
@@ -119,12 +121,22 @@ def test_a_finished_training_is_not_repeated_for_its_evaluation(make, stubbed, m
     assert (study.output / cell.name / 'ood' / 'results.json').is_file()
 
 
-def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed):
+def test_an_error_is_told_once(make, stubbed, capsys, caplog):
+    study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})
+    assert main([str(study.source)]) == 1
+    told = capsys.readouterr().out
+    assert (told + caplog.text).count('no such mixer') == 1
+    assert f'failed: {study.cells[1].name}\n' in told
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed, caplog):
     study = make()
     with claimed(study.output / study.cells[0].name) as mine:
         assert mine
         assert run_study(study) == {}
         assert not is_done(study.output, study.cells[0])
+    told, = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f'left to other processes, which hold them: 1 of 6 cells ({study.cells[0].name});')
     assert all(is_done(study.output, cell) for cell in study.cells[1:])
 
 
