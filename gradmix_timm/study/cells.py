@@ -1,6 +1,8 @@
 """Run one cell of a study: claim it, train, evaluate, and keep small result files with their provenance."""
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
+from gradmix_timm.choices import COMMA_LISTS
 
 from .forking import run_module
 from .plan import CHECKPOINTS, Cell
@@ -106,6 +109,8 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
     Example:
         >>> as_flags({'epochs': 3, 'amp': True, 'channels_last': False, 'scores': ['msp', 'mls']})
         ['--epochs', '3', '--amp', '--scores', 'msp', 'mls']
+        >>> as_flags({'known_classes': ['cat', 'dog, wild']})
+        ['--known-classes', 'cat,"dog, wild"']
     """
     words: list[str] = []
     for key, value in flags.items():
@@ -115,10 +120,17 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Mapping):
             words += [flag, *(f'{name}={inner}' for name, inner in value.items())]
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            words += [flag, *map(str, value)]
+            words += [flag, *([_with_commas(value)] if key in COMMA_LISTS else map(str, value))]
         else:
             words += [flag, str(value)]
     return words
+
+
+def _with_commas(values: Sequence[Any]) -> str:
+    """A list as one word, which the command line reads as a row of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='').writerow(values)
+    return text.getvalue()
 
 
 # ---- claims
