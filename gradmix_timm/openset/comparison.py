@@ -168,7 +168,7 @@ def compare_runs(
     Args:
         runs: Of :func:`~gradmix_timm.openset.runs.read_runs`.
         base: Group that differences are taken to; None: the group ``none`` if there is one, else the last group.
-        paired: Take differences; each run needs its partner of the same trial and seed.
+        paired: Take differences; each run needs its partner of the same trial, seed and fold.
         common: Leave out runs without partners instead of refusing them.
         level: Coverage of the intervals, in (0, 1).
         arrays_of: A run's arrays.npz, for a comparison of a single pair image by image; None if it has none.
@@ -217,24 +217,20 @@ def _base(groups: Mapping[str, Any], base: str | None, paired: bool) -> str:
 
 
 def _partners(groups: dict[str, list[Run]], base: str, common: bool) -> tuple[dict[str, list[Run]], list[str]]:
-    """Runs in the same order of (trial, seed) in every group; those without partners left out or refused."""
+    """Runs in the same order of (trial, seed, fold) in every group; those without partners left out or refused."""
     cells = {name: {run.cell: run for run in part} for name, part in groups.items()}
     shared = [cell for cell in cells[base] if all(cell in there for there in cells.values())]
     single = [run for part in groups.values() for run in part if run.cell not in shared]
     if not shared:
-        have = '; '.join(f'{name}: {", ".join(map(_cell, there))}' for name, there in cells.items())
+        have = '; '.join(f'{name}: {", ".join(run.cell_name for run in part)}' for name, part in groups.items())
         raise ValueError(f'no trial and seed that all groups have ({have}); pairs share the trial and the seed')
     if single and not common:
         run = single[0]
         lacks = next(name for name, there in cells.items() if run.cell not in there)
-        raise ValueError(f'{len(single)} runs have no partner: {lacks} has no run of {_cell(run.cell)}, which '
+        raise ValueError(f'{len(single)} runs have no partner: {lacks} has no run of {run.cell_name}, which '
                          f'{run.group} has ({run.folder}); run it, or --common to leave such runs out')
-    order = sorted(shared, key=lambda cell: tuple((value is None, value or 0) for value in cell))
+    order = sorted(shared, key=lambda cell: tuple((value is None, value) for value in cell))
     return {name: [there[cell] for cell in order] for name, there in cells.items()}, [str(run.folder) for run in single]
-
-
-def _cell(cell: tuple[int | None, int | None]) -> str:
-    return f'trial {cell[0]}, seed {cell[1]}'
 
 
 def _keys(runs: Sequence[Run]) -> tuple[list[Key], dict[str, str]]:

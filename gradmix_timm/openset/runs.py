@@ -42,6 +42,7 @@ class Run:
         options: Of the mixer.
         levels: Of the axes of a study.
         part: Positions among the unknown classes of those that ``values`` are of; None: all.
+        fold: Level of a study's axis of that name, whose images are its own; or None.
     """
 
     group: str
@@ -56,11 +57,17 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     levels: Mapping[str, Any] = field(default_factory=dict)
     part: tuple[int, ...] | None = None
+    fold: str | None = None
 
     @property
-    def cell(self) -> tuple[int | None, int | None]:
-        """Trial and seed: what the runs of a pair share."""
-        return self.trial, self.seed
+    def cell(self) -> tuple[int | None, int | None, str | None]:
+        """Trial, seed and fold: what the runs of a pair share."""
+        return self.trial, self.seed, self.fold
+
+    @property
+    def cell_name(self) -> str:
+        """The same in words, the fold where there is one."""
+        return f'trial {self.trial}, seed {self.seed}' + ('' if self.fold is None else f', fold {self.fold}')
 
 
 def find_evaluations(paths: Sequence[str | Path]) -> list[Path]:
@@ -136,18 +143,18 @@ def check_runs(runs: Sequence[Run]) -> None:
     """Reject runs that cannot be averaged or compared.
 
     Raises:
-        ValueError: Different protocols, other classes or images under one trial number, two runs of one group for one
-            trial and seed.
+        ValueError: Different protocols, other classes or images under one trial number and fold, two runs of one group
+            for one trial, seed and fold.
     """
     _check_starts(runs)
     first = runs[0]
     seen: dict[Any, Run] = {}
-    splits: dict[int | None, Run] = {}
+    splits: dict[tuple[int | None, str | None], Run] = {}
     for run in runs:
         if run.protocol != first.protocol:
             raise ValueError(f'runs of different protocols: {_protocol(first)} in {first.folder} and {_protocol(run)} '
                              f'in {run.folder}; compare one protocol at a time')
-        other = splits.setdefault(run.trial, run)
+        other = splits.setdefault((run.trial, run.fold), run)
         if run.split != other.split:
             which = 'runs' if run.trial is None else f'runs of trial {run.trial}'
             raise ValueError(f'{which} with other classes: {other.folder} and {run.folder}'
@@ -163,8 +170,7 @@ def check_runs(runs: Sequence[Run]) -> None:
             differ += [key for key in _FACTS if twin.facts.get(key) != run.facts.get(key)]
             hint = (f'separate them, --by {",".join(axes)}' if axes else f'separate them, --by mixer,{differ[0]}'
                     if differ else 'leave one out, or --by mixer,folder')
-            raise ValueError(f'two runs of {run.group} for trial {run.trial}, seed {run.seed}: {twin.folder} and '
-                             f'{run.folder}; {hint}')
+            raise ValueError(f'two runs of {run.group} for {run.cell_name}: {twin.folder} and {run.folder}; {hint}')
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -221,7 +227,7 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
         facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {},
-        levels=levels)
+        levels=levels, fold=levels.get('fold'))
 
 
 def _levels(manifest: Manifest) -> Mapping[str, Any]:

@@ -1,6 +1,8 @@
 """Run one cell of a study: claim it, train, evaluate, and keep small result files with their provenance."""
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
+from gradmix_timm.choices import COMMA_LISTS
 
 from .forking import run_module
 from .plan import CHECKPOINTS, Cell
@@ -106,6 +109,8 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
     Example:
         >>> as_flags({'epochs': 3, 'amp': True, 'channels_last': False, 'scores': ['msp', 'mls']})
         ['--epochs', '3', '--amp', '--scores', 'msp', 'mls']
+        >>> as_flags({'known_classes': ['cat', 'dog, wild']})
+        ['--known-classes', 'cat,"dog, wild"']
     """
     words: list[str] = []
     for key, value in flags.items():
@@ -115,10 +120,17 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
         elif isinstance(value, Mapping):
             words += [flag, *(f'{name}={inner}' for name, inner in value.items())]
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            words += [flag, *map(str, value)]
+            words += [flag, *([_with_commas(value)] if key in COMMA_LISTS else map(str, value))]
         else:
             words += [flag, str(value)]
     return words
+
+
+def _with_commas(values: Sequence[Any]) -> str:
+    """A list as one word, which the command line reads as a row of CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator='').writerow(values)
+    return text.getvalue()
 
 
 # ---- claims
@@ -128,7 +140,8 @@ def claimed(place: Path) -> Iterator[bool]:
     """Hold a cell's folder; yields False where another process does.
 
     The claim is a file made by exclusive creation, which is atomic on shared file systems too, and renewed while it is
-    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over.
+    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over, whatever
+    is in it, by one process.
     """
     place.mkdir(parents=True, exist_ok=True)
     file = place / _CLAIM
@@ -152,50 +165,54 @@ def claimed(place: Path) -> Iterator[bool]:
 
 
 def _claim(file: Path) -> bool:
-    for _ in range(2):
-        try:
-            handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            if not _abandoned(file):
-                return False
-            with _moved_aside(file) as gone:
-                if not gone:
-                    return False
-            continue
+    """Make a claim, or take over one that is abandoned.
+
+    Takeovers have turns, and each looks again in its own: the claim that it found abandoned may have been taken over
+    since, and be held.
+    """
+    if _made(file):
+        return True
+    if not _abandoned(file):
+        return False
+    turn = file.with_name(f'{_CLAIM}.takeover')
+    if _abandoned(turn):
+        turn.unlink(missing_ok=True)
+    if not _made(turn):
+        return False
+    try:
+        if _abandoned(file):
+            file.unlink(missing_ok=True)
+        return _made(file)
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _made(file: Path) -> bool:
+    """Make a file that names this process; False if there is one."""
+    try:
+        handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return False
+    try:
         with os.fdopen(handle, 'w') as opened:
             json.dump({'host': socket.gethostname(), 'pid': os.getpid()}, opened)
-        return True
-    return False
-
-
-@contextmanager
-def _moved_aside(file: Path) -> Iterator[bool]:
-    """Take an abandoned claim away; of several processes that try, one succeeds."""
-    aside = file.with_name(f'{_CLAIM}.{socket.gethostname()}.{os.getpid()}')
-    try:
-        file.rename(aside)
-    except FileNotFoundError:
-        yield False
-        return
-    aside.unlink(missing_ok=True)
-    yield True
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _abandoned(file: Path) -> bool:
+    """Whether the process that made a claim has ended on this host, or has not renewed it for ten minutes."""
     try:
-        age = time.time() - file.stat().st_mtime
+        if time.time() - file.stat().st_mtime > _DEAD_AFTER:
+            return True
         holder = json.loads(file.read_text())
-    except (OSError, ValueError):  # gone, or being written
-        return False
-    if age > _DEAD_AFTER:
-        return True
-    if holder.get('host') != socket.gethostname():
-        return False
-    try:
-        os.kill(int(holder['pid']), 0)
+        if holder['host'] == socket.gethostname():
+            os.kill(int(holder['pid']), 0)
     except ProcessLookupError:
         return True
-    except (KeyError, ValueError, PermissionError):
+    except (OSError, LookupError, ValueError, TypeError):  # gone, being written, or of another user
         return False
     return False
 

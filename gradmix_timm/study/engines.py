@@ -22,6 +22,8 @@ from .plan import Cell, Study
 __all__ = ['list_engines', 'run_study']
 
 _logger = logging.getLogger(__name__)
+# Cells that a message names at most.
+_NAMED = 3
 
 
 def list_engines() -> dict[str, str]:
@@ -31,7 +33,7 @@ def list_engines() -> dict[str, str]:
 
 def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int | None = None, keep_runs: bool = False,
               options: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Run the cells that are not done; cells that another process holds are left to it.
+    """Run the cells that are not done; cells that another process holds are left to it, and named in the log.
 
     Args:
         study: Of :func:`~gradmix_timm.study.plan.read_study`.
@@ -55,10 +57,17 @@ def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int |
     if not missing:
         return {}
     if engine == 'submitit':
-        return _submit(study, missing, jobs, threads, keep_runs, dict(options or {}))
-    if threads is None:
-        threads = max(1, (os.cpu_count() or 1) // jobs)
-    return _run_here(study, missing, jobs, threads, keep_runs)
+        failed = _submit(study, missing, jobs, threads, keep_runs, dict(options or {}))
+    else:
+        if threads is None:
+            threads = max(1, (os.cpu_count() or 1) // jobs)
+        failed = _run_here(study, missing, jobs, threads, keep_runs)
+    held = [cell.name for cell in missing if cell.name not in failed and not is_done(study.output, cell)]
+    if held:
+        more = ', ...' if len(held) > _NAMED else ''
+        _logger.warning(f'left to other processes, which hold them: {len(held)} of {len(study.cells)} cells '
+                        f'({", ".join(held[:_NAMED])}{more}); if one of those ends early, run the study again')
+    return failed
 
 
 def _run_here(study: Study, cells: list[Cell], jobs: int, threads: int, keep_runs: bool) -> dict[str, str]:

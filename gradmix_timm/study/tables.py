@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradmix_timm.openset.comparison import LOWER_IS_BETTER, compare_runs
+from gradmix_timm.openset.comparison import LOWER_IS_BETTER, Compared, Comparison, Gap, GroupMean, compare_runs
 from gradmix_timm.openset.metrics.intervals import FEWEST_PAIRS
 from gradmix_timm.openset.reports.tables import text_table
 from gradmix_timm.openset.runs import CLOSED_SET, Run, read_runs
@@ -27,6 +27,9 @@ _VIEWS: dict[str | None, str] = {
     'conflict': "images with another class's mark"}
 
 
+_Key = tuple[str, str]
+
+
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Cells that differ in the first axis and in replicates only.
@@ -35,20 +38,24 @@ class _Block:
         title: Levels of the other axes.
         runs: Finished cells; the group is the level of the first axis.
         seconds: Level to the training seconds of its cells.
-        comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
+        means: Score and metric to the mean of each level, over all of its cells.
+        differences: Level to its difference to the base by score and metric, over the pairs that these two have; a
+            level that shares no cell with the base is not there.
     """
 
     title: str
     runs: Sequence[Run]
     seconds: Mapping[str, Sequence[float]]
-    comparison: Mapping[str, Any]
+    means: Mapping[_Key, Mapping[str, GroupMean]]
+    differences: Mapping[str, Mapping[_Key, Gap]]
 
 
 def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Sequence[str] = _METRICS,
                  level: float = 0.95) -> str:
     """Markdown: mean ± standard deviation by level of the first axis, and paired differences to the study's base.
 
-    Differences are paired by trial and seed and averaged over the seeds of a class split first; their intervals hold
+    Means are over all cells of a level that are done. Differences are over the pairs of the same trial, seed and fold
+    that a level and the base both have, averaged over the seeds and folds of a class split first; their intervals hold
     simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
     ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
     seconds.
@@ -64,8 +71,13 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """
     blocks = list(_blocks(study, scores, metrics, level))
     done = sum(is_done(study.output, cell) for cell in study.cells)
-    lines = [f'{done} of {len(study.cells)} cells; differences to {study.base} with simultaneous '
-             f'{level:.0%} intervals', f'commits: {", ".join(_commits(study))}']
+    heading = f'{done} of {len(study.cells)} cells'
+    gaps = [gap for block in blocks for row in block.differences.values() for gap in row.values()]
+    if gaps:
+        heading += f'; differences to {study.base}'
+    if any(map(_has_interval, gaps)):
+        heading += f' with simultaneous {level:.0%} intervals'
+    lines = [heading, f'commits: {", ".join(_commits(study))}']
     for block in blocks:
         lines += ['', *([f'**{block.title}**', ''] if block.title else []), *_table(study, block)]
     return '\n'.join(lines) + '\n'
@@ -89,28 +101,29 @@ def draw_study(study: Study, metric: str = 'auroc', score: str = 'mls', level: f
     figure = Figure(figsize=(max(4., 2.4 * len(blocks)), 0.6 + 0.35 * len(next(iter(study.axes.values())))),
                     layout='constrained')
     panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
-    for panel, block in zip(panels, blocks, strict=True):
-        for row, (name, values) in enumerate(_values(study, block, key)):
-            mean = block.comparison['groups_of'][key][name]
+    drawn = [_values(study, block, key) for block in blocks]
+    names = [name for name in next(iter(study.axes.values())) if any(name in found for found in drawn)]
+    for panel, block, found in zip(panels, blocks, drawn, strict=True):
+        for name, values in found.items():
+            row = names.index(name)
+            mean = block.means[key][name]
             panel.plot(values, [row] * len(values), '.', color='0.7', markersize=4)
             panel.plot([mean['mean']], [row], 'o', color='C0')
             if mean['low'] is not None:
                 panel.plot([mean['low'], mean['high']], [row, row], '-', color='C0')
         panel.set_title(block.title, fontsize='small')
         panel.set_xlabel('accuracy' if metric == 'top1' else f'{metric} ({score})')
-    names = [name for name, _ in _values(study, blocks[0], key)]
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     return figure
 
 
-def _values(study: Study, block: _Block, key: tuple[str, str]) -> list[tuple[str, list[float]]]:
-    first = next(iter(study.axes))
-    found = []
-    for name in study.axes[first]:
-        values = [run.values[key] for run in block.runs if run.group == name and key in run.values]
-        if values:
-            found.append((name, values))
+def _values(study: Study, block: _Block, key: _Key) -> dict[str, list[float]]:
+    """Level to the figures of its cells."""
+    found: dict[str, list[float]] = {}
+    for run in block.runs:
+        if key in run.values:
+            found.setdefault(run.group, []).append(run.values[key])
     if not found:
         raise ValueError(f'no {key[1]} of {key[0] or "the closed set"} in the cells of {study.source}')
     return found
@@ -135,13 +148,23 @@ def _blocks(study: Study, scores: Sequence[str] | None, metrics: Sequence[str], 
             words = [f'{axis} {name}' for axis, name in zip(apart, levels, strict=True)]
             parts.append((', '.join([*words, views[view]] if view else words),
                           *_read(study, chosen, first, view, scores, metrics)))
-    family = sum((len({run.group for run in runs}) - 1) * len(runs[0].values) for _, runs, _ in parts)
+    family = sum(len(_paired(runs, study.base)) * len(runs[0].values) for _, runs, _ in parts)
     each = 1 - (1 - level) / max(family, 1)
     for title, runs, seconds in parts:
-        paired = len({run.group for run in runs}) > 1 and any(run.group == study.base for run in runs)
-        compared = compare_runs(runs, study.base if paired else None, paired=paired, common=True, level=each)
-        means = compare_runs(runs, level=level) if paired else compared
-        yield _Block(title, runs, seconds, {**compared, 'groups_of': _group_means(means)})
+        means = {key: entry['groups'] for key, entry in _figures(compare_runs(runs, level=level)).items()}
+        differences = {}
+        for name in _paired(runs, study.base):
+            two = [run for run in runs if run.group in (name, study.base)]
+            compared = compare_runs(two, study.base, paired=True, common=True, level=each)
+            differences[name] = {key: entry['differences'][name] for key, entry in _figures(compared).items()
+                                 if key in means}
+        yield _Block(title, runs, seconds, means, differences)
+
+
+def _paired(runs: Sequence[Run], base: str) -> list[str]:
+    """Levels that share a trial, seed and fold with the base."""
+    cells = {run.cell for run in runs if run.group == base}
+    return list(dict.fromkeys(run.group for run in runs if run.group != base and run.cell in cells))
 
 
 def _read(study: Study, cells: Sequence[Cell], first: str, part: str | None, scores: Sequence[str] | None,
@@ -174,11 +197,10 @@ def _number(cell: Cell, axis: str, recorded: int | None) -> int | None:
     return int(level) if level.lstrip('-').isdecimal() else recorded
 
 
-def _group_means(comparison: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    found = {(CLOSED_SET, metric): entry['groups'] for metric, entry in comparison['closed_set'].items()}
-    for score, entries in comparison['scores'].items():
-        found |= {(score, metric): entry['groups'] for metric, entry in entries.items()}
-    return found
+def _figures(comparison: Comparison) -> dict[_Key, Compared]:
+    """Each figure by score and metric, the accuracy first."""
+    return {(score, metric): entry for score, row in ((CLOSED_SET, comparison['closed_set']),
+                                                      *comparison['scores'].items()) for metric, entry in row.items()}
 
 
 def _commits(study: Study) -> list[str]:
@@ -195,12 +217,9 @@ def _table(study: Study, block: _Block) -> list[str]:
     first = next(iter(study.axes))
     levels = [name for name in study.axes[first] if any(run.group == name for run in block.runs)]
     table = [['', *levels]]
-    entries = [((CLOSED_SET, metric), entry) for metric, entry in block.comparison['closed_set'].items()]
-    entries += [((score, metric), entry) for score, row in block.comparison['scores'].items()
-                for metric, entry in row.items()]
-    for key, entry in entries:
+    for key in block.means:
         title = 'accuracy' if key[0] == CLOSED_SET else f'{key[1]} {key[0]}'
-        table.append([title, *(_entry(study, block, key, entry, name) for name in levels)])
+        table.append([title, *(_entry(study, block, key, name) for name in levels)])
     base = statistics.median(block.seconds[study.base]) if study.base in block.seconds else None
     if base:
         table.append(['cost', *(f'{statistics.median(block.seconds[name]) / base:.2f}' for name in levels)])
@@ -210,19 +229,23 @@ def _table(study: Study, block: _Block) -> list[str]:
     return text_table(table[0], table[1:], texts=range(len(table[0]))).splitlines()
 
 
-def _entry(study: Study, block: _Block, key: tuple[str, str], entry: Mapping[str, Any], name: str) -> str:
-    mean = entry['groups'].get(name) or block.comparison['groups_of'][key][name]
+def _entry(study: Study, block: _Block, key: _Key, name: str) -> str:
+    mean = block.means[key][name]
     text = f'{mean["mean"]:.3f}' + ('' if mean['sd'] is None else f' ± {mean["sd"]:.3f}')
-    gap = entry['differences'].get(name)
-    if gap is None:
+    if name not in block.differences:
         return text
+    gap = block.differences[name][key]
     won, pairs = _wins(study, block, key, name)
-    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if pairs >= FEWEST_PAIRS and gap['low'] is not None else ''
+    interval = f' [{gap["low"]:+.3f}, {gap["high"]:+.3f}]' if _has_interval(gap) else ''
     return f'{text} ({gap["value"]:+.3f}{interval}, wins {won}/{pairs})'
 
 
-def _wins(study: Study, block: _Block, key: tuple[str, str], name: str) -> tuple[int, int]:
-    """Pairs of equal trial and seed in which a level is better than the base, and all pairs."""
+def _has_interval(gap: Gap) -> bool:
+    return gap['n_pairs'] >= FEWEST_PAIRS and gap['low'] is not None
+
+
+def _wins(study: Study, block: _Block, key: _Key, name: str) -> tuple[int, int]:
+    """Pairs of equal trial, seed and fold in which a level is better than the base, and all pairs."""
     bases = {run.cell: run.values[key] for run in block.runs if run.group == study.base}
     gaps = [run.values[key] - bases[run.cell] for run in block.runs if run.group == name and run.cell in bases]
     sign = -1 if key[1] in LOWER_IS_BETTER else 1

@@ -239,6 +239,18 @@ def test_a_missing_partner_is_named_or_left_out_on_demand():
     assert gap_of(comparison) == gap_of(compare_runs(made(GAPS), paired=True))
 
 
+def test_a_pair_shares_the_fold_whose_images_are_its_own():
+    runs = [replace(run, fold=fold, images=(10, 5, fold, str(run.trial))) for fold in 'ab' for run in made(GAPS)]
+    found = gap_of(compare_runs(runs, paired=True))
+    assert (found['n'], found['n_pairs']) == (6, 24)
+    with pytest.raises(ValueError, match=r'base has no run of trial 0, seed 0, fold b, which ours has'):
+        compare_runs([run for run in runs if (run.group, *run.cell) != ('base', 0, 0, 'b')], paired=True)
+    with pytest.raises(ValueError, match=r'different images'):
+        compare_runs([*runs, make_run('ours', 0, 5, 0.9, fold='a', images=(10, 6, 'a', '0'))], paired=True)
+    with pytest.raises(ValueError, match=r'two runs of ours for trial 0, seed 0, fold a'):
+        compare_runs([*runs, replace(runs[0], folder=Path('again'))], paired=True)
+
+
 def bad(**changes):
     trial = changes.pop('trial', 9)
     seed = changes.pop('seed', 0)

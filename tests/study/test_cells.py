@@ -1,6 +1,7 @@
 """Cells are run once, by one process, and go on where they were stopped."""
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 from stub_job import StubJob
 
 from gradmix_timm.checkpoint import KEY
+from gradmix_timm.cli.study import main
 from gradmix_timm.study import cells as cells_module
 from gradmix_timm.study import engines, forking, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
@@ -76,12 +79,13 @@ def test_a_training_of_two_processes(make):
     assert len(saved[KEY]['random_streams']) == 2, 'of each process'
 
 
-def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed):
+def test_a_failed_cell_is_reported_and_the_others_go_on(make, stubbed, caplog):
     study = make(axes={'mixer': ['broken', 'none'], 'seed': [0, 1]})
     failed = run_study(study)
     assert set(failed) == {cell.name for cell in study.cells if cell.levels['mixer'] == 'broken'}
     assert all('no such mixer' in message and 'status 1' in message for message in failed.values())
     assert [is_done(study.output, cell) for cell in study.cells] == [False, False, True, True]
+    assert [record.getMessage() for record in caplog.records] == [f'{name}: {said}' for name, said in failed.items()]
 
 
 @pytest.mark.slow
@@ -117,12 +121,22 @@ def test_a_finished_training_is_not_repeated_for_its_evaluation(make, stubbed, m
     assert (study.output / cell.name / 'ood' / 'results.json').is_file()
 
 
-def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed):
+def test_an_error_is_told_once(make, stubbed, capsys, caplog):
+    study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})
+    assert main([str(study.source)]) == 1
+    told = capsys.readouterr().out
+    assert (told + caplog.text).count('no such mixer') == 1
+    assert f'failed: {study.cells[1].name}\n' in told
+
+
+def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed, caplog):
     study = make()
     with claimed(study.output / study.cells[0].name) as mine:
         assert mine
         assert run_study(study) == {}
         assert not is_done(study.output, study.cells[0])
+    told, = [record.getMessage() for record in caplog.records]
+    assert told.startswith(f'left to other processes, which hold them: 1 of 6 cells ({study.cells[0].name});')
     assert all(is_done(study.output, cell) for cell in study.cells[1:])
 
 
@@ -157,6 +171,59 @@ def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):
     os.utime(claim, (old, old))
     with claimed(tmp_path) as mine:
         assert mine
+
+
+@pytest.mark.parametrize('text', ['', '{"host": ', '7', '{"pid": null}'])
+def test_a_claim_that_is_not_whole_is_taken_over_when_it_is_old(tmp_path, text):
+    """As a kill between making the file and writing it leaves one, or a full disk."""
+    claim = tmp_path / 'claim.json'
+    claim.write_text(text)
+    with claimed(tmp_path) as mine:
+        assert not mine, 'it may be being written'
+    old = time.time() - 3600
+    os.utime(claim, (old, old))
+    with claimed(tmp_path) as mine:
+        assert mine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(cells_module.json, 'dump', full)
+    with pytest.raises(OSError, match='No space'), claimed(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_another_process_has_taken_over_meanwhile_is_its_own(tmp_path, monkeypatch):
+    claim, look = tmp_path / 'claim.json', cells_module._abandoned
+    claim.write_text(json.dumps({'host': 'another', 'pid': 1}))
+    os.utime(claim, (0, 0))
+    with ExitStack() as other:
+        def look_and_wait(file):
+            found = look(file)
+            monkeypatch.setattr(cells_module, '_abandoned', look)
+            assert other.enter_context(claimed(tmp_path)), 'the other is between our look and our move'
+            return found
+
+        monkeypatch.setattr(cells_module, '_abandoned', look_and_wait)
+        with claimed(tmp_path) as mine:
+            assert not mine
+        assert claim.exists()
+        with claimed(tmp_path) as mine:
+            assert not mine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_takeover_that_a_kill_interrupted_does_not_last(tmp_path):
+    for name in ('claim.json', 'claim.json.takeover'):
+        (tmp_path / name).write_text('')
+        os.utime(tmp_path / name, (0, 0))
+    with claimed(tmp_path) as mine:
+        assert mine
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('cluster', ['debug', pytest.param('local', marks=pytest.mark.slow)])

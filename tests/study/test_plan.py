@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from gradmix_timm.cli.openset.parser import build_parser as openset_parser
+from gradmix_timm.cli.training.args import build_parser as train_parser
 from gradmix_timm.study import read_study
 from gradmix_timm.study.cells import as_flags
 
@@ -65,6 +67,23 @@ def test_other_files_are_refused(tmp_path, text):
         read_study(path)
     with pytest.raises(ValueError, match='No such file'):
         read_study(tmp_path / 'other.yaml')
+
+
+@pytest.mark.parametrize(('command', 'flags'), [
+    ('train', {'known_classes': ['cat', 'dog, wild', 'a "b"', 7], 'mean': [.5, .4, .3]}),
+    ('ood', {'near': ['a', 'b'], 'far': ['c'], 'known_classes': ['x']}),
+    ('ood', {'unknown': ['folder:a=b,c', 'noise:uniform'], 'scores': ['msp', 'knn:k=5']}),
+    ('corrupt', {'corruptions': ['fog', 'snow'], 'severities': [1, 3]}),
+    ('probe', {'probes': ['knn', 'few-shot'], 'shots': [1, 5], 'known_classes': ['a']})])
+def test_lists_are_what_the_commands_read(command, flags):
+    """Flags of train.py as its own YAML files give them; those of openset as written."""
+    if command == 'train':
+        args = train_parser().parse_args(as_flags(flags))
+        assert (args.known_classes, args.mean) == (['cat', 'dog, wild', 'a "b"', '7'], [.5, .4, .3])
+        return
+    args = openset_parser().parse_args([command, *as_flags(flags)])
+    assert {flag: list(map(str, getattr(args, flag))) for flag in flags} == {
+        flag: list(map(str, value)) for flag, value in flags.items()}
 
 
 def test_flags_become_words():

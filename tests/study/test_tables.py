@@ -12,10 +12,31 @@ from gradmix_timm.openset.runs import find_runs, read_runs
 from gradmix_timm.study import draw_study, run_study, study_tables
 
 
+def rows_of(table):
+    return {row.split('|')[1].strip(): [cell.strip() for cell in row.split('|')[2:-1]]
+            for row in table.splitlines() if row.startswith('| ')}
+
+
+def change(study, chosen, add=0., **entries):
+    """Change the results of cells whose levels ``chosen`` holds: accuracy and AUROC by ``add``, entries by name."""
+    for cell in study.cells:
+        if all(cell.levels[axis] == level for axis, level in chosen.items()):
+            file = study.output / cell.name / 'results.json'
+            told = {**json.loads(file.read_text()), **entries}
+            told['closed_set']['top1'] += add
+            told['scores']['mls']['auroc'] += add
+            file.write_text(json.dumps(told))
+
+
+def remove(study, mixer, *seeds):
+    for cell in study.cells:
+        if cell.levels['mixer'] == mixer and cell.levels['seed'] in seeds:
+            shutil.rmtree(study.output / cell.name)
+
+
 def test_means_differences_and_wins(finished):
     table = study_tables(finished)
-    rows = {row.split('|')[1].strip(): [cell.strip() for cell in row.split('|')[2:-1]]
-            for row in table.splitlines() if row.startswith('| ')}
+    rows = rows_of(table)
     assert rows[''] == ['none', 'gradmix']
     assert rows['accuracy'][0] == '0.520 ± 0.016'  # .50 to .54
     assert re.match(r'0\.620 ± 0\.016 \(\+0\.100.*, wins 5/5\)', rows['accuracy'][1])
@@ -52,6 +73,56 @@ def test_unfinished_cells_are_counted_and_left_out(finished):
         study_tables(finished)
 
 
+@pytest.fixture
+def three(make, stubbed):
+    """Three levels of six seeds; gradmix is .03 further above none with seed 5."""
+    study = make(axes={'mixer': ['none', 'gradmix', 'cutmix'], 'seed': [0, 1, 2, 3, 4, 5]})
+    assert run_study(study, jobs=2) == {}
+    change(study, {'mixer': 'gradmix', 'seed': '5'}, .03)
+    return study
+
+
+def test_a_level_that_lacks_cells_changes_nothing_of_the_others(three):
+    whole = rows_of(study_tables(three, ['mls'], ['auroc']))
+    assert re.fullmatch(r'0\.630 ± .* \(\+0\.105 \[.*\], wins 6/6\)', whole['auroc mls'][1])
+    remove(three, 'cutmix', '2', '3', '4', '5')
+    rows = rows_of(study_tables(three, ['mls'], ['auroc']))
+    for name in ('accuracy', 'auroc mls'):
+        assert rows[name][:2] == whole[name][:2]
+        assert rows[name][2] == '0.605 ± 0.007 (+0.100, wins 2/2)', 'of two pairs there is no interval'
+    assert rows['cells'] == ['6', '6', '2']
+
+
+def test_each_level_is_paired_with_the_base_alone(three):
+    """gradmix shares the seeds 0 to 4 with none; cutmix, of seed 5 alone, shares none."""
+    remove(three, 'none', '5')
+    remove(three, 'cutmix', '0', '1', '2', '3', '4')
+    rows = rows_of(study_tables(three, ['mls'], ['auroc']))
+    assert rows['auroc mls'] == ['0.520 ± 0.016', '0.630 ± 0.028 (+0.100, wins 5/5)', '0.650']
+    assert draw_study(three).axes[0].get_xlim()[1] > .65
+
+
+def test_levels_without_a_common_seed_leave_the_other_tables_as_they_are(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'epochs': [1, 2], 'seed': [0, 1]})
+    run_study(study, jobs=2)
+    for cell in study.cells:
+        if tuple(cell.levels.values()) in {('none', '1', '0'), ('gradmix', '1', '1')}:
+            shutil.rmtree(study.output / cell.name)
+    first, second = map(rows_of, study_tables(study).split('**epochs 2**'))
+    assert first['accuracy'] == ['0.510', '0.600']
+    assert second['accuracy'] == ['0.505 ± 0.007', '0.605 ± 0.007 (+0.100, wins 2/2)']
+
+
+def test_the_heading_has_intervals_where_the_tables_have_some(finished):
+    change(finished, {'mixer': 'gradmix', 'seed': '4'}, .05)
+    assert study_tables(finished).startswith(
+        '10 of 10 cells; differences to none with simultaneous 95% intervals\n')
+    remove(finished, 'none', '0')
+    assert study_tables(finished).startswith('9 of 10 cells; differences to none\n')
+    remove(finished, 'none', '1', '2', '3', '4')
+    assert study_tables(finished).startswith('5 of 10 cells\n')
+
+
 def test_other_axes_make_a_table_each(make, stubbed):
     study = make(axes={'mixer': ['none', 'gradmix'], 'epochs': [1, 2], 'seed': [0, 1]})
     run_study(study, jobs=2)
@@ -59,6 +130,30 @@ def test_other_axes_make_a_table_each(make, stubbed):
     assert '**epochs 1**' in table
     assert '**epochs 2**' in table
     assert len(draw_study(study).axes) == 2
+
+
+def test_a_level_has_its_row_in_every_panel(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'epochs': [1, 2], 'seed': [0]})
+    run_study(study, jobs=2)
+    shutil.rmtree(study.output / study.cells[0].name)
+    first, second = draw_study(study).axes
+    rows = {label.get_text(): row for label, row in zip(first.get_yticklabels(), first.get_yticks(), strict=True)}
+    dots = [{round(float(line.get_xdata()[0]), 2): line.get_ydata()[0] for line in panel.lines}
+            for panel in (first, second)]
+    assert dots == [{.6: rows['gradmix']}, {.5: rows['none'], .6: rows['gradmix']}]
+
+
+def test_folds_are_replicates(make, stubbed):
+    """Each has images of its own, of the same classes; a pair shares the fold too."""
+    study = make(axes={'mixer': ['none', 'gradmix'], 'fold': {name: {'data_dir': name} for name in 'abcde'},
+                       'seed': [0, 1]})
+    assert run_study(study, jobs=2) == {}
+    for fold in 'abcde':
+        manifest = json.loads(next(study.output.glob(f'none-{fold}-0-*/results.json')).read_text())['manifest']
+        change(study, {'fold': fold}, manifest={**manifest, 'list_sha256': {'known': fold, 'unknown': fold}})
+    rows = rows_of(study_tables(study, ['mls'], ['auroc']))
+    assert rows['cells'] == ['10', '10']
+    assert rows['accuracy'][1].endswith('(+0.100, wins 10/10)')
 
 
 def test_a_shortcut_has_a_table_for_each_view(make, stubbed):

@@ -37,8 +37,8 @@ def run(args: argparse.Namespace) -> int:
                 failed = run_study(study, args.engine, args.jobs, args.threads, args.keep_runs, args.engine_kwargs)
         finally:
             signal.signal(signal.SIGTERM, previous)
-    for name, message in failed.items():
-        print(f'failed: {name}: {message}')
+    for name in failed:  # the message was logged when the cell failed
+        print(f'failed: {name}')
     with user_errors():
         tables = study_tables(study, args.scores, args.metrics, args.level)
         print(tables, end='')
