@@ -35,8 +35,6 @@ PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
-    'small-cifar10': tuple((other, 'none') for other in (
-        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
@@ -52,8 +50,8 @@ CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
 SEEDED = {
     'shortcut-cifar10': tuple((method, other) for method in ('gradmix-small', 'confident-90')
                               for other in ('cutmix', 'random-small', 'none')),
-    'small-cifar10': (*((method, 'none') for method in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
-                      ('confident-90', 'cutmix')),
+    'small-cifar10': (*((method, 'none') for method in (
+        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
 }
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
