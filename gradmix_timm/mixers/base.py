@@ -71,7 +71,8 @@ class BatchMixer:
 
     Args:
         num_classes: K, the columns of the returned targets.
-        label_smoothing: s in [0, 1): on = 1 - s + s / K, off = s / K, as in timm.
+        label_smoothing: s in [0, 1): on = 1 - s + s / K, off = s / K, as in timm; of multi-hot targets, as timm's
+            ``Mixup(multi_label=True)``, on = 1 - s / 2, off = s / 2.
         prob: Probability that a batch is mixed.
         prob_elem: Probability that an image of a mixed batch is mixed.
         seed: Of the draws.
@@ -198,12 +199,12 @@ class BatchMixer:
         """Mix one batch as by a call; the result also holds the draw."""
         if not self.mixup_enabled:
             targets = self._check_batch(images, targets)
-            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            rows = self._rows(targets, images.device)
             return Mixed(images, rows, None)
         draw = self.draw(images, targets, model)
         own = None
         if self.labels_after_forward:
-            own = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            own = self._rows(targets, images.device)
         return Mixed(*self.batch_of(images, targets, draw), draw, own)
 
     @contextmanager
@@ -230,7 +231,7 @@ class BatchMixer:
         mixed, rows = self.apply(images, targets, draw)
         if self.rows_per_image == 1:
             return mixed, rows
-        clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        clean = self._rows(targets, images.device)
         return torch.cat([images.detach(), mixed]), torch.cat([clean, rows])
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
@@ -263,7 +264,7 @@ class BatchMixer:
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """The mix that ``draw`` describes; deterministic and without the model."""
         with torch.no_grad():
-            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            rows = self._rows(targets, images.device)
             union = self.multi_label_mix == 'union'
             # With a sigmoid for each label, no class means all zeros.
             unknown = None if self.multi_label else draw.unknown
@@ -300,6 +301,10 @@ class BatchMixer:
         return checked
 
     # ---- internal
+
+    def _rows(self, targets: Any, device: torch.device) -> Tensor:
+        """The smoothed rows of labels, float32 [B, K]."""
+        return soft_targets(targets, self.num_classes, self.label_smoothing, device, self.multi_label)
 
     def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images are mixed, bool [B], and their partners; an unmixed image may be a partner."""

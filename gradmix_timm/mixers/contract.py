@@ -150,7 +150,7 @@ class _Adopted:
     def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         if self._own_switch and not self.mixup_enabled:
             smoothing = float(getattr(self.inner, 'label_smoothing', 0))
-            return images, soft_targets(targets, self.num_classes, smoothing, images.device)
+            return images, soft_targets(targets, self.num_classes, smoothing, images.device, self.multi_label)
         images, targets = self.inner(images, targets, model)
         return images, targets
 
