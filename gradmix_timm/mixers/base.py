@@ -117,10 +117,10 @@ class BatchMixer:
         if unknown_output and multi_label_mix:
             raise ValueError('unknown_output with multi_label_mix: sigmoids say no class by themselves; leave one of '
                              'them out')
-        if int(num_classes) != num_classes or num_classes < 1:
+        if num_classes % 1 != 0 or num_classes < 1:
             raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes!r}')
         for field, value in (('seed', seed), ('rank', rank)):
-            if int(value) != value:
+            if value % 1 != 0:  # infinity too
                 raise ValueError(f'{field} is a whole number, got {value!r}')
         self.num_classes = int(num_classes)
         self.label_smoothing = float(label_smoothing)

@@ -435,6 +435,11 @@ def test_unknown_names_and_options_name_the_nearest():
 
 @pytest.mark.parametrize(('options', 'match'), [
     ({'prob': 1.5}, 'prob is a probability'),
+    ({'seed': torch.inf}, 'seed is a whole number'),
+    ({'rank': torch.nan}, 'rank is a whole number'),
+    ({'warmup': torch.inf}, 'warmup is a number of epochs'),
+    ({'grow': torch.nan}, 'grow is a number of epochs'),
+    ({'warmup': 1.5}, 'warmup is a number of epochs'),
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),
