@@ -425,6 +425,10 @@ def test_unknown_names_and_options_name_the_nearest():
         create_mixer('gradmix', num_classes=K, center='windw')
     with pytest.raises(ValueError, match="did you mean 'alpha'"):
         create_mixer('cutmix', num_classes=K, alph=1)
+    for control, other in (('random-box', 'layercam'), ('center-box', 'random')):
+        with pytest.raises(ValueError, match=f"'{control}' has attribution=.*got '{other}'.*'gradmix'"):
+            create_mixer(control, num_classes=K, attribution=other)
+        assert create_mixer(control, **create_mixer(control, num_classes=K).options).name == control
     with pytest.raises(ValueError, match='needs num_classes'):
         create_mixer('gradmix')
     with pytest.raises(ValueError, match='two different mixers'):
