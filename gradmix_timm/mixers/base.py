@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,9 @@ from gradmix_timm.ops.boxes import SHARE_UNIT
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
+from .serving import ADVICE, serving
 
-__all__ = [
-    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
+__all__ = ['BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -103,6 +103,8 @@ class BatchMixer:
     rows_per_image: int = 1
     #: A subclass's own options: attributes of these names.
     option_names: tuple[str, ...] = ()
+    #: See :func:`~gradmix_timm.mixers.serving.serving`.
+    advice: Mapping[str, str] = ADVICE
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False
@@ -122,10 +124,8 @@ class BatchMixer:
         for field, value in (('seed', seed), ('rank', rank)):
             if value % 1 != 0:  # infinity too
                 raise ValueError(f'{field} is a whole number, got {value!r}')
-        self.num_classes = int(num_classes)
-        self.label_smoothing = float(label_smoothing)
-        self.prob = float(prob)
-        self.prob_elem = float(prob_elem)
+        self.num_classes, self.label_smoothing = int(num_classes), float(label_smoothing)
+        self.prob, self.prob_elem = float(prob), float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
         self.multi_label_mix = multi_label_mix
         self.unknown_output = bool(unknown_output)
@@ -174,6 +174,8 @@ class BatchMixer:
         Raises:
             ValueError: It cannot; the message names model, mixer and remedy.
         """
+        with serving(self.name, model, self.advice):
+            self._prepare(model, input_size)
 
     def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Mix one batch.
@@ -248,10 +250,10 @@ class BatchMixer:
         if self.requires_model and model is None:
             raise ValueError(f'mixer {self.name!r} reads attribution maps from the live model and got none; '
                              'call mixer(images, targets, model)')
-        rng = self._generator(generator)
-        batch = images.shape[0]
+        rng, batch = self._generator(generator), images.shape[0]
         coins, partner = self._toss(rng, batch)
-        with torch.inference_mode(False), torch.no_grad():
+        read = model if self.requires_model else None
+        with torch.inference_mode(False), torch.no_grad(), serving(self.name, read, self.advice):
             if not coins.any():
                 return kept_draw(batch, images.device, self.name)
             return self._draw(images, targets, model, rng, coins, partner)
@@ -272,6 +274,9 @@ class BatchMixer:
             return self._paste(images, draw), targets
 
     # ---- for subclasses
+
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        """What :meth:`prepare` checks."""
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
@@ -294,8 +299,8 @@ class BatchMixer:
         def checked(logits: Tensor, targets: Tensor) -> Tensor:
             width = logits.shape[1]
             if width > 1 and (width < known or (targets.dim() == 2 and width != targets.shape[1])):
-                raise ValueError(f'mixer {self.name!r} has num_classes={self.num_classes}, but the model gives {width} '
-                                 'logits: set num_classes to the width of the classifier')
+                raise ValueError(f'num_classes={self.num_classes}, but the model gives {width} logits: '
+                                 'set num_classes to the width of the classifier')
             return function(logits, targets)
 
         return checked

@@ -1,7 +1,7 @@
 """GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -104,6 +104,9 @@ class GradMix(BatchMixer):
     """
 
     name: str = 'gradmix'
+    requires_model: bool = True
+    requires_grad: bool = True
+    advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False,
@@ -133,7 +136,7 @@ class GradMix(BatchMixer):
     def options(self) -> dict[str, Any]:
         return {**asdict(self.config), **super().options}
 
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Resolve and check the target layers at the size of the attribution pass."""
         if not self.requires_model:
             return

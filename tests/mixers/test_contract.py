@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers, register_mixer
-from gradmix_timm.mixers import TIMM_MODES, Mixer, SwitchMixer
+from gradmix_timm.mixers import TIMM_MODES, GradMix, Mixer, SwitchMixer
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('doctest')]
 PAIRED = [*OURS, 'gradmix+cutmix']
@@ -435,6 +435,47 @@ def test_unknown_names_and_options_name_the_nearest():
         create_mixer('gradmix+gradmix', num_classes=K)
     with pytest.raises(ValueError, match='cannot alternate'):
         create_mixer('gradmix+elem', num_classes=K)
+
+
+class Detached(nn.Module):
+    """No gradient reaches its layers."""
+
+    def forward(self, images):
+        return images.detach().mean((2, 3))
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'attentivemix', 'snapmix', 'tokenmix', 'puzzlemix', 'transmix'])
+def test_a_model_that_cannot_be_served_is_refused_by_the_names_of_both_and_the_right_flag(name, toy):
+    mixer, images, labels = create_mixer(name, num_classes=K), torch.randn(4, 3, 16, 16), torch.arange(4)
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(3, K, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    for model, called in ((nn.DataParallel(toy), 'DataParallel'), (script, 'RecursiveScriptModule'),
+                          (Detached(), 'Detached')):
+        with pytest.raises(ValueError, match=f"^mixer '{name}' with {called}: ") as told:
+            mixer.prepare(model, (3, 16, 16))
+        assert name == 'gradmix' or '--gradmix' not in str(told.value)
+        if name == 'transmix':
+            with pytest.raises(ValueError, match=f"^mixer 'transmix' with {called}: "), mixer.watch(
+                    model, mixer.mix(images, labels)):
+                pass
+            continue
+        for call in (mixer, create_mixer(f'{name}+cutmix', num_classes=K, switch_prob=0.0)):
+            with pytest.raises(ValueError, match=f"^mixer '{name}' with {called}: ") as told:
+                call(images, labels, model)
+            assert name == 'gradmix' or '--gradmix' not in str(told.value)
+
+
+def test_the_class_says_that_it_reads_the_model_and_its_controls_do_not():
+    assert (GradMix.requires_model, GradMix.requires_grad) == (True, True)
+    control = create_mixer('random-box', num_classes=K)
+    assert (control.requires_model, control.requires_grad) == (False, False)
+
+
+@pytest.mark.parametrize(('name', 'flag'), [
+    ('gradmix', '--gradmix-layers'), ('attentivemix', '--mixup-kwargs layers=...'),
+    ('snapmix', '--mixup-kwargs layers=...'), ('tokenmix', '--mixup-kwargs layers=...')])
+def test_a_layer_that_cannot_be_used_names_the_mixers_own_flag(name, flag, toy):
+    with pytest.raises(ValueError, match=f"^mixer '{name}' with .* no layer 'nope'.*{flag}"):
+        create_mixer(name, num_classes=K, layers='nope').prepare(toy, (3, 16, 16))
 
 
 @pytest.mark.parametrize(('options', 'match'), [
