@@ -127,8 +127,7 @@ class BatchMixer:
         self.num_classes, self.label_smoothing = int(num_classes), float(label_smoothing)
         self.prob, self.prob_elem = float(prob), float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
-        self.multi_label_mix = multi_label_mix
-        self.unknown_output = bool(unknown_output)
+        self.multi_label_mix, self.unknown_output = multi_label_mix, bool(unknown_output)
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
@@ -298,7 +297,8 @@ class BatchMixer:
 
         def checked(logits: Tensor, targets: Tensor) -> Tensor:
             width = logits.shape[1]
-            if width > 1 and (width < known or (targets.dim() == 2 and width != targets.shape[1])):
+            # A single logit is of two classes.
+            if width < known > 2 or (width > 1 and targets.dim() == 2 and width != targets.shape[1]):
                 raise ValueError(f'num_classes={self.num_classes}, but the model gives {width} logits: '
                                  'set num_classes to the width of the classifier')
             return function(logits, targets)

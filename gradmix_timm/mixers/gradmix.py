@@ -19,6 +19,7 @@ from gradmix_timm.attribution import (
     layer_maps,
     resolve_layers,
     to_pixels,
+    two_classes,
 )
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.ops import (
@@ -188,7 +189,12 @@ class GradMix(BatchMixer):
         return AttributionMap(torch.where(mass > 0, pixels / mass, torch.zeros_like(pixels)), fused.degenerate, (1, 1))
 
     def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
+        scale = self.config.attr_scale
+        height, width = round(size[0] * scale), round(size[1] * scale)
+        if min(height, width) < 1 <= min(size):
+            raise ValueError(f'attr_scale={scale:g} of {size[0]}x{size[1]} pixels leaves {height}x{width}, expected a '
+                             'pixel or more of either side: choose a larger one (--gradmix-attr-scale)')
+        return height, width
 
     def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray,
                    ) -> tuple[AttributionMap, Tensor | None]:
@@ -218,8 +224,8 @@ class GradMix(BatchMixer):
             probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
         else:
             labels = targets if targets.ndim == 1 else targets.argmax(1)
-            if logits.shape[1] == 1 < self.num_classes:  # of two classes: the log-odds of the second
-                logits = F.pad(logits, (1, 0))
+            if self.num_classes > 1:
+                logits, _ = two_classes(logits, labels)
             probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return probability >= self.config.confidence
 
