@@ -81,8 +81,8 @@ class GradMixOptions:
                                  'their own; leave one of them out')
         epochs = 'a number of epochs, 0 or more'
         for name, valid, expected in (
-                ('warmup', self.warmup >= 0 and self.warmup == int(self.warmup), epochs),
-                ('grow', self.grow >= 0 and self.grow == int(self.grow), epochs),
+                ('warmup', self.warmup >= 0 and self.warmup % 1 == 0, epochs),
+                ('grow', self.grow >= 0 and self.grow % 1 == 0, epochs),
                 ('attr_scale', 0 < self.attr_scale <= 1, 'in (0, 1]'),
                 ('confidence', 0 <= self.confidence < 1, 'a probability, in [0, 1)')):
             if not valid:

@@ -2,7 +2,18 @@
 from .capture import activations, capture, check_input_gradient, watch
 from .class_attention import check_class_attention, watch_class_attention
 from .layers import TargetLayer, default_layer, resolve_layers, usable_layers
-from .maps import CONTROLS, METHODS, TARGET_SCORES, attribute, capture_for, fuse, layer_maps, score_function, to_pixels
+from .maps import (
+    CONTROLS,
+    METHODS,
+    TARGET_SCORES,
+    attribute,
+    capture_for,
+    fuse,
+    layer_maps,
+    score_function,
+    to_pixels,
+    two_classes,
+)
 from .model_guard import borrow, unwrap
 
 __all__ = [
@@ -23,6 +34,7 @@ __all__ = [
     'resolve_layers',
     'score_function',
     'to_pixels',
+    'two_classes',
     'unwrap',
     'usable_layers',
     'watch',

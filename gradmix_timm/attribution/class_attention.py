@@ -108,7 +108,7 @@ def check_class_attention(model: nn.Module, input_size: tuple[int, int, int]) ->
     Raises:
         ValueError: See :func:`watch_class_attention`, and :meth:`ClassAttention.maps`.
     """
-    like = next(model.parameters())
+    like = next(model.parameters(), torch.zeros(()))
     with borrow(model) as inner, torch.no_grad(), watch_class_attention(inner) as seen:
         inner(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
         seen.maps((input_size[1], input_size[2]))

@@ -16,7 +16,7 @@ from .layers import resolve_layers
 
 __all__ = [
     'CONTROLS', 'METHODS', 'TARGET_SCORES', 'attribute', 'capture_for', 'fuse', 'layer_maps', 'score_function',
-    'to_pixels',
+    'to_pixels', 'two_classes',
 ]
 
 #: Controls without a model: a random position, the centre of the image.
@@ -26,6 +26,24 @@ CONTROLS = ('random', 'center')
 TARGET_SCORES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('score')
 #: How activation and gradient make a map: (A, G) float32 [B, C, h, w] -> [B, h, w], before its ReLU.
 METHODS: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry('attribution')
+
+
+def two_classes(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A single logit z, the log-odds of the second of two classes, as the logits of both: -z / 2 and z / 2.
+
+    Args:
+        logits: [B, K]; those of more than one class stay as they are.
+        labels: int64 [B] or float [B, K]; the share of the second class, [B, 1], becomes that of both.
+
+    Example:
+        >>> two_classes(torch.tensor([[3.]]), torch.tensor([0]))
+        (tensor([[-1.5000,  1.5000]]), tensor([0]))
+    """
+    if logits.shape[1] != 1:
+        return logits, labels
+    if labels.shape == logits.shape:
+        labels = torch.cat([1 - labels, labels], 1)
+    return torch.cat([-logits, logits], 1) / 2, labels
 
 
 def _weigh(values: Tensor, labels: Tensor) -> Tensor:
@@ -40,10 +58,10 @@ def evidence(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-odds of the label: z_y - logsumexp_{k != y} z_k, float32 [B].
 
     Its gradient is that of -CE divided by (1 - p_y): the same direction for every image, without fading as the model
-    grows sure. Soft labels [B, K] weight the log-odds of every class. With one logit it is that logit.
+    grows sure. Soft labels [B, K] weight the log-odds of every class. A single logit z is that of the second
+    of two classes: z for label 1, -z for label 0.
     """
-    if logits.shape[1] == 1:
-        return logits[:, 0]
+    logits, labels = two_classes(logits, labels)
     if labels.dim() == 1:
         own = F.one_hot(labels, logits.shape[1]).bool()
         return _weigh(logits, labels) - logits.masked_fill(own, -torch.inf).logsumexp(1)
@@ -57,13 +75,16 @@ def evidence(logits: Tensor, labels: Tensor) -> Tensor:
 
 @TARGET_SCORES.register('logit', "the label's logit z_y")
 def logit(logits: Tensor, labels: Tensor) -> Tensor:
-    """z_y, or the logits weighted by soft labels, float32 [B]."""
+    """z_y, or the logits weighted by soft labels, float32 [B]; of a single one see :func:`two_classes`."""
+    if labels.shape != logits.shape:  # a multi-hot label has a logit of its own, one of one too
+        logits, labels = two_classes(logits, labels)
     return _weigh(logits, labels)
 
 
 @TARGET_SCORES.register('loss', "+cross-entropy, the direction of the authors' code: evidence against the label")
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy, float32 [B]."""
+    """Cross-entropy, float32 [B]; of a single logit see :func:`two_classes`."""
+    logits, labels = two_classes(logits, labels)
     return -_weigh(logits.log_softmax(1), labels)
 
 
@@ -98,10 +119,9 @@ def _checked_labels(labels: Tensor, logits: Tensor) -> Tensor:
     if labels.shape != (batch,) or labels.dtype != torch.int64:
         raise ValueError(f'expected labels int64 [{batch}] or float [{batch}, {classes}], got {labels.dtype} '
                          f'{list(labels.shape)}')
-    low, high = int(labels.min()), int(labels.max())
-    # A single logit is differentiated itself, for any label.
-    if low < 0 or high >= max(classes, 2):
-        raise ValueError(f'labels run from {low} to {high}, expected 0..{classes - 1}, the classes of the model')
+    low, high, last = int(labels.min()), int(labels.max()), max(classes, 2) - 1  # a single logit is of two classes
+    if low < 0 or high > last:
+        raise ValueError(f'labels run from {low} to {high}, expected 0..{last}, the classes of the model')
     return labels.to(logits.device)
 
 
@@ -185,8 +205,9 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
 
     Args:
         model: Any classifier, timm's or not, in any mode.
-        images: [B, C, H, W] float.
-        labels: Class indices [B] (a tensor of any integer type, an array, a list) or float [B, K].
+        images: [B, C, H, W] float, B above 0.
+        labels: Class indices [B] (a tensor of any integer type, an array, a list) or float [B, K]; 0 or 1 where the
+            model has a single logit.
         layers: None for the default rule, stage numbers (-1 the deepest usable), module names, or several of them.
         method: A name of ``METHODS``.
         score: A name of ``TARGET_SCORES`` or a callable ``(logits, labels) -> [B]``.
@@ -202,9 +223,9 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
     if method in CONTROLS:
         raise ValueError(f'{method!r} is a control without a map; maps are made by: {", ".join(METHODS)}')
     METHODS[method]
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
         got = f'{images.dtype} {list(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f'expected normalised float images [B, C, H, W], got {got}')
+        raise ValueError(f'expected normalised float images [B, C, H, W], B above 0, got {got}')
     function, targets = score_function(score), as_targets(labels)
 
     def checked(logits: Tensor, given: Tensor) -> Tensor:

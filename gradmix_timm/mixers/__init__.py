@@ -151,6 +151,10 @@ def create_mixer(name: str, **options: Any) -> Mixer:
     if unknown:
         known = _parameters(entry)
         raise ValueError(f'mixer {name!r} has no option {unknown[0]!r}: {nearest(unknown[0], known)}')
+    fixed = entry.keywords.get('attribution') if isinstance(entry, partial) and entry.func is GradMix else None
+    if fixed and options.get('attribution', fixed) != fixed:
+        raise ValueError(f'mixer {name!r} has attribution={fixed!r}, which makes it a control, got '
+                         f"{options['attribution']!r}; leave it out, or take mixer 'gradmix'")
     for option, kind in _kinds(entry).items():
         if kind in ('int', 'float') and isinstance(options.get(option, 0), str | list | tuple | dict | None):
             raise ValueError(f'mixer {name!r}: {option} is a number, got {options[option]!r}')

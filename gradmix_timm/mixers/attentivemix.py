@@ -45,7 +45,7 @@ class AttentiveMix(BatchMixer):
         self.share, self.layers = float(share), layers
 
     @override
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         resolve_layers(model, input_size, self.layers)
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,9 @@ from gradmix_timm.ops.boxes import SHARE_UNIT
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer
+from .serving import ADVICE, serving
 
-__all__ = [
-    'BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
+__all__ = ['BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -71,7 +71,8 @@ class BatchMixer:
 
     Args:
         num_classes: K, the columns of the returned targets.
-        label_smoothing: s in [0, 1): on = 1 - s + s / K, off = s / K, as in timm.
+        label_smoothing: s in [0, 1): on = 1 - s + s / K, off = s / K, as in timm; of multi-hot targets, as timm's
+            ``Mixup(multi_label=True)``, on = 1 - s / 2, off = s / 2.
         prob: Probability that a batch is mixed.
         prob_elem: Probability that an image of a mixed batch is mixed.
         seed: Of the draws.
@@ -102,6 +103,8 @@ class BatchMixer:
     rows_per_image: int = 1
     #: A subclass's own options: attributes of these names.
     option_names: tuple[str, ...] = ()
+    #: See :func:`~gradmix_timm.mixers.serving.serving`.
+    advice: Mapping[str, str] = ADVICE
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False
@@ -116,18 +119,15 @@ class BatchMixer:
         if unknown_output and multi_label_mix:
             raise ValueError('unknown_output with multi_label_mix: sigmoids say no class by themselves; leave one of '
                              'them out')
-        if int(num_classes) != num_classes or num_classes < 1:
+        if num_classes % 1 != 0 or num_classes < 1:
             raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes!r}')
         for field, value in (('seed', seed), ('rank', rank)):
-            if int(value) != value:
+            if value % 1 != 0:  # infinity too
                 raise ValueError(f'{field} is a whole number, got {value!r}')
-        self.num_classes = int(num_classes)
-        self.label_smoothing = float(label_smoothing)
-        self.prob = float(prob)
-        self.prob_elem = float(prob_elem)
+        self.num_classes, self.label_smoothing = int(num_classes), float(label_smoothing)
+        self.prob, self.prob_elem = float(prob), float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
-        self.multi_label_mix = multi_label_mix
-        self.unknown_output = bool(unknown_output)
+        self.multi_label_mix, self.unknown_output = multi_label_mix, bool(unknown_output)
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
@@ -173,6 +173,8 @@ class BatchMixer:
         Raises:
             ValueError: It cannot; the message names model, mixer and remedy.
         """
+        with serving(self.name, model, self.advice):
+            self._prepare(model, input_size)
 
     def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Mix one batch.
@@ -198,12 +200,12 @@ class BatchMixer:
         """Mix one batch as by a call; the result also holds the draw."""
         if not self.mixup_enabled:
             targets = self._check_batch(images, targets)
-            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            rows = self._rows(targets, images.device)
             return Mixed(images, rows, None)
         draw = self.draw(images, targets, model)
         own = None
         if self.labels_after_forward:
-            own = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            own = self._rows(targets, images.device)
         return Mixed(*self.batch_of(images, targets, draw), draw, own)
 
     @contextmanager
@@ -230,7 +232,7 @@ class BatchMixer:
         mixed, rows = self.apply(images, targets, draw)
         if self.rows_per_image == 1:
             return mixed, rows
-        clean = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+        clean = self._rows(targets, images.device)
         return torch.cat([images.detach(), mixed]), torch.cat([clean, rows])
 
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
@@ -247,10 +249,10 @@ class BatchMixer:
         if self.requires_model and model is None:
             raise ValueError(f'mixer {self.name!r} reads attribution maps from the live model and got none; '
                              'call mixer(images, targets, model)')
-        rng = self._generator(generator)
-        batch = images.shape[0]
+        rng, batch = self._generator(generator), images.shape[0]
         coins, partner = self._toss(rng, batch)
-        with torch.inference_mode(False), torch.no_grad():
+        read = model if self.requires_model else None
+        with torch.inference_mode(False), torch.no_grad(), serving(self.name, read, self.advice):
             if not coins.any():
                 return kept_draw(batch, images.device, self.name)
             return self._draw(images, targets, model, rng, coins, partner)
@@ -263,7 +265,7 @@ class BatchMixer:
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         """The mix that ``draw`` describes; deterministic and without the model."""
         with torch.no_grad():
-            rows = soft_targets(targets, self.num_classes, self.label_smoothing, images.device)
+            rows = self._rows(targets, images.device)
             union = self.multi_label_mix == 'union'
             # With a sigmoid for each label, no class means all zeros.
             unknown = None if self.multi_label else draw.unknown
@@ -271,6 +273,9 @@ class BatchMixer:
             return self._paste(images, draw), targets
 
     # ---- for subclasses
+
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        """What :meth:`prepare` checks."""
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
@@ -292,14 +297,19 @@ class BatchMixer:
 
         def checked(logits: Tensor, targets: Tensor) -> Tensor:
             width = logits.shape[1]
-            if width > 1 and (width < known or (targets.dim() == 2 and width != targets.shape[1])):
-                raise ValueError(f'mixer {self.name!r} has num_classes={self.num_classes}, but the model gives {width} '
-                                 'logits: set num_classes to the width of the classifier')
+            # A single logit is of two classes.
+            if width < known > 2 or (width > 1 and targets.dim() == 2 and width != targets.shape[1]):
+                raise ValueError(f'num_classes={self.num_classes}, but the model gives {width} logits: '
+                                 'set num_classes to the width of the classifier')
             return function(logits, targets)
 
         return checked
 
     # ---- internal
+
+    def _rows(self, targets: Any, device: torch.device) -> Tensor:
+        """The smoothed rows of labels, float32 [B, K]."""
+        return soft_targets(targets, self.num_classes, self.label_smoothing, device, self.multi_label)
 
     def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Which images are mixed, bool [B], and their partners; an unmixed image may be a partner."""

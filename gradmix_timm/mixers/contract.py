@@ -64,12 +64,12 @@ class Mixer(Protocol):
 class BoundMixer:
     """A mixer with its model: ``images, targets = bound(images, targets)``, as timm calls its ``mixup_fn``.
 
-    Every other attribute is the mixer's, to read and to set: a loop that sets ``mixup_enabled = False`` on it, as
-    timm's does at ``--mixup-off-epoch``, ends the mixing.
+    Every attribute but these two is the mixer's, to read and to set: a loop that sets ``mixup_enabled = False`` on it,
+    as timm's does at ``--mixup-off-epoch``, ends the mixing.
 
     Args:
         mixer: The mixer.
-        model: The live model, read at every call.
+        model: The live model, read at every call; another may be set in its place, such as a running average.
 
     Example:
         >>> import torch
@@ -98,7 +98,10 @@ class BoundMixer:
         return getattr(self.mixer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.mixer, name, value)
+        if name in ('mixer', 'model'):
+            vars(self)[name] = value
+        else:
+            setattr(self.mixer, name, value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -150,7 +153,7 @@ class _Adopted:
     def __call__(self, images: Tensor, targets: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         if self._own_switch and not self.mixup_enabled:
             smoothing = float(getattr(self.inner, 'label_smoothing', 0))
-            return images, soft_targets(targets, self.num_classes, smoothing, images.device)
+            return images, soft_targets(targets, self.num_classes, smoothing, images.device, self.multi_label)
         images, targets = self.inner(images, targets, model)
         return images, targets
 

@@ -1,7 +1,7 @@
 """GradMix: cover the region of the model's evidence with another image's pixels (arXiv:2505.12803)."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from gradmix_timm.attribution import (
     layer_maps,
     resolve_layers,
     to_pixels,
+    two_classes,
 )
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.ops import (
@@ -104,6 +105,9 @@ class GradMix(BatchMixer):
     """
 
     name: str = 'gradmix'
+    requires_model: bool = True
+    requires_grad: bool = True
+    advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
                  seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False,
@@ -133,7 +137,7 @@ class GradMix(BatchMixer):
     def options(self) -> dict[str, Any]:
         return {**asdict(self.config), **super().options}
 
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Resolve and check the target layers at the size of the attribution pass."""
         if not self.requires_model:
             return
@@ -185,7 +189,12 @@ class GradMix(BatchMixer):
         return AttributionMap(torch.where(mass > 0, pixels / mass, torch.zeros_like(pixels)), fused.degenerate, (1, 1))
 
     def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        return round(size[0] * self.config.attr_scale), round(size[1] * self.config.attr_scale)
+        scale = self.config.attr_scale
+        height, width = round(size[0] * scale), round(size[1] * scale)
+        if min(height, width) < 1 <= min(size):
+            raise ValueError(f'attr_scale={scale:g} of {size[0]}x{size[1]} pixels leaves {height}x{width}, expected a '
+                             'pixel or more of either side: choose a larger one (--gradmix-attr-scale)')
+        return height, width
 
     def _rows_maps(self, images: Tensor, targets: Tensor, model: nn.Module, rows: np.ndarray,
                    ) -> tuple[AttributionMap, Tensor | None]:
@@ -215,8 +224,8 @@ class GradMix(BatchMixer):
             probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
         else:
             labels = targets if targets.ndim == 1 else targets.argmax(1)
-            if logits.shape[1] == 1 < self.num_classes:  # of two classes: the log-odds of the second
-                logits = F.pad(logits, (1, 0))
+            if self.num_classes > 1:
+                logits, _ = two_classes(logits, labels)
             probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
         return probability >= self.config.confidence
 

@@ -39,7 +39,7 @@ class GridMix(AlphaMixer):
 
     def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', cells: int = 4, **common: Any) -> None:
         super().__init__(num_classes, alpha, lam, **common)
-        if int(cells) != cells or cells < 2:
+        if cells % 1 != 0 or cells < 2:
             raise ValueError(f'cells is a whole number of 2 or more, got {cells}')
         self.cells = int(cells)
 

@@ -83,7 +83,7 @@ class PixMix(BatchMixer):
     def __init__(self, num_classes: int, k: int = 4, beta: float = 3.0, severity: float = 3.0,
                  mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, **common: Any) -> None:
         super().__init__(num_classes, **common)
-        if int(k) != k or k < 1:
+        if k % 1 != 0 or k < 1:
             raise ValueError(f'k is a number of rounds, 1 or more, got {k}')
         if not beta > 0 or not 0 < severity <= 10:
             raise ValueError(f'beta is above 0 and severity in (0, 10], got {beta} and {severity}')

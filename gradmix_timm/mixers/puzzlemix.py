@@ -158,7 +158,7 @@ class PuzzleMix(AlphaMixer):
         self.beta, self.gamma, self.eta, self.eps = float(beta), float(gamma), float(eta), float(eps)
         self.moves = moves
 
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Check that a gradient reaches the image."""
         check_input_gradient(model, input_size)
 

@@ -51,7 +51,7 @@ class SnapMix(AlphaMixer):
         self.layers = layers
 
     @override
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         resolve_layers(model, input_size, self.layers)
 
     def class_maps(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class TokenMix(SnapMix):
         super().__init__(num_classes, alpha, lam, layers, **common)
         if share != 'beta' and (isinstance(share, str) or not 0 < share < 1):
             raise ValueError(f"share of the tokens is in (0, 1), or 'beta', got {share!r}")
-        if int(tokens) != tokens or tokens < 2:
+        if tokens % 1 != 0 or tokens < 2:
             raise ValueError(f'tokens is a whole number of 2 or more, got {tokens}')
         self.share, self.tokens = share, int(tokens)
 

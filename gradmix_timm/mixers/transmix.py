@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from gradmix_timm.ops import box_mask, image_size, mix_targets
 from gradmix_timm.records import Mixed
 
 from .plain import CutMix
+from .serving import serving
 
 __all__ = ['TransMix']
 
@@ -58,7 +59,7 @@ class TransMix(CutMix):
             raise ValueError(f'transmix has no label={self.label!r}: its labels follow the attention')
         self.area = float(area)
 
-    def prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Reject a model whose class token's attention cannot be read."""
         check_class_attention(model, input_size)
 
@@ -69,7 +70,9 @@ class TransMix(CutMix):
             yield lambda output: mixed.target
             return
         draw, rows, size = mixed.draw, mixed.rows, image_size(mixed.input)
-        with watch_class_attention(model) as seen:
+        with ExitStack() as stack:
+            with serving(self.name, model, self.advice):
+                seen = stack.enter_context(watch_class_attention(model))
             yield lambda output: mix_targets(rows, draw.partner, self.weights(seen.maps(size), draw.dst, size),
                                       self.multi_label_mix == 'union')
 

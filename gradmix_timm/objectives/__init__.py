@@ -1,5 +1,5 @@
 """Training objectives: contrastive losses and their tasks."""
-from .clean import KeepCleanTask
+from .clean import KeepCleanTask, check_keep_clean
 from .contrastive import ContrastiveTask, JointTask, guiding_mixer
 from .heads import Projected, classifier_layers
 from .late_labels import LateLabelTask
@@ -17,6 +17,7 @@ __all__ = [
     'MocoTask',
     'Projected',
     'TemperedLoss',
+    'check_keep_clean',
     'classifier_layers',
     'guiding_mixer',
     'instance_logits',

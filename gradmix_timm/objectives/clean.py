@@ -8,12 +8,30 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from gradmix_timm.attribution import resolve_layers, unwrap
-from gradmix_timm.mixers import GradMix
+from gradmix_timm.mixers import GradMix, Mixer
 from gradmix_timm.ops import soft_targets
 
 from .sharing import SecondPass, kept_buffers, watch_training
 
-__all__ = ['KeepCleanTask']
+__all__ = ['KeepCleanTask', 'check_keep_clean']
+
+
+def check_keep_clean(mixer: Mixer) -> None:
+    """Check that the clean forward can give the maps of a mixer.
+
+    Raises:
+        ValueError: A mixer without target layers, or with maps at a size of their own.
+    """
+    if not isinstance(mixer, GradMix):
+        raise ValueError(f'--gradmix-keep-clean with mixer {mixer.name!r}: the clean forward serves the maps of '
+                         'gradmix; leave one of them out')
+    method, scale = mixer.config.attribution, mixer.config.attr_scale
+    if not mixer.requires_model or method == 'input-gradient':
+        raise ValueError(f'--gradmix-keep-clean with --gradmix-attribution {method}: the clean forward gives the maps '
+                         'of target layers; leave one of them out')
+    if scale != 1:
+        raise ValueError(f'--gradmix-keep-clean with --gradmix-attr-scale {scale:g}: the clean forward gives maps at '
+                         'full size; leave one of them out')
 
 
 class KeepCleanTask(ClassificationTask):
@@ -30,7 +48,7 @@ class KeepCleanTask(ClassificationTask):
         **options: Of timm's ClassificationTask.
 
     Raises:
-        ValueError: A mixer without target layers.
+        ValueError: See :func:`check_keep_clean`.
     """
 
     #: Tells the training loop that the task calls its mixer itself.
@@ -38,12 +56,7 @@ class KeepCleanTask(ClassificationTask):
 
     def __init__(self, model: nn.Module, mixer: GradMix, criterion: Any = None, **options: Any) -> None:
         super().__init__(model, criterion, **options)
-        if not isinstance(mixer, GradMix) or not mixer.requires_model or mixer.config.attribution == 'input-gradient':
-            raise ValueError(f'keep_clean shares the clean forward with the maps of gradmix at its layers; {mixer!r} '
-                             'has none. Leave --gradmix-keep-clean out')
-        if mixer.config.attr_scale != 1:
-            raise ValueError('keep_clean makes its maps at full size; leave out one of --gradmix-keep-clean and '
-                             '--gradmix-attr-scale')
+        check_keep_clean(mixer)
         self.mixer, self._again = mixer, SecondPass()
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:

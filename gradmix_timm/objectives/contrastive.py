@@ -230,6 +230,9 @@ class JointTask(ContrastiveTask):
         config: Weights and temperatures.
         **options: See :class:`ContrastiveTask`.
 
+    Raises:
+        ValueError: A mixer whose term has the weight 0; see :class:`ContrastiveTask`.
+
     Example:
         >>> import timm
         >>> from gradmix_timm import create_mixer
@@ -243,6 +246,9 @@ class JointTask(ContrastiveTask):
     def __init__(self, model: nn.Module, mixer: Any = None, config: JointConfig | None = None, **options: Any) -> None:
         config = config or JointConfig()
         super().__init__(model, mixer, temperature=config.temperature, **options)
+        if self._mixable and not config.ssl_weight:
+            raise ValueError(f'ssl_weight=0 with mixer {mixer.name!r}: the mixed term has that weight too, so that '
+                             'nothing would be mixed; leave one of them out')
         self.config = config
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Any]:

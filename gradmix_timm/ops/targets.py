@@ -62,14 +62,16 @@ def soft_targets(
         num_classes: int,
         smoothing: float = 0.0,
         device: torch.device | None = None,
+        multi_label: bool = False,
 ) -> Tensor:
-    """Labels as smoothed rows: t (1 - s) + s / K, timm's convention (on = 1 - s + s / K, off = s / K).
+    """Labels as smoothed rows by timm's conventions: t (1 - s) + s / K, of multi-hot ones t (1 - s) + s / 2.
 
     Args:
         targets: int [B] in 0..K-1, or float [B, K]; see :func:`as_targets`.
         num_classes: K.
         smoothing: s in [0, 1).
         device: Where the rows go; default: where the labels are.
+        multi_label: Each of the K labels is there or not by itself: s / 2 in place of s / K.
 
     Returns:
         float32 [B, K]; rows sum to 1 where the given ones do.
@@ -77,10 +79,12 @@ def soft_targets(
     Example:
         >>> soft_targets(torch.tensor([1]), 4, smoothing=0.2)
         tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
+        >>> soft_targets(torch.tensor([[1., 1., 0.]]), 3, smoothing=0.2, multi_label=True)
+        tensor([[0.9000, 0.9000, 0.1000]])
     """
     targets = as_targets(targets)
     targets = targets.to(device or targets.device, non_blocking=True)
-    off = smoothing / num_classes
+    off = smoothing / (2 if multi_label else num_classes)
     if targets.dim() == 2:
         return targets.float() * (1 - smoothing) + off
     rows = torch.full((targets.shape[0], num_classes), off, device=targets.device)

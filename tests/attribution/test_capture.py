@@ -178,6 +178,40 @@ def test_scores_equal_their_definition_hard_and_soft(score, slow):
     assert torch.allclose(TARGET_SCORES[score](logits, soft), mixed)
 
 
+@pytest.mark.parametrize('score', ['evidence', 'logit', 'loss'])
+def test_a_single_logit_is_that_of_the_second_of_two_classes(score):
+    one = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(8, 1))
+    two = copy.deepcopy(one)
+    two[-1] = nn.Linear(8, 2)
+    two[-1].weight.data = torch.cat([-one[-1].weight, one[-1].weight]).detach() / 2
+    two[-1].bias.data = torch.cat([-one[-1].bias, one[-1].bias]).detach() / 2
+    images, labels = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 1, 0])
+    want = attribute(two, images, labels, '1', score=score)
+    assert not want.degenerate.any()
+    assert not torch.equal(want.map, attribute(two, images, 1 - labels, '1', score=score).map)
+    assert torch.allclose(attribute(one, images, labels, '1', score=score).map, want.map, atol=1e-6)
+    soft = torch.eye(2)[labels]
+    mixer = create_mixer('gradmix', num_classes=2, layers='1', score=score)
+    for given in (labels, soft):
+        assert torch.allclose(mixer.maps(one, images, given).map, want.map, atol=1e-6)
+    if score != 'logit':
+        assert torch.allclose(attribute(one, images, soft[:, 1:], '1', score=score).map, want.map, atol=1e-6)
+
+
+def test_a_single_logit_has_no_third_class():
+    one = nn.Sequential(nn.Conv2d(3, 1, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match=r'labels run from 0 to 2, expected 0..1'):
+        attribute(one, torch.randn(3, 3, 8, 8), torch.arange(3))
+    with pytest.raises(ValueError, match='num_classes=3, but the model gives 1 logits'):
+        create_mixer('gradmix', num_classes=3)(torch.randn(3, 3, 8, 8), torch.arange(3), one)
+
+
+def test_no_images_have_no_maps(tiny_cnn):
+    with pytest.raises(ValueError, match=r'B above 0, got torch.float32 \[0, 3, 64, 64\]'):
+        attribute(tiny_cnn, torch.zeros(0, 3, 64, 64), torch.zeros(0, dtype=torch.int64))
+
+
 @pytest.mark.parametrize('kind', ['hard', 'soft'])
 def test_evidence_does_not_vanish_on_confident_images(kind):
     logits = torch.tensor([[60.0, 0.0, -5.0]], requires_grad=True)

@@ -235,6 +235,15 @@ def test_multi_label_mixing_reaches_the_mixer(mode):
         mode.split('+'))
 
 
+@pytest.mark.parametrize('line', [
+    '--mixup-mode gradmix+cutmix --gradmix-warmup 5 --epochs 5',
+    '--mixup-mode gradmix+random-box --mixup-kwargs gradmix.warmup=5 --epochs 5',
+    '--mixup-mode gradmix --gradmix-recipe authors --mixup-kwargs score=evidence --amp',
+    '--mixup-mode random-box --gradmix-recipe authors --amp'])
+def test_what_another_part_or_option_settles_is_taken(line):
+    assert parse(*line.split()).mixup_mode == line.split()[1]
+
+
 def test_options_reach_the_mixer():
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     args = parse('--mixup-mode', 'gradmix', '--gradmix-recipe', 'authors', '--gradmix-fill', 'mean', '--gradmix-layers',
@@ -269,6 +278,20 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode random-box --gradmix-keep-clean', 'random-box'),
     ('--mixup-mode gradmix --gradmix-warmup 5 --epochs 5', '--gradmix-warmup 5 with --epochs 5'),
     ('--mixup-mode gradmix --gradmix-warmup 3 --epochs 5 --mixup-off-epoch 3', '--mixup-off-epoch 3'),
+    ('--mixup-mode gradmix+random-box --gradmix-warmup 5 --epochs 5', '--gradmix-warmup 5 with --epochs 5'),
+    ('--mixup-mode gradmix --mixup-kwargs warmup=50 --epochs 5', '--gradmix-warmup 50 with --epochs 5'),
+    ('--mixup-mode gradmix --mixup-kwargs warmup=1e999', 'warmup is a number of epochs'),
+    ('--mixup-mode gradmix --mixup-kwargs seed=1e999', 'seed is a whole number'),
+    ('--mixup-mode gradmix --mixup-kwargs score=loss --amp', 'float16'),
+    ('--mixup-mode gradmix+cutmix --mixup-kwargs gradmix.score=loss --amp', 'float16'),
+    ('--mixup-mode gradmix --mixup-kwargs keep_clean=True --mixup-model ema --model-ema', '--gradmix-keep-clean'),
+    ('--mixup-mode gradmix --mixup-kwargs multi_label_mix=union', 'type --multi-label-mix'),
+    ('--mixup-mode gradmix+cutmix --mixup-kwargs cutmix.unknown_output=True', 'type --unknown-output'),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attr-scale 0.5', '--gradmix-attr-scale 0.5'),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution center', '--gradmix-attribution center'),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution random', '--gradmix-attribution random'),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution input-gradient', 'input-gradient'),
+    ('--mixup-mode random-box --mixup-kwargs attribution=layercam', "'random-box' has attribution='random'"),
     ('--mixup-mode gradmix --mixup-model ema', 'needs --model-ema'),
     ('--mixup-mode gradmix --mixup-model ema --model-ema --model-ema-force-cpu', 'with --model-ema-force-cpu'),
     ('--mixup-mode cutmix --mixup-model ema --model-ema', 'no pass for the maps'),

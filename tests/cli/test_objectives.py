@@ -107,6 +107,8 @@ def test_every_objective_has_its_defaults_and_no_others():
     ((*SUPCON, *GRADMIX, '--gradmix-attribution', 'input-gradient'), 'input-gradient'),
     ((*SUPCON, '--objective-temperature', 0), '--objective-temperature is above 0'),
     ((*SUPCON, '--objective-gamma', 0, '--objective-ssl-weight', 0), '--objective-gamma'),
+    ((*SUPCON, *GRADMIX, '--objective-ssl-weight', 0), '--objective-ssl-weight 0 with --objective supcon+ssl'),
+    ((*SUPCON, '--mixup-mode', 'cutmix', '--objective-ssl-weight', 0), 'nothing would be mixed'),
     ((*SUPCON, '--probe-epochs', -1), '--probe-epochs is 0 or more'),
     ((*MOCO, '--objective-momentum', 2), '--objective-momentum is in [0, 1]'),
     ((*MOCO, '--batch-size', 32), '--objective-queue 20 with --batch-size 32'),

@@ -22,7 +22,7 @@ from gradmix_timm.cli.training import loaders, loop, setup
 from gradmix_timm.cli.training import run as stages
 from gradmix_timm.cli.training.mixing import SwitchedCollate
 from gradmix_timm.cli.training.tracking import open_bar
-from gradmix_timm.mixers import TIMM_MODES, create_mixer, list_mixers
+from gradmix_timm.mixers import TIMM_MODES, create_mixer, list_mixers, register_mixer
 
 
 @pytest.fixture(scope='module')
@@ -184,6 +184,33 @@ def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp
     folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1,
                       pictures=True)
     assert all(row['lam'] < 1 for row in json.loads((folder / 'mixes.json').read_text())['images'])
+
+
+@pytest.mark.slow
+def test_a_mixer_without_options_ends_with_a_picture(images, tmp_path):
+    class Minimal:
+        def __init__(self, num_classes, prob=1.0, **common):
+            self.num_classes = num_classes
+
+        def __call__(self, images, targets, model=None):
+            rows = nn.functional.one_hot(targets, self.num_classes).float()
+            return (images + images.roll(1, 0)) / 2, (rows + rows.roll(1, 0)) / 2
+
+    register_mixer('test-minimal', 'the mean of two neighbours')(Minimal)
+    folder = run_tiny(images, tmp_path, '--mixup-mode', 'test-minimal', '--mixup-prob', 0.5, '--epochs', 1,
+                      pictures=True)
+    assert (folder / 'mixes.png').stat().st_size > 1000
+
+
+def test_a_picture_that_fails_does_not_fail_the_run(images, tmp_path, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError('no fonts')
+
+    monkeypatch.setattr(stages, '_write_mixes', broken)
+    assert train.console(line(images, tmp_path, '--num-classes', 4, '--epochs', 1, '--mixup-mode', 'cutmix')) == 0
+    assert [r.levelname for r in caplog.records if r.message == 'No mixes.png of cutmix: RuntimeError: no fonts'] == [
+        'WARNING']
+    assert (tmp_path / 'run' / 'last.pth.tar').is_file()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers, register_mixer
-from gradmix_timm.mixers import TIMM_MODES, Mixer, SwitchMixer
+from gradmix_timm.mixers import TIMM_MODES, GradMix, Mixer, SwitchMixer
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('doctest')]
 PAIRED = [*OURS, 'gradmix+cutmix']
@@ -425,6 +425,10 @@ def test_unknown_names_and_options_name_the_nearest():
         create_mixer('gradmix', num_classes=K, center='windw')
     with pytest.raises(ValueError, match="did you mean 'alpha'"):
         create_mixer('cutmix', num_classes=K, alph=1)
+    for control, other in (('random-box', 'layercam'), ('center-box', 'random')):
+        with pytest.raises(ValueError, match=f"'{control}' has attribution=.*got '{other}'.*'gradmix'"):
+            create_mixer(control, num_classes=K, attribution=other)
+        assert create_mixer(control, **create_mixer(control, num_classes=K).options).name == control
     with pytest.raises(ValueError, match='needs num_classes'):
         create_mixer('gradmix')
     with pytest.raises(ValueError, match='two different mixers'):
@@ -433,8 +437,54 @@ def test_unknown_names_and_options_name_the_nearest():
         create_mixer('gradmix+elem', num_classes=K)
 
 
+class Detached(nn.Module):
+    """No gradient reaches its layers."""
+
+    def forward(self, images):
+        return images.detach().mean((2, 3))
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'attentivemix', 'snapmix', 'tokenmix', 'puzzlemix', 'transmix'])
+def test_a_model_that_cannot_be_served_is_refused_by_the_names_of_both_and_the_right_flag(name, toy):
+    mixer, images, labels = create_mixer(name, num_classes=K), torch.randn(4, 3, 16, 16), torch.arange(4)
+    script = torch.jit.script(nn.Sequential(nn.Conv2d(3, K, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    for model, called in ((nn.DataParallel(toy), 'DataParallel'), (script, 'RecursiveScriptModule'),
+                          (Detached(), 'Detached')):
+        with pytest.raises(ValueError, match=f"^mixer '{name}' with {called}: ") as told:
+            mixer.prepare(model, (3, 16, 16))
+        assert name == 'gradmix' or '--gradmix' not in str(told.value)
+        if name == 'transmix':
+            with pytest.raises(ValueError, match=f"^mixer 'transmix' with {called}: "), mixer.watch(
+                    model, mixer.mix(images, labels)):
+                pass
+            continue
+        for call in (mixer, create_mixer(f'{name}+cutmix', num_classes=K, switch_prob=0.0)):
+            with pytest.raises(ValueError, match=f"^mixer '{name}' with {called}: ") as told:
+                call(images, labels, model)
+            assert name == 'gradmix' or '--gradmix' not in str(told.value)
+
+
+def test_the_class_says_that_it_reads_the_model_and_its_controls_do_not():
+    assert (GradMix.requires_model, GradMix.requires_grad) == (True, True)
+    control = create_mixer('random-box', num_classes=K)
+    assert (control.requires_model, control.requires_grad) == (False, False)
+
+
+@pytest.mark.parametrize(('name', 'flag'), [
+    ('gradmix', '--gradmix-layers'), ('attentivemix', '--mixup-kwargs layers=...'),
+    ('snapmix', '--mixup-kwargs layers=...'), ('tokenmix', '--mixup-kwargs layers=...')])
+def test_a_layer_that_cannot_be_used_names_the_mixers_own_flag(name, flag, toy):
+    with pytest.raises(ValueError, match=f"^mixer '{name}' with .* no layer 'nope'.*{flag}"):
+        create_mixer(name, num_classes=K, layers='nope').prepare(toy, (3, 16, 16))
+
+
 @pytest.mark.parametrize(('options', 'match'), [
     ({'prob': 1.5}, 'prob is a probability'),
+    ({'seed': torch.inf}, 'seed is a whole number'),
+    ({'rank': torch.nan}, 'rank is a whole number'),
+    ({'warmup': torch.inf}, 'warmup is a number of epochs'),
+    ({'grow': torch.nan}, 'grow is a number of epochs'),
+    ({'warmup': 1.5}, 'warmup is a number of epochs'),
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),

@@ -1,6 +1,7 @@
 """What a draw depends on, and who meets whom."""
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -162,6 +163,14 @@ def test_a_bound_mixer_is_the_mixer_but_for_its_call(tiny_cnn):
     assert torch.equal(bound(images, labels)[0], other(images, labels, tiny_cnn)[0])
     bound.prob = 0.0
     assert mixer.prob == 0.0
+    bound.prob = 1.0
+    average, last = copy.deepcopy(tiny_cnn), create_mixer('gradmix', num_classes=K, seed=5)
+    bound.model = average
+    assert bound.model is average
+    assert not hasattr(mixer, 'model')
+    bound.mixer = last
+    assert bound.mixer is last
+    assert bound.options == last.options
     with pytest.raises(AttributeError, match='no_such'):
         bound.no_such  # noqa: B018
     again = pickle.loads(pickle.dumps(create_mixer('cutmix', num_classes=K).bound_to(nn.Identity())))

@@ -235,6 +235,14 @@ def test_attribution_at_half_scale_sees_half_the_pixels(tiny_cnn):
     assert seen == [(32, 32)]
 
 
+def test_a_scale_that_leaves_no_pixel_is_refused(tiny_cnn):
+    mixer = create_mixer('gradmix', num_classes=10, attr_scale=0.005)
+    with pytest.raises(ValueError, match=r'attr_scale=0.005 of 64x128 pixels leaves 0x1.*--gradmix-attr-scale'):
+        mixer.prepare(tiny_cnn, (3, 64, 128))
+    with pytest.raises(ValueError, match=r'attr_scale=0.005 of 64x128 pixels leaves 0x1'):
+        mixer(torch.randn(4, 3, 64, 128), torch.arange(4), tiny_cnn)
+
+
 def test_a_model_that_refuses_the_smaller_size_is_an_error_at_start():
     tiny_vit = timm.create_model('vit_tiny_patch16_224', num_classes=10, img_size=64, depth=2)
     with pytest.raises(ValueError, match='dynamic_img_size=True'):

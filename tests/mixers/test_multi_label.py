@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 
 import pytest
+import timm
 import torch
+from timm.loss import create_classification_loss
 from torch import nn
 
 from gradmix_timm import create_mixer, list_mixers
 from gradmix_timm.attribution import attribute
 from gradmix_timm.mixers import TIMM_MODES
+from gradmix_timm.mixers.contract import adopt
+from gradmix_timm.records import MixDraw
 
 K = 6
 NAMES = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith(('doctest', 'test-'))]
@@ -84,3 +89,44 @@ def test_what_is_no_multi_hot_row_is_refused(net):
         create_mixer('cutmix', num_classes=K, multi_label_mix='sum')
     with pytest.raises(ValueError, match="score='loss'"):
         create_mixer('gradmix', num_classes=K, multi_label_mix='weight', score='loss')
+
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'none'])
+def test_smoothing_of_multi_hot_rows_is_timms(name, mode, net):
+    images, rows, smoothing = torch.randn(8, 3, 16, 16), multi_hot(), 0.2
+    theirs = timm.data.Mixup(label_smoothing=smoothing, num_classes=K, multi_label=True)
+    theirs.mixup_enabled = False
+    want = theirs(images.clone(), rows)[1]
+    mixer = create_mixer(name, num_classes=K, multi_label_mix=mode, label_smoothing=smoothing, prob=0.0)
+    assert torch.allclose(mixer(images, rows, net)[1][-8:], want)
+    mixer.mixup_enabled = False
+    assert torch.allclose(mixer(images, rows, net)[1], want)
+
+
+def test_a_mix_of_smoothed_multi_hot_rows_is_timms():
+    images, rows = torch.randn(8, 3, 16, 16), multi_hot()
+    mixer = create_mixer('mixup', num_classes=K, multi_label_mix='weight', label_smoothing=0.2)
+    draw = MixDraw.of('mixup', torch.arange(8).flip(0), torch.full((8,), 0.75))
+    want = timm.data.mixup.mixup_target(rows, K, 0.75, 0.2, multi_label=True)
+    assert torch.allclose(mixer.apply(images, rows, draw)[1], want)
+
+
+def test_an_unmixed_step_has_the_loss_that_timm_smooths_itself():
+    images, rows, logits = torch.randn(8, 3, 16, 16), multi_hot(), torch.randn(8, K)
+    loss = partial(create_classification_loss, 'bce', multi_label=True, smoothing=0.2)
+    soft = create_mixer('none', num_classes=K, multi_label_mix='weight', label_smoothing=0.2)(images, rows)[1]
+    assert torch.allclose(loss(soft_targets=True)(logits, soft), loss(soft_targets=False)(logits, rows))
+
+
+def test_a_foreign_mixer_that_is_switched_off_smooths_as_timm():
+    class Foreign:
+        multi_label, label_smoothing = True, 0.2
+
+        def __call__(self, images, targets, model=None):
+            return images, targets
+
+    mixer = adopt('foreign', Foreign(), K)
+    mixer.mixup_enabled = False
+    targets = mixer(torch.zeros(8, 3, 4, 4), multi_hot())[1]
+    assert torch.allclose(targets, timm.data.mixup.mixup_target(multi_hot(), K, 1.0, 0.2, multi_label=True))

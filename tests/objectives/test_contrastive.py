@@ -357,6 +357,14 @@ def test_a_function_whose_share_nobody_knows_is_refused(joined, tiny_cnn):
         JointTask(tiny_cnn, mixer, verbose=False)
 
 
+def test_a_mixer_whose_term_weighs_nothing_is_refused(tiny_cnn):
+    config = JointConfig(ssl_weight=0)
+    with pytest.raises(ValueError, match="ssl_weight=0 with mixer 'cutmix'"):
+        joint(tiny_cnn, create_mixer('cutmix', num_classes=4), config=config)
+    for mixer in (None, create_mixer('none', num_classes=4)):
+        joint(tiny_cnn, mixer, config=config)
+
+
 def test_wrong_input_is_refused(tiny_cnn):
     with pytest.raises(ValueError, match='temperature is above 0'):
         MocoTask(tiny_cnn, temperature=0, verbose=False)

@@ -12,6 +12,7 @@ import torch
 from timm.data import FastCollateMixup, Mixup
 
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
+from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
 
 __all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
@@ -118,11 +119,6 @@ def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     if given and not set(names) & set(GRADMIX_NAMES):
         raise ValueError(f'--gradmix-{given[0].replace("_", "-")} has no effect with --mixup-mode {args.mixup_mode}; '
                          'expected --mixup-mode gradmix, random-box or center-box')
-    last = min(args.epochs, args.mixup_off_epoch or args.epochs)
-    if 'warmup' in given and args.gradmix_warmup >= last:
-        until = '--mixup-off-epoch' if last < args.epochs else '--epochs'
-        raise ValueError(f'--gradmix-warmup {args.gradmix_warmup} with {until} {last}: nothing would ever be mixed; '
-                         'type fewer epochs of warm-up')
     if args.multi_label_mix is not None and args.mixup_mode in TIMM_MODES:
         raise ValueError(f'--multi-label-mix goes with a registered mixer; --mixup-mode {args.mixup_mode} mixes '
                          'labels by weight in any case')
@@ -174,6 +170,10 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
         part, name = _addressed(key, names)
         if name in ('num_classes', 'rank'):
             raise ValueError(f'--mixup-kwargs {name} is set by the run; leave it out')
+        if name in ('label_smoothing', 'multi_label_mix', 'unknown_output'):  # the loss, the head go by these too
+            flag = 'smoothing' if name == 'label_smoothing' else name.replace('_', '-')
+            raise ValueError(f'--mixup-kwargs {key} has a flag of its own, which the loss and the head of the model go '
+                             f'by as well: type --{flag}')
         parts[part][name] = value
     if len(names) == 1:
         options = {**shared, **parts[names[0]]}
@@ -244,9 +244,10 @@ def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None
 def _check_average(args: argparse.Namespace, mixer: Mixer | None) -> None:
     """A running average on the device, and a mixer that makes a pass of its own over it."""
     own = mixer is not None and mixer.requires_model and not getattr(mixer, 'labels_after_forward', False)
-    if not own or args.objective != 'ce' or args.gradmix_keep_clean:
+    clean = mixer is not None and _keeps_clean(mixer)
+    if not own or args.objective != 'ce' or clean:
         extra = (f' --objective {args.objective}' if args.objective != 'ce' else
-                 ' --gradmix-keep-clean' if args.gradmix_keep_clean else '')
+                 ' --gradmix-keep-clean' if clean else '')
         raise ValueError(f'--mixup-model ema with --mixup-mode {args.mixup_mode}{extra}: no pass for the maps alone is '
                          'made; leave one of them out')
     for flag, wrong in (('--model-ema', not args.model_ema), ('--model-ema-force-cpu', args.model_ema_force_cpu),
@@ -281,9 +282,24 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | No
         raise ValueError('--multi-label-mix goes with --task multilabel')
     if not mixer.rows_sum_to_one:
         _refuse_binary_losses(args, mode)
+    _refuse_endless_warmup(args, mixer)
     _refuse_forward_conflicts(args, plan, mixer)
     if mixer.requires_model:
-        _refuse_model_conflicts(args, mode)
+        _refuse_model_conflicts(args, mode, mixer)
+
+
+def _refuse_endless_warmup(args: argparse.Namespace, mixer: Mixer) -> None:
+    """A warm-up in every part of a mixer that is as long as the mixing lasts."""
+    last = min(args.epochs, args.mixup_off_epoch or args.epochs)
+    warmup = min(part.config.warmup if isinstance(part, GradMix) else 0 for part in mixer.parts)
+    if warmup and warmup >= last:
+        until = '--mixup-off-epoch' if last < args.epochs else '--epochs'
+        raise ValueError(f'--gradmix-warmup {warmup} with {until} {last}: nothing would ever be mixed; type fewer '
+                         'epochs of warm-up')
+
+
+def _keeps_clean(mixer: Mixer) -> bool:
+    return any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts)
 
 
 def _refuse_binary_losses(args: argparse.Namespace, mode: str) -> None:
@@ -304,7 +320,7 @@ def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mi
         if on and late:
             raise ValueError(f'{flag} with --mixup-mode {plan.name}: its labels are read from the attention of the '
                              'training forward itself; leave one of them out')
-    if not any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts):
+    if not _keeps_clean(mixer):
         return
     for flag, on in (('--kd-model-name', args.kd_model_name is not None),
                      ('--task multilabel', args.task == 'multilabel'),
@@ -312,15 +328,17 @@ def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mi
         if on:
             raise ValueError(f'--gradmix-keep-clean with {flag}: the clean forward serves the attribution of '
                              '--mixup-mode gradmix on one classifier alone; leave one of them out')
+    check_keep_clean(mixer)
 
 
-def _refuse_model_conflicts(args: argparse.Namespace, mode: str) -> None:
+def _refuse_model_conflicts(args: argparse.Namespace, mode: str, mixer: Mixer) -> None:
     if args.torchscript:
         raise ValueError(f'--torchscript with {mode}: a scripted model has no hooks to read attribution from; leave '
                          'it out, or type --torchcompile')
     half = args.model_dtype == 'float16' or (args.amp and args.amp_dtype == 'float16')
-    score = args.gradmix_score or ('loss' if args.gradmix_recipe == 'authors' else 'evidence')
-    if half and score == 'loss':
+    losses = [part for part in mixer.parts if isinstance(part, GradMix) and part.requires_model
+              and part.config.score == 'loss']
+    if half and losses:
         raise ValueError(f'float16 with {mode} --gradmix-score loss: gradients of a small loss underflow to empty '
                          'maps; type --amp-dtype bfloat16, or --gradmix-score evidence')
     if args.reprob > 0:

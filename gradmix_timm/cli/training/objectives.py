@@ -99,6 +99,9 @@ def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, 
         ('--tta', args.tta > 1, 'validation compares single images with their neighbours; leave it out'),
         (f'--mixup-mode {args.mixup_mode}', plan.timm,
          "timm's mixers mix all views and do not report the share; type --mixup-mode mixup or cutmix"),
+        ('--objective-ssl-weight 0', args.objective_ssl_weight == 0 and plan.in_step and plan.name != 'none',
+         f'the mixed term has that weight too, so that nothing would be mixed; type another, or leave --mixup-mode '
+         f'{args.mixup_mode} out'),
         ('--batch-size 1', args.batch_size < 2, 'an image needs others to differ from; type a larger one'),
         (f'--dataset {args.dataset}', streamed, 'validation compares with all training images, which a stream gives '
                                                 'once; use the form on disk'),

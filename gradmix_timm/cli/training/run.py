@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from timm.utils import trim_summary, update_summary
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from gradmix_timm.checkpoint import RunRecord, versions
-from gradmix_timm.cli.errors import user_errors
+from gradmix_timm.cli.errors import one_line, user_errors
 from gradmix_timm.data import canonical_name
-from gradmix_timm.mixers import create_mixer
 
 from .context import Built, Data, Hardware
 from .first_process import said_once
@@ -29,7 +28,7 @@ from .interrupt import Interrupt, StoppedError, held_signals
 from .linear_head import Probe, check_head, fit_heads
 from .loaders import build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .loop import Run, train_one_epoch
-from .mixing import MixPlan, plan_mixing
+from .mixing import MixPlan, create_step_mixer, plan_mixing
 from .objectives import objective_options
 from .run_folder import RunFolder, check_writable, resume_path
 from .run_state import (
@@ -92,9 +91,10 @@ def run_training(args: argparse.Namespace, args_text: str, create_model: Callabl
 
 def _run(args: argparse.Namespace, args_text: str, folder: RunFolder, create_model: Callable[..., Any]) -> None:
     with said_once(), user_errors(RuntimeError, AssertionError):
-        run, span, data, built = _set_up(args, args_text, folder, create_model)
+        run, span, data, built, plan = _set_up(args, args_text, folder, create_model)
     results: list[dict[str, Any]] = []
-    interrupted = _run_epochs(run, span, results, partial(_write_mixes, run, data, built))
+    picture = partial(_picture_mixes, run, data, built, plan)
+    interrupted = _run_epochs(run, span, results, picture)
     if args.distributed:  # not after an error: it could wait for processes that have ended
         torch.distributed.destroy_process_group()
     _report(run, span, results)
@@ -103,15 +103,15 @@ def _run(args: argparse.Namespace, args_text: str, folder: RunFolder, create_mod
     if args.probe_epochs and run.output_dir is not None:
         _probe(run, span, data, built)
     if run.samples and run.output_dir is not None and _can_show(run):
-        _write_mixes(run, data, built)
+        picture()
 
 
 def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
-                write_mixes: Callable[[], None]) -> KeyboardInterrupt | None:
+                picture: Callable[[], bool]) -> KeyboardInterrupt | None:
     """Train all epochs; after any failure or interrupt the message names the last checkpoint."""
     try:
         with held_signals(run.interrupt), logging_redirect_tqdm() if run.bar is not None else nullcontext():
-            _train(run, span, results, write_mixes)
+            _train(run, span, results, picture)
     except (Exception, KeyboardInterrupt) as failure:
         good = run.saver.last_good() if run.saver is not None else None
         stop = run.interrupt.ended_by(failure)
@@ -127,7 +127,7 @@ def _run_epochs(run: Run, span: Span, results: list[dict[str, Any]],
 
 
 def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
-            create_model: Callable[..., Any]) -> tuple[Run, Span, Data, Built]:
+            create_model: Callable[..., Any]) -> tuple[Run, Span, Data, Built, MixPlan]:
     """Everything before the first step, in timm's order; a registered mixer is checked before data is opened."""
     check_metric(args)
     _check_span(args)
@@ -143,6 +143,7 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
                      objective=args.objective)
     if args.objective != 'ce':
         check_head(args, built.model)
+    plan = plan.with_normalisation(built.preprocessing.mean, built.preprocessing.std)
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
@@ -177,7 +178,7 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
               output_dir=output_dir, epochs=epochs, bar=bar, section=section, position=position,
               interrupt=Interrupt(hardware.device if args.distributed else None),
               tracker=_open_tracker(args, output_dir, span.first))
-    return run, span, data, built
+    return run, span, data, built, plan
 
 
 def _check_span(args: argparse.Namespace) -> None:
@@ -260,7 +261,7 @@ def _continue_streams(streams: dict[str, Any] | None, position: Position | None,
                      'goes on, their augmentation is drawn anew (--workers 0 goes on exactly).')
 
 
-def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callable[[], None]) -> None:
+def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callable[[], bool]) -> None:
     """Train the epochs; each validated one adds its metrics to ``results``, and some write a picture of mixes."""
     device = run.hardware.device
     for epoch in range(span.first, span.stop):
@@ -297,15 +298,14 @@ def _is_judged(run: Run, span: Span, completed: int) -> bool:
 
 
 def _track(run: Run, epoch: int, train_metrics: OrderedDict[str, float], eval_metrics: OrderedDict[str, float] | None,
-           picture: Callable[[], None]) -> None:
+           picture: Callable[[], bool]) -> None:
     """Log an epoch to TensorBoard and W&B, beyond what timm's summary sends to W&B."""
     if run.tracker is None:
         return
     metrics = {**{f'train/{name}': value for name, value in train_metrics.items()},
                **{f'eval/{name}': value for name, value in (eval_metrics or {}).items()}}
     run.tracker.log(epoch, {**metrics, 'lr': run.rate}, run.mixes)
-    if run.samples and run.tracker.wants_picture(epoch) and _can_show(run):
-        picture()
+    if run.samples and run.tracker.wants_picture(epoch) and _can_show(run) and picture():
         run.tracker.picture(epoch, Path(str(run.output_dir)) / 'mixes.png')
 
 
@@ -357,14 +357,25 @@ def _can_show(run: Run) -> bool:
     return False
 
 
-def _write_mixes(run: Run, data: Data, built: Built) -> None:
+def _picture_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> bool:
+    """Write a picture of mixes; one that cannot be made is a warning, as the training does not depend on it."""
+    try:
+        _write_mixes(run, data, built, plan)
+    except Exception as error:  # of a user's mixer, of matplotlib, of a full disk
+        _logger.warning(f'No mixes.png of {plan.name}: {type(error).__name__}: {one_line(error)}')
+        return False
+    return True
+
+
+def _write_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> None:
     """Write mixes.png and mixes.json: one batch mixed at the end of training."""
     from gradmix_timm.cli.commands.show import save_mixes  # matplotlib, after training
     names = data.known or tuple(map(str, range(run.args.num_classes)))
     names = (*names, 'no class') if run.args.unknown_output else names
     (images, labels), mixer = run.samples, run.mixer
-    if min(run.args.mixup_prob, run.args.mixup_prob_elem) < 1:  # a picture should not show unmixed images
-        mixer = create_mixer(run.args.mixup_mode, **{**mixer.options, 'prob': 1.0, 'prob_elem': 1.0})
+    if min(plan.options['prob'], plan.options['prob_elem']) < 1:  # a picture should not show unmixed images
+        always = replace(plan, options={**plan.options, 'prob': 1.0, 'prob_elem': 1.0})
+        mixer = create_step_mixer(always, mixer.num_classes, run.args.rank)
         mixer.set_step(run.epochs, 0)  # after its warm-up
     assert run.model is not None  # a run with a mixer has it
     save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())

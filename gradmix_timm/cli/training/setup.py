@@ -278,7 +278,6 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
     """
     if not plan.in_step:
         return None
-    plan = plan.with_normalisation(built.preprocessing.mean, built.preprocessing.std)
     mixer = create_step_mixer(plan, args.num_classes + args.unknown_output, args.rank)
     channels, *size = built.preprocessing.input_size
     for height, width in [tuple(size), *((side, side) for side in args.train_img_sizes or ())]:
