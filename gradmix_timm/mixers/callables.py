@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradmix_timm.ops import as_targets, box_lam, image_size, soft_targets
+from gradmix_timm.ops import as_targets, box_lam, image_size
 from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 from gradmix_timm.registry import nearest
@@ -105,7 +105,7 @@ class CallableMixer(BatchMixer):
             given = images.clone(memory_format=torch.preserve_format)
             mixed, rows = self._checked(self.function(given, targets.clone(), **self.own), images)
         kept = (draw.lam == 1).to(images.device)
-        own, new = (soft_targets(t, self.num_classes, self.label_smoothing, images.device) for t in (targets, rows))
+        own, new = (self._rows(t, images.device) for t in (targets, rows))
         mixed = torch.where(kept[:, None, None, None], images, mixed.to(images.dtype))
         return mixed, torch.where(kept[:, None], own, new)
 

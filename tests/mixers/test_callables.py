@@ -7,6 +7,7 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torchvision.transforms import v2
 
@@ -149,3 +150,13 @@ def test_an_option_without_a_default_is_asked_for_before_the_first_batch():
     with pytest.raises(ValueError, match="mixer 'stripes' needs width; type width="):
         CallableMixer('stripes', stripes, 4)
     assert CallableMixer('stripes', stripes, 4, width=2).options['width'] == 2
+
+
+def test_a_functions_multi_hot_rows_are_smoothed_as_timm_smooths_them():
+    rows = torch.tensor([[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    mixer = CallableMixer('same', lambda images, labels: (images, labels), 4, label_smoothing=0.2,
+                          multi_label_mix='weight')
+    theirs = timm.data.Mixup(label_smoothing=0.2, num_classes=4, multi_label=True)
+    theirs.mixup_enabled = False
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(mixer(images, rows)[1], theirs(images.clone(), rows)[1])
