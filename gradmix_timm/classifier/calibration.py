@@ -62,8 +62,8 @@ class Plan:
     source: Source
 
 
-def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
-    """The model, the score fit on training images, and the manifest's entries with the threshold.
+def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str, Any]]:
+    """The model, its projection head, the score fit on training images, and the manifest's entries with the threshold.
 
     Raises:
         ValueError: As for :meth:`OpenSetClassifier.from_checkpoint`; checks without images come before any is read.
@@ -86,7 +86,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     name = str(plan.model or loaded.model)
     kwargs = loaded.model_kwargs if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
-    return model.net, score, {
+    return model.net, model.projection, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
         'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
         'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': model.reading().as_config(),
