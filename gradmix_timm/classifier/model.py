@@ -32,11 +32,13 @@ class Prediction:
     """The prediction for one image; ``label, knownness = prediction`` takes it apart.
 
     Attributes:
-        label: Name of a known class, or ``'unknown'``.
+        label: Name of a known class, or ``'unknown'``. The class is the model's, or that of a score with a predictor of
+            its own (``class-knn``, ``class-knn-share``), and then need not be the first of ``top_k``.
         knownness: The score; higher = more known. Accepted if at least the classifier's threshold.
         nearest: The known class that is predicted, whether the image is accepted or not.
-        probability: Its softmax among the known classes, in [0, 1]; it says nothing about unknown ones.
-        top_k: The most probable known classes with their probabilities, in descending order.
+        probability: Its softmax among the known classes by the model's head, in [0, 1]; it says nothing about unknown
+            ones.
+        top_k: By the same softmax the most probable known classes with their probabilities, in descending order.
         path: File of the image; None if it was handed in as pixels. Not compared.
     """
 

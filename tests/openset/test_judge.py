@@ -55,6 +55,8 @@ def test_figures_are_those_of_the_metrics(judged, name):
     assert found['fpr_at_95_known'] == metrics.fpr_at_95_known(known, unknown)
     # The class belongs to the predictor whose score it is.
     assert found['oscr'] == metrics.oscr(known, score.predict(given.known) == given.known.label, unknown)
+    assert found['top1'] == float((score.predict(given.known) == given.known.label).double().mean())  # red before
+    assert found['oscr'] <= found['top1'] + 1e-12
     assert found['auroc_ci'] == list(metrics.delong_ci(known, unknown))
     np.testing.assert_array_equal(judged.arrays[f'known/{name}'], known.numpy())
 
