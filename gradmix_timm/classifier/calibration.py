@@ -16,7 +16,7 @@ from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
 from gradmix_timm.data import CutDataset, shared_classes
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.opening import open_training
-from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
+from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, listed
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Score, fit_score, score_kind
@@ -110,13 +110,12 @@ def _check(plan: Plan) -> None:
 
 
 def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
-    recorded = loaded.record.known_classes if loaded.record is not None else ()
-    if plan.known_classes is None and not recorded:
+    recorded, names = loaded.record.known_classes if loaded.record is not None else (), listed(plan.known_classes)
+    if names is None and not recorded:
         raise ValueError(f'{loaded.path} does not say which classes its head knows; name them in head order, '
                          'known_classes=[...] (--known-classes A,B,...)')
-    if plan.known_classes is None:
+    if names is None:
         return recorded
-    names = tuple(plan.known_classes)
     if loaded.record is not None and recorded:
         check_known(loaded.record, names)
     return names

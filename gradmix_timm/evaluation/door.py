@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.data import ClassSplit, CutDataset, class_names, is_flat, split_flat
+from gradmix_timm.data import ClassSplit, CutDataset, ImageSource, class_names, is_flat, split_flat
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import without_unknown_output
 from gradmix_timm.openset.near_far import near_and_far
@@ -26,7 +26,7 @@ from .images import EvaluationImages, UnknownImages
 from .model import EvaluatedModel
 from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
 from .result import Evaluation
-from .settings import EvaluationSettings
+from .settings import EvaluationSettings, listed
 from .steps import evaluate_images
 from .unknown import UnknownOptions, open_unknown
 from .validation_unknown import check_validation_unknown, open_validation_unknown
@@ -98,7 +98,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
     if tune is not None and held_out is None:
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
-    chosen = EvaluationSettings(scores=scores, **settings)
+    chosen, known_classes = EvaluationSettings(scores=scores, **settings), listed(known_classes)
     if unknown_output:
         if not isinstance(model, nn.Module):
             raise ValueError('unknown_output=True is for live modules; a checkpoint of train.py --unknown-output '
@@ -147,7 +147,7 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
     names = tuple(known_classes) if known_classes is not None else record.known_classes if record is not None else ()
     source = {'dataset': '', 'data_dir': None, 'train': _described(train), 'test': _described(known)}
     if _is_path(known):
-        folder = open_place(known, model.reading())
+        folder = _opened(model, known, _KNOWN)
         names = names or head_names(model.net, class_names(folder), str(known))
         test = some_classes(folder, names, f'known={known}')
     else:
@@ -169,8 +169,15 @@ def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, sp
     if data is None:
         return None
     if _is_path(data):
-        return some_classes(open_place(data, model.reading(), split), names, str(data))
+        return some_classes(_opened(model, data, title, split), names, str(data))
     return in_head_order(open_handed(data, title, model), names, title)
+
+
+def _opened(model: EvaluatedModel, place: str | os.PathLike[str], title: str, split: str = '') -> ImageSource:
+    reading = model.reading()
+    if not Path(place).exists():
+        raise ValueError(f'{title}: no folder or tar at {place}')
+    return open_place(place, reading, split)
 
 
 def _handed_names(model: EvaluatedModel, test: CutDataset) -> tuple[str, ...]:
@@ -247,7 +254,12 @@ def _check_sizes(model: EvaluatedModel, cuts: Mapping[str, CutDataset]) -> None:
 
 def _word(name: str, data: Any) -> str:
     text = os.fspath(data)
-    return text if text.startswith(_SCHEMES) else f'folder:{name}={text}'
+    if text.startswith(_SCHEMES):
+        return text
+    if '=' in name:
+        raise ValueError(f'unknown={{{name!r}: {text!r}}}: expected a name without "=", which ends the name in '
+                         'folder:NAME=DIR')
+    return f'folder:{name}={text}'
 
 
 def _is_path(data: Any) -> bool:

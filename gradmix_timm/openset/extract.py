@@ -285,12 +285,13 @@ class Pieces:
                 raise
             if len(piece) == 1:
                 raise ValueError(f'{self._title or "the loader"}: the device has no memory for a single image of '
-                                 f'{list(piece.shape[1:])}; use a smaller --img-size, --amp or --device cpu') from error
+                                 f'{list(piece.shape[1:])}; use a smaller image size, mixed precision or the CPU '
+                                 '(--img-size, --amp, --device cpu)') from error
             self._most = len(piece) // 2
         # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _logger.warning('%s: out of memory with %d images at once, going on with %d; --batch-size %d avoids this',
+        _logger.warning('%s: out of memory with %d images at once, going on with %d; a batch size of %d avoids this',
                         self._title or 'the loader', len(piece), self._most, self._most)
         return None
 
@@ -300,8 +301,8 @@ def _checked(logits: Tensor, start: int, title: str | None) -> None:
     if len(bad):
         shown = ', '.join(str(int(row)) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
         raise ValueError(f'NaN logits for {len(bad)} of the {len(logits)} images of a batch of {title or "the loader"} '
-                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then leave out --amp, '
-                         'or give --amp-dtype bfloat16)')
+                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then take full '
+                         'precision or bfloat16: --amp-dtype bfloat16, amp_dtype=torch.bfloat16)')
 
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -71,6 +71,7 @@ def score_images(
                 if bad := int(values.isnan().sum()):
                     raise ValueError(f'{score.name} gives NaN for {bad} of {len(values)} images of a batch of '
                                      f'{progress or "the loader"}: the weights hold NaN, or half precision overflowed '
-                                     '(then leave out --amp, or give --amp-dtype bfloat16)')
+                                     '(then take full precision or bfloat16: --amp-dtype bfloat16, '
+                                     'amp_dtype=torch.bfloat16)')
                 found.append(values)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)

@@ -24,6 +24,7 @@ from gradmix_timm.cli.openset import main as openset_command
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import Evaluation
 from gradmix_timm.evaluation.opening import open_known
+from gradmix_timm.evaluation.result import Predictions
 from gradmix_timm.evaluation.settings import DataOptions
 from gradmix_timm.openset import metrics
 
@@ -198,7 +199,10 @@ def test_labels_that_are_no_class_are_refused_with_their_place(net):
     ({'device': 'cpu'}, ValueError, 'live module'),
     ({'unknown': {'all': tensors(2)}}, ValueError, 'a name of its own for each set; all is'),
     ({'unknown': {'': tensors(2)}}, ValueError, 'a name of its own'),
-    ({'unknown': {1: tensors(2), '1': tensors(3)}}, ValueError, "unknown={'1'")])
+    ({'unknown': {1: tensors(2), '1': tensors(3)}}, ValueError, "unknown={'1'"),
+    ({'unknown': {'a=b': 'nowhere'}}, ValueError, "unknown={'a=b': 'nowhere'}: expected a name without"),
+    ({'known_classes': 'abc'}, ValueError, r"known_classes='abc' is one text; .*known_classes=\['abc'\]"),
+    ({'near': ('blobs',)}, ValueError, 'near= and far= name each')])
 def test_what_cannot_be_meant_is_refused(net, given, error, match):
     with pytest.raises(error, match=match):
         evaluate(**{'model': net, 'known': tensors(1), 'unknown': tensors(2), **QUICK, **given})
@@ -320,6 +324,28 @@ def test_the_public_names_are_listed():
     assert {'evaluate', 'Evaluation', 'EvaluationImages', 'EvaluatedModel'} <= set(evaluation.__all__)
     assert {'evaluate', 'create_mixer', 'list_mixers', 'register_mixer', 'GradMix', 'attribute',
             'OpenSetClassifier'} <= set(dir(gradmix_timm))
+
+
+def test_errors_of_python_name_keywords_and_those_of_the_command_flags(places, tmp_path, capsys):
+    """Red before: evaluate() answered with --overlap drop."""
+    data, _, checkpoint = places
+    with pytest.raises(ValueError, match=r"unknown=other: it has 2 of 3 .*; overlap='drop' leaves") as refused:
+        evaluate(checkpoint, known=data / 'test', unknown={'other': data / 'test'}, device='cpu', **QUICK)
+    assert '--' not in str(refused.value)
+    with pytest.raises(ValueError, match=r'known training images: no folder or tar at nowhere$'):
+        evaluate(checkpoint, known=data / 'test', train='nowhere', unknown=tensors(2), device='cpu', **QUICK)
+    argv = ['ood', '--checkpoint', checkpoint, '--unknown', f'folder:other={data / "test"}', '--output', tmp_path]
+    assert run_console(openset_command.main, list(map(str, argv))) == 2
+    assert '--unknown other: it has 2 of 3 classes' in (said := capsys.readouterr().err)
+    assert '--overlap drop leaves those out, --overlap keep counts' in said
+
+
+@pytest.mark.parametrize('name', ["'=x", "''=x", '=x', "'80s", "'", ' x', "' x"])
+def test_names_come_back_from_predictions_as_they_were(tmp_path, name):
+    """Red before: a class called '=x was read as =x, since the guard against formulas did not mark its own."""
+    rows = Predictions({'file': [name], 'label': [name], 'known': [True], 'predicted': [name], 'probability': [.5]})
+    (tmp_path / 'p.csv').write_text(rows.to_csv())
+    assert Predictions.read_csv(tmp_path / 'p.csv')[0]['label'] == name
 
 
 # ---- options picked on a validation set

@@ -288,7 +288,7 @@ def test_a_batch_that_memory_does_not_take_is_halved_once_and_for_all(caplog):
     torch.testing.assert_close(pieces.features, whole.features)
     assert pieces.label.tolist() == labels.tolist()
     assert [record.getMessage() for record in caplog.records] == [
-        'the loader: out of memory with 5 images at once, going on with 2; --batch-size 2 avoids this']
+        'the loader: out of memory with 5 images at once, going on with 2; a batch size of 2 avoids this']
 
 
 def test_the_cpus_allocator_says_it_in_other_words():
