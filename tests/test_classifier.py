@@ -16,8 +16,11 @@ from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
 import gradmix_timm
 from gradmix_timm import OpenSetClassifier
+from gradmix_timm.checkpoint import ProjectionHead
 from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import opening
+from gradmix_timm.openset.scores import SCORES, Score, list_scores, score_kind
 
 HELD = [*range(0, 20), *range(60, 80)]
 
@@ -372,6 +375,46 @@ def test_a_loaded_classifier_answers_bit_for_bit(checkpoint, files, tmp_path, sc
     json.loads((tmp_path / 'classifier.json').read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
 
 
+@pytest.fixture(scope='module')
+def sorting(data, tmp_path_factory):
+    """Checkpoints that answer with the class of the nearest mean, without a projection head and with one."""
+    torch.manual_seed(1)
+    net, transform = timm.create_model('test_resnet', num_classes=2).eval(), Preprocessing.of(CONFIG).transform()
+    whole = select_classes(open_dataset('', data, 'train'), ('cat', 'ant'))
+    with torch.no_grad():
+        features = net.forward_head(net.forward_features(torch.stack([transform(image) for image, _ in whole])),
+                                    pre_logits=True)
+        means = torch.stack([features[torch.as_tensor(whole.targets) == label].mean(0) for label in (0, 1)])
+        net.get_classifier().weight.copy_(means)
+        net.get_classifier().bias.copy_(-means.square().sum(1) / 2)
+    plain = save_checkpoint(tmp_path_factory.mktemp('sorting') / 'plain.pth.tar', data, net=net)
+    head = {'projection_head': ProjectionHead(means.shape[1], 16).state_dict()}
+    torch.save({**torch.load(plain, weights_only=False), 'task_state': head}, plain.with_name('projected.pth.tar'))
+    return plain, plain.with_name('projected.pth.tar')
+
+
+@pytest.mark.parametrize('projected', [False, True])
+@pytest.mark.parametrize('score', [name for name in list_scores() if not score_kind(name).requires_model])
+def test_every_score_serves_and_is_kept_in_the_files(sorting, files, tmp_path, score, projected):
+    """Red before: relation could not be loaded, and class-knn not asked where there was a projection head."""
+    options = {'vim': {'dim': 4}, 'residual': {'dim': 4}, 'nnguide': {'k': 5}}.get(score)
+    found = OpenSetClassifier.from_checkpoint(sorting[projected], score, device='cpu', score_options=options,
+                                              known_acceptance=0.8)
+    answers = found.predict(files)
+    assert (found.projection is not None) == (projected and score.startswith('class-knn'))
+    found.save(tmp_path)
+    again = OpenSetClassifier.load(tmp_path, 'cpu')
+    assert again.predict(files) == answers
+
+
+def test_a_saved_projection_head_of_other_widths_is_refused(sorting, tmp_path):
+    found = OpenSetClassifier.from_checkpoint(sorting[1], 'class-knn', device='cpu', known_acceptance=0.8)
+    found.projection = ProjectionHead(found.projection.fc1.in_features, 8)
+    found.save(tmp_path)
+    with pytest.raises(ValueError, match=r'was fit on projection 16 wide, got 8'):
+        OpenSetClassifier.load(tmp_path, 'cpu')
+
+
 def test_detectors_of_pytorch_ood_serve_and_are_kept_where_a_file_can_hold_them(checkpoint, files, tmp_path):
     pytest.importorskip('pytorch_ood')
     found = OpenSetClassifier.from_checkpoint(checkpoint, 'pytorch-ood:ViM', known_acceptance=0.8, device='cpu')
@@ -488,6 +531,19 @@ def test_a_score_of_features_says_which_scores_have_a_graph(checkpoint, tmp_path
     with pytest.raises(ValueError, match='msp, mls, energy'):
         found.export_onnx(tmp_path / 'm.onnx')
     assert not (tmp_path / 'm.onnx').exists()
+
+
+def test_a_score_of_ones_own_says_what_it_has_to_be_for_a_graph(checkpoint, tmp_path, monkeypatch):
+    """Red before: the message said that a function of the logits does not fit into a graph of the logits."""
+    class Second(Score):
+        def knownness(self, embeddings):
+            return embeddings.logits.double().amax(1)
+
+    monkeypatch.setattr(SCORES, '_entries', dict(SCORES._entries))
+    SCORES.register('second', 'as mls')(Second)
+    found = OpenSetClassifier.from_checkpoint(checkpoint, 'second', device='cpu')
+    with pytest.raises(ValueError, match=r'has to be a LogitScore \(of gradmix_timm\.openset\.scores\.logit\)'):
+        found.export_onnx(tmp_path / 'm.onnx')
 
 
 def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
 from gradmix_timm.data import CutDataset, shared_classes
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.opening import open_training
-from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings
+from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, listed
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Score, fit_score, score_kind
@@ -62,8 +62,8 @@ class Plan:
     source: Source
 
 
-def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
-    """The model, the score fit on training images, and the manifest's entries with the threshold.
+def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str, Any]]:
+    """The model, its projection head, the score fit on training images, and the manifest's entries with the threshold.
 
     Raises:
         ValueError: As for :meth:`OpenSetClassifier.from_checkpoint`; checks without images come before any is read.
@@ -86,7 +86,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, Score, dict[str, Any]]:
     name = str(plan.model or loaded.model)
     kwargs = loaded.model_kwargs if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
-    return model.net, score, {
+    return model.net, model.projection, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
         'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
         'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': model.reading().as_config(),
@@ -110,13 +110,12 @@ def _check(plan: Plan) -> None:
 
 
 def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
-    recorded = loaded.record.known_classes if loaded.record is not None else ()
-    if plan.known_classes is None and not recorded:
+    recorded, names = loaded.record.known_classes if loaded.record is not None else (), listed(plan.known_classes)
+    if names is None and not recorded:
         raise ValueError(f'{loaded.path} does not say which classes its head knows; name them in head order, '
                          'known_classes=[...] (--known-classes A,B,...)')
-    if plan.known_classes is None:
+    if names is None:
         return recorded
-    names = tuple(plan.known_classes)
     if loaded.record is not None and recorded:
         check_known(loaded.record, names)
     return names

@@ -33,8 +33,9 @@ __all__ = ['download', 'upload']
 CARD = 'README.md'
 
 
-def upload(repo: str, model: nn.Module, score: Score, manifest: Any, *, results: str | os.PathLike[str] | None,
-           license_: str | None, private: bool | None, token: str | None, revision: str | None, message: str) -> str:
+def upload(repo: str, model: nn.Module, score: Score, manifest: Any, projection: nn.Module | None, *,
+           results: str | os.PathLike[str] | None, license_: str | None, private: bool | None, token: str | None,
+           revision: str | None, message: str) -> str:
     """Commit a classifier's files; see :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.push_to_hub`.
 
     Args:
@@ -42,6 +43,7 @@ def upload(repo: str, model: nn.Module, score: Score, manifest: Any, *, results:
         model: In evaluation mode.
         score: Fitted.
         manifest: The classifier's.
+        projection: The projection head, or None.
         results: Folder of an evaluation of the same checkpoint, for the card; None: no figures in it.
         license_: The Hub's name of the license of the weights.
         private: Of a new repository.
@@ -60,7 +62,7 @@ def upload(repo: str, model: nn.Module, score: Score, manifest: Any, *, results:
     title = repo.split('/')[1]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        serialization.save(folder, model, score, manifest)
+        serialization.save(folder, model, score, manifest, projection)
         _save_for_timm(folder, model, manifest, license_)
         (folder / CARD).write_text(front_matter(title, score, license_, found) + model_card(
             title, manifest, score, _use(repo, manifest), found), encoding='utf-8')

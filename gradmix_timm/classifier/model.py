@@ -32,11 +32,13 @@ class Prediction:
     """The prediction for one image; ``label, knownness = prediction`` takes it apart.
 
     Attributes:
-        label: Name of a known class, or ``'unknown'``.
+        label: Name of a known class, or ``'unknown'``. The class is the model's, or that of a score with a predictor of
+            its own (``class-knn``, ``class-knn-share``), and then need not be the first of ``top_k``.
         knownness: The score; higher = more known. Accepted if at least the classifier's threshold.
         nearest: The known class that is predicted, whether the image is accepted or not.
-        probability: Its softmax among the known classes, in [0, 1]; it says nothing about unknown ones.
-        top_k: The most probable known classes with their probabilities, in descending order.
+        probability: Its softmax among the known classes by the model's head, in [0, 1]; it says nothing about unknown
+            ones.
+        top_k: By the same softmax the most probable known classes with their probabilities, in descending order.
         path: File of the image; None if it was handed in as pixels. Not compared.
     """
 
@@ -104,6 +106,8 @@ class OpenSetClassifier:
         manifest: Classes, threshold, preprocessing.
         device: Where the model runs; default: cuda if available.
         batch_size: Images at a time; changes memory and speed alone.
+        projection: Projection head of a contrastive checkpoint, from features to what the score reads; None where it
+            reads none.
 
     Attributes:
         known_classes: Names in head order.
@@ -121,11 +125,13 @@ class OpenSetClassifier:
     """
 
     def __init__(self, model: nn.Module, score: Score, manifest: Manifest, device: torch.device | str | None = None,
-                 batch_size: int = 64) -> None:
+                 batch_size: int = 64, projection: nn.Module | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f'batch_size is at least 1, got {batch_size}')
         self.device = find_device(device)
         self.model = model.to(self.device).eval()
+        projection = projection if 'projection' in score.reads else None
+        self.projection = None if projection is None else projection.to(self.device).eval()
         self.score, self.manifest, self.batch_size = score, manifest, batch_size
         self.known_classes, self.threshold = manifest.known_classes, manifest.threshold
         self.preprocessing = Preprocessing.of(manifest.data_config)
@@ -185,8 +191,8 @@ class OpenSetClassifier:
             score_options=dict(score_options or {}), known_classes=known_classes, model=model,
             input_img_mode=input_img_mode, exif=exif, device=device,
             amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibration.Source(**source))
-        net, fitted, facts = calibration.calibrate(plan)
-        return cls(net, fitted, Manifest(**facts), device, batch_size)
+        net, projection, fitted, facts = calibration.calibrate(plan)
+        return cls(net, fitted, Manifest(**facts), device, batch_size, projection)
 
     def predict(self, images: Any, top_k: int = 5) -> list[Prediction]:
         """The class of each image or ``'unknown'``, with its knownness and the most probable known classes.
@@ -242,7 +248,7 @@ class OpenSetClassifier:
     def _answers(self, images: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
         """Of each batch: predicted classes [B], knownness [B], probabilities [B, K]."""
         for batch in batches(images, self.preprocessing, self.batch_size):
-            embeddings = extract(self.model, [batch], self.device, self.amp_dtype)
+            embeddings = extract(self.model, [batch], self.device, self.amp_dtype, projection=self.projection)
             yield (self.score.predict(embeddings).numpy(), self.score(embeddings).numpy(),
                    embeddings.logits.double().softmax(1).numpy())
 
@@ -255,7 +261,7 @@ class OpenSetClassifier:
         Raises:
             ValueError: A score that keeps more than numbers (of pytorch-ood those that hold objects of other packages).
         """
-        serialization.save(folder, self.model, self.score, self.manifest)
+        serialization.save(folder, self.model, self.score, self.manifest, self.projection)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: torch.device | str | None = None,
@@ -270,10 +276,10 @@ class OpenSetClassifier:
         Raises:
             ValueError: Files that are missing, damaged, of a newer version, or not of one save.
         """
-        model, score, facts = serialization.load(folder)
+        model, projection, score, facts = serialization.load(folder)
         with naming(os.path.join(folder, serialization.JSON)):
             manifest = Manifest(**facts)
-        return cls(model, score, manifest, device, batch_size)
+        return cls(model, score, manifest, device, batch_size, projection)
 
     def push_to_hub(self, repo: str, *, results: str | os.PathLike[str] | None = None, license: str | None = None,
                     private: bool | None = None, token: str | None = None, revision: str | None = None,
@@ -300,8 +306,8 @@ class OpenSetClassifier:
             ValueError: Results of another checkpoint, a score that cannot be saved, or the Hub refused or could not be
                 reached; with the remedy.
         """
-        return hub.upload(repo, self.model, self.score, self.manifest, results=results, license_=license,
-                          private=private, token=token, revision=revision, message=message)
+        return hub.upload(repo, self.model, self.score, self.manifest, self.projection, results=results,
+                          license_=license, private=private, token=token, revision=revision, message=message)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], device: torch.device | str | None = None,
@@ -339,7 +345,8 @@ class OpenSetClassifier:
                 ``image``, uint8 [H, W, 3] of any size, resizes and crops it itself, and N is 1.
 
         Raises:
-            ValueError: A score that reads more than logits; for 'image' a preprocessing that ONNX has no operators for.
+            ValueError: A score that is no :class:`~gradmix_timm.openset.scores.logit.LogitScore`; for 'image' a
+                preprocessing that ONNX has no operators for.
             ImportError: Without the packages of ``pip install gradmix-timm[onnx]``.
         """
         onnx_export.export(path, self.model, self.score, self.manifest, input)

@@ -72,7 +72,7 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         input: Of :data:`INPUTS`, see :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.export_onnx`.
 
     Raises:
-        ValueError: A score that reads more than logits; another ``input`` than those of :data:`INPUTS`; a preprocessing
+        ValueError: A score that is no LogitScore; another ``input`` than those of :data:`INPUTS`; a preprocessing
             that ONNX has no operators for.
         ImportError: Without onnx and onnxscript.
     """
@@ -80,8 +80,12 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         raise ValueError(f'input={input!r}: a graph reads {" or ".join(map(repr, INPUTS))}')
     if not isinstance(score, LogitScore):
         able = [name for name in SCORES.describe() if issubclass(SCORES[name], LogitScore)]
-        raise ValueError(f'score {score.name!r} does not fit into a graph of the logits; those that do: '
-                         f'{", ".join(able)}: OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
+        own = tuple(score.reads) == ('logits',) and not score.needs_head
+        how = ('it has to be a LogitScore (of gradmix_timm.openset.scores.logit): of(logits) from float64 [N, K] to '
+               "[N] in torch's operations, in place of knownness(embeddings); those that are" if own else
+               'it reads more than them; those that fit')
+        raise ValueError(f'score {score.name!r} does not fit into a graph of the logits: {how}: {", ".join(able)}: '
+                         f'OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
     preprocessing = Preprocessing.of(manifest.data_config)
     if input == 'image':
         check_exportable(preprocessing)

@@ -18,6 +18,7 @@ from gradmix_timm.checkpoint import (
     DataConfig,
     Loaded,
     Name,
+    ProjectionHead,
     RunRecord,
     build_model,
     check_model_kwargs,
@@ -57,7 +58,8 @@ class _Facts(TypedDict):
     versions: NotRequired[dict[str, Name]]
 
 
-def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any) -> None:
+def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifest: Any,
+         projection: nn.Module | None = None) -> None:
     """Write both files, each atomically, the JSON last.
 
     Args:
@@ -65,9 +67,12 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         model: Its state is stored under ``model.``.
         score: Fitted; its arrays are stored under ``score.``.
         manifest: A dataclass of plain values.
+        projection: Its state is stored under ``projection.``; None: there is none.
     """
     plain, arrays = score_state(score)
-    tensors = {f'model.{name}': value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    parts = {'model': model, **({} if projection is None else {'projection': projection})}
+    tensors = {f'{part}.{name}': value.detach().cpu().clone().contiguous()
+               for part, module in parts.items() for name, value in module.state_dict().items()}
     tensors |= {f'score.{name}': value for name, value in arrays.items()}
     facts = dataclasses.asdict(manifest)
     content = pack(tensors, metadata={'format': str(FORMAT), 'known_classes': json.dumps(facts['known_classes'])})
@@ -77,8 +82,8 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
     write_atomic(Path(folder) / JSON, json.dumps(entries, indent=1) + '\n')
 
 
-def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, Any]]:
-    """The model, the score and the manifest's entries of :func:`save`; tried on an image of noise.
+def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, nn.Module | None, Score, dict[str, Any]]:
+    """The model, projection head or None, score and manifest's entries of :func:`save`; tried on an image of noise.
 
     Raises:
         ValueError: Files are missing, damaged, of a newer version, not of one save, or otherwise invalid.
@@ -94,11 +99,13 @@ def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, Score, dict[str, An
         score = restore_score(facts.pop('score'), _part(tensors, 'score.'))
         record = RunRecord(model=facts['model'], model_kwargs=facts['model_kwargs'], known_classes=tuple(names))
         preprocessing = Preprocessing.of(facts['data_config'])
+        head = _part(tensors, 'projection.')
+        projection = ProjectionHead.from_state(head) if head else None
     model = build_model(Loaded(record=record, args=None, state_dict=_part(tensors, 'model.'), epoch=None, metric=None,
                                sha256='', path=str(folder / TENSORS)))
-    _try(model, score, preprocessing, len(names), folder / JSON)
+    _try(model, projection, score, preprocessing, len(names), folder / JSON)
     facts['data_config'] = preprocessing.as_config()
-    return model, score, facts
+    return model, projection, score, facts
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -140,13 +147,14 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _try(model: nn.Module, score: Score, preprocessing: Preprocessing, classes: int, path: Path) -> None:
+def _try(model: nn.Module, projection: nn.Module | None, score: Score, preprocessing: Preprocessing, classes: int,
+         path: Path) -> None:
     """Check on noise that the files' parts work together, before any image is classified."""
     noise = torch.randn(2, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))
     try:
         if vars(score).get('classes', classes) != classes:
             raise ValueError(f'the score has {shown(vars(score)["classes"])} classes and the model {classes}')
-        seen = extract(model, [(noise, torch.zeros(2, dtype=torch.int64))], torch.device('cpu'))
+        seen = extract(model, [(noise, torch.zeros(2, dtype=torch.int64))], torch.device('cpu'), projection=projection)
         knownness, predicted = score(seen), score.predict(seen)
         if knownness.shape != (2,) or knownness.dtype is not torch.float64 or bool(knownness.isnan().any()):
             raise ValueError(f'the score of two images of noise is {shown(knownness.tolist())}')

@@ -89,23 +89,23 @@ def parse_unknown(text: str) -> UnknownSpec:
     kind, colon, rest = text.partition(':')
     if not colon or kind not in _KINDS or not rest:
         hint = '' if not colon or kind in _KINDS else f' ({nearest(kind, _KINDS)})'
-        raise ValueError(f'--unknown {text}: {_SYNTAX}{hint}')
+        raise ValueError(f'unknown={text}: {_SYNTAX}{hint}')
     name, equals, place = rest.partition('=')
     if kind == 'folder':
         place = place if equals else rest
         name = name if equals else Path(place).name.removesuffix('.tar')
         if not name or not place:
-            raise ValueError(f'--unknown {text}: expected folder:NAME=DIR, a name for the results and a folder or tar')
+            raise ValueError(f'unknown={text}: expected folder:NAME=DIR, a name for the results and a folder or tar')
         return UnknownSpec(kind, name, '', place)
     if kind == 'torchvision':
         what = _ALIASES.get(name.lower(), name.lower())
         if what not in TORCHVISION:
-            raise ValueError(f'--unknown {text}: {nearest(name.lower(), TORCHVISION)}')
+            raise ValueError(f'unknown={text}: {nearest(name.lower(), TORCHVISION)}')
         return UnknownSpec(kind, what, what, place)
     if kind == 'timm':
         return UnknownSpec(kind, name.rpartition('/')[2], name, place)
     if name not in list_made():
-        raise ValueError(f'--unknown {text}: {nearest(name, list_made())}')
+        raise ValueError(f'unknown={text}: {nearest(name, list_made())}')
     return UnknownSpec(kind, name, name, '')
 
 
@@ -118,9 +118,10 @@ def check_specs(specs: Sequence[UnknownSpec]) -> None:
     names = [spec.name for spec in specs]
     for spec in specs:
         if names.count(spec.name) > 1 or spec.name in ('all', 'near', 'far'):
-            raise ValueError(f'--unknown: the name {spec.name!r} is taken; give the set another, folder:NAME=DIR')
+            raise ValueError(f'unknown={spec.name}: the name {spec.name!r} is taken; give the set another, '
+                             'folder:NAME=DIR')
         if spec.place and spec.kind == 'folder' and not Path(spec.place).exists():
-            raise ValueError(f'--unknown: no folder or tar at {spec.place} (of {spec.name!r})')
+            raise ValueError(f'unknown={spec.name}: no folder or tar at {spec.place}')
 
 
 def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.PathLike[str] | None = None,
@@ -153,7 +154,7 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
             spec.what, place, evaluated_split(spec.what, place), img_mode=mode, exif=exif, min_classes=1,
             download=download))
     if not len(source):
-        raise ValueError(f'--unknown: {spec.name} holds no image')
+        raise ValueError(f'unknown={spec.name}: the set holds no image')
     # The class of synthetic images is named after their generator, which may equal the name of a known class.
     return _cut(spec, source, () if spec.kind in ('noise', 'made') else known, overlap)
 
@@ -161,13 +162,14 @@ def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.Path
 def _torchvision(spec: UnknownSpec, root: Any, mode: str, exif: str, download: bool) -> ImageSource:
     place = spec.place or root
     if not place:
-        raise ValueError(f'torchvision:{spec.what} lies in no folder that is named: --unknown-data-dir DIR, or '
-                         f'torchvision:{spec.what}=DIR')
+        raise ValueError(f'torchvision:{spec.what} lies in no folder that is named: torchvision:{spec.what}=DIR (on '
+                         'the command line also --unknown-data-dir DIR)')
     name, options = TORCHVISION[spec.what]
     try:
         dataset = getattr(datasets, name)(str(place), download=download, **options)
     except Exception as error:  # torchvision raises anything: RuntimeError, FileNotFoundError, HTTP errors
-        hint = '' if download else f'; --download fetches it, torchvision:{spec.what}=DIR says where it is'
+        hint = '' if download else (f'; torchvision:{spec.what}=DIR says where it is (on the command line --download '
+                                    'fetches it)')
         raise ValueError(f'torchvision:{spec.what} could not be opened in {place} ({" ".join(str(error).split())})'
                          f'{hint}') from error
     return ImageSource(TorchvisionReader(dataset), mode, exif)
@@ -180,13 +182,13 @@ def _cut(spec: UnknownSpec, source: ImageSource, known: Sequence[str], overlap: 
     if shared and overlap == 'refuse':
         shown = ', '.join(repr(names[place]) for place in list(shared)[:5]) + (', ...' if len(shared) > 5 else '')
         raise ValueError(
-            f'--unknown: {spec.name} has {len(shared)} of {len(names)} classes that the model knows ({shown}), so its '
-            'images are not all unknown; --overlap drop leaves those out, --overlap keep counts them as unknown')
+            f'unknown={spec.name}: it has {len(shared)} of {len(names)} classes that the model knows ({shown}), so its '
+            "images are not all unknown; overlap='drop' leaves those out, overlap='keep' counts them as unknown")
     spelled = tuple(names[place] for place in shared)
     if shared and overlap == 'drop':
         rows = np.flatnonzero(~np.isin(labels, list(shared)))
         if not len(rows):
-            raise ValueError(f'--unknown: all classes of {spec.name} are known, so no image is left')
+            raise ValueError(f'unknown={spec.name}: all its classes are known, so no image is left')
         names = tuple(name for place, name in enumerate(names) if place not in shared)
     cut = CutDataset(source, rows, np.full(len(rows), -1), names)
     dropped, kept = (spelled, ()) if overlap == 'drop' else ((), spelled)

@@ -97,7 +97,7 @@ def accuracy_block(gate: str, reference_top1: float | None, loaded: Loaded | Non
         return {'reference': reference, 'measured': float(right.mean()), 'n': len(right), 'source': source,
                 'warning': f'closed-set accuracy is {right.mean():.2%} on {len(right)} {where}, and {source} says '
                            f'{reference:.2%}: preprocessing or data are not those of the reference, and the figures '
-                           'are not its (see --img-size, --data-dir, --amp)'}
+                           'are not its (see the image size, the folder and the precision)'}
 
 
 def as_stored(images: CutDataset | None) -> CutDataset | None:

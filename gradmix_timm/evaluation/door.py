@@ -14,25 +14,26 @@ import torch
 from torch import nn
 
 from gradmix_timm.checkpoint import load_checkpoint
-from gradmix_timm.data import ClassSplit, CutDataset, class_names, is_flat, split_flat
+from gradmix_timm.data import ClassSplit, CutDataset, ImageSource, class_names, is_flat, split_flat
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.openset.extract import without_unknown_output
 from gradmix_timm.openset.near_far import near_and_far
 from gradmix_timm.registry import nearest
 
 from .accuracy import GATES
-from .handed import as_unknown, open_handed
+from .handed import HandedImages, as_unknown, in_head_order, open_handed
 from .images import EvaluationImages, UnknownImages
 from .model import EvaluatedModel
 from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
 from .result import Evaluation
-from .settings import EvaluationSettings
+from .settings import EvaluationSettings, listed
 from .steps import evaluate_images
 from .unknown import UnknownOptions, open_unknown
 from .validation_unknown import check_validation_unknown, open_validation_unknown
 
 __all__ = ['evaluate']
 
+_KNOWN = 'known test images'
 _SCHEMES = ('folder:', 'torchvision:', 'timm:', 'noise:', 'made:')
 
 
@@ -45,19 +46,22 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
     """Evaluate how well a model classifies known images and separates unknown images from them.
 
     Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
-    folder of class folders. Tensors are read as they are, pictures and folders through the model's own preprocessing.
+    folder of class folders. Tensors are read as they are, pictures and folders through the model's own preprocessing,
+    at the same size. Labels of a data set that names its classes (``classes`` or ``class_to_idx``, as those of
+    torchvision and timm) are matched with the head's by name, as class folders are; others are positions in the head.
 
     Args:
         model: A live module that gives logits [B, K], which is left as it was (mode, hooks, requires_grad, device);
             the path of a checkpoint; or timm's name of a model.
-        known: Test images of known classes; labels are positions in the head's order.
+        known: Test images of known classes.
         unknown: Images of other classes, or a dict from name to such images: each a group of its own. A string may
             also be 'noise:uniform', 'torchvision:svhn', ... as ``openset ood`` takes them.
         train: Training images, un-augmented. Without them scores that are fitted are left out by name.
         scores: Names, options in them: 'mls', 'knn:k=5'. None: all that can be served.
         held_out: Known images that took no part in training, to set the threshold on.
         known_classes: Names in head order. None: the checkpoint's, the data set's, ImageNet's, or numbers.
-        preprocessing: Of pictures, for a module without timm's ``pretrained_cfg``.
+        preprocessing: Of pictures and folders, for a live module; None: as its ``pretrained_cfg`` says. Its size has to
+            be that of tensors that are passed beside them.
         pretrained: Whether a model by timm's name comes with its weights.
         img_size: Side in pixels in place of the checkpoint's or the model's; not of a live module.
         device: Of a checkpoint or timm's model; a live module stays where it is.
@@ -73,8 +77,8 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
 
     Raises:
-        ValueError: Images or classes that do not fit the model, test images that are training images, a validation
-            set (``tune``) that shares an image or a class with what is evaluated.
+        ValueError: Images or classes that do not fit the model, tensors and folders of two sizes, test images that are
+            training images, a validation set (``tune``) that shares an image or a class with what is evaluated.
         TypeError: An unknown setting, or images of another kind.
 
     Example:
@@ -94,7 +98,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
     if tune is not None and held_out is None:
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
-    chosen = EvaluationSettings(scores=scores, **settings)
+    chosen, known_classes = EvaluationSettings(scores=scores, **settings), listed(known_classes)
     if unknown_output:
         if not isinstance(model, nn.Module):
             raise ValueError('unknown_output=True is for live modules; a checkpoint of train.py --unknown-output '
@@ -105,8 +109,9 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         images = _images_of(subject, known, train, held_out, known_classes)
         images = _with_unknown(subject, images, unknown, UnknownOptions(
             sets=(), overlap=overlap, made_seed=chosen.seed, near=tuple(near), far=tuple(far)))
-        return evaluate_images(subject, images, gate=gate, reference_top1=reference_top1,
-                               tune=None if tune is None else _validation_unknown(subject, images, tune),
+        picked = None if tune is None else _validation_unknown(subject, images, tune)
+        _check_sizes(subject, {**images.cuts(), **({} if picked is None else {'tune': picked[1]})})
+        return evaluate_images(subject, images, gate=gate, reference_top1=reference_top1, tune=picked,
                                command='gradmix_timm.evaluate(...)')
 
 
@@ -142,13 +147,13 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
     names = tuple(known_classes) if known_classes is not None else record.known_classes if record is not None else ()
     source = {'dataset': '', 'data_dir': None, 'train': _described(train), 'test': _described(known)}
     if _is_path(known):
-        folder = open_place(known, model.reading())
+        folder = _opened(model, known, _KNOWN)
         names = names or head_names(model.net, class_names(folder), str(known))
         test = some_classes(folder, names, f'known={known}')
     else:
-        test = open_handed(known, 'known test images', model)
+        test = open_handed(known, _KNOWN, model)
         names = names or _handed_names(model, test)
-        test.classes = names
+        test = in_head_order(test, names, _KNOWN)
     split = ClassSplit(known=names, unknown=())
     held = _more(model, held_out, names, 'held-out images')
     if _is_path(known) and _is_path(train) and Path(train) == Path(known) and is_flat('', known, ('train', 'test')):
@@ -164,8 +169,15 @@ def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, sp
     if data is None:
         return None
     if _is_path(data):
-        return some_classes(open_place(data, model.reading(), split), names, str(data))
-    return open_handed(data, title, model)
+        return some_classes(_opened(model, data, title, split), names, str(data))
+    return in_head_order(open_handed(data, title, model), names, title)
+
+
+def _opened(model: EvaluatedModel, place: str | os.PathLike[str], title: str, split: str = '') -> ImageSource:
+    reading = model.reading()
+    if not Path(place).exists():
+        raise ValueError(f'{title}: no folder or tar at {place}')
+    return open_place(place, reading, split)
 
 
 def _handed_names(model: EvaluatedModel, test: CutDataset) -> tuple[str, ...]:
@@ -173,7 +185,7 @@ def _handed_names(model: EvaluatedModel, test: CutDataset) -> tuple[str, ...]:
     count = model.outputs(test)
     if len(test.classes) == count:
         return test.classes
-    return head_names(model.net, (), '') if count == 1000 and head_is_imagenet(model.net) else tuple(
+    return head_names(model.net, test.classes, _KNOWN) if head_is_imagenet(model.net) else tuple(
         map(str, range(count)))
 
 
@@ -222,9 +234,32 @@ def _validation_unknown(model: EvaluatedModel, images: EvaluationImages, data: A
     return _described(data), found
 
 
+def _check_sizes(model: EvaluatedModel, cuts: Mapping[str, CutDataset]) -> None:
+    """Reject tensors of another size than other images are read at, which would tell the sets apart by size."""
+    read = next((name for name, images in cuts.items() if not isinstance(images, HandedImages)), None)
+    if read is None:
+        return
+    channels, *size = model.reading().input_size
+    for name, images in cuts.items():
+        for height, width in images.sizes if isinstance(images, HandedImages) else ():
+            if [height, width] != size:
+                live = model.loaded is None and not model.weights
+                way = (f"preprocessing=Preprocessing.of({{'input_size': ({channels}, {height}, {width})}}, model), of "
+                       'gradmix_timm.data.preprocessing' if live else f'img_size={height}')
+                raise ValueError(
+                    f'images of {name} are tensors of {height} x {width} pixels and those of {read} are read at '
+                    f'{size[0]} x {size[1]}, so that their scores would not compare; read them at the size of the '
+                    f'tensors, {way}, or pass tensors of {size[0]} x {size[1]}')
+
+
 def _word(name: str, data: Any) -> str:
     text = os.fspath(data)
-    return text if text.startswith(_SCHEMES) else f'folder:{name}={text}'
+    if text.startswith(_SCHEMES):
+        return text
+    if '=' in name:
+        raise ValueError(f'unknown={{{name!r}: {text!r}}}: expected a name without "=", which ends the name in '
+                         'folder:NAME=DIR')
+    return f'folder:{name}={text}'
 
 
 def _is_path(data: Any) -> bool:

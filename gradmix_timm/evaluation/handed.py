@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +17,14 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from torchvision.datasets import VisionDataset
 from torchvision.transforms.functional import to_pil_image
 
-from gradmix_timm.data import CutDataset, ImageSource, class_names, labels_of
+from gradmix_timm.data import CutDataset, ImageSource, class_names, find_classes, labels_of, shared_classes
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.subsets import as_source
 from gradmix_timm.records import Embeddings
 
 from .model import EvaluatedModel
 
-__all__ = ['HandedImages', 'as_unknown', 'open_handed']
+__all__ = ['HandedImages', 'as_unknown', 'in_head_order', 'open_handed']
 
 _KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H, W], labels [B]), a data set of '
           '(image, label), or a folder')
@@ -40,12 +40,15 @@ class HandedImages(CutDataset):
         classes: Names, if the caller's data set has them, else ().
         pictured: Whether ``source`` can show a row's picture.
         batches: The loader.
+        sizes: (height, width) in pixels of the tensors, each once.
     """
 
     def __init__(self, source: ImageSource, embeddings: Embeddings, digests: Sequence[bytes],
-                 classes: Sequence[str], pictured: bool, batches: Iterable[Any]) -> None:
+                 classes: Sequence[str], pictured: bool, batches: Iterable[Any],
+                 sizes: Collection[tuple[int, int]] = ()) -> None:
         super().__init__(source, np.arange(len(embeddings.label)), embeddings.label.numpy(), classes)
         self.embeddings, self.digests, self.pictured, self.batches = embeddings, digests, pictured, batches
+        self.sizes = tuple(sizes)
 
     def again(self, title: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches once more.
@@ -89,12 +92,48 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
         if isinstance(first, Image.Image):
             return _pictures(dataset, model.preprocessing)
         loader = DataLoader(dataset, model.settings.batch_size, num_workers=model.workers(len(dataset)))
-    digests: list[bytes] = []
-    embeddings = model.embed_batches(_digested(loader, digests, title), title)
+    digests, sizes = list[bytes](), dict[tuple[int, int], None]()
+    embeddings = model.embed_batches(_measured(_digested(loader, digests, title), sizes), title)
     reader = _Rows(dataset, title, len(embeddings.label))
-    names = getattr(_inner(dataset)[0], 'classes', None) if dataset is not None else None
-    return HandedImages(ImageSource(reader, None), embeddings, digests, tuple(map(str, names or ())),
-                        dataset is not None, loader)
+    return HandedImages(ImageSource(reader, None), embeddings, digests, _names_of(getattr(loader, 'dataset', dataset)),
+                        dataset is not None, loader, sizes)
+
+
+def in_head_order(images: CutDataset, names: Sequence[str], title: str) -> CutDataset:
+    """The same images, labelled by their places in the head's classes.
+
+    Classes are matched by name, as those of folders are. Labels of a data set that names none are such places already;
+    numbers name nothing where the other side does not have them too.
+
+    Args:
+        images: A caller's.
+        names: Known classes in head order.
+        title: What they are, for messages.
+
+    Raises:
+        ValueError: None of the data set's classes is the head's, or an image is of another one.
+    """
+    found, own = copy.copy(images), images.classes
+    found.classes = tuple(names)
+    shared = shared_classes(own, names)
+    if not shared and any(tuple(side) == tuple(map(str, range(len(side)))) for side in (own, names)):
+        return found  # no names count as numbers too
+    if not shared:
+        raise ValueError(f'{title}: none of its classes ({", ".join(own[:5])}, ...) is known to the model '
+                         f'({", ".join(names[:5])}, ...); name the head\'s as the data set does, '
+                         'known_classes=[...] in head order')
+    labels, counts = np.unique(images.targets, return_counts=True)
+    for label, count in zip(labels.tolist(), counts.tolist(), strict=True):
+        if label not in shared:
+            what = f'of {own[label]!r}' if 0 <= label < len(own) else f'labelled {label}, which is no class of theirs'
+            raise ValueError(f'{title}: {count} images are {what}, and the model knows {", ".join(names[:5])}, ...; '
+                             'pass those of known classes alone, as a torch.utils.data.Subset')
+    table = np.full(len(own), -1)
+    table[list(shared)] = find_classes([own[label] for label in shared], names)
+    found.targets = table[images.targets]
+    if isinstance(found, HandedImages):
+        found.embeddings = replace(found.embeddings, label=torch.from_numpy(found.targets))
+    return found
 
 
 def as_unknown(images: CutDataset) -> CutDataset:
@@ -108,7 +147,7 @@ def as_unknown(images: CutDataset) -> CutDataset:
     if isinstance(images, HandedImages):
         label = torch.full_like(images.embeddings.label, -1)
         return HandedImages(images.source, replace(images.embeddings, label=label), images.digests, there,
-                            images.pictured, images.batches)
+                            images.pictured, images.batches, images.sizes)
     return CutDataset(images.source, images.indices, np.full(len(images), -1), there)
 
 
@@ -155,6 +194,15 @@ def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterat
         yield images, labels
 
 
+def _measured(batches: Iterable[tuple[Tensor, Tensor]], sizes: dict[tuple[int, int], None],
+              ) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; heights and widths of their images are kept on the way."""
+    for images, labels in batches:
+        if images.dim() == 4:
+            sizes[images.shape[2], images.shape[3]] = None
+        yield images, labels
+
+
 # ---- names and pictures of rows
 
 def _pictures(dataset: Any, reading: Preprocessing | None) -> CutDataset:
@@ -167,11 +215,32 @@ def _pictures(dataset: Any, reading: Preprocessing | None) -> CutDataset:
         source = as_source(inner)
         if isinstance(inner, VisionDataset):
             source.input_img_mode, source.exif = mode, exif
-        whole = CutDataset(source, np.arange(len(source)), labels_of(source), class_names(source))
+        whole = CutDataset(source, np.arange(len(source)), labels_of(source), _names_in(source))
         return whole if rows is None else whole.rows(rows)
     labels = np.array([int(dataset[row][1]) for row in range(len(dataset))])
     source = ImageSource(_Rows(dataset, type(dataset).__name__, len(dataset)), mode, exif)
-    return CutDataset(source, np.arange(len(labels)), labels, tuple(map(str, getattr(inner, 'classes', ()))))
+    return CutDataset(source, np.arange(len(labels)), labels, _names_of(dataset))
+
+
+def _names_of(dataset: Any) -> tuple[str, ...]:
+    """Names of a data set's classes in the order of its labels; () if it names none, or numbers them otherwise."""
+    inner = _inner(dataset)[0]
+    if getattr(inner, 'target_transform', None) is not None:
+        return ()
+    if isinstance(inner, ImageSource | ImageDataset):
+        return _names_in(as_source(inner))
+    names, places = getattr(inner, 'classes', None), getattr(inner, 'class_to_idx', None)
+    if names is None and isinstance(places, Mapping) and sorted(places.values()) == list(range(len(places))):
+        names = sorted(places, key=places.__getitem__)
+    return tuple(map(str, names)) if isinstance(names, Iterable) and not isinstance(names, str) else ()
+
+
+def _names_in(source: ImageSource) -> tuple[str, ...]:
+    """Names of the classes in the order of the labels as they are stored; () if there are none."""
+    try:
+        return class_names(source, numbers=False)
+    except ValueError:
+        return ()
 
 
 def _inner(dataset: Any) -> tuple[Any, np.ndarray | None]:

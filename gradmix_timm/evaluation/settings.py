@@ -11,7 +11,7 @@ import torch
 from gradmix_timm.openset.judge import check_names
 from gradmix_timm.openset.presets import PRESETS
 
-__all__ = ['DataOptions', 'EvaluationSettings', 'check_counts']
+__all__ = ['DataOptions', 'EvaluationSettings', 'check_counts', 'listed']
 
 _ZERO_IS_NONE = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map', 'duplicates', 'made_seed')
 
@@ -129,3 +129,15 @@ def check_counts(settings: Any) -> None:
             raise ValueError(f'{field.name}={value!r}: expected a whole number')
         if value < least:
             raise ValueError(f'{field.name}={value}: expected {least} or more')
+
+
+def listed(known_classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names of classes as a caller gave them; None as it is.
+
+    Raises:
+        ValueError: A text, which would be a class a letter.
+    """
+    if isinstance(known_classes, str):
+        raise ValueError(f'known_classes={known_classes!r} is one text; expected a list of names in head order, '
+                         f'known_classes={known_classes.split(",")}')
+    return None if known_classes is None else tuple(known_classes)

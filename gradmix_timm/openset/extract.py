@@ -19,7 +19,8 @@ from gradmix_timm.records import Embeddings
 
 from .scores.base import Head, is_out_of_memory
 
-__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'logits_of', 'watched', 'without_unknown_output']
+__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'in_precision', 'logits_of', 'watched',
+           'without_unknown_output']
 
 _logger = logging.getLogger(__name__)
 # Seconds between log lines if no terminal shows a progress bar.
@@ -46,7 +47,8 @@ def extract(
 
     Args:
         model: On ``device``; every module's training flag is put back at the end.
-        loader: Batches of images [B, C, H, W] and labels [B]; in the data set's order, unshuffled.
+        loader: Batches of images [B, C, H, W] and labels [B]; in the data set's order, unshuffled. Floats are taken
+            into the precision of the model's weights.
         device: Where the model is.
         amp_dtype: Runs the forward pass under autocast in this dtype; results are float32 in any case.
         channels_last: Memory format of the images handed in.
@@ -61,8 +63,8 @@ def extract(
     Where the device runs out of memory the batch is halved, until it fits, and so are those after it.
 
     Raises:
-        ValueError: NaN among the logits (with the rows), a model without a classifier to hook, an empty loader, no
-            memory for a single image.
+        ValueError: NaN among the logits (with the rows), a model without a classifier to hook, whole numbers that the
+            model does not take, an empty loader, no memory for a single image.
     """
     device = torch.device(device)
     inner = unwrap_model(model)
@@ -77,8 +79,9 @@ def extract(
             read = stack.enter_context(_classifier_inputs(inner))
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            with cast:
-                output = inner(images.to(device, non_blocking=True, memory_format=layout))
+            images = images.to(device, non_blocking=True, memory_format=layout)
+            with cast, _refusing(images):
+                output = inner(images if amp_dtype is not None else in_precision(images, inner))
             inputs = _inputs(read, len(images), features_needed)
             return (logits_of(output).float().cpu(), inputs.cpu(),
                     None if projection is None else projection(inputs).float().cpu())
@@ -137,6 +140,24 @@ def without_unknown_output(model: nn.Module) -> nn.Module:
             setattr(head, name, nn.Parameter(value.detach()[:-1] - value.detach()[-1:], value.requires_grad))
         head.out_features -= 1
     return copied
+
+
+def in_precision(images: Tensor, model: nn.Module) -> Tensor:
+    """Floating images in the precision of a model's weights, which its first layer asks for; others as they are."""
+    own = next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), images.dtype)
+    return images.to(own) if images.is_floating_point() else images
+
+
+@contextmanager
+def _refusing(images: Tensor) -> Iterator[None]:
+    """A model's failure on whole numbers, which few take, in words that say what it was given."""
+    try:
+        yield
+    except RuntimeError as error:
+        if images.is_floating_point() or is_out_of_memory(error):
+            raise
+        raise ValueError(f'the model does not take images of {images.dtype} ({" ".join(str(error).split())[:200]}); '
+                         'pass them as floats, normalised as in its training') from error
 
 
 _REMAINS = 'scores that need no head remain (logits or features alone)'
@@ -264,12 +285,13 @@ class Pieces:
                 raise
             if len(piece) == 1:
                 raise ValueError(f'{self._title or "the loader"}: the device has no memory for a single image of '
-                                 f'{list(piece.shape[1:])}; use a smaller --img-size, --amp or --device cpu') from error
+                                 f'{list(piece.shape[1:])}; use a smaller image size, mixed precision or the CPU '
+                                 '(--img-size, --amp, --device cpu)') from error
             self._most = len(piece) // 2
         # Outside the handler, whose traceback keeps the tensors of the failed pass alive.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _logger.warning('%s: out of memory with %d images at once, going on with %d; --batch-size %d avoids this',
+        _logger.warning('%s: out of memory with %d images at once, going on with %d; a batch size of %d avoids this',
                         self._title or 'the loader', len(piece), self._most, self._most)
         return None
 
@@ -279,8 +301,8 @@ def _checked(logits: Tensor, start: int, title: str | None) -> None:
     if len(bad):
         shown = ', '.join(str(int(row)) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
         raise ValueError(f'NaN logits for {len(bad)} of the {len(logits)} images of a batch of {title or "the loader"} '
-                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then leave out --amp, '
-                         'or give --amp-dtype bfloat16)')
+                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then take full '
+                         'precision or bfloat16: --amp-dtype bfloat16, amp_dtype=torch.bfloat16)')
 
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:

@@ -83,12 +83,13 @@ class EmbeddedSets:
         Raises:
             ValueError: The message names the label and the row.
         """
-        for side, label, count in (
-                ('known', self.known.label, len(self.known_classes)),
-                ('unknown', torch.as_tensor(self.unknown_label), len(self.unknown_classes))):
+        parts = {'known': self.known, 'training': self.train, 'held-out': self.held_out}
+        labels = [(name, part.label, 'known') for name, part in parts.items() if part is not None]
+        for name, label, side in (*labels, ('unknown', torch.as_tensor(self.unknown_label), 'unknown')):
+            count = len(self.known_classes if side == 'known' else self.unknown_classes)
             bad = ((label < 0) | (label >= count)).nonzero().flatten()
             if len(bad):
-                raise ValueError(f'label {int(label[bad[0]])} of {side} image {int(bad[0])} is no class: expected 0 to '
+                raise ValueError(f'label {int(label[bad[0]])} of {name} image {int(bad[0])} is no class: expected 0 to '
                                  f'{count - 1}, positions in {side}_classes')
         for side, embeddings in (('known', self.known), ('unknown', self.unknown)):
             if embeddings.logits.shape[1] != len(self.known_classes):

@@ -9,7 +9,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .extract import Pieces, evaluating, logits_of, watched
+from .extract import Pieces, evaluating, in_precision, logits_of, watched
 from .scores.odin import ModelScore
 
 __all__ = ['score_images']
@@ -59,7 +59,7 @@ def score_images(
 
     def forward(images: Tensor) -> Tensor:
         with cast:
-            return logits_of(inner(images)).float()
+            return logits_of(inner(images if amp_dtype is not None else in_precision(images, inner))).float()
 
     def answer(images: Tensor) -> Tensor:
         return score.of_images(forward, images.to(device, memory_format=layout), spread).cpu()
@@ -71,6 +71,7 @@ def score_images(
                 if bad := int(values.isnan().sum()):
                     raise ValueError(f'{score.name} gives NaN for {bad} of {len(values)} images of a batch of '
                                      f'{progress or "the loader"}: the weights hold NaN, or half precision overflowed '
-                                     '(then leave out --amp, or give --amp-dtype bfloat16)')
+                                     '(then take full precision or bfloat16: --amp-dtype bfloat16, '
+                                     'amp_dtype=torch.bfloat16)')
                 found.append(values)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)

@@ -59,7 +59,7 @@ def near_and_far(suite: str | None, names: Sequence[str], near: Sequence[str] = 
     """
     for name in (*near, *far):
         if name not in names or (name in near and name in far):
-            raise ValueError(f'--near and --far name each of the unknown sets once at most; they are '
+            raise ValueError('near= and far= name each of the unknown sets once at most; they are '
                              f'{", ".join(names)}, got {name!r}')
     table = NEAR_FAR.get(suite or '', ((), ()))
     found = {kind: [name for name in names if name in hand or (_plain(name) in listed and name not in (*near, *far))]

@@ -129,7 +129,7 @@ def test_an_empty_set_is_an_error(tmp_path):
 def test_known_classes_among_the_unknown(tmp_path):
     """By name, as protocols spell names: 'car' is CIFAR-10's automobile."""
     spec = parse_unknown(f'folder:{folder(tmp_path / "a", ["car", "dog", "Cat"])}')
-    with pytest.raises(ValueError, match=r"has 2 of 3 classes that the model knows \('car', 'Cat'\).*--overlap drop"):
+    with pytest.raises(ValueError, match=r"has 2 of 3 classes that the model knows \('car', 'Cat'\).*overlap='drop'"):
         open_outside(spec, KNOWN)
     dropped = open_outside(spec, KNOWN, overlap='drop')
     assert [os.path.basename(os.path.dirname(name)) for name in dropped.images.filenames()] == ['dog'] * 3

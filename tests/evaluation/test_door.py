@@ -24,6 +24,7 @@ from gradmix_timm.cli.openset import main as openset_command
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import Evaluation
 from gradmix_timm.evaluation.opening import open_known
+from gradmix_timm.evaluation.result import Predictions
 from gradmix_timm.evaluation.settings import DataOptions
 from gradmix_timm.openset import metrics
 
@@ -198,7 +199,10 @@ def test_labels_that_are_no_class_are_refused_with_their_place(net):
     ({'device': 'cpu'}, ValueError, 'live module'),
     ({'unknown': {'all': tensors(2)}}, ValueError, 'a name of its own for each set; all is'),
     ({'unknown': {'': tensors(2)}}, ValueError, 'a name of its own'),
-    ({'unknown': {1: tensors(2), '1': tensors(3)}}, ValueError, "unknown={'1'")])
+    ({'unknown': {1: tensors(2), '1': tensors(3)}}, ValueError, "unknown={'1'"),
+    ({'unknown': {'a=b': 'nowhere'}}, ValueError, "unknown={'a=b': 'nowhere'}: expected a name without"),
+    ({'known_classes': 'abc'}, ValueError, r"known_classes='abc' is one text; .*known_classes=\['abc'\]"),
+    ({'near': ('blobs',)}, ValueError, 'near= and far= name each')])
 def test_what_cannot_be_meant_is_refused(net, given, error, match):
     with pytest.raises(error, match=match):
         evaluate(**{'model': net, 'known': tensors(1), 'unknown': tensors(2), **QUICK, **given})
@@ -322,6 +326,28 @@ def test_the_public_names_are_listed():
             'OpenSetClassifier'} <= set(dir(gradmix_timm))
 
 
+def test_errors_of_python_name_keywords_and_those_of_the_command_flags(places, tmp_path, capsys):
+    """Red before: evaluate() answered with --overlap drop."""
+    data, _, checkpoint = places
+    with pytest.raises(ValueError, match=r"unknown=other: it has 2 of 3 .*; overlap='drop' leaves") as refused:
+        evaluate(checkpoint, known=data / 'test', unknown={'other': data / 'test'}, device='cpu', **QUICK)
+    assert '--' not in str(refused.value)
+    with pytest.raises(ValueError, match=r'known training images: no folder or tar at nowhere$'):
+        evaluate(checkpoint, known=data / 'test', train='nowhere', unknown=tensors(2), device='cpu', **QUICK)
+    argv = ['ood', '--checkpoint', checkpoint, '--unknown', f'folder:other={data / "test"}', '--output', tmp_path]
+    assert run_console(openset_command.main, list(map(str, argv))) == 2
+    assert '--unknown other: it has 2 of 3 classes' in (said := capsys.readouterr().err)
+    assert '--overlap drop leaves those out, --overlap keep counts' in said
+
+
+@pytest.mark.parametrize('name', ["'=x", "''=x", '=x', "'80s", "'", ' x', "' x"])
+def test_names_come_back_from_predictions_as_they_were(tmp_path, name):
+    """Red before: a class called '=x was read as =x, since the guard against formulas did not mark its own."""
+    rows = Predictions({'file': [name], 'label': [name], 'known': [True], 'predicted': [name], 'probability': [.5]})
+    (tmp_path / 'p.csv').write_text(rows.to_csv())
+    assert Predictions.read_csv(tmp_path / 'p.csv')[0]['label'] == name
+
+
 # ---- options picked on a validation set
 
 @pytest.fixture
@@ -387,3 +413,91 @@ def test_a_validation_set_of_classes_that_are_evaluated_is_refused(places, tmp_p
         evaluate(checkpoint, **given, tune=known)
     yaks = Subset(known, [3, 4, 5])
     assert evaluate(checkpoint, **given, tune=yaks).results['tuning']['n_unknown'] == 3
+
+
+# ---- one size, one order of classes
+
+class Folders(ImageFolder):
+    """Tensors of a side, as a caller's own transform makes them."""
+
+    def __init__(self, root, side=32, **options):
+        transform = Preprocessing.of({**CONFIG, 'input_size': (3, side, side)}).transform()
+        super().__init__(root, transform, **options)
+
+
+@pytest.mark.parametrize('as_known', [False, True])
+def test_tensors_of_another_size_than_folders_are_read_at_are_refused(places, as_known):
+    """Red before: one side was scored at 64 pixels, the other at 160, and nothing said so."""
+    data, other, _ = places
+    net = timm.create_model('test_resnet', num_classes=3)
+    handed, folder = Folders(data / 'test', 64), other / 'test'
+    given = {'known': DataLoader(handed, 16), 'unknown': {'other': folder}}
+    if as_known:
+        given = {'known': data / 'test', 'known_classes': ('ant', 'bee', 'cat'), 'unknown': Folders(folder, 64)}
+    with pytest.raises(ValueError, match=(
+            r"images of \w+ are tensors of 64 x 64 pixels and those of \w+ are read at 160 x 160.*"
+            r"preprocessing=Preprocessing\.of\({'input_size': \(3, 64, 64\)}, model\)")):
+        evaluate(net, **given, scores='mls', **QUICK)
+    found = evaluate(net, **given, scores='mls', **QUICK,
+                     preprocessing=Preprocessing.of({**CONFIG, 'input_size': (3, 64, 64)}, net))
+    alike = evaluate(net, known=Folders(data / 'test', 64), unknown={'other': Folders(folder, 64)}, scores='mls',
+                     **QUICK)
+    assert found.predictions.columns['mls'] == pytest.approx(alike.predictions.columns['mls'], rel=1e-4)
+
+
+def test_a_checkpoint_reads_folders_at_the_size_of_tensors_by_img_size(places):
+    data, other, checkpoint = places
+    known = Subset(Folders(data / 'test', 48), range(30))
+    given = {'known': DataLoader(known, 16), 'unknown': {'other': other}, 'scores': 'mls', 'device': 'cpu', **QUICK}
+    with pytest.raises(ValueError, match=r'read at 32 x 32, .*img_size=48'):
+        evaluate(checkpoint, **given)
+    assert evaluate(checkpoint, **given, img_size=48).results['n_known'] == 30
+
+
+@pytest.mark.parametrize('form', ['tensors', 'loader', 'pictures'])
+def test_a_data_set_that_names_its_classes_is_matched_by_name(places, form):
+    """Red before: labels were taken for positions in the head, whose order is cat, ant; the folders': ant, bee, cat."""
+    data, other, checkpoint = places
+
+    def handed(split, take):
+        whole = ImageFolder(data / split) if form == 'pictures' else Folders(data / split)
+        part = Subset(whole, [row for row, (_, label) in enumerate(whole.samples) if label != 1 and row % 2 == take])
+        return DataLoader(part, 16) if form == 'loader' else part
+
+    given = {'unknown': {'other': other}, 'scores': ('mls', 'class-knn'), 'device': 'cpu', **QUICK}
+    found = evaluate(checkpoint, known=handed('test', 0), train=handed('train', 0), held_out=handed('train', 1),
+                     **given)
+    folders = evaluate(checkpoint, known=data / 'test', train=data, **given)
+    truth = {row['file']: row['label'] for row in folders.predictions}
+    rows = [row for row in found.predictions if row['known']]
+    assert len(rows) == 30
+    assert all(row['label'] in row['file'] for row in rows)
+    assert {row['label'] for row in rows} == set(truth.values()) - {'other'}
+    assert found.results['fits']['class-knn']['diagnostics']['samples'] == 30
+
+
+def test_a_class_that_the_head_does_not_know_is_refused_if_it_has_an_image(places):
+    data, other, checkpoint = places
+    given = {'unknown': {'other': other}, 'scores': 'mls', 'device': 'cpu', **QUICK}
+    with pytest.raises(ValueError, match=r"known test images: 30 images are of 'bee', .*Subset"):
+        evaluate(checkpoint, known=Folders(data / 'test'), **given)
+    with pytest.raises(ValueError, match=r'none of its classes \(dog, elk, newt'):
+        evaluate(checkpoint, known=Folders(other / 'test'), **given)
+    with pytest.raises(ValueError, match=r'known training images: none of its classes \(dog, elk, newt'):
+        evaluate(checkpoint, known=data / 'test', train=ImageFolder(other / 'test'), **given)
+
+
+def test_labels_of_a_target_transform_are_positions_in_the_head(places):
+    """It numbers as the caller likes, so the data set's names are no longer those of its labels."""
+    data, other, checkpoint = places
+    whole = Folders(data / 'test', target_transform={0: 1, 2: 0}.get)
+    known = Subset(whole, [row for row, (_, label) in enumerate(whole.samples) if label != 1])
+    found = evaluate(checkpoint, known=known, unknown={'other': other}, scores='mls', device='cpu', **QUICK)
+    assert all(row['label'] in row['file'] for row in found.predictions if row['known'])
+
+
+def test_a_head_without_names_takes_labels_for_positions(net, places):
+    data, other, _ = places
+    known = Subset(Folders(data / 'test'), range(60))
+    found = evaluate(Net(2), known=known, unknown=Folders(other / 'test'), scores='mls', **QUICK)
+    assert found.results['known_classes'] == ['0', '1']

@@ -11,6 +11,8 @@ from torch import nn
 
 from gradmix_timm.openset import extract as module
 from gradmix_timm.openset.extract import extract, head_of
+from gradmix_timm.openset.model_scores import score_images
+from gradmix_timm.openset.scores import fit_score
 
 
 def batches(count=10, size=3, side=64):
@@ -286,7 +288,7 @@ def test_a_batch_that_memory_does_not_take_is_halved_once_and_for_all(caplog):
     torch.testing.assert_close(pieces.features, whole.features)
     assert pieces.label.tolist() == labels.tolist()
     assert [record.getMessage() for record in caplog.records] == [
-        'the loader: out of memory with 5 images at once, going on with 2; --batch-size 2 avoids this']
+        'the loader: out of memory with 5 images at once, going on with 2; a batch size of 2 avoids this']
 
 
 def test_the_cpus_allocator_says_it_in_other_words():
@@ -298,6 +300,36 @@ def test_the_cpus_allocator_says_it_in_other_words():
     torch.testing.assert_close(extract(narrow, loader, 'cpu').logits, extract(model, loader, 'cpu').logits)
     with pytest.raises(RuntimeError, match='shapes differ'):
         extract(Memory(model, most=2, error=RuntimeError('shapes differ')), loader, 'cpu')
+
+
+@pytest.mark.parametrize('handed', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_images_are_taken_into_the_precision_of_the_weights(dtype, handed):
+    """Red before: 'mat1 and mat2 must have the same dtype' of PyTorch, where a folder gave float32."""
+    model = randomise(timm.create_model('test_resnet', num_classes=3)).to(dtype)
+    images, labels, _ = batches(count=4)
+    found = extract(model, [(images.to(handed), labels)], 'cpu')
+    with torch.no_grad():
+        expected = model.eval()(images.to(handed).to(dtype)).float()
+    torch.testing.assert_close(found.logits, expected)
+    odin = score_images(fit_score('odin', None), model, [(images.to(handed), labels)], 'cpu')
+    assert odin.isfinite().all()
+
+
+def test_whole_numbers_are_refused_in_words_unless_the_model_takes_them():
+    class Bytes(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(images.float() / 255)
+
+    model = randomise(timm.create_model('test_resnet', num_classes=3))
+    images, labels = torch.randint(0, 255, (2, 3, 64, 64), dtype=torch.uint8), torch.zeros(2).long()
+    with pytest.raises(ValueError, match=r'does not take images of torch\.uint8 .*pass them as floats'):
+        extract(model, [(images, labels)], 'cpu')
+    assert extract(Bytes(model), [(images, labels)], 'cpu').logits.shape == (2, 3)
 
 
 def test_no_memory_for_a_single_image_is_an_error():

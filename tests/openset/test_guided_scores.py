@@ -57,5 +57,5 @@ def test_blocks_that_are_passed_by_change_nothing(sharpness, monkeypatch):
     everything.others = torch.full_like(everything.others, 2.)  # every bound reaches the threshold
     torch.testing.assert_close(score(queries), everything(queries), rtol=1e-12, atol=0)  # other shapes, other roundings
     if sharpness == 10:
-        p = queries.logits.double().softmax(1)[:, score.classes]
+        p = queries.logits.double().softmax(1)[:, score.answers]
         assert (p * score.most + (1 - p) * score.others > .03).double().mean() < .6

@@ -55,8 +55,20 @@ def test_figures_are_those_of_the_metrics(judged, name):
     assert found['fpr_at_95_known'] == metrics.fpr_at_95_known(known, unknown)
     # The class belongs to the predictor whose score it is.
     assert found['oscr'] == metrics.oscr(known, score.predict(given.known) == given.known.label, unknown)
+    assert found['top1'] == float((score.predict(given.known) == given.known.label).double().mean())  # red before
+    assert found['oscr'] <= found['top1'] + 1e-12
     assert found['auroc_ci'] == list(metrics.delong_ci(known, unknown))
     np.testing.assert_array_equal(judged.arrays[f'known/{name}'], known.numpy())
+
+
+@pytest.mark.parametrize(('part', 'title'), [('train', 'training'), ('held_out', 'held-out'), ('known', 'known')])
+@pytest.mark.parametrize('label', [-1, 4])
+def test_labels_that_are_no_class_are_refused_in_every_set(part, title, label):
+    """Red before: in the training images they cost the 22 scores that are fitted, without a warning."""
+    images = getattr(subjects(), part)
+    images.label[5] = label
+    with pytest.raises(ValueError, match=f'label {label} of {title} image 5 is no class: expected 0 to 3'):
+        subjects(**{part: images})
 
 
 def test_groups_are_judged_on_their_own_unknowns_and_all_knowns(judged):

@@ -241,11 +241,12 @@ def test_summary_has_the_keys_of_results_json():
     figures = metrics.summarize(known, correct, unknown, draws=50)
     plain = {'auroc', 'aupr_in', 'aupr_out', 'fpr_at_95_known', 'fpr_at_95_unknown', 'detection_error', 'oscr'}
     assert set(figures) == plain | {f'{name}_ci' for name in plain} | {
-        'ccr_at_fpr', 'tie_share', 'degenerate', 'infinite'}
+        'top1', 'ccr_at_fpr', 'tie_share', 'degenerate', 'infinite'}
     expected = fast(known, correct, unknown)
     assert {name: figures[name] for name in plain} == {name: expected[name] for name in plain}
     assert figures['ccr_at_fpr'] == {
         key: metrics.ccr_at_fpr(known, correct, unknown, float(key)) for key in ('0.001', '0.01', '0.1')}
+    assert figures['top1'] == float(np.mean(correct)) >= figures['oscr']
     assert figures['tie_share'] == expected['tie_share'] > 0
     assert figures['degenerate'] is False
     for name in plain:

@@ -39,7 +39,7 @@ def test_names_by_hand_go_before_the_table():
     assert near_and_far('cifar10', names, near=['textures', 'mine']) == {'near': ['textures', 'mine'], 'far': ['svhn']}
     assert near_and_far(None, names, far=['mine']) == {'far': ['mine']}
     for wrong in ({'near': ['gone']}, {'near': ['mine'], 'far': ['mine']}):
-        with pytest.raises(ValueError, match='--near and --far'):
+        with pytest.raises(ValueError, match='near= and far='):
             near_and_far('cifar10', names, **wrong)
 
 

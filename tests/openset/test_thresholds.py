@@ -16,6 +16,12 @@ def test_conformal_threshold_is_an_order_statistic(n, rank):
     assert metrics.conformal_threshold(validation) == rank - 1
 
 
+@pytest.mark.parametrize('alpha', [1 - 1e-9, 1 - 1e-12])
+def test_conformal_threshold_near_one_is_the_largest_score(alpha):
+    """Red before: a share that is 1 up to rounding asked for the score after the last."""
+    assert metrics.conformal_threshold(np.arange(100.), alpha) == 99
+
+
 def test_too_few_validation_scores_accept_all_and_say_how_many_are_needed():
     with pytest.warns(UserWarning, match='19 are needed'):
         assert metrics.conformal_threshold(np.arange(18.)) == -math.inf

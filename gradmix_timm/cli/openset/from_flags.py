@@ -109,11 +109,13 @@ def as_flags(message: str, names: Sequence[str]) -> str:
     Example:
         >>> as_flags('known_classes=A,B,... or a=b, known=3; scores=: none', ['known_classes', 'scores'])
         '--known-classes A,B,... or a=b, known=3; --scores: none'
+        >>> as_flags("overlap='drop' leaves them out", ['overlap'])
+        '--overlap drop leaves them out'
     """
     def flag(found: re.Match[str]) -> str:
-        name, value = found.group(1), found.group(2)
+        name, value = found.group(1), found.group(2) or found.group(3)
         return f'--{name.replace("_", "-")}{f" {value}" if value else ""}'
 
     named = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
     message = message.replace("gate='off'", '--no-accuracy-gate')
-    return re.sub(rf'(?<![\w.=-])({named})=([^\s:;,]?)', flag, message)
+    return re.sub(rf'(?<![\w.=-])({named})=(?:\'(\w+)\'|([^\s:;,]?))', flag, message)

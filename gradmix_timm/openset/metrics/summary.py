@@ -37,7 +37,7 @@ def summarize(
 
     Args:
         known: Knownness of known samples, [N].
-        correct: Whether each known sample got its own class, bool [N]; None leaves out what needs it (OSCR, CCR).
+        correct: Whether each known sample got its own class, bool [N]; None leaves out OSCR, top-1 and CCR.
         unknown: Knownness of unknown samples, [M].
         draws: Resamples for the intervals; 0 leaves out all but AUROC's, which needs none.
         seed: Of the resamples.
@@ -45,9 +45,10 @@ def summarize(
         fprs: False positive rates at which the correct classification rate is given.
 
     Returns:
-        The metrics of ``RANK_METRICS``; ``ccr_at_fpr``, a dict keyed by the rate as text; ``tie_share`` (share of
-        known-unknown pairs that tie); ``degenerate`` (all scores are one value); ``infinite`` (how many are; they
-        rank); and ``<metric>_ci`` as [low, high]: AUROC's after DeLong, the others by stratified bootstrap.
+        The metrics of ``RANK_METRICS``; ``top1``, the share that is correct; ``ccr_at_fpr``, a dict keyed by the rate
+        as text; ``tie_share`` (share of known-unknown pairs that tie); ``degenerate`` (all scores are one value);
+        ``infinite`` (how many are; they rank); and ``<metric>_ci`` as [low, high]: AUROC's after DeLong, the others by
+        stratified bootstrap.
 
     Example:
         >>> figures = summarize([3., 2., 2.], [True, True, False], [2., 1.], draws=0)
@@ -61,6 +62,7 @@ def summarize(
         name: metric for name, metric in RANK_METRICS.items() if right is not None or name != 'oscr'}
     figures: dict[str, Any] = {name: float(metric(ladder)) for name, metric in metrics.items()}
     if right is not None:
+        figures['top1'] = float(right.mean())
         figures['ccr_at_fpr'] = {f'{fpr:g}': float(counts.ccr_at_fpr(fraction('fpr', fpr))(ladder)) for fpr in fprs}
     figures |= {'tie_share': float(counts.tie_share(ladder)), 'degenerate': len(values) == 1,
                 'infinite': infinite_count(scores, others)}

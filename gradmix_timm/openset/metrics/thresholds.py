@@ -32,7 +32,8 @@ def conformal_threshold(validation: ArrayLike, alpha: float = 0.05) -> float:
     """
     array = scores('validation', validation)
     fraction('alpha', alpha, ends=False)
-    rank = math.floor(alpha * (len(array) + 1) + 1e-9)  # 0.05 * 20 and the like are whole up to rounding
+    # 0.05 * 20 and the like are whole up to rounding; near 1 that would ask for one score more than there are.
+    rank = min(math.floor(alpha * (len(array) + 1) + 1e-9), len(array))
     if not rank:
         needed = math.ceil(1 / alpha - 1e-9) - 1
         warnings.warn(f'{len(array)} validation scores are too few to reject at most {alpha:g} of the knowns: '

@@ -48,7 +48,7 @@ _COLUMNS: dict[RankMetric, str] = {
 #: What the two metrics named FPR95 are.
 FPR95_WORDS = ('FPR95 (knowns kept): unknowns accepted where 95% of the knowns are; FPR95 (unknowns caught): knowns '
                'rejected where 95% of the unknowns are.')
-_CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate')
+_CSV_METRICS = (*_COLUMNS, 'detection_error', 'tie_share', 'degenerate', 'top1')
 
 Array = NDArray[Any]
 

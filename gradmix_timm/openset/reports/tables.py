@@ -187,17 +187,22 @@ def _no_formula(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.replace('\r', ' ')  # unquoted, it would end the row
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return f"'{text}" if _is_guarded(text) else text
+
+
+def _is_guarded(text: str) -> bool:
+    """Whether a text gets an apostrophe, or has one: one that begins as if guarded gets another."""
+    return text.lstrip("'").startswith(_FORMULA)
 
 
 def without_guard(text: str) -> str:
     """Text of a cell without the apostrophe that :func:`csv_text` put in front.
 
     Example:
-        >>> without_guard("'=1.png"), without_guard("'80s")
-        ('=1.png', "'80s")
+        >>> without_guard("'=1.png"), without_guard("''=1.png"), without_guard("'80s")
+        ('=1.png', "'=1.png", "'80s")
     """
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+    return text.removeprefix("'") if _is_guarded(text) else text
 
 
 def _in_a_cell(text: str) -> str:

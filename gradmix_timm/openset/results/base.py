@@ -38,6 +38,8 @@ class ScoreFigures(TypedDict):
         fpr_at_95_unknown: Knowns rejected where at least 95% of the unknowns are rejected.
         detection_error: Smallest mean of both error rates over all thresholds.
         oscr: Area under correctly classified knowns over accepted unknowns.
+        top1: Known test images whose class the score's own predictor gets right, the largest that OSCR can be; of
+            scores without one (all but the class-wise neighbours) the head's, as in ``closed_set``.
         ccr_at_fpr: Knowns accepted with their own class, by the share of unknowns accepted (a rate as text).
         tie_share: Pairs of a known and an unknown image with equal scores.
         degenerate: Whether all scores are one value.
@@ -58,6 +60,7 @@ class ScoreFigures(TypedDict):
     fpr_at_95_unknown: Share
     detection_error: Share
     oscr: Share
+    top1: NotRequired[Share]
     ccr_at_fpr: NotRequired[dict[Annotated[str, _is_rate], Share]]
     tie_share: NotRequired[Share]
     degenerate: NotRequired[bool]

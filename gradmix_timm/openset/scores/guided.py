@@ -98,7 +98,7 @@ class Relation(Score):
         counts = answer.bincount(minlength=train.logits.shape[1]).tolist()
         parts = [part for own in self.order.split(counts) for part in own.split(_SAMPLES) if len(part)]
         self.sizes = [len(part) for part in parts]
-        self.classes = torch.stack([answer[part[0]] for part in parts])
+        self.answers = torch.stack([answer[part[0]] for part in parts])
         self.most = torch.stack([top[part].amax() for part in parts])
         self.others = torch.stack([other[part].amax() for part in parts])
         self.diagnostics = {'samples': len(train.label), 'blocks': len(parts)}
@@ -114,7 +114,7 @@ class Relation(Score):
     def _rows(self, features: Tensor, logits: Tensor) -> Tensor:
         query, p = unit(features), logits.double().softmax(1)
         found = p.new_zeros(len(p))
-        own = p[:, self.classes]
+        own = p[:, self.answers]
         reach = own * self.most + (1 - own) * self.others > self.threshold - _SLACK
         for number, part in enumerate(self.order.split(self.sizes)):
             rows = reach[:, number].nonzero()[:, 0]
