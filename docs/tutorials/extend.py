@@ -118,8 +118,8 @@ evaluate(torch.nn.Flatten(), known=known, unknown=unknown, scores=('mls', 'margi
 
 # %% [markdown]
 # A score that is fitted sets `needs_train = True` and takes what it needs in `fit(train, head)`. `--device-modules
-# my_scores` makes the name known to `gradmix-openset` and `gradmix-predict`. One that is to go into an ONNX graph derives
-# from `gradmix_timm.openset.scores.logit.LogitScore` and writes `of(logits)` in place of `knownness`.
+# my_scores` makes the name known to `gradmix-openset` and `gradmix-predict`. One that is to go into an ONNX graph
+# derives from `gradmix_timm.openset.scores.logit.LogitScore` and writes `of(logits)` in place of `knownness`.
 #
 # ## A protocol
 #
