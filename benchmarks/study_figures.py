@@ -48,8 +48,6 @@ PAIRS = {
 CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
 # Of the trainings that have two more seeds, in NAME-seeds.
 SEEDED = {
-    'shortcut-cifar10': tuple((method, other) for method in ('gradmix-small', 'confident-90')
-                              for other in ('cutmix', 'random-small', 'none')),
     'small-cifar10': (*((method, 'none') for method in (
         'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
 }
