@@ -27,6 +27,9 @@ from gradmix_timm.openset.scores import fit_score
 
 OURS = [name for name in list_mixers() if name not in TIMM_MODES]
 OF_CLASSES = [name for name in OURS if name != 'gradmix' and create_mixer(name, num_classes=4).requires_model]
+REFUSED = {
+    'openmix': "'openmix' reports none", 'pixmix': "'pixmix' reports none",
+    'transmix': 'its labels are read from the attention of the training forward'}
 SUPCON = ('--objective', 'supcon+ssl', '--objective-dim', 16)
 MOCO = ('--objective', 'moco', '--objective-dim', 16, '--objective-queue', 20, '--objective-momentum', 0.9)
 GRADMIX = ('--mixup-mode', 'gradmix')
@@ -167,8 +170,16 @@ def test_mixers_that_read_the_evidence_of_classes_are_refused(mixer, images, tmp
     assert f"'{mixer}' reads the evidence of classes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('mixer', 'why'), REFUSED.items())
+def test_mixers_whose_draws_weigh_no_views_are_refused(mixer, why, images, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tiny(images, tmp_path, *SUPCON, '--mixup-mode', mixer, *QUICK)
+    assert stop.value.code == 2
+    assert why in capsys.readouterr().err
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('mixer', [*(name for name in OURS if name not in OF_CLASSES), 'gradmix+cutmix'])
+@pytest.mark.parametrize('mixer', [*(name for name in OURS if name not in (*OF_CLASSES, *REFUSED)), 'gradmix+cutmix'])
 def test_an_epoch_with_every_mixer(mixer, images, tmp_path):
     folder = run_tiny(images, tmp_path, *SUPCON, '--mixup-mode', mixer, *QUICK)
     line = rows(folder)[0]
