@@ -31,6 +31,7 @@ from gradmix_timm.openset.reports.tables import csv_text, without_guard
 from gradmix_timm.openset.results import (
     ARRAYS,
     MISTAKES,
+    RESULTS,
     ClosedSet,
     Group,
     JudgedFigures,
@@ -228,7 +229,8 @@ class Evaluation:
         return render_evaluation(finite(self.results), draw_figures(self.results, self.arrays), finite(self.mistakes),
                                  {})
 
-    def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None) -> Path:
+    def save(self, folder: str | os.PathLike[str], run_folder: str | os.PathLike[str] | None = None,
+             report: bool = True) -> Path:
         """Write results.json, results.csv, results.md, predictions.csv, arrays, figures and report.html.
 
         With a preset, also the figures by its conventions, as PRESET.csv.
@@ -236,9 +238,10 @@ class Evaluation:
         Args:
             folder: Made if it is missing; files of an older evaluation in it are replaced, each whole.
             run_folder: Of the training run, whose picture of mixes is copied and shown in the report.
+            report: Draw figures and report.html; False: ``gradmix-openset report FOLDER`` can do so later.
 
         Returns:
-            Path of the report.
+            Path of the report, or without one of results.json.
 
         Raises:
             ValueError: A folder that cannot be written.
@@ -251,6 +254,8 @@ class Evaluation:
             PREDICTIONS: self.predictions.to_csv(),
             **({f'{self.results["preset"]["name"]}.csv': preset_csv(self.results)} if 'preset' in self.results else {}),
         }, {ARRAYS: self.arrays}, run_folder=None if run_folder is None else Path(run_folder))
+        if not report:
+            return folder / RESULTS
         draw(folder)
         return folder / REPORT
 

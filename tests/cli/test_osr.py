@@ -212,6 +212,18 @@ def test_report_is_drawn_again_from_files_alone(done, tmp_path, capsys):
     assert (folder / 'report.html').read_text() == (done[0] / 'report.html').read_text()
 
 
+def test_a_report_may_be_left_for_later(done, tmp_path, capsys):
+    path = save(tmp_path / 'run' / 'model_best.pth.tar', digits())
+    Image.new('RGB', (30, 20)).save(tmp_path / 'run' / 'mixes.png')
+    assert run('--checkpoint', path, '--scores', 'msp,mls,knn', '--no-report') == 0
+    folder = tmp_path / 'run' / 'osr'
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / 'results.json')
+    assert not (folder / 'report.html').exists()
+    assert not (folder / 'figures').exists()
+    assert run_console(osr.main, ['report', str(folder)]) == 0
+    assert {file.name for file in folder.rglob('*')} == {file.name for file in done[0].rglob('*')}
+
+
 def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, capsys):
     for name in ('one', 'two'):
         for command in ('osr', 'ood'):

@@ -121,6 +121,21 @@ def test_a_finished_training_is_not_repeated_for_its_evaluation(make, stubbed, m
     assert (study.output / cell.name / 'ood' / 'results.json').is_file()
 
 
+@pytest.mark.parametrize('kept', [False, True])
+def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kept):
+    asked, command = [], cells_module._command
+
+    def listen(words, *rest):
+        asked.append(words)
+        command(words, *rest)
+
+    monkeypatch.setattr(cells_module, '_command', listen)
+    study = make(axes={'mixer': ['none'], 'seed': [0]}, evaluate={'osr': {}, 'ood': {'unknown': ['a']}, 'probe': {}})
+    assert run_study(study, keep_runs=kept) == {}
+    assert {words[1]: '--no-report' in words for words in asked[1:]} == {
+        'osr': not kept, 'ood': not kept, 'probe': False}  # the last has no such flag
+
+
 def test_an_error_is_told_once(make, stubbed, capsys, caplog):
     study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})
     assert main([str(study.source)]) == 1

@@ -113,6 +113,8 @@ def add_evaluation_flags(parser: argparse.ArgumentParser, folder: str) -> None:
              'each score depends on them')
     add('--feature-map', type=int, default=1000, metavar='N',
         help='test images in the figure of the features (PCA, t-SNE); 0: none (default: 1000)')
+    add('--no-report', action='store_true',
+        help='write results and arrays alone; gradmix-openset report draws figures and report.html from them later')
     add('--output', metavar='DIR', help=f'folder to write to (default: {folder}, beside the checkpoint)')
     add_wide(add)
 

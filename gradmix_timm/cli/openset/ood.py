@@ -58,7 +58,7 @@ def run_ood(args: argparse.Namespace) -> int:
     if evaluation.results['accuracy_gate'] is None:
         print('note: no reference accuracy is known; pass --reference-top1 PERCENT to check it')
     print(f'\nAUROC by data set\n\n{means_table(evaluation.results, width=width)}')
-    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None, report=not args.no_report))
     return 0
 
 

@@ -43,5 +43,5 @@ def run_osr(args: argparse.Namespace) -> int:
         titles: dict[RankMetric, str] = {'auroc': 'AUROC', 'oscr': 'OSCR'}
         for metric, title in titles.items():
             print(f'\n{title} by part of the unknown classes\n\n{means_table(evaluation.results, metric, width)}')
-    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None))
+    print(evaluation.save(folder, Path(args.checkpoint).parent if args.checkpoint else None, report=not args.no_report))
     return 0
