@@ -35,10 +35,12 @@ PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
-    'shortcut-lite0': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
-    'shortcut-vit': (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none')),
+    **{name: (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
+              ('argmax', 'gradmix-small')) for name in ('shortcut-lite0', 'shortcut-vit')},
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
     'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
+    **{name: (*((other, 'none') for other in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),)
+       for name in ('full-cifar10',)},
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
     'budget-cifar10': tuple((other, 'none') for other in (
@@ -50,6 +52,10 @@ CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
 SEEDED = {
     'small-cifar10': (*((method, 'none') for method in (
         'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
+    'budget-cifar10': (*((method, 'none') for method in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
+                       ('confident-90', 'cutmix'), ('gradmix-small', 'random-small')),
+    'shortcut-cifar10': (*(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
+                         *(('confident-90', other) for other in ('random-small', 'cutmix', 'none', 'gradmix-small'))),
 }
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
