@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,9 @@ def claimed(place: Path) -> Iterator[bool]:
     ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(_BEAT):
-            os.utime(file)
+        while not ended.wait(_BEAT) and _is_ours(file):
+            with suppress(FileNotFoundError):
+                os.utime(file)
 
     keeper = threading.Thread(target=renew, daemon=True)
     keeper.start()
@@ -165,7 +166,8 @@ def claimed(place: Path) -> Iterator[bool]:
     finally:
         ended.set()
         keeper.join()
-        file.unlink(missing_ok=True)
+        if _is_ours(file):  # else it was taken over while this process was suspended
+            file.unlink(missing_ok=True)
 
 
 def _claim(file: Path) -> bool:
@@ -199,11 +201,23 @@ def _made(file: Path) -> bool:
         return False
     try:
         with os.fdopen(handle, 'w') as opened:
-            json.dump({'host': socket.gethostname(), 'pid': os.getpid()}, opened)
+            json.dump(_holder(), opened)
     except OSError:
         file.unlink(missing_ok=True)
         raise
     return True
+
+
+def _holder() -> dict[str, Any]:
+    return {'host': socket.gethostname(), 'pid': os.getpid()}
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a claim names this process."""
+    try:
+        return bool(json.loads(file.read_text()) == _holder())
+    except (OSError, ValueError):
+        return False
 
 
 def _abandoned(file: Path) -> bool:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -210,6 +211,23 @@ def test_a_claim_that_cannot_be_written_is_not_left(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space'), claimed(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_that_slept_leaves_the_claim_of_the_next_alone(tmp_path):
+    claim = tmp_path / 'claim.json'
+    with claimed(tmp_path) as mine:
+        assert mine
+        claim.write_text(json.dumps({'host': 'another', 'pid': 1}))  # taken over while this process was suspended
+    assert claim.exists()
+
+
+@pytest.mark.filterwarnings('error::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_folder_that_is_removed_ends_the_renewal_of_its_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(cells_module, '_BEAT', 0.01)
+    with claimed(tmp_path / 'cell') as mine:
+        assert mine
+        shutil.rmtree(tmp_path / 'cell')
+        time.sleep(0.2)
 
 
 def test_a_claim_that_another_process_has_taken_over_meanwhile_is_its_own(tmp_path, monkeypatch):
