@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,14 @@ PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
 CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90')
-HEADLINE = ('none', 'cutmix', 'random-small', 'gradmix-small')
+HEADLINE = ('none', 'cutmix', 'random-small', 'confident-90', 'gradmix-small')
+# Settings without a cue: study and levels.
+WITHOUT_CUE = {
+    '450 images a class, 20 epochs': ('small-cifar10', {}),
+    'the same, `classifier32`, 200 epochs': ('budget-cifar10', {}),
+    '4,500 images a class, 10 epochs': ('full-cifar10', {}),
+    'pretrained, 45 images a class, 20 epochs': ('finetune-cifar10', {'budget': '50x20'}),
+    'the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'})}
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
 # Of mixing images alone whose label the model is sure of.
@@ -35,28 +42,24 @@ PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
-    **{name: (('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
-              ('argmax', 'gradmix-small')) for name in ('shortcut-lite0', 'shortcut-vit')},
+    **dict.fromkeys(('shortcut-lite0', 'shortcut-vit'), (
+        ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
+        ('argmax', 'gradmix-small'))),
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
-    'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
-    **{name: (*((other, 'none') for other in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),)
-       for name in ('full-cifar10',)},
+    'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small', 'random-small')),
+    'full-cifar10': tuple((other, 'none') for other in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
+    'shortcut-cifar10-full': (*(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
+                              *(('confident-90', other) for other in ('cutmix', 'none'))),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
-    'budget-cifar10': tuple((other, 'none') for other in (
-        'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
+    'budget-cifar10': (*((other, 'none') for other in (
+        'confident-90', 'gradmix-small', 'cutmix', 'random-small', 'random-box', 'gradmix', 'smoothing', 'negcos',
+        'gradmix-negcos')), ('confident-90', 'cutmix'), ('gradmix-small', 'random-small')),
+    'small-cifar10': (*((other, 'none') for other in (
+        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
 }
 # Of trainings on the clean batch and on its mix, at twice the cost of a step.
 CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
-# Of the trainings that have two more seeds, in NAME-seeds.
-SEEDED = {
-    'small-cifar10': (*((method, 'none') for method in (
-        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
-    'budget-cifar10': (*((method, 'none') for method in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
-                       ('confident-90', 'cutmix'), ('gradmix-small', 'random-small')),
-    'shortcut-cifar10': (*(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
-                         *(('confident-90', other) for other in ('random-small', 'cutmix', 'none', 'gradmix-small'))),
-}
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
@@ -76,6 +79,13 @@ def finished(name: str, command: str = '') -> Iterator[tuple[Cell, dict]]:
             yield cell, json.loads(file.read_text())
 
 
+def with_seeds(name: str, command: str = '') -> Iterator[tuple[Cell, dict]]:
+    """Cells of a study that are done, and those of NAME-seeds."""
+    yield from finished(name, command)
+    if (STUDIES / f'{name}-seeds.yaml').is_file():
+        yield from finished(f'{name}-seeds', command)
+
+
 def percent(values: list[float]) -> str:
     """Mean and standard deviation."""
     spread = f' ± {100 * statistics.stdev(values):.1f}' if len(values) > 1 else ''
@@ -91,19 +101,39 @@ def quickstart() -> str:
             f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`).')
 
 
-def shortcut(name: str, methods: tuple[str, ...] | None = None) -> str:
+def over_splits(runs: list[tuple[Cell, dict]], read: Callable[[dict], float]) -> list[float]:
+    """A figure of each class split, the mean over its seeds."""
+    found: dict[str, list[float]] = {}
+    for cell, results in runs:
+        found.setdefault(cell.levels.get('trial', ''), []).append(read(results))
+    return [statistics.mean(values) for values in found.values()]
+
+
+def by_method(name: str) -> dict[str, list[tuple[Cell, dict]]]:
+    """Method to its cells and their results."""
+    rows: dict[str, list[tuple[Cell, dict]]] = {}
+    for cell, results in with_seeds(name):
+        rows.setdefault(cell.levels['method'], []).append((cell, results))
+    return rows
+
+
+def accuracy_of(view: str) -> Callable[[dict], float]:
+    """Reads the accuracy on images whose mark is the one of a view."""
+    return lambda results: results['groups'][view]['closed_set']['top1']
+
+
+def shortcut(name: str) -> str:
     """One row a method: accuracy by view, AUROC by what the unknown images bear."""
-    rows: dict[str, list[dict]] = {}
-    for cell, results in finished(name):
-        rows.setdefault(cell.levels['method'], []).append(results['groups'])
+    def auroc_of(view: str) -> Callable[[dict], float]:
+        return lambda results: results['groups'][view]['scores']['mls']['auroc']
+
     head = ('training', 'accuracy, own mark', 'no mark', "another class's mark", 'AUROC (MLS), own mark', 'no mark',
             "another class's mark", 'n')
     lines = [f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
-    for method in methods or rows:
-        found = rows[method]
-        accuracy = [percent([groups[view]['closed_set']['top1'] for groups in found]) for view in found[0]]
-        auroc = [percent([groups[view]['scores']['mls']['auroc'] for groups in found]) for view in found[0]]
-        lines.append(f'| {method} | {" | ".join(accuracy)} | {" | ".join(auroc)} | {len(found)} |')
+    for method, runs in by_method(name).items():
+        reads = [of(view) for of in (accuracy_of, auroc_of) for view in runs[0][1]['groups']]
+        cells = [percent(over_splits(runs, read)) for read in reads]
+        lines.append(f'| {method} | {" | ".join(cells)} | {len(over_splits(runs, reads[0]))} |')
     return '\n'.join(lines)
 
 
@@ -112,16 +142,29 @@ def headline() -> str:
     parts = {'from scratch': 'shortcut-cifar10', 'pretrained': 'shortcut-lite0'}
     head, rows = ['training'], {method: [method] for method in HEADLINE}
     for start, study in parts.items():
-        splits = 0
-        for line in shortcut(study, HEADLINE).splitlines()[2:]:
-            method, _, absent, conflict, *_, count = line.strip('| ').split(' | ')
-            above = '' if method == HEADLINE[-1] else interval(
-                gaps((study,), HEADLINE[-1], method, 'conflict'), 1 - 0.05 / (4 * len(PAIRS[study])))
-            rows[method] += [conflict, above, absent]
-            splits = int(count)
-        head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'no patch']
+        level = 1 - 0.05 / (4 * len(PAIRS[study]))
+        runs = by_method(study)
+        for method in HEADLINE:
+            conflict, absent = (over_splits(runs[method], accuracy_of(view)) for view in ('conflict', 'absent'))
+            above = '' if method == HEADLINE[-1] else interval(gaps(study, HEADLINE[-1], method, 'conflict'), level)
+            rows[method] += [percent(conflict), above, percent(absent)]
+        head += [f'{start} (n = {len(conflict)}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def without_cue() -> str:
+    """README's other table: points above plain training where there is no shortcut, a row a setting."""
+    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', '`--gradmix-confidence 0.9`': 'confident-90'}
+    figures = {'accuracy': '', 'AUROC': 'mls'}
+    lines = [f'| no cue | n | {" | ".join(f"{name}: {figure}" for name in shown for figure in figures)} |',
+             f'|{"---|" * (2 + 2 * len(shown))}']
+    for setting, (study, levels) in WITHOUT_CUE.items():
+        found = [gaps(study, method, 'none', '', score, levels)
+                 for method in shown.values() for score in figures.values()]
+        cells = [interval(splits, 1 - 0.05 / len(found)) for splits in found]
+        lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 
 def kinds(study: str) -> str:
@@ -142,30 +185,29 @@ def kinds(study: str) -> str:
 
 def evidence(study: str) -> str:
     """One row a method: how much of its evidence a net finds on the mark of the image's own class."""
-    rows: dict[str, list[dict]] = {}
-    for cell, results in finished(study):
-        rows.setdefault(cell.levels['method'], []).append(results['evidence'])
     lines = ["| training | map's mass on the mark | map's peak on the mark | fall of log-odds without the mark "
              '| without another place | n |', f'|{"---|" * 6}']
-    for method, found in rows.items():
-        falls = [f'{statistics.mean(run[key] for run in found):.2f}' for key in ('fall', 'random_fall')]
-        shares = [percent([run[key] for run in found]) for key in ('mass', 'peak')]
-        lines.append(f'| {method} | {" | ".join(shares + falls)} | {len(found)} |')
+    for method, runs in by_method(study).items():
+        figures = {key: over_splits(runs, lambda results, key=key: results['evidence'][key])
+                   for key in ('mass', 'peak', 'fall', 'random_fall')}
+        cells = [percent(figures['mass']), percent(figures['peak']),
+                 *(f'{statistics.mean(figures[key]):.2f}' for key in ('fall', 'random_fall'))]
+        lines.append(f'| {method} | {" | ".join(cells)} | {len(figures["mass"])} |')
     return '\n'.join(lines)
 
 
 def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]]) -> str:
     """One row a method, and a level of each further axis that has several: percent of what is read from its results."""
-    done = list(finished(study, command))
+    done = list(with_seeds(study, command))
     axes = [axis for axis in done[0][0].levels
             if axis not in ('method', 'trial', 'seed') and len({cell.levels[axis] for cell, _ in done}) > 1]
-    rows: dict[tuple[str, ...], list[dict]] = {}
+    rows: dict[tuple[str, ...], list[tuple[Cell, dict]]] = {}
     for cell, results in done:
-        rows.setdefault((*(cell.levels[axis] for axis in axes), cell.levels['method']), []).append(results)
+        rows.setdefault((*(cell.levels[axis] for axis in axes), cell.levels['method']), []).append((cell, results))
     lines = [f'| {" | ".join([*axes, "training", *figures])} | n |', f'|{"---|" * (len(axes) + 2 + len(figures))}']
     for levels in sorted(rows, key=lambda levels: levels[:-1]):
-        cells = [percent([read(results) for results in rows[levels]]) for read in figures.values()]
-        lines.append(f'| {" | ".join([*levels, *cells])} | {len(rows[levels])} |')
+        found = [over_splits(rows[levels], read) for read in figures.values()]
+        lines.append(f'| {" | ".join([*levels, *map(percent, found)])} | {len(found[0])} |')
     return '\n'.join(lines)
 
 
@@ -261,19 +303,26 @@ def plot(studies: dict[str, str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def gaps(studies: tuple[str, ...], first: str, second: str, view: str, score: str = '') -> dict[str, list[float]]:
-    """Points of one method above another, by class split and there by seed: accuracy, or AUROC of a score."""
-    found: dict[str, dict[tuple[str, str], float]] = {first: {}, second: {}}
-    for study in studies:
-        for cell, results in finished(study):
-            levels = cell.levels
-            if levels['method'] in found and PAIRED_AT.get(study, {}).items() <= levels.items():
-                group = results['groups'][view] if view else results
-                value = group['scores'][score]['auroc'] if score else group['closed_set']['top1']
-                found[levels['method']][levels['trial'], levels['seed']] = 100 * value
+def measured(study: str, method: str, view: str, score: str = '', levels: Mapping[str, str] | None = None,
+             ) -> dict[tuple[str, str], float]:
+    """Percent by class split and seed, those of NAME-seeds among them: accuracy, or AUROC of a score."""
+    levels = PAIRED_AT.get(study, {}) if levels is None else levels
+    found = {}
+    for cell, results in with_seeds(study):
+        if cell.levels['method'] == method and levels.items() <= cell.levels.items():
+            group = results['groups'][view] if view else results
+            found[cell.levels['trial'], cell.levels['seed']] = 100 * (
+                group['scores'][score]['auroc'] if score else group['closed_set']['top1'])
+    return found
+
+
+def gaps(study: str, first: str, second: str, view: str, score: str = '', levels: Mapping[str, str] | None = None,
+         ) -> dict[str, list[float]]:
+    """Points of one method above another, by class split and there by seed."""
+    one, two = (measured(study, method, view, score, levels) for method in (first, second))
     by_split: dict[str, list[float]] = {}
-    for split, seed in found[first].keys() & found[second].keys():
-        by_split.setdefault(split, []).append(found[first][split, seed] - found[second][split, seed])
+    for split, seed in sorted(one.keys() & two.keys()):
+        by_split.setdefault(split, []).append(one[split, seed] - two[split, seed])
     return by_split
 
 
@@ -288,11 +337,10 @@ def interval(by_split: dict[str, list[float]], level: float) -> str:
     return f'{found.mean:+.1f} [{found.low:+.1f}, {found.high:+.1f}]'
 
 
-def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), more: tuple[str, ...] = ()) -> str:
+def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), levels: Mapping[str, str] | None = None) -> str:
     """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni).
 
-    A class split counts once, with the mean over its seeds, those of ``more`` studies among them. Pairs without a
-    common class split are left out.
+    A class split counts once, with the mean over its seeds. Pairs without a common class split are left out.
     """
     figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
                for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
@@ -300,12 +348,12 @@ def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), more: tuple[str, 
         figures = {'accuracy': ('', '')} | {f'AUROC, {score}': ('', score) for score in ('msp', 'mls', 'knn')}
     lines = [f'| points above | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
     view, score = next(iter(figures.values()))
-    pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps((study, *more), *pair, view, score))
+    pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps(study, *pair, view, score, levels))
     for first, second in pairs:
-        row = [gaps((study, *more), first, second, view, score) for view, score in figures.values()]
+        row = [gaps(study, first, second, view, score, levels) for view, score in figures.values()]
         cells = [interval(found, 1 - 0.05 / (len(figures) * len(pairs))) for found in row]
         runs = sum(map(len, row[0].values()))
-        count = f'{len(row[0])} ({runs} runs)' if more else len(row[0])
+        count = f'{len(row[0])} ({runs} runs)' if runs > len(row[0]) else len(row[0])
         lines.append(f'| {first} above {second} | {" | ".join(cells)} | {count} |')
     return '\n'.join(lines)
 
@@ -322,23 +370,23 @@ def plain(study: str, metric: str = 'auroc') -> str:
                                **{f'{metric.upper()}, {score}': of(score) for score in scores}})
 
 
+# A name in a marker alone.
+WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_cue, 'time': machine_time}
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'clean': lambda study: gains(study, CLEAN),
-          'seeds': lambda study: gains(study, SEEDED[study], (f'{study}-seeds',)),
+          '60 epochs': lambda study: gains(study, levels={'budget': '50x60'}),
           'oscr': lambda study: plain(study, 'oscr'),
           'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
 
 def table(name: str) -> str:
-    """A table by the name in its marker: 'quickstart', 'headline', 'time', a study, or a study and one of TABLES."""
+    """A table by the name in its marker: one of WHOLE, a study, or a study and one of TABLES."""
     study, _, which = name.partition(' ')
-    if name in ('headline', 'time'):
-        return headline() if name == 'headline' else machine_time()
+    if name in WHOLE:
+        return WHOLE[name]()
     if which:
         return TABLES[which](study)
-    if study == 'quickstart':
-        return quickstart()
     if study in ('shortcut-kinds', 'curve-cifar10'):
         return kinds(study) if study == 'shortcut-kinds' else curve(study)
     return shortcut(study) if study.startswith('shortcut') else plain(study)
