@@ -79,8 +79,9 @@ class GradMix(BatchMixer):
     'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
-    probability of c or more: what is covered has then been learned. Of several labels an image, the least sure counts;
-    of soft labels, the one with the largest share.
+    probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
+    share of what they ask for, 1 - s + s / K. Of several labels an image, the least sure counts; of soft labels, the
+    one with the largest share.
 
     ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
 
@@ -227,7 +228,8 @@ class GradMix(BatchMixer):
             if self.num_classes > 1:
                 logits, _ = two_classes(logits, labels)
             probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
-        return probability >= self.config.confidence
+        smoothing, values = self.label_smoothing, 2 if self.multi_label else self.num_classes
+        return probability >= self.config.confidence * (1 - smoothing + smoothing / values)
 
     # ---- the draw
 

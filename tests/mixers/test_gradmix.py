@@ -12,7 +12,7 @@ from gradmix_timm import GradMix, create_mixer
 from gradmix_timm.attribution import attribute, capture, resolve_layers, to_pixels
 from gradmix_timm.attribution.authors import authors_map
 from gradmix_timm.attribution.maps import loss
-from gradmix_timm.ops import box_mass
+from gradmix_timm.ops import box_mass, soft_targets
 
 K = 4
 
@@ -484,6 +484,26 @@ def test_only_images_whose_label_the_model_is_sure_of_are_mixed(options, confide
     all_of_them = create_mixer('gradmix', num_classes=K, **options).draw(images, labels, model)
     assert torch.equal(draw.lam[~left], all_of_them.lam[~left]), 'the draw of the others is as without the option'
     assert torch.equal(draw.dst[~left], all_of_them.dst[~left])
+
+
+@pytest.mark.parametrize(('smoothing', 'mixed'), [(0.0, 2), (0.2, 3)])
+def test_a_smoothed_label_asks_for_less(smoothing, mixed):
+    """A probability of .71 is short of .8, and 84% of the .85 that labels smoothed by .2 ask for."""
+    images, labels, model = certain()
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.8, label_smoothing=smoothing)
+    assert (mixer.draw(images, labels, model).lam < 1).sum() == mixed
+
+
+@pytest.mark.parametrize(('num_classes', 'smoothing'), [(4, 0.1), (4, 0.4), (1000, 0.1)])
+def test_a_net_that_fits_its_smoothed_labels_is_sure(num_classes, smoothing):
+    """Where the loss is least, so that a net may train for long and never give a label more."""
+    target = soft_targets(torch.zeros(8, dtype=torch.int64), num_classes, smoothing)
+    fits = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, num_classes))
+    with torch.no_grad():
+        fits[3].weight.zero_()
+        fits[3].bias.copy_(target[0].log())
+    mixer = create_mixer('gradmix', num_classes=num_classes, layers=('0',), confidence=0.95, label_smoothing=smoothing)
+    assert (mixer.draw(torch.randn(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64), fits).lam < 1).all()
 
 
 def test_with_coins_for_images_the_sure_ones_of_heads_are_mixed():
