@@ -53,9 +53,9 @@ class GradMixOptions:
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')
-    confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability (as a share '
-                                'of what smoothed labels ask for), so that what is covered has been learned; 0: every '
-                                'image')
+    confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability (with '
+                                'smoothing a share of what the label asks for), so that what is covered has been '
+                                'learned; 0: every image')
     warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
     grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')

@@ -18,6 +18,8 @@ import torch
 from stub_job import StubJob
 
 from gradmix_timm.checkpoint import KEY
+from gradmix_timm.cli.commands import study as study_command
+from gradmix_timm.cli.errors import UsageError
 from gradmix_timm.cli.study import main
 from gradmix_timm.study import cells as cells_module
 from gradmix_timm.study import engines, forking, run_cell, run_study
@@ -137,7 +139,23 @@ def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kep
         'osr': not kept, 'ood': not kept, 'probe': False}  # the last has no such flag
 
 
-def test_an_error_is_told_once(make, stubbed, capsys, caplog):
+@pytest.mark.parametrize(('entries', 'words'), [
+    ({'train': {'epohcs': 3}}, r'train\.py in cell none-0-\w+: .*--epohcs.*did you mean --epochs'),
+    ({'train': {'epochs': 'three'}}, r"argument --epochs: invalid int value: 'three'"),
+    ({'axes': {'mixer': ['none'], 'fold': [0, 1]}}, r'unrecognized arguments: --fold'),
+    ({'axes': {'mixer': ['none', 'gradmxi']}}, r'cell gradmxi-\w+: .*gradmix'),
+    ({'evaluate': {'osr': {'bootstarp': 0}}}, r'evaluate\.osr: unrecognized arguments: --bootstarp'),
+])
+def test_flags_are_read_before_the_first_training(make, stubbed, entries, words):
+    study = make(**{'axes': {'mixer': ['none'], 'seed': [0]}, **entries})
+    with pytest.raises(UsageError, match=words) as said:
+        main([str(study.source)])
+    assert str(study.source) in str(said.value)
+    assert calls(study) == []
+
+
+def test_an_error_is_told_once(make, stubbed, monkeypatch, capsys, caplog):
+    monkeypatch.setattr(study_command, '_check_flags', lambda study: None)
     study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})
     assert main([str(study.source)]) == 1
     told = capsys.readouterr().out

@@ -2,14 +2,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
-from gradmix_timm.cli.errors import user_errors
-from gradmix_timm.study import draw_study, read_study, run_study, study_tables
-from gradmix_timm.study.cells import is_done
+from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.cli.openset.main import build_parser
+from gradmix_timm.cli.training.args import build_config_parser, parse_args
+from gradmix_timm.cli.training.args import build_parser as build_train_parser
+from gradmix_timm.study import Study, draw_study, read_study, run_study, study_tables
+from gradmix_timm.study.cells import as_flags, is_done
 
 __all__ = ['run']
 
@@ -30,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     failed: dict[str, str] = {}
     if not args.table:
+        _check_flags(study)
         # A scheduler's signal ends a study like Ctrl-C: running cells write a checkpoint.
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
@@ -49,6 +56,39 @@ def run(args: argparse.Namespace) -> int:
             with atomic_path(args.plot) as temporary:
                 figure.savefig(temporary, dpi=150)
     return 1 if failed else 0
+
+
+def _check_flags(study: Study) -> None:
+    """Read flags as their commands will, so that a mistake shows before the first training.
+
+    Of the missing cells those that together have every level are read: levels that contradict each other can still
+    fail later.
+
+    Raises:
+        UsageError: A flag that a command does not have, or a value that it does not take.
+    """
+    config, training, evaluation = build_config_parser(), build_train_parser(), build_parser()
+    seen: set[tuple[str, str]] = set()
+    for cell in study.cells:
+        if cell.levels.items() <= seen or is_done(study.output, cell):
+            continue
+        if not seen:  # the same for all cells
+            for command, flags in cell.evaluate.items():
+                _read(evaluation.parse_args, [command, '--checkpoint', 'last.pth.tar', *as_flags(flags)], study,
+                      f'evaluate.{command}')
+        seen.update(cell.levels.items())
+        _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study,
+              f'train.py in cell {cell.name}')
+
+
+def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, where: str) -> None:
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parse(words)
+    except SystemExit as stop:
+        text = said.getvalue().strip().removeprefix('error: ')
+        raise UsageError(f'{study.source}: {where}: {text}') from stop
 
 
 def _interrupt(*_: Any) -> None:
