@@ -40,7 +40,7 @@ PAIRS = {
     'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
     'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small')),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
-        'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam', 'warmup', 'grow', 'ema')),
+        'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam')),
     'budget-cifar10': tuple((other, 'none') for other in (
         'cutmix', 'random-box', 'gradmix', 'gradmix-small', 'smoothing', 'negcos', 'gradmix-negcos')),
 }
