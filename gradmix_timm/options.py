@@ -56,8 +56,6 @@ class GradMixOptions:
     confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability (with '
                                 'smoothing a share of what the label asks for), so that what is covered has been '
                                 'learned; 0: every image')
-    warmup: int = _option(0, 'epochs before the first mix, as the maps of an untrained model are noise')
-    grow: int = _option(0, 'epochs after them over which the hidden area grows in equal steps to its full size')
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
     attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
     keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
@@ -80,10 +78,7 @@ class GradMixOptions:
             if wrong is not None:
                 raise ValueError(f'shape=grid with {wrong}={getattr(self, wrong)}: cells have no centre and no size of '
                                  'their own; leave one of them out')
-        epochs = 'a number of epochs, 0 or more'
         for name, valid, expected in (
-                ('warmup', self.warmup >= 0 and self.warmup % 1 == 0, epochs),
-                ('grow', self.grow >= 0 and self.grow % 1 == 0, epochs),
                 ('attr_scale', 0 < self.attr_scale <= 1, 'in (0, 1]'),
                 ('confidence', 0 <= self.confidence < 1, 'a probability, in [0, 1)')):
             if not valid:

@@ -49,7 +49,7 @@ def test_a_mixer_stays_on_the_gpu_and_draws_what_the_cpu_draws(name):
 
 @pytest.mark.parametrize('flags', [
     (), ('--amp', '--amp-dtype', 'bfloat16', '--channels-last'), ('--amp',),
-    ('--cache-images', '--mixup-model', 'ema', '--model-ema', '--model-ema-decay', '0.9'),
+    ('--cache-images', '--model-ema', '--model-ema-decay', '0.9'),
 ], ids=['float32', 'bfloat16', 'float16', 'cached-ema'])
 def test_training_and_evaluation_run_and_the_cpu_agrees(flags, tmp_path):
     train.main([*DIGITS, *flags, '--device', 'cuda', '--output', str(tmp_path), '--experiment', 'run'])

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -68,6 +68,7 @@ __all__ = [
     'TransMix',
     'create_mixer',
     'list_mixers',
+    'recorded_options',
     'register_mixer',
 ]
 
@@ -159,6 +160,23 @@ def create_mixer(name: str, **options: Any) -> Mixer:
         if kind in ('int', 'float') and isinstance(options.get(option, 0), str | list | tuple | dict | None):
             raise ValueError(f'mixer {name!r}: {option} is a number, got {options[option]!r}')
     return adopt(name, entry(**options), int(options.get('num_classes', 0)))
+
+
+def recorded_options(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The options of a checkpoint's mixer that it still has, and the names of those that it has no more.
+
+    Example:
+        >>> recorded_options('cutmix', {'alpha': 1.0, 'beta': 2.0})
+        ({'alpha': 1.0}, ['beta'])
+    """
+    if '+' not in name:
+        kept = {option: value for option, value in options.items() if _takes(_MIXERS[name], option)}
+        return kept, [option for option in options if option not in kept]
+    parts, former = {}, []
+    for part, own in dict(options.get('parts') or {}).items():
+        parts[part], gone = recorded_options(part, dict(own))
+        former += [f'{part}.{option}' for option in gone]
+    return {**options, 'parts': parts}, former
 
 
 def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[str, Any]] | None = None,

@@ -83,8 +83,6 @@ class GradMix(BatchMixer):
     share of what they ask for, 1 - s + s / K. Of several labels an image, the least sure counts; of soft labels, the
     one with the largest share.
 
-    ``warmup`` and ``grow`` go by the epoch of :meth:`set_step`; a loop that never calls it stays in epoch 0.
-
     Args:
         num_classes: K.
         label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed and rank.
@@ -269,9 +267,6 @@ class GradMix(BatchMixer):
         """Boxes, lam and label weights from the maps (None for the controls) and the random numbers."""
         config, batch, size, device = self.config, images.shape[0], image_size(images), images.device
         kept = draw_lam(rng, config.lam, batch, config.alpha, config.lam_range)
-        into = self._epoch - config.warmup + 1
-        if 0 < into < config.grow:
-            kept = 1 - into / config.grow * (1 - kept)
         nominal = self._sides(kept, coins, size)
         u = uniform(rng, (batch, 2), device)
         noise_seed = int(rng.integers(2 ** 63 - 1)) if config.fill == 'noise' else None
@@ -306,10 +301,6 @@ class GradMix(BatchMixer):
         weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
         return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, mask=mask, noise_seed=noise_seed,
                           fallback=fallback, unknown=rest if self._open else None)
-
-    def _toss(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        coins, partner = super()._toss(rng, batch)
-        return np.logical_and(coins, self._epoch >= self.config.warmup), partner
 
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""

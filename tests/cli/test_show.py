@@ -169,8 +169,8 @@ def test_a_number_out_of_range_is_refused_before_a_model_is_loaded(flag, value, 
         main(['--images', str(tmp_path), '--model', 'test_resnet', flag, value])
 
 
-def test_the_checkpoints_mixer_is_shown_as_it_mixes_after_its_warm_up_with_the_flags_over_it(images, tmp_path):
-    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer_options={'warmup': 3, 'grow': 2, 'seed': 1})
+def test_the_checkpoints_mixer_is_shown_with_the_flags_over_it(images, tmp_path):
+    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer_options={'prob': 0.0, 'seed': 1})
     out = tmp_path / 'x.png'
     assert run_console(main, ['--checkpoint', str(path), '--images', str(images), '--out', str(out), '--num', '2',
                               '--layers', '-2,-1', '--mixup-kwargs', 'fill=noise']) == 0
@@ -178,6 +178,23 @@ def test_the_checkpoints_mixer_is_shown_as_it_mixes_after_its_warm_up_with_the_f
     assert all(row['lam'] < 1 for row in facts['images'])
     assert len(facts['layers']) == 2
     assert [row['weight'] for row in facts['images']] == [[1, 0]] * 2
+
+
+@pytest.mark.parametrize(('mixer', 'options', 'named'), [
+    ('gradmix', {'fill': 'noise', 'former': 0}, 'former'),
+    ('gradmix+cutmix', {'switch_prob': 0.0, 'parts': {'gradmix': {'fill': 'noise', 'former': 0}, 'cutmix': {}}},
+     'gradmix.former')])
+def test_an_option_that_the_checkpoints_mixer_has_no_more_is_left_out_by_name(mixer, options, named, images, tmp_path,
+                                                                            caplog, capsys):
+    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer=mixer, mixer_options=options)
+    out = tmp_path / 'x.png'
+    argv = ['--checkpoint', str(path), '--images', str(images), '--out', str(out)]
+    assert run_console(main, argv) == 0
+    assert [r.message for r in caplog.records] == [
+        f'{path}: mixer {mixer!r} has no option {named} any more; left out']
+    assert {tuple(row['weight']) for row in json.loads(out.with_suffix('.json').read_text())['images']} == {(1, 0)}
+    assert run_console(main, [*argv, '--mixup-kwargs', 'gradmix.former=0' if '+' in mixer else 'former=0']) == 2
+    assert 'has no option' in capsys.readouterr().err
 
 
 def test_labels_of_no_class_are_shown_as_such(images, tmp_path, monkeypatch):

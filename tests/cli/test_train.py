@@ -89,23 +89,6 @@ def spy(monkeypatch):
     return made
 
 
-def test_maps_may_be_of_the_running_average(images, tmp_path, spy, monkeypatch):
-    """The same first step, in which the average is the model; then maps of the average, which nothing trains."""
-    flags = ('--mixup-mode', 'gradmix', '--epochs', 1, '--model-ema', '--model-ema-decay', 0.9)
-    run_tiny(images, tmp_path, *flags, name='live')
-    run_tiny(images, tmp_path, *flags, '--mixup-model', 'ema', name='average')
-    live, average = spy
-    models = {id(step['model']): step['model'] for step in average.seen}
-    assert len(models) == 1
-    own, = models.values()
-    assert all(step['model'] is not own for step in live.seen)
-    assert torch.equal(live.given[0][0], average.given[0][0])
-    assert any(not torch.equal(a[0], b[0]) for a, b in zip(live.given[1:], average.given[1:], strict=True))
-    saved = load_checkpoint(tmp_path / 'average' / 'last.pth.tar', ema=True).state_dict
-    for name, value in own.state_dict().items():
-        assert torch.equal(value, saved[name]), 'what the checkpoint keeps as the average'
-
-
 VARIANTS = {
     'plain': (),
     'no prefetcher': ('--no-prefetcher',),
@@ -180,9 +163,8 @@ def test_rows_that_a_mixer_adds_are_no_images(images, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_picture_of_mixes_shows_mixed_images_after_a_warm_up_too(images, tmp_path):
-    folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, '--gradmix-warmup', 1,
-                      pictures=True)
+def test_the_picture_of_mixes_shows_mixed_images_alone(images, tmp_path):
+    folder = run_tiny(images, tmp_path, '--mixup-mode', 'random-box', '--mixup-prob', 0.5, pictures=True)
     assert all(row['lam'] < 1 for row in json.loads((folder / 'mixes.json').read_text())['images'])
 
 

@@ -215,8 +215,8 @@ def test_numbers_that_are_not_whole_are_refused(options, match):
 
 @pytest.mark.parametrize(('name', 'option', 'value'), [
     ('gridmix', 'cells', 'two'), ('cutout', 'length', 'half'), ('gradmix', 'attr_scale', '0.5'),
-    ('gradmix', 'warmup', None), ('random-box', 'alpha', (1, 2)), ('transmix', 'area', '1'), ('cutmix', 'prob', '0.5'),
-    ('gradmix+cutmix', 'label_smoothing', '0.1')])
+    ('gradmix', 'confidence', None), ('random-box', 'alpha', (1, 2)), ('transmix', 'area', '1'),
+    ('cutmix', 'prob', '0.5'), ('gradmix+cutmix', 'label_smoothing', '0.1')])
 def test_what_is_no_number_is_named(name, option, value):
     with pytest.raises(ValueError, match=rf"mixer '\w.*': {option} is a number, got {re.escape(repr(value))}"):
         create_mixer(name, num_classes=K, **{option: value})
@@ -482,9 +482,8 @@ def test_a_layer_that_cannot_be_used_names_the_mixers_own_flag(name, flag, toy):
     ({'prob': 1.5}, 'prob is a probability'),
     ({'seed': torch.inf}, 'seed is a whole number'),
     ({'rank': torch.nan}, 'rank is a whole number'),
-    ({'warmup': torch.inf}, 'warmup is a number of epochs'),
-    ({'grow': torch.nan}, 'grow is a number of epochs'),
-    ({'warmup': 1.5}, 'warmup is a number of epochs'),
+    ({'attr_scale': torch.inf}, r'attr_scale is in \(0, 1\]'),
+    ({'confidence': torch.nan}, 'confidence is a probability'),
     ({'label_smoothing': 1.0}, r'label_smoothing is in \[0, 1\)'),
     ({'alpha': 0.0}, 'above 0'),
     ({'lam_range': (0.0, torch.nan)}, 'lam_range'),

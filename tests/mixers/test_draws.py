@@ -178,10 +178,10 @@ def test_a_bound_mixer_is_the_mixer_but_for_its_call(tiny_cnn):
     assert 'bound_to' in repr(bound)
 
 
-@pytest.mark.parametrize('schedule', [{'warmup': 3}, {'warmup': 5, 'grow': 2}])
-def test_layers_captured_before_the_warm_up_is_over_give_a_draw_that_mixes_nothing(tiny_cnn, schedule):
+@pytest.mark.parametrize('never', [{'prob': 0.0}, {'prob_elem': 0.0}], ids=str)
+def test_layers_captured_for_a_batch_that_stays_unmixed_give_a_draw_that_mixes_nothing(tiny_cnn, never):
     """As objectives draw that share the forward of the clean batch."""
-    mixer = create_mixer('gradmix', num_classes=K, **schedule)
+    mixer = create_mixer('gradmix', num_classes=K, **never)
     images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
     draw = mixer.draw_from(images, mixer.captured(tiny_cnn, images, labels))
     assert (draw.lam == 1).all()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gradmix_timm.cli.plugins import import_modules
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer
+from gradmix_timm.mixers import TIMM_MODES, Mixer, create_mixer, recorded_options
 from gradmix_timm.mixers.scene import make_scene
 from gradmix_timm.models import check_name
 from gradmix_timm.plots.pictures import MixScene, plot_scene
@@ -35,8 +36,7 @@ from gradmix_timm.schema import naming
 
 __all__ = ['run', 'save_mixes']
 
-# An epoch after any warm-up.
-_LATE = 2 ** 31
+_logger = logging.getLogger(__name__)
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
@@ -109,10 +109,14 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]],
 
 
 def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Mixer:
-    """The requested mixer, or the checkpoint's; it mixes every image, as after a warm-up."""
+    """The requested mixer, or the checkpoint's; it mixes every image."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
-        name, options = record.mixer, {**record.mixer_options, 'prob': 1.0, 'prob_elem': 1.0}
+        name = record.mixer
+        options, former = recorded_options(name, record.mixer_options)
+        options.update(prob=1.0, prob_elem=1.0)
+        if former:
+            _logger.warning(f'{args.checkpoint}: mixer {name!r} has no option {", ".join(former)} any more; left out')
     else:
         name, options = args.mixer or 'gradmix', {'seed': args.seed}
     options.update(args.mixup_kwargs, **({'layers': args.layers} if args.layers else {}))
@@ -120,9 +124,7 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
         options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
     # The model's output for no class is folded into the others; the labels still have it.
     outputs = num_classes + bool(options.get('unknown_output'))
-    mixer = create_mixer(name, **{**options, 'num_classes': outputs})
-    mixer.set_step(_LATE, 0)
-    return mixer
+    return create_mixer(name, **{**options, 'num_classes': outputs})
 
 
 def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Mixer,

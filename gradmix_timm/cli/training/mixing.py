@@ -97,8 +97,6 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
     mixer = create_step_mixer(plan, 2) if plan.in_step else None
     if args.unknown_output:
         _check_unknown_output(args, mixer)
-    if args.mixup_model == 'ema':
-        _check_average(args, mixer)
     if plan.name is not None:
         _refuse_conflicts(args, plan, mixer)
     return plan
@@ -241,23 +239,6 @@ def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None
                          '--num-classes N')
 
 
-def _check_average(args: argparse.Namespace, mixer: Mixer | None) -> None:
-    """A running average on the device, and a mixer that makes a pass of its own over it."""
-    own = mixer is not None and mixer.requires_model and not getattr(mixer, 'labels_after_forward', False)
-    clean = mixer is not None and _keeps_clean(mixer)
-    if not own or args.objective != 'ce' or clean:
-        extra = (f' --objective {args.objective}' if args.objective != 'ce' else
-                 ' --gradmix-keep-clean' if clean else '')
-        raise ValueError(f'--mixup-model ema with --mixup-mode {args.mixup_mode}{extra}: no pass for the maps alone is '
-                         'made; leave one of them out')
-    for flag, wrong in (('--model-ema', not args.model_ema), ('--model-ema-force-cpu', args.model_ema_force_cpu),
-                        ('--kd-model-name', args.kd_model_name is not None)):
-        if wrong:
-            verb = 'needs' if flag == '--model-ema' else 'with'
-            raise ValueError(f'--mixup-model ema {verb} {flag}: maps are made by the running average of the trained '
-                             'model, on its device' + ('' if verb == 'needs' else '; leave one of them out'))
-
-
 def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | None) -> None:
     mode = f'--mixup-mode {plan.name}'
     splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0), ('--jsd-loss', args.loss == 'jsd')) if on]
@@ -282,20 +263,9 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | No
         raise ValueError('--multi-label-mix goes with --task multilabel')
     if not mixer.rows_sum_to_one:
         _refuse_binary_losses(args, mode)
-    _refuse_endless_warmup(args, mixer)
     _refuse_forward_conflicts(args, plan, mixer)
     if mixer.requires_model:
         _refuse_model_conflicts(args, mode, mixer)
-
-
-def _refuse_endless_warmup(args: argparse.Namespace, mixer: Mixer) -> None:
-    """A warm-up in every part of a mixer that is as long as the mixing lasts."""
-    last = min(args.epochs, args.mixup_off_epoch or args.epochs)
-    warmup = min(part.config.warmup if isinstance(part, GradMix) else 0 for part in mixer.parts)
-    if warmup and warmup >= last:
-        until = '--mixup-off-epoch' if last < args.epochs else '--epochs'
-        raise ValueError(f'--gradmix-warmup {warmup} with {until} {last}: nothing would ever be mixed; type fewer '
-                         'epochs of warm-up')
 
 
 def _keeps_clean(mixer: Mixer) -> bool:

@@ -17,8 +17,6 @@ VAL_FRACTION = 0.1
 MIXING = (
     flag('--mixup-prob-elem', type=float, default=1.0, metavar='P',
          text='probability that an image of a mixed batch is mixed; registered mixers only'),
-    flag('--mixup-model', type=str, choices=('live', 'ema'), default='live',
-         text='where a mixer reads its maps: the model in training, or its running average (--model-ema)'),
     flag('--multi-label-mix', type=str, choices=('weight', 'union'),
          text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
     flag('--unknown-output', action='store_true', default=False,
@@ -104,7 +102,7 @@ def _gradmix_flag(name: str) -> Flag:
         return flag(option_string, text=text, type=layer, nargs='+', metavar='LAYER')
     if isinstance(default, tuple):
         return flag(option_string, text=text, type=float, nargs=len(default), metavar='X')
-    kind = type(default) if isinstance(default, int | float) else str
+    kind = type(default) if isinstance(default, float) else str
     return flag(option_string, text=text, type=kind, choices=choices)
 
 

@@ -51,7 +51,6 @@ from .setup import (
     build_task,
     compile_task,
     live_model,
-    mapped_model,
     start,
 )
 from .tracking import Tracker, open_bar
@@ -174,7 +173,7 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
                           exact=args.workers == 0 or plan.in_step or data.split is not None)
     bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None
     run = Run(args=args, hardware=hardware, task=task, optimizer=optimizer, loaders=loaders, mixer=mixer,
-              model=mapped_model(args, task) if mixer is not None else None, scheduler=scheduler, saver=saver,
+              model=live_model(task) if mixer is not None else None, scheduler=scheduler, saver=saver,
               output_dir=output_dir, epochs=epochs, bar=bar, section=section, position=position,
               interrupt=Interrupt(hardware.device if args.distributed else None),
               tracker=_open_tracker(args, output_dir, span.first))
@@ -376,7 +375,6 @@ def _write_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> None:
     if min(plan.options['prob'], plan.options['prob_elem']) < 1:  # a picture should not show unmixed images
         always = replace(plan, options={**plan.options, 'prob': 1.0, 'prob_elem': 1.0})
         mixer = create_step_mixer(always, mixer.num_classes, run.args.rank)
-        mixer.set_step(run.epochs, 0)  # after its warm-up
     assert run.model is not None  # a run with a mixer has it
     save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())
 

@@ -39,7 +39,7 @@ from .run_state import RECORDED_TASKS
 
 __all__ = [
     'build_mixer', 'build_model', 'build_optimizer', 'build_schedule', 'build_task',
-    'compile_task', 'live_model', 'mapped_model', 'start', 'trainable']
+    'compile_task', 'live_model', 'start', 'trainable']
 
 _logger = logging.getLogger('train')
 
@@ -374,12 +374,6 @@ def live_model(task: TrainingTask) -> nn.Module:
     """The classifier that the task trains, without wrappers; of a feature distillation the student."""
     module = unwrap(trainable(task))
     return module.student if isinstance(module, FeatureDistillationTrainableModule) else module
-
-
-def mapped_model(args: argparse.Namespace, task: TrainingTask) -> nn.Module:
-    """The classifier whose maps the mixer reads: that in training, or its running average."""
-    average: Any = task.get_trainable_module(ema=True) if args.mixup_model == 'ema' else None
-    return live_model(task) if average is None else unwrap(average.module)
 
 
 def build_schedule(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int,
