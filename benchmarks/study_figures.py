@@ -45,7 +45,8 @@ PAIRS = {
     **dict.fromkeys(('shortcut-lite0', 'shortcut-vit'), (
         ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
         ('argmax', 'gradmix-small'))),
-    'curve-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix')),
+    'curve-cifar10': (*((other, 'none') for other in ('confident-90', 'confident-90-random', 'cutmix')),
+                      ('confident-90', 'confident-90-random')),
     'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small', 'random-small')),
     'full-cifar10': tuple((other, 'none') for other in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-cifar10-full': (*(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
@@ -289,14 +290,13 @@ def plot(studies: dict[str, str], path: Path) -> None:
     figure = Figure(figsize=(8, 3.4), layout='constrained')
     FigureCanvasAgg(figure)
     for axis, (title, study) in zip(figure.subplots(1, len(studies)), studies.items(), strict=True):
-        rows: dict[str, list[float]] = {}
-        for cell, results in finished(study):
-            rows.setdefault(cell.levels['method'], []).append(100 * results['groups']['conflict']['closed_set']['top1'])
+        rows = {method: [100 * value for value in over_splits(runs, accuracy_of('conflict'))]
+                for method, runs in by_method(study).items()}
         splits = max(map(len, rows.values()))
         order = sorted((method for method in rows if len(rows[method]) == splits),
                        key=lambda method: statistics.mean(rows[method]))
         for height, method in enumerate(order):
-            colour = '#0072b2' if method.startswith(('gradmix', 'confident')) else '#777777'
+            colour = '#0072b2' if method.startswith(('gradmix', 'confident', 'argmax')) else '#777777'
             axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
             axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
         axis.set_yticks(range(len(order)), order, fontsize=8)
