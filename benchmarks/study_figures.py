@@ -158,7 +158,7 @@ def headline() -> str:
 
 def without_cue() -> str:
     """README's other table: points above plain training where there is no shortcut, a row a setting."""
-    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', '`--gradmix-confidence 0.9`': 'confident-90'}
+    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', 'confident-90': 'confident-90'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
     lines = [f'| no cue | n | {" | ".join(f"{name}: {figure}" for name in shown for figure in figures)} |',
              f'|{"---|" * (2 + 2 * len(shown))}']
