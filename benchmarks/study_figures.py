@@ -61,8 +61,8 @@ PAIRS = {
 }
 # Pairs that intervals of a table allow for, where more were looked at than stand in it.
 LOOKED_AT = {'shortcut-ablation': 7}
-# Of trainings on the clean batch and on its mix, at twice the cost of a step.
-CLEAN = (('regmixup', 'none'), ('gradmix-clean', 'none'))
+# Of other ways to mix where there is no cue.
+OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-open'))
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
@@ -376,7 +376,7 @@ def plain(study: str, metric: str = 'auroc') -> str:
 WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_cue, 'time': machine_time}
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
-          'clean': lambda study: gains(study, CLEAN),
+          'others': lambda study: gains(study, OTHERS),
           '60 epochs': lambda study: gains(study, levels={'budget': '50x60'}),
           'oscr': lambda study: plain(study, 'oscr'),
           'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
