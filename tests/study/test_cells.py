@@ -144,6 +144,8 @@ def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kep
     ({'train': {'epochs': 'three'}}, r"argument --epochs: invalid int value: 'three'"),
     ({'axes': {'mixer': ['none'], 'fold': [0, 1]}}, r'unrecognized arguments: --fold'),
     ({'axes': {'mixer': ['none', 'gradmxi']}}, r'cell gradmxi-\w+: .*gradmix'),
+    ({'axes': {'mixer': ['gradmix', 'cutmix'], 'when': {'always': {}, 'sure': {'gradmix_confidence': 0.9}}}},
+     r'cell cutmix-sure-\w+: .*--gradmix-confidence'),
     ({'evaluate': {'osr': {'bootstarp': 0}}}, r'evaluate\.osr: unrecognized arguments: --bootstarp'),
 ])
 def test_flags_are_read_before_the_first_training(make, stubbed, entries, words):

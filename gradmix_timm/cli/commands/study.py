@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -61,22 +62,23 @@ def run(args: argparse.Namespace) -> int:
 def _check_flags(study: Study) -> None:
     """Read flags as their commands will, so that a mistake shows before the first training.
 
-    Of the missing cells those that together have every level are read: levels that contradict each other can still
-    fail later.
+    Of the missing cells those that together have every two levels that meet are read: three that contradict each other
+    can still fail later.
 
     Raises:
         UsageError: A flag that a command does not have, or a value that it does not take.
     """
     config, training, evaluation = build_config_parser(), build_train_parser(), build_parser()
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[tuple[str, str], ...]] = set()
     for cell in study.cells:
-        if cell.levels.items() <= seen or is_done(study.output, cell):
+        pairs = set(itertools.combinations(cell.levels.items(), 2)) or {tuple(cell.levels.items())}
+        if pairs <= seen or is_done(study.output, cell):
             continue
         if not seen:  # the same for all cells
             for command, flags in cell.evaluate.items():
                 _read(evaluation.parse_args, [command, '--checkpoint', 'last.pth.tar', *as_flags(flags)], study,
                       f'evaluate.{command}')
-        seen.update(cell.levels.items())
+        seen |= pairs
         _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study,
               f'train.py in cell {cell.name}')
 
