@@ -24,7 +24,7 @@ PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
 CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90')
-HEADLINE = ('none', 'cutmix', 'random-small', 'confident-90', 'gradmix-small')
+HEADLINE = ('none', 'cutmix', 'random-small', 'confident-90-keep', 'gradmix-small')
 # Settings without a cue: study and levels.
 WITHOUT_CUE = {
     '450 images a class, 20 epochs': ('small-cifar10', {}),
@@ -35,9 +35,9 @@ WITHOUT_CUE = {
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
 # Of mixing images alone whose label the model is sure of.
-CONFIDENT = (*(('confident-90', other) for other in (
-    'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small')),
-    ('confident-50', 'cutmix'), ('confident-50', 'gradmix-small'))
+CONFIDENT = (*(('confident-90-keep', other) for other in (
+    'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small',
+    'confident-90')), *(('confident-90', other) for other in ('cutmix', 'random-small', 'none', 'gradmix-small')))
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
@@ -45,19 +45,23 @@ PAIRS = {
     **dict.fromkeys(('shortcut-lite0', 'shortcut-vit'), (
         ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
         ('argmax', 'gradmix-small'))),
-    'curve-cifar10': (*((other, 'none') for other in ('confident-90', 'confident-90-random', 'cutmix')),
-                      ('confident-90', 'confident-90-random')),
-    'finetune-cifar10': tuple((other, 'none') for other in ('confident-90', 'cutmix', 'gradmix-small', 'random-small')),
-    'full-cifar10': tuple((other, 'none') for other in ('confident-90', 'gradmix-small', 'cutmix', 'random-small')),
+    'curve-cifar10': (*((other, 'none') for other in (
+        'confident-90-keep', 'confident-90', 'confident-90-random', 'cutmix')), ('confident-90', 'confident-90-random')),
+    'finetune-cifar10': tuple((other, 'none') for other in (
+        'confident-90-keep', 'confident-90', 'cutmix', 'gradmix-small', 'random-small')),
+    'full-cifar10': tuple((other, 'none') for other in (
+        'confident-90-keep', 'confident-90', 'gradmix-small', 'cutmix', 'random-small')),
     'shortcut-cifar10-full': (*(('gradmix-small', other) for other in ('random-small', 'cutmix', 'none')),
-                              *(('confident-90', other) for other in ('cutmix', 'none'))),
+                              *((method, other) for method in ('confident-90-keep', 'confident-90')
+                                for other in ('cutmix', 'none'))),
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam')),
     'budget-cifar10': (*((other, 'none') for other in (
         'confident-90', 'gradmix-small', 'cutmix', 'random-small', 'random-box', 'gradmix', 'smoothing', 'negcos',
         'gradmix-negcos')), ('confident-90', 'cutmix'), ('gradmix-small', 'random-small')),
     'small-cifar10': (*((other, 'none') for other in (
-        'confident-90', 'confident-50', 'gradmix-small', 'cutmix', 'random-small')), ('confident-90', 'cutmix')),
+        'confident-90-keep', 'confident-75-keep', 'confident-90', 'confident-50', 'gradmix-small', 'cutmix',
+        'random-small')), ('confident-90-keep', 'cutmix'), ('confident-90-keep', 'confident-90')),
 }
 # Pairs that intervals of a table allow for, where more were looked at than stand in it.
 LOOKED_AT = {'shortcut-ablation': 7}
@@ -158,14 +162,16 @@ def headline() -> str:
 
 def without_cue() -> str:
     """README's other table: points above plain training where there is no shortcut, a row a setting."""
-    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', 'confident-90': 'confident-90'}
+    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', 'confident-90': 'confident-90',
+             'confident-90-keep': 'confident-90-keep'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
     lines = [f'| no cue | n | {" | ".join(f"{name}: {figure}" for name in shown for figure in figures)} |',
              f'|{"---|" * (2 + 2 * len(shown))}']
     for setting, (study, levels) in WITHOUT_CUE.items():
         found = [gaps(study, method, 'none', '', score, levels)
                  for method in shown.values() for score in figures.values()]
-        cells = [interval(splits, 1 - 0.05 / len(found)) for splits in found]
+        level = 1 - 0.05 / sum(map(bool, found))
+        cells = [interval(splits, level) if splits else '' for splits in found]
         lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
