@@ -46,7 +46,8 @@ PAIRS = {
         ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix'), ('gradmix-small', 'none'),
         ('argmax', 'gradmix-small'))),
     'curve-cifar10': (*((other, 'none') for other in (
-        'confident-90-keep', 'confident-90', 'confident-90-random', 'cutmix')), ('confident-90', 'confident-90-random')),
+        'confident-90-keep', 'confident-90', 'confident-90-random', 'cutmix')),
+        ('confident-90', 'confident-90-random')),
     'finetune-cifar10': tuple((other, 'none') for other in (
         'confident-90-keep', 'confident-90', 'cutmix', 'gradmix-small', 'random-small')),
     'full-cifar10': tuple((other, 'none') for other in (
