@@ -81,7 +81,10 @@ class GradMix(BatchMixer):
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
     share of what they ask for, 1 - s + s / K. Of several labels an image, the least sure counts; of soft labels, the
-    one with the largest share.
+    one with the largest share. A loss of logits / T fits those probabilities to the labels: set ``temperature`` to T.
+
+    Attributes:
+        temperature: By which the logits are divided before ``confidence`` looks at them, 1 at first.
 
     Args:
         num_classes: K.
@@ -106,6 +109,7 @@ class GradMix(BatchMixer):
     name: str = 'gradmix'
     requires_model: bool = True
     requires_grad: bool = True
+    temperature: float = 1.0
     advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
@@ -217,7 +221,7 @@ class GradMix(BatchMixer):
         """Whether the model gives the label ``confidence`` or more, bool [B]; None where every image is mixed."""
         if targets is None or not self.config.confidence:
             return None
-        logits = captured[0].logits
+        logits = captured[0].logits / self.temperature
         targets = targets.to(logits.device)
         if self.multi_label and targets.ndim == 2:
             probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)

@@ -558,6 +558,22 @@ def test_one_logit_is_the_log_odds_of_the_second_class():
     assert (drawn.lam < 1).tolist() == [False, True, True, False]
 
 
+@pytest.mark.parametrize('multi', [None, 'weight'])
+def test_a_net_is_sure_at_the_temperature_at_which_it_is_trained(multi):
+    """Its loss fits the probabilities of logits / T to the labels: at T = 1/2 logits half as large suffice."""
+    images, labels, model = certain()
+    labels = labels if multi is None else torch.eye(K)
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.9, multi_label_mix=multi)
+    plain = mixer.draw(images, labels, model)
+    model.scale.data /= 2
+    mixer.set_step(0, 0)
+    assert not (mixer.draw(images, labels, model).lam < 1).any()
+    mixer.set_step(0, 0)
+    mixer.temperature = 0.5
+    assert torch.equal(mixer.draw(images, labels, model).lam, plain.lam)
+    assert (plain.lam < 1).tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},
                                      {'confidence': 0.5, 'attribution': 'random'}], ids=str)
 def test_a_confidence_is_a_probability_and_needs_a_model(options):

@@ -23,6 +23,7 @@ from gradmix_timm.objectives import TemperedLoss
 
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
+from .mixing import set_temperature
 from .run_state import AtomicSaver, Position, Section, gather_streams, own_streams, set_streams
 from .setup import trainable
 from .tracking import LossParts, MixStats, Tracker
@@ -115,6 +116,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
     criterion = getattr(run.task, 'criterion', None)
     if isinstance(criterion, TemperedLoss):
         criterion.set_epoch(epoch)
+        set_temperature(run.mixer, criterion.temperature)
     if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
         run.loaders.switch_off_mixing()
         if run.mixer is not None:

@@ -15,7 +15,10 @@ from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixe
 from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
 
-__all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
+__all__ = [
+    'GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing',
+    'set_temperature',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -110,6 +113,13 @@ def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Mixer:
 def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collate: bool) -> Mixup:
     """Timm's mixer of a plan: its collate function, or its mixer in the step."""
     return (SwitchedCollate if collate else Mixup)(num_classes=num_classes, multi_label=multi_label, **plan.options)
+
+
+def set_temperature(mixer: Mixer | None, temperature: float) -> None:
+    """Let --gradmix-confidence judge the logits as the loss does, divided by its temperature of the epoch."""
+    for part in () if mixer is None else mixer.parts:
+        if isinstance(part, GradMix):
+            part.temperature = temperature
 
 
 def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
