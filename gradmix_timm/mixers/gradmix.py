@@ -187,7 +187,7 @@ class GradMix(BatchMixer):
         broken = fused.degenerate[:, None, None, None]
         sound = [replace(c, activation=c.activation.masked_fill(broken, 0), gradient=c.gradient.masked_fill(broken, 0))
                  for c in captured]
-        pixels = authors_map(sound, size)
+        pixels = authors_map(sound, size, self.config.attribution)
         mass = pixels.sum((1, 2), keepdim=True)
         return AttributionMap(torch.where(mass > 0, pixels / mass, torch.zeros_like(pixels)), fused.degenerate, (1, 1))
 

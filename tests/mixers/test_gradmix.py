@@ -7,11 +7,12 @@ import torch
 from authors_reference import authors_boxes, authors_lam
 from spots import Spots
 from torch import nn
+from torch.nn import functional as F
 
 from gradmix_timm import GradMix, create_mixer
 from gradmix_timm.attribution import attribute, capture, resolve_layers, to_pixels
-from gradmix_timm.attribution.authors import authors_map
-from gradmix_timm.attribution.maps import loss
+from gradmix_timm.attribution.authors import authors_map, normalise_over_batch
+from gradmix_timm.attribution.maps import METHODS, loss
 from gradmix_timm.ops import box_mass, soft_targets
 
 K = 4
@@ -270,6 +271,20 @@ def test_the_authors_recipe_is_their_functions():
     assert torch.equal(draw.weight[:, 0], torch.ones(6))
     override = create_mixer('gradmix', num_classes=K, recipe='authors', fill='donor', label='area')
     assert (override.options['fill'], override.options['score']) == ('donor', 'loss')
+
+
+@pytest.mark.parametrize('method', ['layercam', 'hirescam', 'gradcam', 'input-gradient'])
+def test_the_authors_recipe_takes_another_attribution(method):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(8, K))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % K
+    mixer = create_mixer('gradmix', num_classes=K, recipe='authors', layers=('1',), attribution=method)
+    only = mixer.captured(model, images, labels)[0]
+    want = normalise_over_batch(METHODS[method](only.activation, only.gradient))
+    want = F.interpolate(want[None], size=(32, 32), mode='bilinear', align_corners=False)[0]
+    found = mixer.maps(model, images, labels).map
+    assert torch.allclose(found, want / want.sum((1, 2), keepdim=True), atol=1e-6)
 
 
 def test_soft_labels_weigh_the_evidence():
