@@ -80,8 +80,9 @@ class GradMix(BatchMixer):
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
-    share of what they ask for, 1 - s + s / K. Of several labels an image, the least sure counts; of soft labels, the
-    one with the largest share. A loss of logits / T fits those probabilities to the labels: set ``temperature`` to T.
+    share of what they ask for, 1 - s + s / K. Of soft labels the one with the largest share counts. Of several labels
+    an image, each judged by its own sigmoid, the least sure counts; an image without any is left as it is. A loss of
+    logits / T fits those probabilities to the labels: set ``temperature`` to T.
 
     Attributes:
         temperature: By which the logits are divided before ``confidence`` looks at them, 1 at first.
@@ -223,8 +224,10 @@ class GradMix(BatchMixer):
             return None
         logits = captured[0].logits / self.temperature
         targets = targets.to(logits.device)
-        if self.multi_label and targets.ndim == 2:
-            probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
+        if self.multi_label:
+            rows = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1])
+            present = rows > 0
+            probability = logits.sigmoid().masked_fill(~present, 1.0).amin(1) * present.any(1)
         else:
             labels = targets if targets.ndim == 1 else targets.argmax(1)
             if self.num_classes > 1:

@@ -552,6 +552,25 @@ def test_of_several_labels_the_least_sure_counts():
     assert (mixer.draw(images, rows, model).lam < 1).tolist() == [False, True, True, False]
 
 
+def test_one_label_among_several_is_judged_by_its_own_sigmoid():
+    """As the loss has it, whatever the other labels say: a softmax would share its certainty with them."""
+    images, labels, model = certain()
+    images[:2] += images[[1, 0]]  # two labels are seen in either
+    for targets in (labels, torch.eye(K)):
+        mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.8, multi_label_mix='weight')
+        assert (mixer.draw(images, targets, model).lam < 1).tolist() == [True, True, True, False]
+
+
+def test_an_image_without_any_label_has_none_to_be_sure_of():
+    images, _, model = certain()
+    rows = torch.eye(K)
+    rows[1] = 0
+    options = {'num_classes': K, 'layers': 'grid', 'multi_label_mix': 'union'}
+    for confidence, which in ((0.0, [True] * 4), (0.01, [True, False, True, True])):
+        draw = create_mixer('gradmix', confidence=confidence, **options).draw(images, rows, model)
+        assert (draw.lam < 1).tolist() == which
+
+
 def test_soft_labels_are_judged_by_the_largest_share():
     images, labels, model = certain()
     mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.7)
