@@ -376,7 +376,7 @@ class _Epoch:
         self.images = 0
 
     def _log(self, index: int, loss: Tensor, input: Any) -> None:
-        """Timm's line, with the time of mixing where a registered mixer is on; all processes call it."""
+        """Timm's line, with the time of mixing where it is apart from the forward; all processes call it."""
         run, average, newest = self.run, self.losses.avg, self.losses.val
         number = index // self.args.grad_accum_steps
         if self.args.distributed:
@@ -386,7 +386,7 @@ class _Epoch:
             return
         if run.bar is None:
             total, took, data = run.updates_per_epoch, self.update_time, self.data_time
-            mix = '' if run.mixer is None else f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})'
+            mix = f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})' if self.mix_time.count else ''
             boxes = self.mixes.random_boxes()
             if boxes is not None:
                 mix += f'  Random boxes: {boxes[0]}/{boxes[1]}'
