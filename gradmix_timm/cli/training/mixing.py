@@ -251,7 +251,8 @@ def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None
 
 def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | None) -> None:
     mode = f'--mixup-mode {plan.name}'
-    splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0), ('--jsd-loss', args.loss == 'jsd')) if on]
+    splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0),
+                                    (_loss_flag(args), args.loss == 'jsd')) if on]
     if splits:
         raise ValueError(f'{splits[0]} with {mode}: augmentation splits of an image must stay apart and mixing joins '
                          'images; leave one of them out')
@@ -278,6 +279,11 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | No
         _refuse_model_conflicts(args, mode, mixer)
 
 
+def _loss_flag(args: argparse.Namespace) -> str:
+    """The loss as it was typed, one of timm's flags or --loss."""
+    return f'--{args.loss}-loss' if getattr(args, f'{args.loss}_loss', False) else f'--loss {args.loss}'
+
+
 def _keeps_clean(mixer: Mixer) -> bool:
     return any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts)
 
@@ -287,7 +293,7 @@ def _refuse_binary_losses(args: argparse.Namespace, mode: str) -> None:
     if args.multi_label_mix == 'weight':
         raise ValueError(f'--multi-label-mix weight with {mode}: {wrong}; type --multi-label-mix union')
     if args.loss == 'bce' and args.multi_label_mix is None:
-        raise ValueError(f'--bce-loss with {mode}: {wrong}; leave one of them out')
+        raise ValueError(f'{_loss_flag(args)} with {mode}: {wrong}; leave one of them out')
 
 
 def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer) -> None:
