@@ -60,17 +60,18 @@ def fuse_authors(maps: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
     return sum(pixels[1:], start=pixels[0])
 
 
-def authors_map(captured: Sequence[Captured], image_size: tuple[int, int]) -> Tensor:
-    """LayerCAM, sum over channels of relu(G) * A, of every layer, fused by :func:`fuse_authors`.
+def authors_map(captured: Sequence[Captured], image_size: tuple[int, int], method: str = 'layercam') -> Tensor:
+    """The map of every layer, theirs LayerCAM, sum over channels of relu(G) * A, fused by :func:`fuse_authors`.
 
     G is the gradient of the *loss*, without a minus sign: high where more activation raises the loss.
 
     Args:
         captured: Layers of one pass; ``gradient`` in the direction of the loss (score 'loss').
         image_size: (H, W) in pixels.
+        method: Name in :data:`METHODS`.
 
     Returns:
         float32 [B, H, W].
     """
-    layercam = METHODS['layercam']
-    return fuse_authors([layercam(layer.activation.float(), layer.gradient.float()) for layer in captured], image_size)
+    make = METHODS[method]
+    return fuse_authors([make(layer.activation.float(), layer.gradient.float()) for layer in captured], image_size)

@@ -80,8 +80,12 @@ class GradMix(BatchMixer):
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
-    share of what they ask for, 1 - s + s / K. Of several labels an image, the least sure counts; of soft labels, the
-    one with the largest share.
+    share of what they ask for, 1 - s + s / K. Of soft labels the one with the largest share counts. Of several labels
+    an image, each judged by its own sigmoid, the least sure counts; an image without any is left as it is. A loss of
+    logits / T fits those probabilities to the labels: set ``temperature`` to T.
+
+    Attributes:
+        temperature: By which the logits are divided before ``confidence`` looks at them, 1 at first.
 
     Args:
         num_classes: K.
@@ -106,6 +110,7 @@ class GradMix(BatchMixer):
     name: str = 'gradmix'
     requires_model: bool = True
     requires_grad: bool = True
+    temperature: float = 1.0
     advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
@@ -183,7 +188,7 @@ class GradMix(BatchMixer):
         broken = fused.degenerate[:, None, None, None]
         sound = [replace(c, activation=c.activation.masked_fill(broken, 0), gradient=c.gradient.masked_fill(broken, 0))
                  for c in captured]
-        pixels = authors_map(sound, size)
+        pixels = authors_map(sound, size, self.config.attribution)
         mass = pixels.sum((1, 2), keepdim=True)
         return AttributionMap(torch.where(mass > 0, pixels / mass, torch.zeros_like(pixels)), fused.degenerate, (1, 1))
 
@@ -217,10 +222,12 @@ class GradMix(BatchMixer):
         """Whether the model gives the label ``confidence`` or more, bool [B]; None where every image is mixed."""
         if targets is None or not self.config.confidence:
             return None
-        logits = captured[0].logits
+        logits = captured[0].logits / self.temperature
         targets = targets.to(logits.device)
-        if self.multi_label and targets.ndim == 2:
-            probability = logits.sigmoid().masked_fill(targets <= 0, 1.0).amin(1)
+        if self.multi_label:
+            rows = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1])
+            present = rows > 0
+            probability = logits.sigmoid().masked_fill(~present, 1.0).amin(1) * present.any(1)
         else:
             labels = targets if targets.ndim == 1 else targets.argmax(1)
             if self.num_classes > 1:

@@ -237,7 +237,11 @@ def test_multi_label_mixing_reaches_the_mixer(mode):
 
 @pytest.mark.parametrize('line', [
     '--mixup-mode gradmix --gradmix-recipe authors --mixup-kwargs score=evidence --amp',
-    '--mixup-mode random-box --gradmix-recipe authors --amp'])
+    '--mixup-mode random-box --gradmix-recipe authors --amp',
+    '--mixup-mode gradmix+random-box --gradmix-layers -1 --gradmix-label mass',
+    '--mixup-mode random-box --gradmix-label area --gradmix-center argmax',
+    '--mixup-mode gradmix --gradmix-label area --objective simclr',
+    '--mixup-mode gradmix --gradmix-recipe authors --objective simclr'])
 def test_what_another_option_settles_is_taken(line):
     assert parse(*line.split()).mixup_mode == line.split()[1]
 
@@ -266,6 +270,9 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode gradmix --cutmix-minmax 0.2 0.8', '--cutmix-minmax'),
     ('--mixup-mode gradmix --aug-splits 3', '--aug-splits'),
     ('--mixup-mode gradmix --aug-splits 3 --jsd-loss', '--aug-splits'),
+    ('--mixup-mode gradmix --loss jsd', '--loss jsd with --mixup-mode gradmix'),
+    ('--mixup-mode gradmix --jsd-loss', '--jsd-loss with --mixup-mode gradmix'),
+    ('--mixup 0.2 --loss jsd', '--loss jsd with --mixup-mode batch'),
     ('--mixup-mode gradmix --naflex-loader', '--naflex-loader'),
     ('--mixup-mode gradmix --torchscript', '--torchscript'),
     ('--mixup-mode gradmix --task multilabel', '--task multilabel'),
@@ -295,13 +302,20 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode openmix --mixup-kwargs ratio=1', 'three numbers'),
     ('--mixup-mode transmix --grad-checkpointing', '--grad-checkpointing with --mixup-mode transmix'),
     ('--mixup-mode mixup+transmix --torchcompile', '--torchcompile with'),
-    ('--mixup-mode tokenmix --bce-loss', 'label weights go beyond 1'),
+    ('--mixup-mode tokenmix --bce-loss', '--bce-loss with --mixup-mode tokenmix: its label weights go beyond 1'),
+    ('--mixup-mode tokenmix --loss bce', '--loss bce with --mixup-mode tokenmix: its label weights go beyond 1'),
     ('--mixup-mode cutmix --gradmix-label open', '--gradmix-label has no effect'),
     ('--mixup-mode cutmix --mixup-kwargs label=opn', "'area' or 'open'"),
     ('--mixup-mode gradmix --mixup-kwargs alhpa=1', "did you mean 'alpha'"),
     ('--mixup-mode gradmix+cutmix --mixup-kwargs alpha=1', 'gradmix.alpha or cutmix.alpha'),
     ('--mixup-mode cutmix --gradmix-alpha 2', '--gradmix-alpha has no effect'),
     ('--mixup-mode random-box --gradmix-attribution gradcam', 'fixes the attribution'),
+    ('--mixup-mode random-box --gradmix-layers -1', '--gradmix-layers -1 has no effect with --mixup-mode random-box'),
+    ('--mixup-mode center-box --gradmix-score logit', '--gradmix-score logit has no effect with --mixup-mode center'),
+    ('--mixup-mode random-box+cutmix --gradmix-attr-scale 0.5', '--gradmix-attr-scale 0.5 has no effect with'),
+    ('--mixup-mode center-box+random-box --gradmix-label mass', '--gradmix-label mass has no effect with'),
+    ('--mixup-mode gradmix --gradmix-attribution random --gradmix-layers -2 -1',
+     '--gradmix-layers -2 -1 has no effect with --gradmix-attribution random'),
     ('--mixup-mode gradmix --mixup-prob 1.5', '--mixup-prob'),
     ('--mixup-mode elem --mixup 0.2 -b 7', 'even'),
     ('--mixup-mode elem --mixup 0.2 --mixup-prob-elem 0.5', '--mixup-prob-elem'),

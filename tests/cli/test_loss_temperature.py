@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from gradmix_timm.cli import train
 from gradmix_timm.cli.training.flag_checks import create_loss
 from gradmix_timm.cli.training.mixing import plan_mixing
+from gradmix_timm.mixers import GradMix
 from gradmix_timm.objectives import LossTemperature, TemperedLoss
 
 LOGITS = torch.tensor([[3.0, -1.0, 0.5], [0.0, 2.0, -4.0]])
@@ -97,3 +98,15 @@ def test_only_the_training_loss_is_tempered(tmp_path, monkeypatch):
     assert seen == [tau for tau in (0.5, LossTemperature().at(1, 2)) for _ in range(2)]
     assert [row['eval_loss'] for row in warm] == [row['eval_loss'] for row in plain]
     assert [row['train_loss'] for row in warm] != [row['train_loss'] for row in plain]
+
+
+@pytest.mark.parametrize('flags', [
+    ('--mixup-mode', 'gradmix'), ('--mixup-mode', 'gradmix', '--gradmix-keep-clean'),
+    ('--mixup-mode', 'gradmix+cutmix', '--mixup-switch-prob', 0)], ids=str)
+def test_confidence_is_that_of_the_tempered_logits(flags, tmp_path, monkeypatch):
+    images = write_images(tmp_path / 'images', train=3, validation=2)
+    seen = []
+    judge = GradMix._sure
+    monkeypatch.setattr(GradMix, '_sure', lambda self, *batch: seen.append(self.temperature) or judge(self, *batch))
+    run_tiny(images, tmp_path, *flags, '--gradmix-confidence', 0.3, '--loss-temperature', 'negcos')
+    assert seen == [tau for tau in (0.5, LossTemperature().at(1, 2)) for _ in range(2)]

@@ -180,6 +180,25 @@ def test_flat_maps_are_counted_as_random_boxes(tiny_cnn, batch):
     assert 0 < stats.values()['time/mixing'] <= 1
 
 
+def test_random_boxes_are_counted_among_the_images_whose_maps_were_read(tiny_cnn, batch):
+    """Not an empty box, of an image that stays as it is, nor the images of a mixer without maps."""
+    for parameter in tiny_cnn.get_classifier().parameters():
+        torch.nn.init.zeros_(parameter)
+    mixer = create_mixer('gradmix+cutmix', num_classes=10, parts={'gradmix': {'lam_range': (0.0, 1.0), 'alpha': 0.1}})
+    stats = MixStats(mixer, torch.device('cpu'))
+    draws = [mixer.draw(*batch, tiny_cnn) for _ in range(20)]
+    assert {draw.name for draw in draws} == {'gradmix', 'cutmix'}
+    for draw in draws:
+        stats.update(draw)
+    lam = torch.cat([draw.lam for draw in draws if draw.name == 'gradmix'])
+    mixed = int((lam < 1).sum())
+    assert mixed < len(lam)
+    assert stats.random_boxes() == (mixed, mixed)
+    assert stats.values()['mix/random_boxes'] == 1
+    every = torch.cat([draw.lam for draw in draws])
+    assert stats.values()['mix/mixed_images'] == pytest.approx((every < 1).float().mean().item())
+
+
 def test_images_of_whose_label_the_model_is_not_sure_are_not_counted_as_mixed(tiny_cnn, batch):
     for confidence, mixed in ((0.0, len(batch[0])), (0.999, 0)):
         mixer = create_mixer('gradmix', num_classes=10, confidence=confidence)

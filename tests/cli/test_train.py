@@ -154,6 +154,15 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
     assert not any('Mix: ' in r.message for r in caplog.records)
 
 
+@pytest.mark.parametrize('flags', [('--gradmix-keep-clean',), ('--objective', 'simclr', '--probe-epochs', 0)])
+def test_a_task_that_mixes_inside_tells_no_time_of_mixing(flags, images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--epochs', 1, *flags)
+    lines = [r.message for r in caplog.records if 'Data: ' in r.message]
+    assert lines
+    assert all('Mix: ' not in line and '  Random boxes: ' in line for line in lines)
+
+
 def test_rows_that_a_mixer_adds_are_no_images(images, tmp_path, monkeypatch):
     counts = []
     learn = loop._Epoch._learn

@@ -7,11 +7,12 @@ import torch
 from authors_reference import authors_boxes, authors_lam
 from spots import Spots
 from torch import nn
+from torch.nn import functional as F
 
 from gradmix_timm import GradMix, create_mixer
 from gradmix_timm.attribution import attribute, capture, resolve_layers, to_pixels
-from gradmix_timm.attribution.authors import authors_map
-from gradmix_timm.attribution.maps import loss
+from gradmix_timm.attribution.authors import authors_map, normalise_over_batch
+from gradmix_timm.attribution.maps import METHODS, loss
 from gradmix_timm.ops import box_mass, soft_targets
 
 K = 4
@@ -270,6 +271,20 @@ def test_the_authors_recipe_is_their_functions():
     assert torch.equal(draw.weight[:, 0], torch.ones(6))
     override = create_mixer('gradmix', num_classes=K, recipe='authors', fill='donor', label='area')
     assert (override.options['fill'], override.options['score']) == ('donor', 'loss')
+
+
+@pytest.mark.parametrize('method', ['layercam', 'hirescam', 'gradcam', 'input-gradient'])
+def test_the_authors_recipe_takes_another_attribution(method):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 8, 3, 2, 1), nn.Tanh(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(8, K))
+    images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % K
+    mixer = create_mixer('gradmix', num_classes=K, recipe='authors', layers=('1',), attribution=method)
+    only = mixer.captured(model, images, labels)[0]
+    want = normalise_over_batch(METHODS[method](only.activation, only.gradient))
+    want = F.interpolate(want[None], size=(32, 32), mode='bilinear', align_corners=False)[0]
+    found = mixer.maps(model, images, labels).map
+    assert torch.allclose(found, want / want.sum((1, 2), keepdim=True), atol=1e-6)
 
 
 def test_soft_labels_weigh_the_evidence():
@@ -537,6 +552,25 @@ def test_of_several_labels_the_least_sure_counts():
     assert (mixer.draw(images, rows, model).lam < 1).tolist() == [False, True, True, False]
 
 
+def test_one_label_among_several_is_judged_by_its_own_sigmoid():
+    """As the loss has it, whatever the other labels say: a softmax would share its certainty with them."""
+    images, labels, model = certain()
+    images[:2] += images[[1, 0]]  # two labels are seen in either
+    for targets in (labels, torch.eye(K)):
+        mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.8, multi_label_mix='weight')
+        assert (mixer.draw(images, targets, model).lam < 1).tolist() == [True, True, True, False]
+
+
+def test_an_image_without_any_label_has_none_to_be_sure_of():
+    images, _, model = certain()
+    rows = torch.eye(K)
+    rows[1] = 0
+    options = {'num_classes': K, 'layers': 'grid', 'multi_label_mix': 'union'}
+    for confidence, which in ((0.0, [True] * 4), (0.01, [True, False, True, True])):
+        draw = create_mixer('gradmix', confidence=confidence, **options).draw(images, rows, model)
+        assert (draw.lam < 1).tolist() == which
+
+
 def test_soft_labels_are_judged_by_the_largest_share():
     images, labels, model = certain()
     mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.7)
@@ -556,6 +590,22 @@ def test_one_logit_is_the_log_odds_of_the_second_class():
     mixer = create_mixer('gradmix', num_classes=2, layers=('0',), confidence=0.9)
     drawn = mixer.draw(images, torch.tensor([0, 1, 0, 1]), model)
     assert (drawn.lam < 1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize('multi', [None, 'weight'])
+def test_a_net_is_sure_at_the_temperature_at_which_it_is_trained(multi):
+    """Its loss fits the probabilities of logits / T to the labels: at T = 1/2 logits half as large suffice."""
+    images, labels, model = certain()
+    labels = labels if multi is None else torch.eye(K)
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.9, multi_label_mix=multi)
+    plain = mixer.draw(images, labels, model)
+    model.scale.data /= 2
+    mixer.set_step(0, 0)
+    assert not (mixer.draw(images, labels, model).lam < 1).any()
+    mixer.set_step(0, 0)
+    mixer.temperature = 0.5
+    assert torch.equal(mixer.draw(images, labels, model).lam, plain.lam)
+    assert (plain.lam < 1).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},

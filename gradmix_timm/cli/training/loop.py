@@ -23,6 +23,7 @@ from gradmix_timm.objectives import TemperedLoss
 
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
+from .mixing import set_temperature
 from .run_state import AtomicSaver, Position, Section, gather_streams, own_streams, set_streams
 from .setup import trainable
 from .tracking import LossParts, MixStats, Tracker
@@ -115,6 +116,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
     criterion = getattr(run.task, 'criterion', None)
     if isinstance(criterion, TemperedLoss):
         criterion.set_epoch(epoch)
+        set_temperature(run.mixer, criterion.temperature)
     if run.args.mixup_off_epoch and epoch >= run.args.mixup_off_epoch:
         run.loaders.switch_off_mixing()
         if run.mixer is not None:
@@ -374,7 +376,7 @@ class _Epoch:
         self.images = 0
 
     def _log(self, index: int, loss: Tensor, input: Any) -> None:
-        """Timm's line, with the time of mixing where a registered mixer is on; all processes call it."""
+        """Timm's line, with the time of mixing where it is apart from the forward; all processes call it."""
         run, average, newest = self.run, self.losses.avg, self.losses.val
         number = index // self.args.grad_accum_steps
         if self.args.distributed:
@@ -384,7 +386,7 @@ class _Epoch:
             return
         if run.bar is None:
             total, took, data = run.updates_per_epoch, self.update_time, self.data_time
-            mix = '' if run.mixer is None else f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})'
+            mix = f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})' if self.mix_time.count else ''
             boxes = self.mixes.random_boxes()
             if boxes is not None:
                 mix += f'  Random boxes: {boxes[0]}/{boxes[1]}'

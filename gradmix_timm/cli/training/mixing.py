@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from timm.data import FastCollateMixup, Mixup
 
+from gradmix_timm.attribution import CONTROLS
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
 from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
 
-__all__ = ['GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing']
+__all__ = [
+    'GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing',
+    'set_temperature',
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +97,7 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
             raise ValueError(f'--mixup-mode {args.mixup_mode}: no mixer {name!r}: {nearest(name, registered)} '
                              '(--device-modules MODULE imports your own)')
     _refuse_foreign_options(args, names)
+    _refuse_map_options(args, names)
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
     mixer = create_step_mixer(plan, 2) if plan.in_step else None
     if args.unknown_output:
@@ -112,6 +117,13 @@ def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collat
     return (SwitchedCollate if collate else Mixup)(num_classes=num_classes, multi_label=multi_label, **plan.options)
 
 
+def set_temperature(mixer: Mixer | None, temperature: float) -> None:
+    """Let --gradmix-confidence judge the logits as the loss does, divided by its temperature of the epoch."""
+    for part in () if mixer is None else mixer.parts:
+        if isinstance(part, GradMix):
+            part.temperature = temperature
+
+
 def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     given = [name for name in OPTIONS if getattr(args, f'gradmix_{name}') is not None]
     if given and not set(names) & set(GRADMIX_NAMES):
@@ -126,6 +138,23 @@ def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     for prob in ('mixup_prob', 'mixup_prob_elem', 'mixup_switch_prob'):
         if not 0 <= getattr(args, prob) <= 1:
             raise ValueError(f'--{prob.replace("_", "-")} is a probability in [0, 1], got {getattr(args, prob)}')
+
+
+def _refuse_map_options(args: argparse.Namespace, names: list[str]) -> None:
+    """Options of a map beside controls alone, which make none."""
+    if 'gradmix' not in names:
+        control, remedy = f'--mixup-mode {args.mixup_mode}', 'type --mixup-mode gradmix'
+    elif args.gradmix_attribution in CONTROLS:
+        control, remedy = f'--gradmix-attribution {args.gradmix_attribution}', 'leave --gradmix-attribution out'
+    else:
+        return
+    for name in ('layers', 'score', 'attr_scale', 'label'):
+        value = getattr(args, f'gradmix_{name}')
+        if value is None or (name == 'label' and value != 'mass'):
+            continue
+        typed = ' '.join(map(str, value)) if isinstance(value, list) else value
+        raise ValueError(f'--gradmix-{name.replace("_", "-")} {typed} has no effect with {control}: a control makes no '
+                         f'map; leave it out, or {remedy}')
 
 
 def _timm_plan(args: argparse.Namespace) -> MixPlan:
@@ -241,7 +270,8 @@ def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None
 
 def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | None) -> None:
     mode = f'--mixup-mode {plan.name}'
-    splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0), ('--jsd-loss', args.loss == 'jsd')) if on]
+    splits = [flag for flag, on in (('--aug-splits', args.aug_splits > 0),
+                                    (_loss_flag(args), args.loss == 'jsd')) if on]
     if splits:
         raise ValueError(f'{splits[0]} with {mode}: augmentation splits of an image must stay apart and mixing joins '
                          'images; leave one of them out')
@@ -268,6 +298,11 @@ def _refuse_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer | No
         _refuse_model_conflicts(args, mode, mixer)
 
 
+def _loss_flag(args: argparse.Namespace) -> str:
+    """The loss as it was typed, one of timm's flags or --loss."""
+    return f'--{args.loss}-loss' if getattr(args, f'{args.loss}_loss', False) else f'--loss {args.loss}'
+
+
 def _keeps_clean(mixer: Mixer) -> bool:
     return any(isinstance(part, GradMix) and part.config.keep_clean for part in mixer.parts)
 
@@ -277,7 +312,7 @@ def _refuse_binary_losses(args: argparse.Namespace, mode: str) -> None:
     if args.multi_label_mix == 'weight':
         raise ValueError(f'--multi-label-mix weight with {mode}: {wrong}; type --multi-label-mix union')
     if args.loss == 'bce' and args.multi_label_mix is None:
-        raise ValueError(f'--bce-loss with {mode}: {wrong}; leave one of them out')
+        raise ValueError(f'{_loss_flag(args)} with {mode}: {wrong}; leave one of them out')
 
 
 def _refuse_forward_conflicts(args: argparse.Namespace, plan: MixPlan, mixer: Mixer) -> None:

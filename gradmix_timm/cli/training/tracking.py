@@ -72,7 +72,8 @@ class MixStats:
     """
 
     def __init__(self, mixer: Mixer | None, device: torch.device) -> None:
-        self.requires_model = isinstance(mixer, BatchMixer) and mixer.requires_model
+        parts = mixer.parts if isinstance(mixer, BatchMixer) else ()
+        self.readers = {part.name for part in parts if part.requires_model}
         self.tells_lam = isinstance(mixer, BatchMixer) and mixer.tells_lam
         self.cuda = device.type == 'cuda'
         self.sums: Tensor | None = None
@@ -84,8 +85,9 @@ class MixStats:
         if draw is None:
             return
         mixed = draw.lam < 1
-        images = torch.ones_like(draw.lam)
-        counts = torch.stack([draw.fallback.sum(), mixed.sum(), (draw.lam * mixed).sum(), images.sum()])
+        read = mixed if draw.name in self.readers else torch.zeros_like(mixed)
+        counts = torch.stack([(draw.fallback & read).sum(), read.sum(), mixed.sum(), (draw.lam * mixed).sum(),
+                              torch.ones_like(draw.lam).sum()])
         self.sums = counts if self.sums is None else self.sums + counts
 
     @contextmanager
@@ -104,23 +106,26 @@ class MixStats:
             self.seconds += time.perf_counter() - begin
 
     def random_boxes(self) -> tuple[int, int] | None:
-        """Images whose map was flat or broken, so that their box is random, and mixed images; None without maps."""
-        if self.sums is None or not self.requires_model:
+        """Mixed images whose map was flat or broken, so that their box is random, and all of those mixed by a map.
+
+        None without maps. Of two mixers that alternate, the images of one without maps do not count.
+        """
+        if self.sums is None or not self.readers:
             return None
-        flat, mixed = self.sums[:2].tolist()
-        return int(flat), int(mixed)
+        flat, read = self.sums[:2].tolist()
+        return int(flat), int(read)
 
     def values(self) -> dict[str, float]:
         """The figures of the epoch so far; empty if nothing was drawn."""
         if self.sums is None:
             return {}
         self._drain()
-        flat, mixed, kept, images = self.sums.tolist()
+        flat, read, mixed, kept, images = self.sums.tolist()
         found = {'mix/mixed_images': mixed / images}
         if mixed and self.tells_lam:
             found['mix/lam'] = kept / mixed
-        if mixed and self.requires_model:
-            found['mix/random_boxes'] = flat / mixed
+        if read:
+            found['mix/random_boxes'] = flat / read
         if self.seconds:
             found['time/mixing'] = self.seconds / (time.perf_counter() - self.began)
         return found
