@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from timm.data import FastCollateMixup, Mixup
 
-from gradmix_timm.attribution import CONTROLS
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
 from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
@@ -97,7 +96,6 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
             raise ValueError(f'--mixup-mode {args.mixup_mode}: no mixer {name!r}: {nearest(name, registered)} '
                              '(--device-modules MODULE imports your own)')
     _refuse_foreign_options(args, names)
-    _refuse_map_options(args, names)
     plan = _timm_plan(args) if args.mixup_mode in TIMM_MODES else _step_plan(args, names)
     mixer = create_step_mixer(plan, 2) if plan.in_step else None
     if args.unknown_output:
@@ -138,23 +136,6 @@ def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     for prob in ('mixup_prob', 'mixup_prob_elem', 'mixup_switch_prob'):
         if not 0 <= getattr(args, prob) <= 1:
             raise ValueError(f'--{prob.replace("_", "-")} is a probability in [0, 1], got {getattr(args, prob)}')
-
-
-def _refuse_map_options(args: argparse.Namespace, names: list[str]) -> None:
-    """Options of a map beside controls alone, which make none."""
-    if 'gradmix' not in names:
-        control, remedy = f'--mixup-mode {args.mixup_mode}', 'type --mixup-mode gradmix'
-    elif args.gradmix_attribution in CONTROLS:
-        control, remedy = f'--gradmix-attribution {args.gradmix_attribution}', 'leave --gradmix-attribution out'
-    else:
-        return
-    for name in ('layers', 'score', 'attr_scale', 'label'):
-        value = getattr(args, f'gradmix_{name}')
-        if value is None or (name == 'label' and value != 'mass'):
-            continue
-        typed = ' '.join(map(str, value)) if isinstance(value, list) else value
-        raise ValueError(f'--gradmix-{name.replace("_", "-")} {typed} has no effect with {control}: a control makes no '
-                         f'map; leave it out, or {remedy}')
 
 
 def _timm_plan(args: argparse.Namespace) -> MixPlan:
