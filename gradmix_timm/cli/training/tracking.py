@@ -88,7 +88,7 @@ class MixStats:
         read = mixed if draw.name in self.readers else torch.zeros_like(mixed)
         counts = torch.stack([(draw.fallback & read).sum(), read.sum(), mixed.sum(), (draw.lam * mixed).sum(),
                               torch.ones_like(draw.lam).sum()])
-        self.sums = counts if self.sums is None else self.sums + counts
+        self.sums = counts if self.sums is None else self.sums.to(counts.device) + counts
 
     @contextmanager
     def timed(self) -> Iterator[None]:
