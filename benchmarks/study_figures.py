@@ -67,7 +67,8 @@ PAIRS = {
 # Pairs that intervals of a table allow for, where more were looked at than stand in it.
 LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
-OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-open'))
+OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep',
+                                                 'gradmix-open'))
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 

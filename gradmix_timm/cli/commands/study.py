@@ -71,7 +71,8 @@ def _check_flags(study: Study) -> None:
     config, training, evaluation = build_config_parser(), build_train_parser(), build_parser()
     seen: set[tuple[tuple[str, str], ...]] = set()
     for cell in study.cells:
-        pairs = set(itertools.combinations(cell.levels.items(), 2)) or {tuple(cell.levels.items())}
+        pairs: set[tuple[tuple[str, str], ...]] = {*itertools.combinations(cell.levels.items(), 2)}
+        pairs = pairs or {tuple(cell.levels.items())}
         if pairs <= seen or is_done(study.output, cell):
             continue
         if not seen:  # the same for all cells
