@@ -30,6 +30,8 @@ PROBES = ('linear', 'knn', 'few-shot')
 #: Engines of a study, and what each is.
 ENGINES = {'local': 'processes of this machine, --jobs at a time',
            'submitit': 'an array of Slurm jobs (pip install submitit); its local and debug executors too'}
+#: Flags of training that have a --no- form, keyed as in YAML files.
+SWITCHES = ('gradmix_correct_lam', 'gradmix_keep_clean')
 #: Flags of training and of the evaluations in a study whose list is one word with commas, not several words.
 COMMA_LISTS = ('known_classes', 'near', 'far', 'corruptions', 'severities', 'probes', 'shots')
 

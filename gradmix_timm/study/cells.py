@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import write_atomic
-from gradmix_timm.choices import COMMA_LISTS
+from gradmix_timm.choices import COMMA_LISTS, SWITCHES
 
 from .forking import run_module
 from .plan import CHECKPOINTS, Cell
@@ -113,6 +113,8 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
     Example:
         >>> as_flags({'epochs': 3, 'amp': True, 'channels_last': False, 'scores': ['msp', 'mls']})
         ['--epochs', '3', '--amp', '--scores', 'msp', 'mls']
+        >>> as_flags({'gradmix_correct_lam': False})  # on by default
+        ['--no-gradmix-correct-lam']
         >>> as_flags({'known_classes': ['cat', 'dog, wild']})
         ['--known-classes', 'cat,"dog, wild"']
     """
@@ -120,7 +122,8 @@ def as_flags(flags: Mapping[str, Any]) -> list[str]:
     for key, value in flags.items():
         flag = f'--{key.replace("_", "-")}'
         if isinstance(value, bool):
-            words += [flag] if value else []
+            off = [f'--no-{flag[2:]}'] if key in SWITCHES else []  # other flags are off unless they are there
+            words += [flag] if value else off
         elif isinstance(value, Mapping):
             words += [flag, *(f'{name}={inner}' for name, inner in value.items())]
         elif isinstance(value, Sequence) and not isinstance(value, str):

@@ -118,21 +118,25 @@ def read_study(path: str | Path) -> Study:
     processes = given.get('processes', 1)
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(f'{path}: processes: {processes!r}; expected the number of processes of a training, 1 or more')
-    cells = tuple(replace(cell, processes=processes) for cell in _cells(axes, train, evaluate, checkpoint, excluded))
+    cells = tuple(replace(cell, processes=processes)
+                  for cell in _cells(path, axes, train, evaluate, checkpoint, excluded))
     return Study(str(given.get('name') or path.stem), Path(given.get('output') or path.with_suffix('')),
                  {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
 
 
-def _cells(axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapping[str, Flags],
+def _cells(path: Path, axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapping[str, Flags],
            checkpoint: str, excluded: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
     for names in itertools.product(*axes.values()):
         levels = dict(zip(axes, names, strict=True))
         if any(all(levels[axis] == level for axis, level in rule.items()) for rule in excluded):
             continue
-        flags = dict(train)
+        flags: Flags = {}
         for axis, level in levels.items():
-            flags |= axes[axis][level]
-        yield Cell(levels, flags, evaluate, checkpoint)
+            for key, value in axes[axis][level].items():
+                if flags.setdefault(key, value) != value:
+                    raise ValueError(f'{path}: axes.{axis}: level {level} sets {key}: {value!r}, and one of another '
+                                     f'axis {key}: {flags[key]!r}; leave {key} to one axis, or exclude the two')
+        yield Cell(levels, train | flags, evaluate, checkpoint)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -165,6 +165,13 @@ def test_an_error_is_told_once(make, stubbed, monkeypatch, capsys, caplog):
     assert f'failed: {study.cells[1].name}\n' in told
 
 
+def test_a_study_whose_cells_all_fail_is_a_run_that_failed(make, stubbed, monkeypatch, capsys):
+    monkeypatch.setattr(study_command, '_check_flags', lambda study: None)
+    study = make(axes={'mixer': ['broken'], 'seed': [0]})
+    assert main([str(study.source)]) == 1
+    assert capsys.readouterr().out == f'failed: {study.cells[0].name}\n'
+
+
 def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed, caplog):
     study = make()
     with claimed(study.output / study.cells[0].name) as mine:

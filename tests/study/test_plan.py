@@ -1,8 +1,11 @@
 """A study's YAML file: axes, flags, cells, and what is refused."""
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
+from gradmix_timm.choices import SWITCHES
 from gradmix_timm.cli.openset.parser import build_parser as openset_parser
 from gradmix_timm.cli.training.args import build_parser as train_parser
 from gradmix_timm.study import read_study
@@ -51,6 +54,8 @@ def test_cells_can_be_excluded(make):
     ({'train': {'output': 'x'}}, 'train: output is set for each cell'),
     ({'train': {'amp': None}}, 'amp has no value'),
     ({'train': [1]}, 'train: expected flags'),
+    ({'axes': {'method': {'a': {'lr': 1}, 'b': {'lr': 2}}, 'lr': [2, 3]}},
+     r'axes\.lr: level 2 sets lr: 2, and one of another axis lr: 1; leave lr to one axis'),
     ({'exclude': [{'mixr': 'none'}]}, "exclude: no axis 'mixr'.*mixer"),
     ({'exclude': [{'mixer': 'nine'}]}, "exclude: mixer has no level 'nine'"),
 ])
@@ -84,6 +89,19 @@ def test_lists_are_what_the_commands_read(command, flags):
     args = openset_parser().parse_args([command, *as_flags(flags)])
     assert {flag: list(map(str, getattr(args, flag))) for flag in flags} == {
         flag: list(map(str, value)) for flag, value in flags.items()}
+
+
+def test_false_switches_off_what_is_on_by_default():
+    parser = train_parser()
+    found = {action.dest for action in parser._actions if isinstance(action, argparse.BooleanOptionalAction)}
+    assert found == {*SWITCHES}
+    assert parser.parse_args(as_flags({'gradmix_correct_lam': False})).gradmix_correct_lam is False
+    assert as_flags({'amp': False}) == []
+
+
+def test_levels_that_agree_may_set_a_flag_twice(make):
+    study = make(axes={'method': {'a': {'lr': 2, 'epochs': 1}, 'b': {'lr': 2}}, 'lr': [2]})
+    assert [cell.train['lr'] for cell in study.cells] == [2, 2]
 
 
 def test_flags_become_words():

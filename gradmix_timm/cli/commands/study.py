@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(signal.SIGTERM, previous)
     for name in failed:  # the message was logged when the cell failed
         print(f'failed: {name}')
+    if failed and not any(is_done(study.output, cell) for cell in study.cells):
+        return 1
     with user_errors():
         tables = study_tables(study, args.scores, args.metrics, args.level)
         print(tables, end='')
