@@ -115,6 +115,8 @@ def test_the_graph_classifies_files_of_any_size_as_the_classifier(pictures, tmp_
         turned[0x0112] = 1 + place % 8
         files.append(tmp_path / f'{place:02}.png')
         picture.save(files[-1], exif=turned)
+    files.append(tmp_path / 'deep.png')
+    Image.fromarray(np.asarray(pictures[2].convert('L'), np.uint16) * 257).save(files[-1])  # 16 bits a pixel
     values = np.sort(OpenSetClassifier.from_checkpoint(path, threshold=0., device='cpu').scores(files)[1])
     found = OpenSetClassifier.from_checkpoint(path, threshold=float(values[24:26].mean()), device='cpu')
     expected = found.predict(files)
