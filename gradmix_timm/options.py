@@ -8,7 +8,10 @@ from typing import Any
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
+__all__ = ['LEARNED', 'OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
+
+#: The confidence of ``train.py --mixup-mode gradmix``, chosen by measurements (docs/results/study.md).
+LEARNED = 0.9
 
 
 def check_alpha(alpha: float, name: str = 'alpha') -> float:
@@ -22,8 +25,8 @@ def check_alpha(alpha: float, name: str = 'alpha') -> float:
     return float(alpha)
 
 
-def _option(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    return field(default=default, metadata={'help': text, 'choices': choices})
+def _option(default: Any, text: str, choices: Sequence[str] | None = None, trained: Any = None) -> Any:
+    return field(default=default, metadata={'help': text, 'choices': choices, 'trained': trained})
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class GradMixOptions:
                           'a control that chooses images and labels by the map, and the place at random',
                           ('window', 'argmax', 'sample', 'random'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
-    label: str = _option('area', 'label weights by pixel area, by attribution mass, or the own label kept; open: '
+    label: str | None = _option(None, 'label weights by pixel area, by attribution mass, or the own label kept; open: '
                          'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
-                         'open-area: the hidden area does', ('area', 'mass', 'keep', 'open', 'open-area'))
+                         'open-area: the hidden area does (default: keep with a confidence, area without)',
+                         ('area', 'mass', 'keep', 'open', 'open-area'))
     shape: str = _option('box', 'what hides the evidence: one box, or of 8 x 8 cells those with the most of it, of '
                          'the same area', ('box', 'grid'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
@@ -55,12 +59,14 @@ class GradMixOptions:
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')
     confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability (with '
                                 'smoothing a share of what the label asks for), so that what is covered has been '
-                                'learned; 0: every image')
+                                'learned; 0: every image', trained=LEARNED)
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
     attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
     keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
 
     def __post_init__(self) -> None:
+        if self.label is None:
+            object.__setattr__(self, 'label', 'keep' if self.confidence else 'area')
         for option in fields(self):
             choices, value = option.metadata['choices'], getattr(self, option.name)
             if choices and value not in choices and not (option.name == 'score' and callable(value)):

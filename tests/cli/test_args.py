@@ -399,5 +399,21 @@ def test_help_names_the_configuration_file_and_the_version():
     assert '--version' in train.parser.format_help()
 
 
+@pytest.mark.parametrize(('line', 'confidence', 'label'), [
+    ('gradmix', 0.9, 'keep'), ('gradmix --gradmix-confidence 0', 0, 'area'),
+    ('gradmix --gradmix-label area', 0.9, 'area'),
+    ('gradmix --gradmix-confidence 0.5', 0.5, 'keep'), ('gradmix --gradmix-center random', 0.9, 'keep'),
+    ('gradmix+cutmix', 0.9, 'keep'), ('gradmix --mixup-kwargs confidence=0', 0, 'area'),
+    ('gradmix --gradmix-recipe authors', 0, 'keep'), ('gradmix --gradmix-attribution random', 0, 'area'),
+    ('gradmix --mixup-kwargs attribution=center', 0, 'area'), ('gradmix --gradmix-keep-clean', 0.9, 'keep'),
+    ('gradmix --objective simclr', 0, 'area'), ('gradmix --task multilabel --multi-label-mix weight', 0, 'area'),
+    ('random-box', 0, 'area'), ('center-box', 0, 'area')])
+def test_a_training_mixes_what_the_model_is_sure_of(line, confidence, label):
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
+    config = create_step_mixer(plan_mixing(parse('--mixup-mode', *line.split())), 10).parts[0].config
+    assert (config.confidence, config.label) == (confidence, label)
+
+
 def test_help_says_what_the_random_boxes_of_the_log_are():
+    assert '"Mixed: 64/320" counts the images' in ' '.join(train.parser.format_help().split())
     assert '"Random boxes: 3/64" says that the maps of 3 of 64' in ' '.join(train.parser.format_help().split())

@@ -110,3 +110,14 @@ def test_confidence_is_that_of_the_tempered_logits(flags, tmp_path, monkeypatch)
     monkeypatch.setattr(GradMix, '_sure', lambda self, *batch: seen.append(self.temperature) or judge(self, *batch))
     run_tiny(images, tmp_path, *flags, '--gradmix-confidence', 0.3, '--loss-temperature', 'negcos')
     assert seen == [tau for tau in (0.5, LossTemperature().at(1, 2)) for _ in range(2)]
+
+
+def test_the_picture_of_mixes_judges_confidence_as_the_training_did(tmp_path, monkeypatch):
+    images = write_images(tmp_path / 'images', train=3, validation=2)
+    seen = []
+    judge = GradMix._sure
+    monkeypatch.setattr(GradMix, '_sure', lambda self, *batch: seen.append(self.temperature) or judge(self, *batch))
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--mixup-prob', 0.5, '--loss-temperature', 0.5,
+             pictures=True)
+    assert seen
+    assert set(seen) == {0.5}

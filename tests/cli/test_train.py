@@ -138,7 +138,7 @@ def test_channels_last_comes_before_the_mixer(images, tmp_path, spy):
 
 @pytest.mark.parametrize('flags', [(), ('--no-prefetcher',)])
 def test_mixing_ends_at_the_off_epoch_without_a_pass(flags, images, tmp_path, spy):
-    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--mixup-off-epoch', 1, *flags)
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--gradmix-confidence', 0, '--mixup-off-epoch', 1, *flags)
     assert [call['enabled'] for call in spy[0].seen] == [True] * 5 + [False] * 5
     mixed, plain = spy[0].given[0][1], spy[0].given[-1][1]
     assert plain.max(1).values.allclose(torch.tensor(0.925))  # smoothed one-hots
@@ -152,6 +152,19 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
     caplog.clear()
     run_tiny(images, tmp_path, '--epochs', 1, name='plain')
     assert not any('Mix: ' in r.message for r in caplog.records)
+
+
+@pytest.mark.parametrize(('flags', 'mixed', 'warned'), [
+    (('--lr', 1e-6), '0/4 ', True), (('--gradmix-confidence', 0), '4/4 ', False),
+    (('--lr', 1e-6, '--mixup-off-epoch', 1), '0/4 ', False)], ids=str)
+def test_the_loop_tells_how_many_images_were_mixed(flags, mixed, warned, images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--batch-size', 4, *flags)
+    first = next(r.message for r in caplog.records if 'Data: ' in r.message)
+    assert f'  Mixed: {mixed}' in first + ' '
+    told = [r.message for r in caplog.records if 'of the images of the last epoch were mixed' in r.message]
+    assert len(told) == warned
+    assert all('0.0%' in line and '--gradmix-confidence 0 every image' in line for line in told)
 
 
 @pytest.mark.parametrize('flags', [('--gradmix-keep-clean',), ('--objective', 'simclr', '--probe-epochs', 0)])

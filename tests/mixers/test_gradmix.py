@@ -608,6 +608,15 @@ def test_a_net_is_sure_at_the_temperature_at_which_it_is_trained(multi):
     assert (plain.lam < 1).tolist() == [True, True, False, False]
 
 
+@pytest.mark.parametrize(('options', 'label'), [
+    ({}, 'area'), ({'confidence': 0.9}, 'keep'), ({'confidence': 0.9, 'label': 'area'}, 'area'),
+    ({'confidence': 0.9, 'label': 'mass'}, 'mass'), ({'label': 'keep'}, 'keep'), ({'label': None}, 'area'),
+    ({'recipe': 'authors'}, 'keep'), ({'recipe': 'authors', 'label': 'area'}, 'area')], ids=str)
+def test_labels_are_kept_by_default_where_the_model_is_sure(options, label):
+    mixer = create_mixer('gradmix', num_classes=K, **options)
+    assert mixer.options['label'] == label
+
+
 @pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},
                                      {'confidence': 0.5, 'attribution': 'random'}], ids=str)
 def test_a_confidence_is_a_probability_and_needs_a_model(options):

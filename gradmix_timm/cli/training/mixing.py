@@ -4,20 +4,21 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from timm.data import FastCollateMixup, Mixup
 
+from gradmix_timm.attribution import CONTROLS
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
 from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
 
 __all__ = [
-    'GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'create_step_mixer', 'create_timm_mixup', 'plan_mixing',
-    'set_temperature',
+    'GRADMIX_NAMES', 'MixPlan', 'SwitchedCollate', 'asked_confidence', 'create_step_mixer', 'create_timm_mixup',
+    'plan_mixing', 'set_temperature',
 ]
 
 _logger = logging.getLogger(__name__)
@@ -122,6 +123,12 @@ def set_temperature(mixer: Mixer | None, temperature: float) -> None:
             part.temperature = temperature
 
 
+def asked_confidence(mixer: Mixer | None) -> float:
+    """The probability that a mixer asks for before it mixes an image; 0: none."""
+    return max((part.config.confidence for part in (() if mixer is None else mixer.parts) if isinstance(part, GradMix)),
+               default=0.)
+
+
 def _refuse_foreign_options(args: argparse.Namespace, names: list[str]) -> None:
     given = [name for name in OPTIONS if getattr(args, f'gradmix_{name}') is not None]
     if given and not set(names) & set(GRADMIX_NAMES):
@@ -183,6 +190,8 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
             raise ValueError(f'--mixup-kwargs {key} has a flag of its own, which the loss and the head of the model go '
                              f'by as well: type --{flag}')
         parts[part][name] = value
+    if 'gradmix' in parts and _classifies(args):
+        parts['gradmix'] = _trained_options(parts['gradmix'])
     if len(names) == 1:
         options = {**shared, **parts[names[0]]}
     else:
@@ -211,6 +220,19 @@ def _own_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
         given['attribution'] = None
     return {option: tuple(value) if isinstance(value, list) else value
             for option, value in given.items() if value is not None}
+
+
+def _classifies(args: argparse.Namespace) -> bool:
+    """Whether the model is trained on one label an image, whose probability it can give."""
+    return bool(args.objective == 'ce' and args.task != 'multilabel')
+
+
+def _trained_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """GradMix's options with those that a training takes where nothing else is typed, unless they contradict it."""
+    if given.get('recipe') == 'authors' or given.get('attribution') in CONTROLS:
+        return dict(given)
+    return {**{name: option.metadata['trained'] for name, option in OPTIONS.items()
+               if option.metadata['trained'] is not None}, **given}
 
 
 def _addressed(key: str, names: list[str]) -> tuple[str, str]:

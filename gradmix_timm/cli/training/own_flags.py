@@ -94,6 +94,8 @@ def _gradmix_flag(name: str) -> Flag:
     option = OPTIONS[name]
     default, choices = option.default, option.metadata['choices']
     shown = ' '.join(map(str, default)) if isinstance(default, tuple) else default
+    if option.metadata['trained'] is not None:
+        shown = f'{option.metadata["trained"]} for gradmix and one label an image, {default} in Python'
     text = option.metadata['help'] + ('' if default is None else f' (default: {shown})')
     option_string = f'--gradmix-{name.replace("_", "-")}'
     if isinstance(default, bool):

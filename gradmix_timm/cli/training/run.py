@@ -20,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from gradmix_timm.checkpoint import RunRecord, versions
 from gradmix_timm.cli.errors import one_line, user_errors
 from gradmix_timm.data import canonical_name
+from gradmix_timm.objectives import TemperedLoss
 
 from .context import Built, Data, Hardware
 from .first_process import said_once
@@ -28,7 +29,7 @@ from .interrupt import Interrupt, StoppedError, held_signals
 from .linear_head import Probe, check_head, fit_heads
 from .loaders import build_loaders, open_data, plan_classes, set_learning_rate, split_names
 from .loop import Run, train_one_epoch
-from .mixing import MixPlan, create_step_mixer, plan_mixing
+from .mixing import MixPlan, asked_confidence, create_step_mixer, plan_mixing, set_temperature
 from .objectives import objective_options
 from .run_folder import RunFolder, check_writable, resume_path
 from .run_state import (
@@ -59,6 +60,8 @@ from .validation import check_metric, share_norms, validate_run
 __all__ = ['run_training']
 
 _logger = logging.getLogger('train')
+# Share of the last epoch's images below which a training says that it hardly mixed.
+_FEW_MIXED = .05
 
 
 @dataclass(frozen=True)
@@ -329,6 +332,11 @@ def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
             flag = '--stop-epoch' if run.args.stop_epoch else '--epochs'
             print(f'{span.resumed}: {span.first} of {span.stop} epochs are trained already; {flag} N for more.')
         return
+    share = run.mixes.get('mix/mixed_images', 1.)
+    if share < _FEW_MIXED and asked_confidence(run.mixer):
+        _logger.warning(f'{share:.1%} of the images of the last epoch were mixed: the model gave few labels a '
+                        f'probability of {asked_confidence(run.mixer)}. --gradmix-confidence 0.5 mixes more of them, '
+                        '--gradmix-confidence 0 every image')
     if run.saver.best_metric is not None:
         _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
     name = run.args.eval_metric if run.loaders.eval is not None else 'loss'
@@ -375,6 +383,8 @@ def _write_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> None:
     if min(plan.options['prob'], plan.options['prob_elem']) < 1:  # a picture should not show unmixed images
         always = replace(plan, options={**plan.options, 'prob': 1.0, 'prob_elem': 1.0})
         mixer = create_step_mixer(always, mixer.num_classes, run.args.rank)
+        criterion = getattr(run.task, 'criterion', None)
+        set_temperature(mixer, criterion.temperature if isinstance(criterion, TemperedLoss) else 1.)
     assert run.model is not None  # a run with a mixer has it
     save_mixes(str(run.output_dir), run.model, images, labels, mixer, names, built.preprocessing.as_config())
 

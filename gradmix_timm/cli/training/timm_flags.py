@@ -196,8 +196,9 @@ _MISC = (
     flag('--seed', type=int, default=42, metavar='S', text='seed of every random stream'),
     flag('--worker-seeding', type=str, default='all', text='all, or part: NumPy in the workers is left alone'),
     flag('--log-interval', type=int, default=50, metavar='N',
-         text='updates between log lines, where "Random boxes: 3/64" says that the maps of 3 of 64 mixed images were '
-              'flat, so that their boxes were drawn at random'),
+         text='updates between log lines, where "Mixed: 64/320" counts the images of the epoch that were mixed, and '
+              '"Random boxes: 3/64" says that the maps of 3 of 64 mixed images were flat, so that their boxes were '
+              'drawn at random'),
     flag('--val-interval', type=int, default=1, metavar='N', text='epochs between validations and checkpoints'),
     flag('--recovery-interval', type=int, default=0, metavar='N', text='updates between recovery files, 0: none'),
     flag('--checkpoint-hist', type=int, default=10, metavar='N', text='checkpoints kept'),

@@ -105,15 +105,15 @@ class MixStats:
             yield
             self.seconds += time.perf_counter() - begin
 
-    def random_boxes(self) -> tuple[int, int] | None:
-        """Mixed images whose map was flat or broken, so that their box is random, and all of those mixed by a map.
+    def line(self) -> str:
+        """For the log: mixed images of all, and of those mixed by a map the ones whose box is random, as it was flat.
 
-        None without maps. Of two mixers that alternate, the images of one without maps do not count.
+        Empty without maps. Of two mixers that alternate, the images of one without maps have no random boxes.
         """
         if self.sums is None or not self.readers:
-            return None
-        flat, read = self.sums[:2].tolist()
-        return int(flat), int(read)
+            return ''
+        flat, read, mixed, _, images = map(int, self.sums.tolist())
+        return f'  Mixed: {mixed}/{images}  Random boxes: {flat}/{read}'
 
     def values(self) -> dict[str, float]:
         """The figures of the epoch so far; empty if nothing was drawn."""
