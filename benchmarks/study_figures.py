@@ -23,15 +23,21 @@ STUDIES = ROOT / 'benchmarks' / 'studies'
 PAGES = (ROOT / 'README.md', ROOT / 'docs' / 'results' / 'study.md')
 QUICK_SCORES = ('msp', 'mls', 'energy', 'knn', 'mahalanobis')
 PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
-CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90')
-HEADLINE = ('none', 'cutmix', 'random-small', 'confident-90-keep', 'gradmix-small')
+CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90',
+         'confident-90-keep')
+# README's names of trainings: GradMix as train.py mixes by default, and every image with labels by area.
+HEADLINE = {'none': 'none', 'cutmix': 'CutMix', 'random-small': 'random box',
+            'gradmix-small': 'GradMix, every image', 'confident-90-keep': '**GradMix**'}
 # Settings without a cue: study and levels.
 WITHOUT_CUE = {
     '450 images a class, 20 epochs': ('small-cifar10', {}),
     'the same, `classifier32`, 200 epochs': ('budget-cifar10', {}),
     '4,500 images a class, 10 epochs': ('full-cifar10', {}),
     'pretrained, 45 images a class, 20 epochs': ('finetune-cifar10', {'budget': '50x20'}),
-    'the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'})}
+    'the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'}),
+    'pretrained at 128 px, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-128px'}),
+    'a larger pretrained net, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-lite2'}),
+    'a small transformer, 40 epochs': ('small-vit', {})}
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
 # Of mixing images alone whose label the model is sure of.
@@ -39,7 +45,8 @@ CONFIDENT = (*(('confident-90-keep', other) for other in (
     'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small',
     'confident-90')), *(('confident-90', other) for other in ('cutmix', 'random-small', 'none', 'gradmix-small')))
 PAIRS = {
-    'shortcut-digits': (('gradmix', 'random-box'), ('gradmix-small', 'random-small'), ('gradmix-small', 'cutmix')),
+    'shortcut-digits': (('gradmix', 'random-box'), *(
+        (method, other) for method in ('gradmix-small', 'confident-90-keep') for other in ('random-small', 'cutmix'))),
     'shortcut-cifar10': tuple(('gradmix-small', other) for other in (
         'random-small', 'cutmix', 'saliencymix', 'resizemix', 'mixup', 'center-small', 'none')),
     **dict.fromkeys(('shortcut-lite0', 'shortcut-vit'), (
@@ -58,8 +65,12 @@ PAIRS = {
     'shortcut-ablation': tuple((other, 'gradmix-small') for other in (
         'authors-sign', 'argmax', 'gradmix-second', 'gradmix-gradcam')),
     'budget-cifar10': (*((other, 'none') for other in (
-        'confident-90', 'gradmix-small', 'cutmix', 'random-small', 'random-box', 'gradmix', 'smoothing', 'negcos',
-        'gradmix-negcos')), ('confident-90', 'cutmix'), ('gradmix-small', 'random-small')),
+        'confident-90-keep', 'confident-90-keep-random', 'confident-90', 'confident-90-random', 'gradmix-small',
+        'cutmix', 'random-small', 'random-box', 'gradmix', 'smoothing', 'negcos', 'gradmix-negcos')),
+        ('confident-90-keep', 'cutmix'), ('confident-90-keep', 'confident-90-keep-random'), ('confident-90', 'cutmix'),
+        ('confident-90', 'confident-90-random'), ('gradmix-small', 'random-small')),
+    'small-vit': tuple((other, 'none') for other in (
+        'confident-90-keep', 'confident-90', 'gradmix-small', 'cutmix', 'random-small')),
     'small-cifar10': (*((other, 'none') for other in (
         'confident-90-keep', 'confident-75-keep', 'confident-90', 'confident-50', 'gradmix-small', 'cutmix',
         'random-small')), ('confident-90-keep', 'cutmix'), ('confident-90-keep', 'confident-90')),
@@ -149,13 +160,14 @@ def shortcut(name: str) -> str:
 def headline() -> str:
     """README's table: a shortcut met by a net from scratch, and by a pretrained one."""
     parts = {'from scratch': 'shortcut-cifar10', 'pretrained': 'shortcut-lite0'}
-    head, rows = ['training'], {method: [method] for method in HEADLINE}
+    head, rows = ['training'], {method: [name] for method, name in HEADLINE.items()}
+    *_, ours = HEADLINE
+    level = 1 - 0.05 / (4 * len(CONFIDENT))
     for start, study in parts.items():
-        level = 1 - 0.05 / (4 * len(PAIRS[study]))
         runs = by_method(study)
         for method in HEADLINE:
             conflict, absent = (over_splits(runs[method], accuracy_of(view)) for view in ('conflict', 'absent'))
-            above = '' if method == HEADLINE[-1] else interval(gaps(study, HEADLINE[-1], method, 'conflict'), level)
+            above = '' if method == ours else interval(gaps(study, ours, method, 'conflict'), level)
             rows[method] += [percent(conflict), above, percent(absent)]
         head += [f'{start} (n = {len(conflict)}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
@@ -164,8 +176,8 @@ def headline() -> str:
 
 def without_cue() -> str:
     """README's other table: points above plain training where there is no shortcut, a row a setting."""
-    shown = {'GradMix': 'gradmix-small', 'CutMix': 'cutmix', 'confident-90': 'confident-90',
-             'confident-90-keep': 'confident-90-keep'}
+    shown = {'GradMix': 'confident-90-keep', 'CutMix': 'cutmix', 'GradMix, every image': 'gradmix-small',
+             'mixed labels': 'confident-90'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
     lines = [f'| no cue | n | {" | ".join(f"{name}: {figure}" for name in shown for figure in figures)} |',
              f'|{"---|" * (2 + 2 * len(shown))}']
@@ -179,17 +191,18 @@ def without_cue() -> str:
 
 
 def kinds(study: str) -> str:
-    """One row a kind of mark: the guided box beside the random one."""
+    """One row a kind of mark: the guided boxes beside the random one."""
     found: dict[str, dict[str, list[dict]]] = {}
     for cell, results in finished(study):
         found.setdefault(cell.levels['mark'], {}).setdefault(cell.levels['method'], []).append(results['groups'])
-    lines = ['| mark | accuracy, conflict: random-small | gradmix-small | no mark: random-small | gradmix-small '
-             '| AUROC, conflict: random-small | gradmix-small | n |', f'|{"---|" * 8}']
+    methods = ('random-small', 'gradmix-small', 'confident-90-keep')
+    heads = [f'{figure}: {" | ".join(methods)}' for figure in (
+        'accuracy, conflict', 'no mark', 'AUROC, conflict')]
+    lines = [f'| mark | {" | ".join(heads)} | n |', f'|{"---|" * (2 + 3 * len(methods))}']
     for mark, by in found.items():
         cells = [percent([groups[view]['scores']['mls']['auroc'] if score else groups[view]['closed_set']['top1']
-                          for groups in by[method]])
-                 for view, score in (('conflict', ''), ('absent', ''), ('conflict', 'mls'))
-                 for method in ('random-small', 'gradmix-small')]
+                          for groups in by[method]]) if method in by else ''
+                 for view, score in (('conflict', ''), ('absent', ''), ('conflict', 'mls')) for method in methods]
         lines.append(f'| {mark} | {" | ".join(cells)} | {len(by["gradmix-small"])} |')
     return '\n'.join(lines)
 

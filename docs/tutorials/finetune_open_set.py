@@ -82,9 +82,9 @@ MODEL
 # (`--osr-val-fraction`): it picks the best checkpoint and, later, the threshold. In a terminal this is `gradmix-train
 # --data-dir DATA ...`; `main` takes the same flags. `configs/finetune.yaml` is a recipe for a real run on a GPU.
 #
-# `--gradmix-confidence 0.9 --gradmix-label keep` mixes only images whose label the net is already sure of, and they
-# keep it: the choice if you do not know whether a cue in the images will mislead the net later. Without the flags every
-# image is mixed: [when to use which](../results/study.md).
+# `--mixup-mode gradmix` mixes only images whose label the net is already sure of, and they keep it. If you know that a
+# cue in the images will mislead the net later, `--gradmix-confidence 0` mixes every image:
+# [when to use which](../results/study.md).
 
 # %%
 from gradmix_timm.cli import train
@@ -92,9 +92,9 @@ from gradmix_timm.cli import train
 status = train.main([
     '--data-dir', str(data), '--train-split', 'train', '--val-split', 'val', '--model', MODEL, *weights,
     '--known-classes', ','.join(KNOWN), '--osr-val-fraction', '0.2', '--img-size', '64', '--mixup-mode', 'gradmix',
-    '--gradmix-confidence', '0.9', '--gradmix-label', 'keep', '--epochs', '4', '--batch-size', '16', '--opt', 'adamw',
-    '--lr', '0.001', '--warmup-epochs', '0', '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0',
-    '--device', 'cpu', '--output', str(data / 'output'), '--experiment', 'run', '--checkpoint-hist', '1'])
+    '--epochs', '4', '--batch-size', '16', '--opt', 'adamw', '--lr', '0.001', '--warmup-epochs', '0',
+    '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0', '--device', 'cpu', '--output', str(data / 'output'),
+    '--experiment', 'run', '--checkpoint-hist', '1'])
 
 # %% [markdown]
 # ## Evaluate
