@@ -93,8 +93,8 @@ status = train.main([
     '--data-dir', str(data), '--train-split', 'train', '--val-split', 'val', '--model', MODEL, *weights,
     '--known-classes', ','.join(KNOWN), '--osr-val-fraction', '0.2', '--img-size', '64', '--mixup-mode', 'gradmix',
     '--epochs', '4', '--batch-size', '16', '--opt', 'adamw', '--lr', '0.001', '--warmup-epochs', '0',
-    '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0', '--device', 'cpu', '--output', str(data / 'output'),
-    '--experiment', 'run', '--checkpoint-hist', '1'])
+    '--smoothing', '0.1', '--scale', '0.7', '1.0', '--workers', '0', '--device', 'cpu',
+    '--output', str(data / 'output'), '--experiment', 'run', '--checkpoint-hist', '1'])
 
 # %% [markdown]
 # ## Evaluate

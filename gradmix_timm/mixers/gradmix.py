@@ -82,8 +82,8 @@ class GradMix(BatchMixer):
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
     share of what they ask for, 1 - s + s / K. Of soft labels the one with the largest share counts. Of several labels
     an image, each judged by its own sigmoid, the least sure counts; an image without any is left as it is. A loss of
-    logits / T fits those probabilities to the labels: set ``temperature`` to T. With a confidence labels are kept unless
-    ``label`` says otherwise. ``train.py`` takes 0.9 where none is typed; here every image is mixed.
+    logits / T fits those probabilities to the labels: set ``temperature`` to T. With a confidence labels are kept
+    unless ``label`` says otherwise. ``train.py`` takes 0.9 where none is typed; here every image is mixed.
 
     Attributes:
         temperature: By which the logits are divided before ``confidence`` looks at them, 1 at first.
