@@ -10,6 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,19 +85,19 @@ OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'ope
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
 
+@cache
 def opened(name: str) -> Study:
     """A study whose files are found from every folder."""
     study = read_study(STUDIES / f'{name}.yaml')
     return replace(study, output=ROOT / study.output)
 
 
-def finished(name: str, command: str = '') -> Iterator[tuple[Cell, dict]]:
+@cache
+def finished(name: str, command: str = '') -> tuple[tuple[Cell, dict], ...]:
     """Cells of a study that are done, and their results: of the first evaluation, or of the one that is named."""
     study = opened(name)
-    for cell in study.cells:
-        file = study.output / cell.name / command / 'results.json'
-        if file.is_file():
-            yield cell, json.loads(file.read_text())
+    files = ((cell, study.output / cell.name / command / 'results.json') for cell in study.cells)
+    return tuple((cell, json.loads(file.read_text())) for cell, file in files if file.is_file())
 
 
 def with_seeds(name: str, command: str = '') -> Iterator[tuple[Cell, dict]]:
@@ -257,7 +258,7 @@ def other_sets(study: str) -> str:
     def auroc(name: str, score: str) -> Callable[[dict], float]:
         return lambda results: results['groups'][name]['scores'][score]['auroc']
 
-    _, results = next(finished(study))
+    _, results = finished(study)[0]
     lines: list[str] = []
     for name in results['groups']:
         heads, rule, *rows = grouped(study, '', {f'AUROC, {score}': auroc(name, score)
@@ -277,7 +278,7 @@ def corrupted(study: str) -> str:
 
 def probed(study: str) -> str:
     """Accuracy of every probe."""
-    _, results = next(finished(study))
+    _, results = finished(study)[0]
     return grouped(study, '', {name: lambda results, name=name: results['groups'][name]['closed_set']['top1']
                                for name in results['groups']})
 
