@@ -173,6 +173,26 @@ def test_weights_alone_ask_for_classes_and_then_serve(data, tmp_path, files):
     assert OpenSetClassifier.load(tmp_path / 'kept', 'cpu').predict(files) == found.predict(files)
 
 
+@pytest.mark.parametrize('name', ['test_resnet', 'test_vit'])
+def test_weights_alone_serve_at_the_size_that_is_typed(name, files, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(timm.create_model(name, num_classes=2).state_dict(), path)
+    typed = {'model': name, 'threshold': -100., 'known_classes': ['cat', 'ant'], 'device': 'cpu', 'img_size': 96}
+    classifier = OpenSetClassifier.from_checkpoint(path, **typed)
+    assert classifier.preprocessing.input_size == (3, 96, 96)
+    classifier.save(tmp_path / 'saved')
+    again = OpenSetClassifier.load(tmp_path / 'saved', device='cpu')
+    assert again.preprocessing.input_size == (3, 96, 96)
+    assert [one.knownness for one in again.predict(files)] == [one.knownness for one in classifier.predict(files)]
+
+
+def test_a_misspelt_keyword_names_the_method_and_the_nearest(checkpoint):
+    with pytest.raises(TypeError, match=r"from_checkpoint has no keyword 'known_aceptance': .*known_acceptance"):
+        OpenSetClassifier.from_checkpoint(checkpoint, known_aceptance=0.9)
+    with pytest.raises(ValueError, match='img_size=0: expected 1 or more'):
+        OpenSetClassifier.from_checkpoint(checkpoint, img_size=0)
+
+
 def test_a_class_called_unknown_is_refused(data, tmp_path):
     path = save_checkpoint(tmp_path / 'm.pth.tar', data, known_classes=('cat', 'unknown'))
     with pytest.raises(ValueError, match="called 'unknown'"):

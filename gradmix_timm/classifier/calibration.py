@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, li
 from gradmix_timm.openset.extract import head_of
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Score, fit_score, score_kind
+from gradmix_timm.registry import nearest
 
 from .images import batches, each
 
-__all__ = ['Plan', 'Source', 'calibrate']
+__all__ = ['Plan', 'Source', 'calibrate', 'source_of']
 
 _logger = logging.getLogger(__name__)
 # Levels of folders above a validation image that may be named after its class.
@@ -41,6 +42,20 @@ class Source:
     workers: int = 0
 
 
+def source_of(given: Mapping[str, Any]) -> Source:
+    """The further keywords of :meth:`OpenSetClassifier.from_checkpoint`.
+
+    Raises:
+        TypeError: One that it does not have.
+    """
+    names = [field.name for field in fields(Source)]
+    unknown = next((name for name in given if name not in names), None)
+    if unknown is not None:
+        known = [*(field.name for field in fields(Plan) if field.name not in ('path', 'source')), *names]
+        raise TypeError(f'OpenSetClassifier.from_checkpoint has no keyword {unknown!r}: {nearest(unknown, known)}')
+    return Source(**given)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The arguments of :meth:`OpenSetClassifier.from_checkpoint`."""
@@ -53,6 +68,7 @@ class Plan:
     score_options: Mapping[str, Any]
     known_classes: Sequence[str] | None
     model: str | None
+    img_size: int | None
     input_img_mode: str | None
     exif: str | None
     device: torch.device | str | None
@@ -76,16 +92,18 @@ def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str,
     if plan.threshold is None and plan.validation is None:
         _check_held_out(plan, loaded)
     # Embeddings are computed on the device that predicts.
-    model = EvaluatedModel.build(settings, loaded, plan.model, len(names), input_img_mode=plan.input_img_mode,
-                                 exif=plan.exif, device=plan.device)
+    model = EvaluatedModel.build(settings, loaded, plan.model, len(names), img_size=plan.img_size,
+                                 input_img_mode=plan.input_img_mode, exif=plan.exif, device=plan.device)
     train, held = _cuts(plan, model, names)
     embedded = None if train is None else model.embed(train, 'known training images')
     head = head_of(model.net) if score_kind(plan.score).needs_head else None
     score = fit_score(plan.score, embedded, head=head, **plan.score_options)
     threshold, count, source = _threshold(plan, score, model, held, names)
     name = str(plan.model or loaded.model)
-    kwargs = loaded.model_kwargs if name == loaded.model else {
+    kwargs = dict(loaded.model_kwargs) if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
+    if plan.img_size is not None and hasattr(model.net, 'set_input_size'):
+        kwargs['img_size'] = plan.img_size  # position embeddings fit one size
     return model.net, model.projection, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
         'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
@@ -105,6 +123,8 @@ def _check(plan: Plan) -> None:
                          f'{plan.known_acceptance}')
     if plan.threshold is not None and plan.validation is not None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
+    if plan.img_size is not None and plan.img_size < 1:
+        raise ValueError(f'img_size={plan.img_size}: expected 1 or more')
     if plan.threshold is not None and not math.isfinite(plan.threshold):
         raise ValueError(f'threshold={plan.threshold}; give a finite number')
 

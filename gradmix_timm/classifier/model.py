@@ -148,6 +148,7 @@ class OpenSetClassifier:
             score_options: Mapping[str, Any] | None = None,
             known_classes: Sequence[str] | None = None,
             model: str | None = None,
+            img_size: int | None = None,
             input_img_mode: str | None = None,
             exif: str | None = None,
             device: torch.device | str | None = None,
@@ -174,6 +175,7 @@ class OpenSetClassifier:
             score_options: The score's own.
             known_classes: Names in head order, for checkpoints without them.
             model: timm's model name, for weights without one.
+            img_size: Side in pixels; None: as the checkpoint records, else that of the model's pretrained weights.
             input_img_mode: PIL mode that files are read in; None: as the checkpoint records.
             exif: 'apply' or 'ignore' the orientation that a camera wrote beside the pixels; None: as recorded.
             device: Default: cuda if available.
@@ -185,12 +187,13 @@ class OpenSetClassifier:
 
         Raises:
             ValueError: Held-out images, or entries of the checkpoint or the data, are missing; with the remedy.
+            TypeError: An unknown keyword; the message names the nearest.
         """
         plan = calibration.Plan(
             path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
-            score_options=dict(score_options or {}), known_classes=known_classes, model=model,
-            input_img_mode=input_img_mode, exif=exif, device=device,
-            amp_dtype=amp_dtype, batch_size=batch_size, ema=ema, source=calibration.Source(**source))
+            score_options=dict(score_options or {}), known_classes=known_classes, model=model, img_size=img_size,
+            input_img_mode=input_img_mode, exif=exif, device=device, amp_dtype=amp_dtype, batch_size=batch_size,
+            ema=ema, source=calibration.source_of(source))
         net, projection, fitted, facts = calibration.calibrate(plan)
         return cls(net, fitted, Manifest(**facts), device, batch_size, projection)
 

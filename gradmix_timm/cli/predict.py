@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--known-classes', type=words, metavar='A,B,...',
         help="names in the order of the head (default: the checkpoint's)")
     add('--model', metavar='NAME', help="timm's model name (default: the checkpoint's)")
+    add('--img-size', type=int, metavar='N', help="image side in pixels (default: the checkpoint's)")
     add('--input-img-mode', choices=tuple(MODES), metavar='MODE',
         help=f"PIL mode that files are read in: {', '.join(MODES)} (default: the checkpoint's)")
     add('--exif', choices=EXIF_RULES,

@@ -176,7 +176,7 @@ def check_runs(runs: Sequence[Run]) -> None:
 def notes(runs: Sequence[Run]) -> list[str]:
     """Descriptions of differences among runs that the grouping does not cover."""
     found = []
-    for name in _FACTS:
+    for name in dict.fromkeys((*_FACTS, *(name for run in runs for name in run.facts))):
         values = sorted({str(run.facts.get(name)) for run in runs})
         groups: dict[str, set[str]] = {run.group: set() for run in runs}
         for run in runs:
@@ -187,7 +187,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     for group in dict.fromkeys(run.group for run in runs):
         options = [run.options for run in runs if run.group == group]
         for key in sorted({key for one in options for key in one} - set(_INCIDENTAL)):
-            values = sorted({str(one.get(key)) for one in options})
+            values = sorted({str(one[key]) for one in options if key in one})  # older versions did not record all
             if len(values) > 1:
                 found.append(f'the runs of {group} differ in {key} ({", ".join(values)})')
     return found
@@ -226,8 +226,13 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])),
         values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
-        facts={name: manifest.get(name) for name in _FACTS}, options=manifest.get('mixer_options') or {},
+        facts={**{name: manifest.get(name) for name in _FACTS}, **_preprocessing(manifest)},
+        options=manifest.get('mixer_options') or {},
         levels=levels, fold=levels.get('fold'))
+
+
+def _preprocessing(manifest: Manifest) -> dict[str, Any]:
+    return {f'preprocessing.{name}': value for name, value in (manifest.get('preprocessing') or {}).items()}
 
 
 def _levels(manifest: Manifest) -> Mapping[str, Any]:

@@ -110,7 +110,11 @@ def read_study(path: str | Path) -> Study:
     checkpoint = str(given.get('checkpoint', 'best'))
     if checkpoint not in CHECKPOINTS:
         raise ValueError(f'{path}: checkpoint: {checkpoint!r}: {nearest(checkpoint, CHECKPOINTS)}')
-    excluded = [_excluded(path, rule, axes) for rule in given.get('exclude') or ()]
+    rules = given.get('exclude') or []
+    if not isinstance(rules, list):
+        raise ValueError(f'{path}: exclude: expected a list of mappings of axes to levels ({{mixer: none, seed: 2}}), '
+                         f'got {type(rules).__name__}')
+    excluded = [_excluded(path, rule, axes) for rule in rules]
     first = next(iter(axes))
     base = str(given.get('base', next(iter(axes[first]))))
     if base not in axes[first]:
@@ -120,7 +124,10 @@ def read_study(path: str | Path) -> Study:
         raise ValueError(f'{path}: processes: {processes!r}; expected the number of processes of a training, 1 or more')
     cells = tuple(replace(cell, processes=processes)
                   for cell in _cells(path, axes, train, evaluate, checkpoint, excluded))
-    return Study(str(given.get('name') or path.stem), Path(given.get('output') or path.with_suffix('')),
+    output = given.get('output') or path.with_suffix('')
+    if not isinstance(output, str | Path):
+        raise ValueError(f'{path}: output: {output!r}; expected the name of a folder')
+    return Study(str(given.get('name') or path.stem), Path(output),
                  {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
 
 

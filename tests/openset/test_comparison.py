@@ -295,6 +295,13 @@ def test_other_differences_among_runs_are_told():
                     'the runs of ours differ in layers (-1, -2)']
 
 
+def test_other_preprocessing_is_told_and_an_option_that_older_files_lack_is_not():
+    runs = [make_run('ours', 0, 0, 0.8, facts={'preprocessing.crop_pct': 0.9}, options={'confidence': 0.0}),
+            make_run('ours', 1, 0, 0.8, facts={'preprocessing.crop_pct': 0.9}, options={}),
+            make_run('base', 0, 0, 0.8, facts={'preprocessing.crop_pct': 1.0})]
+    assert notes(runs) == ['the runs differ in preprocessing.crop_pct as well (ours: 0.9; base: 1.0)']
+
+
 # ---- pictures
 
 def test_differences_stand_where_they_are_and_no_word_is_cut():

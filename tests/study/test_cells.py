@@ -156,6 +156,27 @@ def test_flags_are_read_before_the_first_training(make, stubbed, entries, words)
     assert calls(study) == []
 
 
+def test_a_flag_of_the_config_that_no_flag_switches_off_is_told(make, stubbed, tmp_path):
+    config = tmp_path / 'config.yaml'
+    config.write_text('amp: true\n')
+    study = make(axes={'mixer': ['none'], 'precision': {'half': {}, 'full': {'amp': False}}},
+                 train={'config': str(config)})
+    with pytest.raises(UsageError, match=r'cell none-full-\w+: amp: false, and the file of config: has it on'):
+        main([str(study.source)])
+    assert calls(study) == []
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (['--metrics', 'aurok'], '--metrics aurok: .*auroc'),
+    (['--plot', 'a.png', '--plot-metric', 'top'], '--plot-metric top: '),
+    (['--plot', 'a.pgn'], r'--plot a\.pgn: expected a file that ends in .*png')])
+def test_what_no_table_has_is_refused_before_the_first_training(make, stubbed, flags, words):
+    study = make(axes={'mixer': ['none'], 'seed': [0]})
+    with pytest.raises(UsageError, match=words):
+        main([str(study.source), *flags])
+    assert calls(study) == []
+
+
 def test_an_error_is_told_once(make, stubbed, monkeypatch, capsys, caplog):
     monkeypatch.setattr(study_command, '_check_flags', lambda study: None)
     study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})

@@ -58,6 +58,9 @@ def test_cells_can_be_excluded(make):
      r'axes\.lr: level 2 sets lr: 2, and one of another axis lr: 1; leave lr to one axis'),
     ({'exclude': [{'mixr': 'none'}]}, "exclude: no axis 'mixr'.*mixer"),
     ({'exclude': [{'mixer': 'nine'}]}, "exclude: mixer has no level 'nine'"),
+    ({'exclude': 5}, 'exclude: expected a list of mappings .*got int'),
+    ({'exclude': {'mixer': 'none'}}, 'exclude: expected a list of mappings .*got dict'),
+    ({'output': 5}, 'output: 5; expected the name of a folder'),
 ])
 def test_what_is_wrong_is_said(make, entries, message):
     with pytest.raises(ValueError, match=message):

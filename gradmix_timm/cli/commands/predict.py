@@ -27,7 +27,7 @@ __all__ = ['run']
 _HUB = 'hf-hub:'
 # Flags that a saved classifier fixes, and its attributes.
 _MAKING = ('score', 'known_acceptance', 'threshold', 'validation', 'known_classes', 'model', 'amp', 'data_dir',
-           'dataset', 'train_split', 'class_map', 'workers', 'input_img_mode', 'exif')
+           'dataset', 'train_split', 'class_map', 'workers', 'img_size', 'input_img_mode', 'exif')
 
 
 def run(args: argparse.Namespace) -> int:

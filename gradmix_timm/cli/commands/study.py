@@ -15,6 +15,8 @@ from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.cli.openset.main import build_parser
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
 from gradmix_timm.cli.training.args import build_parser as build_train_parser
+from gradmix_timm.openset.metrics import RANK_METRICS
+from gradmix_timm.registry import nearest
 from gradmix_timm.study import Study, draw_study, read_study, run_study, study_tables
 from gradmix_timm.study.cells import as_flags, is_done
 
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     with user_errors():
         if not 0 < args.level < 1:
             raise ValueError(f'--level {args.level:g}: expected a coverage between 0 and 1')
+        _check_output(args)
         study = read_study(args.study)
     if args.list:
         for cell in study.cells:
@@ -61,6 +64,24 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    """Names of metrics and of the plot's file, before hours of training.
+
+    Raises:
+        ValueError: One that no table and no plot can have.
+    """
+    for flag, names, known in (('--metrics', args.metrics, (*RANK_METRICS, 'top1')),
+                               ('--plot-metric', [args.plot_metric], (*RANK_METRICS, 'top1'))):
+        for name in names:
+            if name not in known and not name.startswith('ccr_at_fpr_'):
+                raise ValueError(f'{flag} {name}: {nearest(name, known)}')
+    if args.plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+        endings = FigureCanvasBase.get_supported_filetypes()
+        if Path(args.plot).suffix.lstrip('.').lower() not in endings:
+            raise ValueError(f'--plot {args.plot}: expected a file that ends in .{", .".join(endings)}')
+
+
 def _check_flags(study: Study) -> None:
     """Read flags as their commands will, so that a mistake shows before the first training.
 
@@ -82,15 +103,20 @@ def _check_flags(study: Study) -> None:
                 _read(evaluation.parse_args, [command, '--checkpoint', 'last.pth.tar', *as_flags(flags)], study,
                       f'evaluate.{command}')
         seen |= pairs
-        _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study,
-              f'train.py in cell {cell.name}')
+        where = f'train.py in cell {cell.name}'
+        flags, _ = _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study, where)
+        off = [key for key, value in cell.train.items() if value is False]
+        on = next((key for key in off if getattr(flags, key, None) is True), None)
+        if on is not None:
+            raise UsageError(f'{study.source}: {where}: {on}: false, and the file of config: has it on, which no flag '
+                             f'switches off; take {on} out of that file')
 
 
-def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, where: str) -> None:
+def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, where: str) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            parse(words)
+            return parse(words)
     except SystemExit as stop:
         text = said.getvalue().strip().removeprefix('error: ')
         raise UsageError(f'{study.source}: {where}: {text}') from stop
