@@ -182,5 +182,6 @@ def _name(class_names: Sequence[str], index: int) -> str:
 def _caption(scene: MixScene, class_names: Sequence[str], row: int) -> str:
     weights, order = scene.targets[row].sort(descending=True)
     parts = [f'{_name(class_names, int(k))} {w:.2f}' for w, k in zip(weights[:2], order[:2], strict=False) if w > 0.02]
-    lam = '' if scene.draw is None else f'\nkept {scene.draw.lam[row]:.0%}'
-    return '\n'.join(parts) + lam
+    if scene.draw is None:
+        return '\n'.join(parts)
+    return '\n'.join([*parts, 'not mixed' if scene.draw.lam[row] == 1 else f'kept {scene.draw.lam[row]:.0%}'])

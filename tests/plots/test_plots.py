@@ -108,6 +108,11 @@ def test_mixes_are_plotted(name, tiny_cnn, batch, axes):
     assert plot_mixes(mixer, images, labels, tiny_cnn, rows=2, ax=axes[0]) is axes[0].figure
 
 
+def test_an_image_that_the_mixer_left_alone_is_called_unmixed(tiny_cnn, batch):
+    figure = plot_mixes(create_mixer('gradmix', num_classes=10, confidence=0.99), *batch, model=tiny_cnn, rows=1)
+    assert figure.axes[-1].get_xlabel().endswith('\nnot mixed')
+
+
 def test_pictures_claim_no_partner_and_no_share_that_the_draw_does_not_hold(batch):
     images, labels = batch[0][:4], batch[1][:4]
 
