@@ -13,6 +13,7 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import KEY, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import RunFailedError, UsageError
+from gradmix_timm.cli.training import mixing
 from gradmix_timm.cli.training.interrupt import StoppedError
 from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver
 
@@ -142,6 +143,20 @@ def test_a_file_that_trained_on_the_validation_images_is_refused(images, tmp_pat
     run_tiny(images, tmp_path, *flags, '--stop-epoch', 1, classes=None)
     with pytest.raises(UsageError, match='held out'):
         run_tiny(images, tmp_path, *flags, '--resume', 'auto', '--seed', 1, classes=None)
+
+
+def test_options_of_a_version_with_other_defaults_are_named(images, tmp_path, caplog, monkeypatch):
+    flags = ('--mixup-mode', 'gradmix', '--stop-epoch')
+    with monkeypatch.context() as older:
+        older.setattr(mixing, '_trained_options', dict)
+        run_tiny(images, tmp_path, *flags, 1)
+    caplog.clear()
+    run_tiny(images, tmp_path, *flags, 2, '--resume', 'auto')
+    assert ("it was trained with other flags: the mixer's label 'area', now 'keep'; the mixer's confidence 0.0, now 0.9"
+            in caplog.text)
+    caplog.clear()
+    run_tiny(images, tmp_path, *flags, 2, '--resume', 'auto')
+    assert 'other flags' not in caplog.text
 
 
 def test_flags_that_changed_are_named(images, tmp_path, caplog):

@@ -153,10 +153,11 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
-    section = Section(_record(args, plan, built, mixer, data))
+    record = _record(args, plan, built, mixer, data)
+    section = Section(record)
     task.section = section  # type: ignore[assignment]
     optimizer = build_optimizer(args, task)
-    first = resume(resumed, args, task, optimizer, hardware.scaler) if resumed else None
+    first = resume(resumed, args, task, optimizer, hardware.scaler, record.mixer_options) if resumed else None
     set_up_average(resumed, args, task)
     compile_task(args, task, hardware)
     decreasing = args.eval_metric == 'loss' or loaders.eval is None

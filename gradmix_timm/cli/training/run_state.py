@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import random
@@ -269,18 +270,24 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
 
 
 def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer,
-           scaler: Any) -> int | None:
+           scaler: Any, mixer_options: Mapping[str, Any]) -> int | None:
     """Load weights, optimizer and loss scale; returns the epoch to continue with.
 
     Raises:
         ValueError: The weights do not fit, or the state is of another optimizer.
     """
-    recorded = vars(load_checkpoint_metadata(path).get('args') or argparse.Namespace())
+    checkpoint = load_checkpoint_metadata(path)
+    recorded = vars(checkpoint.get('args') or argparse.Namespace())
     if (was := recorded.get('opt', args.opt)) != args.opt and not args.no_resume_opt:
         raise ValueError(f'--resume {path}: it is of --opt {was} and this run is of --opt {args.opt}; to go on with '
                          'another optimizer from its first state type --no-resume-opt')
     changed = [f'{name} {shown(was)}, now {shown(vars(args)[name])}' for name, was in recorded.items()
                if name not in _INCIDENTAL and vars(args).get(name, was) != was]
+    if not changed and checkpoint.get(KEY):  # flags that were not typed, and a version with other defaults
+        before = RunRecord.from_state(checkpoint[KEY], f'--resume {path}').mixer_options
+        now = {name: mixer_options[name] for name in before if name in mixer_options}
+        changed = [f"the mixer's {name} {shown(before[name])}, now {shown(value)}" for name, value in now.items()
+                   if json.dumps(before[name], default=str) != json.dumps(value, default=str)]  # tuples are lists there
     if changed and utils.is_primary(args):
         _logger.warning(f'--resume {path}: it was trained with other flags: {"; ".join(changed)}')
     try:
