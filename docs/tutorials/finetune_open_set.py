@@ -82,9 +82,8 @@ MODEL
 # (`--osr-val-fraction`): it picks the best checkpoint and, later, the threshold. In a terminal this is `gradmix-train
 # --data-dir DATA ...`; `main` takes the same flags. `configs/finetune.yaml` is a recipe for a real run on a GPU.
 #
-# `--mixup-mode gradmix` mixes only images whose label the net is already sure of, and they keep it. If you know that a
-# cue in the images will mislead the net later, `--gradmix-confidence 0` mixes every image:
-# [when to use which](../results/study.md).
+# `--mixup-mode gradmix` mixes only images whose label the net is already sure of, and they keep it;
+# `--gradmix-confidence 0` mixes every image: [when to use which](../results/study.md).
 
 # %%
 from gradmix_timm.cli import train
