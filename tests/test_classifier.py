@@ -141,6 +141,20 @@ def test_validation_images_of_unknown_classes_are_left_out_however_they_are_name
     assert found.manifest.n_validation == 6
 
 
+def test_a_folder_with_the_training_images_is_no_validation_set(checkpoint, files, tmp_path):
+    for part in ('train', 'test'):
+        for place, file in enumerate(files[:2]):
+            target = tmp_path / part / file.parent.name / f'{place}{file.suffix}'
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match='lie in train and in test: .*name the folder test alone'):
+        OpenSetClassifier.from_checkpoint(checkpoint, validation=tmp_path, device='cpu')
+    moved = tmp_path / 'test' / 'train'  # a folder of that name above all images says nothing
+    (tmp_path / 'train').rename(moved)
+    with pytest.raises(ValueError, match='too few'):
+        OpenSetClassifier.from_checkpoint(checkpoint, validation=moved, device='cpu')
+
+
 def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):
     path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=range(10))
     with pytest.raises(ValueError, match=r'10 held-out images are too few .* 19 are needed'):

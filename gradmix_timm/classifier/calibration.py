@@ -29,6 +29,8 @@ __all__ = ['Plan', 'Source', 'calibrate', 'source_of']
 _logger = logging.getLogger(__name__)
 # Levels of folders above a validation image that may be named after its class.
 _LEVELS = 3
+# Folders whose images are not those of a folder train beside them.
+_APART = {'val', 'valid', 'validation', 'test'}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,13 +191,17 @@ def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str])
         unknown: Names of the classes that training left out.
 
     Raises:
-        ValueError: All of them are of other classes.
+        ValueError: All of them are of other classes, or some lie in a folder train and some beside it.
     """
     images = [images] if isinstance(images, str | os.PathLike) else images
     if not isinstance(images, Sequence) or not all(isinstance(item, str | os.PathLike) for item in images):
         return images
     images = list(each(images))
     chains = [[folder.name for folder in Path(item).absolute().parents[:_LEVELS]] for item in images]
+    apart = next((name for chain in chains if 'train' not in chain for name in chain if name in _APART), None)
+    if apart is not None and any('train' in chain for chain in chains):
+        raise ValueError(f'the validation images lie in train and in {apart}: the model was trained on those of train, '
+                         f'so that the threshold would be too high; name the folder {apart} alone')
     listed = list(dict.fromkeys(name for chain in chains for name in chain))
     known = {listed[place] for place in shared_classes(listed, names)}
     classes = known | {listed[place] for place in shared_classes(listed, unknown)}
