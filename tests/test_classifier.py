@@ -147,7 +147,7 @@ def test_a_folder_with_the_training_images_is_no_validation_set(checkpoint, file
             target = tmp_path / part / file.parent.name / f'{place}{file.suffix}'
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match='lie in train and in test: .*name the folder test alone'):
+    with pytest.raises(ValueError, match=r'lie in train and in test: .*name the folder test alone'):
         OpenSetClassifier.from_checkpoint(checkpoint, validation=tmp_path, device='cpu')
     moved = tmp_path / 'test' / 'train'  # a folder of that name above all images says nothing
     (tmp_path / 'train').rename(moved)
