@@ -102,7 +102,8 @@ def test_losses_in_parts_are_logged(images, tmp_path, board):
 
 @pytest.mark.slow
 def test_wandb_gets_the_mixes_in_the_step_of_timms_summary(images, tmp_path, wandb):
-    run_tiny(images, tmp_path, *GRADMIX, '--gradmix-confidence', 0, '--log-wandb', '--log-mixes-interval', 2, pictures=True)
+    run_tiny(images, tmp_path, *GRADMIX, '--gradmix-confidence', 0, '--log-wandb', '--log-mixes-interval', 2,
+             pictures=True)
     assert len(wandb.logged) == 2
     assert all({'train_loss', 'eval_top1', 'mix/lam', 'mix/random_boxes'} <= set(line) for line in wandb.logged)
     assert [line.get('mixes', (None,))[0] for line in wandb.logged] == ['picture', None]
