@@ -8,10 +8,7 @@ from typing import Any
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['LEARNED', 'OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
-
-#: The confidence of ``train.py --mixup-mode gradmix``, chosen by measurements (docs/results/study.md).
-LEARNED = 0.9
+__all__ = ['OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
 
 
 def check_alpha(alpha: float, name: str = 'alpha') -> float:
@@ -59,7 +56,7 @@ class GradMixOptions:
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')
     confidence: float = _option(0.0, 'mix only images whose label the model gives at least this probability (with '
                                 'smoothing a share of what the label asks for), so that what is covered has been '
-                                'learned; 0: every image', trained=LEARNED)
+                                'learned; 0: every image', trained=0.9)
     correct_lam: bool = _option(True, 'lam from the clipped box rather than the drawn one')
     attr_scale: float = _option(1.0, 'side of the copy on which the attribution is made, relative to the image')
     keep_clean: bool = _option(False, 'train on the clean batch too; its forward serves the attribution')
@@ -91,7 +88,8 @@ class GradMixOptions:
                 raise ValueError(f'{name} is {expected}, got {getattr(self, name)}')
 
 
-#: Option name to its dataclass field; ``metadata`` holds help and choices.
+#: Option name to its dataclass field; ``metadata`` holds help, choices and, where it is another, the default of
+#: ``train.py --mixup-mode gradmix``, chosen by measurements (docs/results/study.md).
 OPTIONS = {option.name: option for option in fields(GradMixOptions)}
 
 #: Settings of the authors' code that differ from our defaults. Their scripts default to one layer (the

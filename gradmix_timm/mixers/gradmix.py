@@ -122,7 +122,8 @@ class GradMix(BatchMixer):
         if unknown:
             raise ValueError(f'mixer {self.name!r} has no option {unknown[0]!r}: {nearest(unknown[0], OPTIONS)}')
         recipe = options.get('recipe', 'default')
-        self.config = GradMixOptions(**{'recipe': recipe, **RECIPES[recipe], **_plain_options(options)})
+        chosen = RECIPES.get(recipe, {}) if isinstance(recipe, str) else {}  # the options refuse what is none
+        self.config = GradMixOptions(**{**chosen, **_plain_options(options)})
         if self.multi_label and self.config.score == 'loss':
             raise ValueError("score='loss' is the cross-entropy of one label per image; for multi-hot targets take "
                              "'evidence' or 'logit' (--gradmix-score)")

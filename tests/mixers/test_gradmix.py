@@ -617,6 +617,12 @@ def test_labels_are_kept_by_default_where_the_model_is_sure(options, label):
     assert mixer.options['label'] == label
 
 
+@pytest.mark.parametrize('recipe', ['author', None, ['authors']], ids=str)
+def test_an_unknown_recipe_is_a_clear_error(recipe):
+    with pytest.raises(ValueError, match=r'recipe=.*authors'):
+        create_mixer('gradmix', num_classes=K, recipe=recipe)
+
+
 @pytest.mark.parametrize('options', [{'confidence': 1.0}, {'confidence': -0.1},
                                      {'confidence': 0.5, 'attribution': 'random'}], ids=str)
 def test_a_confidence_is_a_probability_and_needs_a_model(options):
