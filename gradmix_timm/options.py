@@ -46,9 +46,8 @@ class GradMixOptions:
                           ('window', 'argmax', 'sample', 'random'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
     label: str | None = _option(None, 'label weights by pixel area, by attribution mass, or the own label kept; open: '
-                         'the hidden share of the evidence goes to no class (uniform) and none to the partner; '
-                         'open-area: the hidden area does (default: keep with a confidence, area without)',
-                         ('area', 'mass', 'keep', 'open', 'open-area'))
+                         'the hidden share of the evidence goes to no class (uniform) and none to the partner '
+                         '(default: keep with a confidence, area without)', ('area', 'mass', 'keep', 'open'))
     shape: str = _option('box', 'what hides the evidence: one box, or of 8 x 8 cells those with the most of it, of '
                          'the same area', ('box', 'grid'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))

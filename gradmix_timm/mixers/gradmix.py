@@ -73,10 +73,9 @@ class GradMix(BatchMixer):
 
     Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
     that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
-    partner's m in the pasted box, over their sum; 'keep' y. With the two open ones, the hidden part of the label goes
-    to no class instead of to the partner, so the model becomes less certain of images without their evidence:
-    'open' (1 - m) y + m / K, 'open-area' lam y + (1 - lam) / K, whatever fills the box. The controls have no map: their
-    'open' goes by area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
+    partner's m in the pasted box, over their sum; 'keep' y; 'open' (1 - m) y + m / K, whatever fills the box: the hidden
+    part of the label goes to no class instead of to the partner. The controls have no map: their 'open' goes by area,
+    and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
@@ -97,7 +96,7 @@ class GradMix(BatchMixer):
         rank: Of the process.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
             logits, as each label has a sigmoid of its own.
-        unknown_output: Where the hidden share of the open labels goes.
+        unknown_output: Where the hidden share of an open label goes.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
 
     Raises:
@@ -343,14 +342,14 @@ class GradMix(BatchMixer):
 
     @property
     def _open(self) -> bool:
-        return self.config.label in ('open', 'open-area')
+        return self.config.label == 'open'
 
     def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, mask: Tensor | None,
                    lam: Tensor) -> Tensor:
         """Weight of the own label, float32 [B]; the rest goes to the partner's or to no class."""
         if self._keeps_label():
             return torch.ones_like(lam)
-        if self.config.label in ('area', 'open-area') or pixels is None:
+        if self.config.label == 'area' or pixels is None:
             return lam
         own, flat = 1 - _hidden(pixels, dst, mask), pixels.flatten(1).sum(1) <= 0
         if self.config.label == 'open':
