@@ -73,9 +73,9 @@ class GradMix(BatchMixer):
 
     Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
     that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
-    partner's m in the pasted box, over their sum; 'keep' y; 'open' (1 - m) y + m / K, whatever fills the box: the hidden
-    part of the label goes to no class instead of to the partner. The controls have no map: their 'open' goes by area,
-    and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
+    partner's m in the pasted box, over their sum; 'keep' y; 'open' (1 - m) y + m / K, whatever fills the box: the
+    hidden part of the label goes to no class instead of to the partner. The controls have no map: their 'open' goes by
+    area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
