@@ -126,10 +126,12 @@ def test_one_pair_is_compared_image_by_image():
     assert (found['low'], found['high'], found['p'], found['n']) == (oracle.low, oracle.high, oracle.p, 140)
     assert comparison['unit'] == 'image'
     assert gap_of(comparison, 'fpr_at_95_known')['low'] is None
+    assert '95% intervals of AUROC are over images' in grounds(comparison)
     arrays['base']['known_index'] = np.arange(80)[::-1]
     other = compare_runs(made([[0.02]]), paired=True, arrays_of=lambda run: arrays[run.group])
     assert gap_of(other)['low'] is None
     assert 'too few pairs (1)' in comparison_markdown(other)
+    assert 'no intervals: those of AUROC over images need arrays.npz' in grounds(other)
 
 
 def test_p_values_are_corrected_over_everything_that_gets_a_verdict():
@@ -209,6 +211,16 @@ def test_without_pairs_there_are_means_alone():
     assert comparison['base'] is None
     assert comparison['scores']['mls']['auroc']['groups']['third']['sd'] is None
     assert '--paired' in grounds(comparison)
+
+
+def test_means_over_different_things_say_so():
+    mixed = compare_runs([make_run('a', 0, 0, .8), *(make_run('b', trial, 0, .7) for trial in range(3))])
+    assert 'over class splits' in grounds(mixed)
+    assert 'of a over runs of one split, so groups do not compare' in grounds(mixed)
+    apart = compare_runs([make_run(group, trial, seed, .8) for trial, group in enumerate('ab') for seed in range(2)])
+    assert 'one class split a group, and not of the same one' in grounds(apart)
+    alone = compare_runs([make_run('a', 0, seed, .8) for seed in range(2)])
+    assert 'so they hold for that split alone' in grounds(alone)
 
 
 # ---- who is compared with whom

@@ -35,18 +35,37 @@ def title_of(metric: str) -> str:
 
 def grounds(comparison: Comparison) -> str:
     """What means and intervals are taken over, in a sentence."""
-    level, unit, count = f'{comparison["level"]:.0%}', comparison['unit'], comparison['n_distinct']
+    level, unit = f'{comparison["level"]:.0%}', comparison['unit']
     pairs = next(iter(comparison['groups'].values()))['n_runs']
-    if unit == 'class split':
-        over = f'over {count} different class splits (trials of the same classes and seeds are averaged first)'
-    elif unit == 'run':
-        over = 'over runs of one class split, so they hold for that split alone'
-    else:
-        over = 'of one run each; the interval of AUROC is over images, so it says nothing of another training run'
     if not comparison['paired']:
-        return f'Mean ± standard deviation {over}; no differences were asked for, --paired gives them.'
-    return (f'Mean ± standard deviation and {level} intervals {over}; {pairs} pair{"" if pairs == 1 else "s"} of the '
-            f'same trial and seed, differences to {comparison["base"]}.')
+        return f'Mean ± standard deviation {_over(comparison)}; no differences were asked for, --paired gives them.'
+    if unit == 'image':
+        figures = (f'{level} intervals of AUROC are over images, so they say nothing of another training run'
+                   if _has_intervals(comparison) else
+                   'no intervals: those of AUROC over images need arrays.npz beside both results.json')
+        words = f'Figures of one run each; {figures}'
+    else:
+        words = f'Mean ± standard deviation and {level} intervals {_over(comparison)}'
+    return (f'{words}; {pairs} pair{"" if pairs == 1 else "s"} of the same trial and seed, differences to '
+            f'{comparison["base"]}.')
+
+
+def _over(comparison: Comparison) -> str:
+    """What a mean is taken over."""
+    averaged = '(trials of the same classes and seeds are averaged first)'
+    if comparison['unit'] == 'class split':
+        return f'over {comparison["n_distinct"]} different class splits {averaged}'
+    if comparison['n_distinct'] == 1:
+        return 'over runs of one class split, so they hold for that split alone'
+    single = [name for name, facts in comparison['groups'].items() if facts['n_distinct'] == 1]
+    if len(single) == len(comparison['groups']):
+        return 'over runs of one class split a group, and not of the same one, so groups do not compare'
+    return f'over class splits {averaged}, of {", ".join(single)} over runs of one split, so groups do not compare'
+
+
+def _has_intervals(comparison: Comparison) -> bool:
+    return any(gap['low'] is not None for part in comparison['scores'].values() for entry in part.values()
+               for gap in entry['differences'].values())
 
 
 def how_decided(comparison: Comparison) -> str:
