@@ -40,7 +40,8 @@ WITHOUT_CUE = {
     'a larger pretrained net, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-lite2'}),
     'a small transformer, 40 epochs': ('small-vit', {})}
 # Of CIFAR-10 and of few_images.py.
-IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14}
+IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14,
+                  'data/glyphs': 50}
 # Of mixing images alone whose label the model is sure of.
 CONFIDENT = (*(('confident-90-keep', other) for other in (
     'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small',
@@ -201,6 +202,7 @@ def kinds(study: str) -> str:
     for cell, results in finished(study):
         found.setdefault(cell.levels['mark'], {}).setdefault(cell.levels['method'], []).append(results['groups'])
     methods = ('random-small', 'gradmix-small', 'confident-90-keep')
+    found = {mark: by for mark, by in found.items() if not re.fullmatch(r'side\d+-share\d+', mark)}  # those of grid
     heads = [f'{figure}: {" | ".join(methods)}' for figure in (
         'accuracy, conflict', 'no mark', 'AUROC, conflict')]
     lines = [f'| mark | {" | ".join(heads)} | n |', f'|{"---|" * (2 + 3 * len(methods))}']
@@ -209,6 +211,28 @@ def kinds(study: str) -> str:
                           for groups in by[method]]) if method in by else ''
                  for view, score in (('conflict', ''), ('absent', ''), ('conflict', 'mls')) for method in methods]
         lines.append(f'| {mark} | {" | ".join(cells)} | {len(by["gradmix-small"])} |')
+    return '\n'.join(lines)
+
+
+def grid(study: str) -> str:
+    """Accuracy under conflict by side of the patch and the share of training images that bear it.
+
+    The patch of 5 pixels on every image is that of shortcut-cifar10, on the same splits with the same seed.
+    """
+    methods = ('random-small', 'gradmix-small', 'confident-90-keep')
+    shares = {'': 'every image', 'share95': '95%', 'share90': '90%'}
+    read = accuracy_of('conflict')
+    done = {(cell.levels['mark'], cell.levels['method'], cell.levels['trial']): read(results)
+            for cell, results in finished(study)}
+    for cell, results in finished('shortcut-cifar10'):
+        done['', cell.levels['method'], cell.levels['trial']] = read(results)
+    heads = [f'{shown}: {method}' for shown in shares.values() for method in methods]
+    lines = [f'| side | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
+    for side in (5, 9, 13):
+        marks = ['-'.join(filter(None, ('' if side == 5 else f'side{side}', share))) for share in shares]
+        cells = [[done[mark, method, trial] for trial in opened(study).axes['trial'] if (mark, method, trial) in done]
+                 for mark in marks for method in methods]
+        lines.append(f'| {side} | {" | ".join(map(percent, cells))} | {min(map(len, cells))} |')
     return '\n'.join(lines)
 
 
@@ -406,7 +430,7 @@ TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'others': lambda study: gains(study, OTHERS),
           '60 epochs': lambda study: gains(study, levels={'budget': '50x60'}),
           'oscr': lambda study: plain(study, 'oscr'),
-          'evidence': evidence, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
+          'evidence': evidence, 'grid': grid, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
 
 def table(name: str) -> str:
