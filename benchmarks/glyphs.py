@@ -1,12 +1,12 @@
-"""Draw a data set of a hundred classes: printed characters in many fonts, which few_images.py and CIFAR-10 cannot give.
+"""Draw a data set of a hundred classes, which CIFAR-10 cannot give: printed characters in many fonts.
 
-``python benchmarks/glyphs.py OUT --fonts /usr/share/fonts`` writes OUT/train/CLASS/N.png and OUT/test/CLASS/N.png, 32 x 32
-pixels. A class is a character, named by its code point. Characters stand in other fonts in the test images than in the
-training images, turned, moved and scaled a little, in any colour on any other. Faces that lack one of the characters
-are left out, so the images depend on the fonts that are installed; any hundred of them will do::
+``python benchmarks/glyphs.py OUT --fonts /usr/share/fonts`` writes OUT/train/CLASS/N.png and OUT/test/CLASS/N.png, of
+32 x 32 pixels. A class is a character, named by its code point. Characters stand in other fonts in the test images than
+in the training images, turned, moved and scaled a little, in any colour on any other. Faces that lack one of the
+characters are left out, so the images depend on the fonts that are installed; any hundred of them will do::
 
-    apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-roboto-unhinted fonts-lato fonts-open-sans \
-        fonts-linuxlibertine fonts-comfortaa fonts-cantarell fonts-ebgaramond fonts-texgyre fonts-croscore fonts-junicode
+    apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-roboto-unhinted fonts-lato fonts-open-sans
+    apt-get install fonts-linuxlibertine fonts-comfortaa fonts-ebgaramond fonts-texgyre fonts-croscore fonts-junicode
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
 # A hundred: of letters whose two cases differ in size alone, one.
-CHARACTERS = ('ABCDEFGHIJKLMNOPQRSTUVWXYZ' 'abdefghijlmnqrty' '123456789' '&%$#@?!§£¥{}[]<>+=*/~' 'ÄÖÜÅÆØÉÈÊÑÇÞÐ' 'äöüåæøéèêñçþðßî')
+CHARACTERS = ('ABCDEFGHIJKLMNOPQRSTUVWXYZabdefghijlmnqrty123456789&%$#@?!§£¥{}[]<>+=*/~'
+              'ÄÖÜÅÆØÉÈÊÑÇÞÐäöüåæøéèêñçþðßî')
 SIDE, DRAWN = 32, 128
 
 
@@ -83,4 +84,5 @@ if __name__ == '__main__':
             place = given.out / split / name / f'{index}.png'
             place.parent.mkdir(parents=True, exist_ok=True)
             image.save(place)
-    print(f'{len(CHARACTERS)} classes; faces: ' + ', '.join(f'{len(fonts)} {split}' for split, (fonts, _) in parts.items()))
+    counts = ', '.join(f'{len(fonts)} {split}' for split, (fonts, _) in parts.items())
+    print(f'{len(CHARACTERS)} classes; faces: {counts}')
