@@ -7,6 +7,8 @@ from typing import Any
 
 import score_agreement
 
+from gradmix_timm.openset.scores import list_scores
+
 HERE = Path(__file__).parent
 # Least ratio of fit and query together: at most 1.1 times the library's time.
 LEAST = 1 / 1.1
@@ -30,6 +32,12 @@ features or a net trained for long, here as in the other two packages.
   which hold the last layer alone: so there is no such score.
 - What else pytorch-ood has is reached through `pytorch-ood:NAME` alone, and a short name says so.
 """
+
+
+def definitions() -> str:
+    """One row a score: what it is, and its paper."""
+    rows = (f'| `{name}` | {summary} |' for name, summary in list_scores().items())
+    return '\n'.join(['| score | knownness of an image |', '|---|---|', *rows])
 
 
 def speed_table(figures: dict[str, Any]) -> str:
@@ -124,6 +132,8 @@ def main() -> None:
         'Made by `python -m pytest benchmarks/test_scores.py --benchmark-only` and `python benchmarks/score_tables.py` '
         'from `benchmarks/results/scores.json`.\n',
         f'{page["date"]}, {machine}.\n',
+        '## What each is\n',
+        definitions() + '\n',
         '## Against pytorch-ood\n',
         f'30,000 training features of width 512, 20,000 queries{fewer}, 100 classes, the same for both, turn by turn. '
         "Times are of the processor, in one thread; a ratio is the library's time over ours, the median over rounds "

@@ -28,7 +28,8 @@ class MixTrainer(Trainer):
 
     def __init__(self, *args, mixer: str, num_classes: int, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.mixer = create_mixer(mixer, num_classes=num_classes, prob=0.5, rank=self.args.process_index)
+        options = {'confidence': 0.9} if mixer == 'gradmix' else {}  # only images whose label the model is sure of
+        self.mixer = create_mixer(mixer, num_classes=num_classes, rank=self.args.process_index, **options)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images, targets = inputs['pixel_values'], inputs['labels']

@@ -25,7 +25,9 @@ class GradMixClassifier(lightning.LightningModule):
     def on_fit_start(self):
         # Here the process knows its rank, so that every process draws mixes of its own.
         hparams = self.hparams
-        self.mixer = create_mixer(hparams.mixer, num_classes=hparams.num_classes, prob=0.5, rank=self.global_rank)
+        # GradMix only on images whose label the model is sure of.
+        options = {'confidence': 0.9} if hparams.mixer == 'gradmix' else {}
+        self.mixer = create_mixer(hparams.mixer, num_classes=hparams.num_classes, rank=self.global_rank, **options)
 
     def training_step(self, batch, index):
         images, labels = batch

@@ -5,8 +5,8 @@ step instead. In ``train.py`` of the reference, leave ``--mixup-alpha`` and ``--
 
 1. make the mixer in ``main``, behind the model:
 
-       mixer = create_mixer('gradmix', num_classes=num_classes, label_smoothing=args.label_smoothing,
-                            rank=args.gpu if args.distributed else 0)
+       mixer = create_mixer('gradmix', num_classes=num_classes, confidence=0.9, label_smoothing=args.label_smoothing,
+                            rank=args.rank if args.distributed else 0)
 
 2. call it in ``train_one_epoch``, behind ``image.to(device)``; ``nn.CrossEntropyLoss`` takes soft targets:
 

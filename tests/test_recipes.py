@@ -84,12 +84,21 @@ def test_every_named_control_is_one_flag_away(path):
     assert args.mixup_mode == 'gradmix'
     controls = re.search(r'Controls:\s+(?:the same|the control)[^\n]*?--mixup-mode ([\w, -]+?)(?: \(|;|\n|$)',
                          header(path) + '\n')
-    named = re.split(r', | or ', controls.group(1)) if controls else ['none', 'cutmix', 'random-box', 'center-box']
-    assert {'none', 'cutmix', 'random-box'} <= set(named)
+    named = re.split(r', | or ', controls.group(1)) if controls else ['none', 'cutmix']
+    assert {'none', 'cutmix'} <= set(named)
+
+    def changed(*flags, base=args):
+        other = parse(path, '--data-dir', '/nowhere', *flags)
+        return {key for key in vars(base) if getattr(base, key) != getattr(other, key)}
+
     for control in named:
-        other = parse(path, '--data-dir', '/nowhere', '--mixup-mode', control.strip())
-        changed = {key for key in vars(args) if getattr(args, key) != getattr(other, key)}
-        assert changed == {'mixup_mode'}
+        assert changed('--mixup-mode', control.strip()) == {'mixup_mode'}
+    if '--gradmix-center random' in header(path):
+        assert changed('--gradmix-center', 'random') == {'gradmix_center'}
+        every = parse(path, '--data-dir', '/nowhere', '--gradmix-confidence', '0')
+        for control in ('random-box', 'center-box'):
+            flags = ('--gradmix-confidence', '0', '--mixup-mode', control)
+            assert changed(*flags, base=every) == {'mixup_mode'}
 
 
 @pytest.mark.parametrize('path', [

@@ -72,8 +72,9 @@ plot_attribution(found, x, labels=y, rows=3)
 # %% [markdown]
 # ## What the mixer covers
 #
-# The box (blue) lies where it hides the largest share of the map. Below a mixed image are its label weights, which
-# follow the visible area, and the share of its own pixels that remains.
+# The box (blue) lies where it hides the largest share of the map. This one mixes every image, whatever the
+# model is sure of. Below a mixed image are its label weights, here by the visible area (with `confidence=0.9` the
+# label is kept), and the share of its own pixels that remains.
 
 # %%
 show = create_mixer('gradmix', num_classes=10, seed=0)

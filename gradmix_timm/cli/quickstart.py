@@ -21,8 +21,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ConsoleParser(
         prog='gradmix-quickstart',
         description="Train a small network with GradMix on six of scikit-learn's ten digits, which need no download; "
-                    'evaluate how well it tells the other four from them; print the table and write the report. About '
-                    f'two minutes on two CPU cores. The recipe is {_NAME}: gradmix-train -c {_NAME}.')
+                    'evaluate how well it tells the other four from them; print the table and write the report. A '
+                    f'few minutes on two CPU cores. The recipe is {_NAME}: gradmix-train -c {_NAME}.')
     parser.add_argument('--output', default='output', metavar='DIR',
                         help=f'the run is written to DIR/{_NAME}, in place of an earlier one (default: output)')
     parser.add_argument('--epochs', type=int, metavar='N', help='a shorter or longer training')

@@ -283,10 +283,12 @@ def _options_text() -> str:
         classes: tuple[Any, ...] = target.__mro__[:-1] if isinstance(target, type) else ()
         defaults = {parameter.name: parameter.default for source in (*reversed(classes), entry)
                     for parameter in inspect.signature(source).parameters.values()}
+        notes: dict[str, str] = {}
         if target is GradMix:
             defaults |= asdict(GradMixOptions())
+            notes['label'] = " ('keep' with a confidence)"
         options = [option if defaults.get(option, inspect.Parameter.empty) is inspect.Parameter.empty
-                   else f'{option}={defaults[option]!r}'
+                   else f'{option}={defaults[option]!r}{notes.get(option, "")}'
                    for option in sorted(_parameters(entry)) if option not in (*_SHARED, '**')]
         lines.append(f'{name}: {", ".join(options) or "none of its own"}')
     return '\n'.join(textwrap.fill(line, 110, initial_indent=' ' * 4, subsequent_indent=' ' * 8) for line in lines)

@@ -129,7 +129,8 @@ class GradMix(BatchMixer):
         control = self.config.attribution in CONTROLS
         if control and self.config.confidence:
             raise ValueError(f'confidence={self.config.confidence} with attribution={self.config.attribution}: '
-                             'a control does not ask the model; leave one of them out')
+                             'a control does not ask the model; leave one of them out, or, for a box anywhere on '
+                             "the images that a confidence chooses, take attribution='layercam', center='random'")
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control

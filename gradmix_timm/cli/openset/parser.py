@@ -91,7 +91,8 @@ def _add_compare(commands: Any) -> None:
     add('--base', metavar='GROUP', help='group that the others are compared with (default: none if there is such a '
                                         'group, else the last)')
     add('--by', type=words, default=['mixer'], metavar='A,B,...',
-        help='what makes a group: mixer, model, objective, folder, or options of the mixer (default: mixer)')
+        help='what makes a group: mixer, model, objective, folder, options of the mixer (confidence), or axes of a '
+             'study (default: mixer)')
     add('--common', action='store_true',
         help='with --paired: leave out runs without a partner instead of refusing them')
     add('--scores', type=score_names, metavar='A,B,...', help='scores to compare (default: all that every run has)')

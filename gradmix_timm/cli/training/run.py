@@ -335,9 +335,9 @@ def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
         return
     share = run.mixes.get('mix/mixed_images', 1.)
     if share < _FEW_MIXED and asked_confidence(run.mixer):
-        _logger.warning(f'{share:.1%} of the images of the last epoch were mixed: the model gave few labels a '
-                        f'probability of {asked_confidence(run.mixer)}. --gradmix-confidence 0.5 mixes more of them, '
-                        '--gradmix-confidence 0 every image')
+        _logger.warning(f'{share:.1%} of the images of the last epoch were mixed: the model gave few labels '
+                        f'{asked_confidence(run.mixer)} of the probability that they ask for. '
+                        '--gradmix-confidence 0.5 mixes more of them, --gradmix-confidence 0 every image')
     if run.saver.best_metric is not None:
         _logger.info(f'*** Best metric: {run.saver.best_metric} (epoch {run.saver.best_epoch})')
     name = run.args.eval_metric if run.loaders.eval is not None else 'loss'

@@ -149,7 +149,7 @@ class RunFacts(TypedDict):
 
     Attributes:
         format: 1.
-        command: ``corrupt`` or ``probe``; missing after ``osr`` and ``ood``.
+        command: ``corrupt``, ``probe`` or ``shortcut``; missing after ``osr`` and ``ood``.
         protocol: Name of the protocol; ``ood`` after that command; null if classes were named individually.
         family: Of the protocol's trials, or null.
         trial: Number, or null.

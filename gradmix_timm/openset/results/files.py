@@ -277,7 +277,7 @@ _Weight = Annotated[float, Range(-1e-4, 1 + 1e-4)]
 
 
 class Mix(_Class):
-    """A training image that was mixed.
+    """A training image of one batch; one with ``lam`` 1 was left as it is, and its partner is itself.
 
     Attributes:
         class: Its own.
