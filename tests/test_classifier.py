@@ -468,6 +468,17 @@ def test_saving_goes_over_the_old_files_and_leaves_nothing_else(classifier, tmp_
     assert len(list((tmp_path / 'a' / 'b').iterdir())) == 2
 
 
+def test_a_threshold_set_by_hand_is_saved(checkpoint, files, tmp_path):
+    classifier = OpenSetClassifier.from_checkpoint(checkpoint, device='cpu')
+    classifier.threshold = 1e9
+    assert all(found.label == 'unknown' for found in classifier.predict(files))
+    classifier.save(tmp_path / 'c')
+    again = OpenSetClassifier.load(tmp_path / 'c')
+    assert (again.threshold, again.manifest.known_acceptance) == (1e9, None)
+    with pytest.raises(ValueError, match='threshold nan'):
+        classifier.threshold = float('nan')
+
+
 def change(folder, **entries):
     path = folder / 'classifier.json'
     path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))

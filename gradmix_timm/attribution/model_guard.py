@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +17,8 @@ __all__ = ['borrow', 'frozen', 'logits_of', 'recomputing', 'swapped', 'unwrap']
 
 _REPLICAS = ('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; use '
              'DistributedDataParallel (torchrun), or pass model.module')
+# Attributes of every module: parameters, buffers, hooks.
+_PYTORCHS = frozenset(vars(nn.Module()))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -71,6 +76,8 @@ def swapped(modules: Sequence[nn.Module], attribute: str, value: object) -> Iter
 def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Empty caches and copied buffers inside the block; on exit every attribute is its former object.
 
+    A list, dict, set or deque has its former content, too.
+
     In evaluation mode timm's levit, tiny_vit and efficientformers keep attention biases computed from the weights of
     the moment, until ``train()`` is called: the next pass, or the validation after it, would meet stale ones. convit
     replaces a buffer at its first forward; other networks count their calls or average features, in evaluation too.
@@ -78,6 +85,8 @@ def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     # A lazy module becomes another class in its first forward, to stay so; a scripted one keeps its state elsewhere.
     settled = [m for m in modules if not isinstance(m, nn.modules.lazy.LazyModuleMixin | torch.jit.ScriptModule)]
     before = [(module, dict(vars(module)), dict(module._buffers)) for module in settled]
+    held = [(value, copy(value)) for module in settled for name, value in vars(module).items()
+            if type(value) in (list, dict, set, deque) and name not in _PYTORCHS]
     try:
         _empty_caches(settled)
         _copy_buffers(settled)
@@ -91,6 +100,19 @@ def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
             if buffers:
                 module._buffers.clear()
                 module._buffers.update(buffers)
+        for value, content in held:
+            _put_back(value, content)
+
+
+def _put_back(value: Any, content: Any) -> None:
+    """Give a list, dict, set or deque its former content, if that changed."""
+    if _identities(value) != _identities(content):
+        value.clear()
+        (value.update if isinstance(value, dict | set) else value.extend)(content)
+
+
+def _identities(value: Any) -> list[Any]:
+    return [(id(key), id(entry)) for key, entry in value.items()] if isinstance(value, dict) else [*map(id, value)]
 
 
 def _empty_caches(modules: Sequence[nn.Module]) -> None:

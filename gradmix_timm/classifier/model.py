@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,18 @@ class OpenSetClassifier:
         projection = projection if 'projection' in score.reads else None
         self.projection = None if projection is None else projection.to(self.device).eval()
         self.score, self.manifest, self.batch_size = score, manifest, batch_size
-        self.known_classes, self.threshold = manifest.known_classes, manifest.threshold
+        self.known_classes = manifest.known_classes
         self.preprocessing = Preprocessing.of(manifest.data_config)
+
+    @property
+    def threshold(self) -> float:
+        """An image is accepted if its knownness is at least this; one set by hand guarantees no share of images."""
+        return self.manifest.threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        self.manifest = replace(self.manifest, threshold=float(value), known_acceptance=None,
+                                threshold_source='set by hand')
 
     @classmethod
     def from_checkpoint(

@@ -92,6 +92,10 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
     missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
     if missing:
         raise ImportError(f'{" and ".join(missing)} not installed; pip install gradmix-timm[onnx]')
+    if manifest.amp_dtype:
+        warnings.warn(f'the graph computes in float32 and its threshold was set in {manifest.amp_dtype}: an image '
+                      'close to it may fall on the other side; export a classifier that was made with amp_dtype=None',
+                      stacklevel=3)
     frozen = copy.deepcopy(model).cpu().eval()
     net = Graph(frozen, score, preprocessing.mean, preprocessing.std, manifest.threshold).eval()
     example = torch.rand(2, *preprocessing.input_size)
@@ -118,7 +122,8 @@ def _metadata(score: Score, manifest: Any, preprocessing: Preprocessing, input: 
     facts = {
         'known_classes': list(manifest.known_classes), 'score': score.name, 'score_options': score.options,
         'threshold': manifest.threshold, 'threshold_source': manifest.threshold_source,
-        'known_acceptance': manifest.known_acceptance, 'input': INPUTS[input], 'outputs': _OUTPUTS,
+        'threshold_precision': manifest.amp_dtype or 'float32', 'known_acceptance': manifest.known_acceptance,
+        'input': INPUTS[input], 'outputs': _OUTPUTS,
         'formulas': "H and W are the picture's sides before the step, / divides in float64, round goes to the even "
                     'number at halves, floor down',
         **preprocessing.onnx_metadata(), 'model': manifest.model, 'checkpoint': manifest.checkpoint,

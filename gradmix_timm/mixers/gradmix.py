@@ -79,13 +79,15 @@ class GradMix(BatchMixer):
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
-    share of what they ask for, 1 - s + s / K. Of soft labels the one with the largest share counts. Of several labels
-    an image, each judged by its own sigmoid, the least sure counts; an image without any is left as it is. A loss of
-    logits / T fits those probabilities to the labels: set ``temperature`` to T. With a confidence labels are kept
-    unless ``label`` says otherwise. ``train.py`` takes 0.9 where none is typed; here every image is mixed.
+    share of what they ask for, 1 - s + s / K. Of soft labels the one with the largest share counts, c as a share of it.
+    Of several labels an image, each judged by its own sigmoid, the least sure counts; an image without any is left as
+    it is. A loss of logits / T fits those probabilities to the labels: set ``temperature`` to T. With a confidence
+    labels are kept unless ``label`` says otherwise. ``train.py`` takes 0.9 where none is typed; here all are mixed.
 
     Attributes:
         temperature: By which the logits are divided before ``confidence`` looks at them, 1 at first.
+        sigmoids: Whether ``confidence`` looks at the label's own sigmoid, as a binary cross-entropy trains it, and not
+            at the softmax; False at first.
 
     Args:
         num_classes: K.
@@ -111,6 +113,7 @@ class GradMix(BatchMixer):
     requires_model: bool = True
     requires_grad: bool = True
     temperature: float = 1.0
+    sigmoids: bool = False
     advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
@@ -234,9 +237,11 @@ class GradMix(BatchMixer):
             labels = targets if targets.ndim == 1 else targets.argmax(1)
             if self.num_classes > 1:
                 logits, _ = two_classes(logits, labels)
-            probability = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+            shares = logits.sigmoid() if self.sigmoids else logits.softmax(1)
+            probability = shares.gather(1, labels[:, None])[:, 0]
         smoothing, values = self.label_smoothing, 2 if self.multi_label else self.num_classes
-        return probability >= self.config.confidence * (1 - smoothing + smoothing / values)
+        asked = probability.new_ones(()) if self.multi_label or targets.ndim == 1 else targets.amax(1).float()
+        return probability >= self.config.confidence * (asked * (1 - smoothing) + smoothing / values)
 
     # ---- the draw
 

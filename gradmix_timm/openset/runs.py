@@ -226,9 +226,15 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         split=(frozenset(results['known_classes']), frozenset(results['unknown_classes'])),
         values=_values(results['scores'], results['closed_set']['top1']),
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
-        facts={**{name: manifest.get(name) for name in _FACTS}, **_preprocessing(manifest)},
+        facts={**{name: manifest.get(name) for name in _FACTS}, **_judged_on(results), **_preprocessing(manifest)},
         options=manifest.get('mixer_options') or {},
         levels=levels, fold=levels.get('fold'))
+
+
+def _judged_on(results: RunResults) -> dict[str, Any]:
+    """The command, and the mark of a shortcut that the images bear; folders may differ from machine to machine."""
+    name = str((results['manifest'].get('data') or {}).get('dataset') or '')
+    return {'command': results.get('command') or 'osr', 'shortcut': name if name.startswith('shortcut:') else 'none'}
 
 
 def _preprocessing(manifest: Manifest) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,8 @@ _logger = logging.getLogger(__name__)
 _RESULTS, _CLAIM, _WORK, _LOG, _TRAINED = 'results.json', 'claim.json', 'work', 'cell.log', 'seconds.json'
 # Seconds between renewals of a claim, and seconds without renewal after which it is considered abandoned.
 _BEAT, _DEAD_AFTER = 30., 600.
+# Tells this process from an earlier one of its number on a host of its name.
+_PROCESS = uuid.uuid4().hex
 # Flags that leave out pictures: their folder goes as the cell ends, and they take half of a small evaluation's time.
 _PLAIN = ('--no-report', '--feature-map', '0')
 _UNSEEN = {'osr': _PLAIN, 'ood': _PLAIN}
@@ -212,7 +215,7 @@ def _made(file: Path) -> bool:
 
 
 def _holder() -> dict[str, Any]:
-    return {'host': socket.gethostname(), 'pid': os.getpid()}
+    return {'host': socket.gethostname(), 'pid': os.getpid(), 'process': _PROCESS}
 
 
 def _is_ours(file: Path) -> bool:
@@ -230,6 +233,8 @@ def _abandoned(file: Path) -> bool:
             return True
         holder = json.loads(file.read_text())
         if holder['host'] == socket.gethostname():
+            if int(holder['pid']) == os.getpid():  # or of an earlier one of that number, as in a container
+                return bool(holder.get('process') != _PROCESS)
             os.kill(int(holder['pid']), 0)
     except ProcessLookupError:
         return True

@@ -53,6 +53,8 @@ def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int |
         raise ValueError(f'no engine {engine!r}: {nearest(engine, list_engines())}')
     if jobs < 1:
         raise ValueError(f'jobs: {jobs}; expected 1 or more')
+    if threads is not None and threads < 1:
+        raise ValueError(f'threads: {threads}; expected 1 or more')
     missing = [cell for cell in study.cells if not is_done(study.output, cell)]
     if not missing:
         return {}

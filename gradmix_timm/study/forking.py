@@ -4,6 +4,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,14 @@ def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], 
     return process.exitcode or 0
 
 
+def _end_with_study() -> None:
+    """Stop this process as a signal would, with a checkpoint, once the study is gone, also if it was killed."""
+    study = multiprocessing.parent_process()
+    if study is not None:
+        wait([study.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _run(words: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
     with open(log, 'ab') as file:
         os.dup2(file.fileno(), 1)
@@ -71,5 +80,6 @@ def _run(words: Sequence[str], log: str, environment: Mapping[str, str]) -> None
     torch = sys.modules.get('torch')
     if torch is not None and 'OMP_NUM_THREADS' in environment:  # read when torch was imported, before the fork
         torch.set_num_threads(int(environment['OMP_NUM_THREADS']))
+    threading.Thread(target=_end_with_study, daemon=True).start()
     sys.argv = list(words)
     runpy.run_module(words[0], run_name='__main__', alter_sys=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_p
 # Flags that the engine sets itself.
 _RESERVED = ('output', 'experiment', 'resume', 'overwrite', 'checkpoint')
 _MAX_CELLS = 100_000
+# Flags of train.py whose value is a file that decides what is trained.
+_FILES = ('config', 'aug_config', 'osr_protocol', 'class_map')
 
 Flags = dict[str, Any]
 
@@ -39,6 +42,7 @@ class Cell:
         evaluate: Command of gradmix-openset to its flags.
         checkpoint: ``best`` by the validation images, or ``last``.
         processes: Of the training on this machine; more than one are started by torchrun.
+        files: SHA-256 of the files that flags name: of ``config:`` and those it is based on, of ``aug_config:``, ...
     """
 
     levels: Mapping[str, str]
@@ -46,16 +50,19 @@ class Cell:
     evaluate: Mapping[str, Mapping[str, Any]]
     checkpoint: str = 'best'
     processes: int = 1
+    files: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of its folder: the levels in words, and a hash of everything that the cell would run.
 
-        A cell whose flags change has another name, so results of older flags are never reused for it.
+        A cell whose flags change has another name, and so has one whose file of flags changes: results of older flags
+        are never reused for it.
         """
         words = '-'.join(re.sub(r'[^\w.+]+', '_', f'{level}') for level in self.levels.values())
         runs = [dict(self.train), {key: dict(value) for key, value in self.evaluate.items()}]
         rest: list[Any] = [self.checkpoint] * (self.checkpoint != 'best') + [self.processes] * (self.processes != 1)
+        rest += self.files
         content = json.dumps(runs + rest, sort_keys=True, default=str)
         return f'{words[:80]}-{hashlib.sha256(content.encode()).hexdigest()[:8]}'
 
@@ -122,7 +129,7 @@ def read_study(path: str | Path) -> Study:
     processes = given.get('processes', 1)
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(f'{path}: processes: {processes!r}; expected the number of processes of a training, 1 or more')
-    cells = tuple(replace(cell, processes=processes)
+    cells = tuple(replace(cell, processes=processes, files=_digests(cell.train))
                   for cell in _cells(path, axes, train, evaluate, checkpoint, excluded))
     output = given.get('output') or path.with_suffix('')
     if not isinstance(output, str | Path):
@@ -133,6 +140,9 @@ def read_study(path: str | Path) -> Study:
 
 def _cells(path: Path, axes: Mapping[str, Mapping[str, Flags]], train: Flags, evaluate: Mapping[str, Flags],
            checkpoint: str, excluded: Sequence[Mapping[str, str]]) -> Iterator[Cell]:
+    count = math.prod(map(len, axes.values()))
+    if count > _MAX_CELLS:
+        raise ValueError(f'{path}: axes: {count:,} combinations of levels; at most {_MAX_CELLS:,}')
     for names in itertools.product(*axes.values()):
         levels = dict(zip(axes, names, strict=True))
         if any(all(levels[axis] == level for axis, level in rule.items()) for rule in excluded):
@@ -144,6 +154,21 @@ def _cells(path: Path, axes: Mapping[str, Mapping[str, Flags]], train: Flags, ev
                     raise ValueError(f'{path}: axes.{axis}: level {level} sets {key}: {value!r}, and one of another '
                                      f'axis {key}: {flags[key]!r}; leave {key} to one axis, or exclude the two')
         yield Cell(levels, train | flags, evaluate, checkpoint)
+
+
+def _digests(train: Flags | Mapping[str, Any]) -> tuple[str, ...]:
+    """Of files that flags name, and of those that a file of flags is based on; recipes by name belong to the code."""
+    named = [Path(value) for key in _FILES if isinstance(value := train.get(key), str)]
+    found: dict[Path, str] = {}
+    while named:
+        file = named.pop(0)
+        if file in found or not file.is_file():
+            continue
+        found[file] = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = read_yaml(file) if file.suffix in ('.yaml', '.yml') else None
+        if isinstance(content, Mapping) and isinstance(content.get('base'), str):
+            named.append(file.parent / content['base'])
+    return tuple(found.values())
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -175,8 +200,6 @@ def _levels(path: Path, axis: str, values: Any) -> dict[str, Flags]:
                          f'{type(values).__name__}')
     if not found or len(found) < len(values):
         raise ValueError(f'{path}: axes.{axis}: expected one or more levels, each named once')
-    if len(found) > _MAX_CELLS:
-        raise ValueError(f'{path}: axes.{axis}: {len(found):,} levels; at most {_MAX_CELLS:,}')
     return found
 
 
@@ -191,6 +214,8 @@ def _flags(path: Path, where: str, flags: Any, command: str | None = None) -> Fl
             raise ValueError(f'{path}: {where}: {key} is set for each cell; leave it out')
         if value is None:
             raise ValueError(f'{path}: {where}: {key} has no value; true switches a flag on')
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'{path}: {where}: {key}: {value}; expected a finite number')
     return named
 
 

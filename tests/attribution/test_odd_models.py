@@ -38,12 +38,15 @@ class Busy(Plain):
         self.register_buffer('average', torch.zeros(8))
         self.register_buffer('replaced', torch.zeros(()))
         self.steps, self.last = 0, None
+        self.seen, self.stats = [], {'calls': 0}
 
     def forward(self, x):
         x.mul_(0.5)
         self.calls += random.random() + np.random.rand() + torch.rand(())  # noqa: NPY002
         self.replaced = self.replaced + 1
         self.steps += 1
+        self.seen.append(x)
+        self.stats['calls'] += 1
         self.last = self.deep(self.stem(x)).mean((2, 3))
         with torch.no_grad():
             self.average.mul_(0.9).add_(self.last.mean(0))
@@ -113,6 +116,7 @@ def test_what_a_forward_keeps_draws_or_writes_is_as_before(method, mode, small):
     given, drawn = images.clone(), streams()
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
     steps, last, names = model.steps, model.last, set(vars(model))
+    seen, stats = model.seen, model.stats
     with mode():
         mixer = create_mixer('gradmix', num_classes=4, attribution=method)
         mixer.prepare(model, (3, 32, 32))
@@ -124,6 +128,7 @@ def test_what_a_forward_keeps_draws_or_writes_is_as_before(method, mode, small):
         assert torch.equal(buffer, buffers[name][1]), name
     assert (model.steps, set(vars(model))) == (steps, names)
     assert model.last is last
+    assert (model.seen is seen, len(seen), model.stats is stats, stats) == (True, 1, True, {'calls': 1})
 
 
 def test_named_tuples_between_stages_and_a_dictionary_of_logits(small):

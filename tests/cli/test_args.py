@@ -403,6 +403,7 @@ def test_help_names_the_configuration_file_and_the_version():
     ('gradmix', 0.9, 'keep'), ('gradmix --gradmix-confidence 0', 0, 'area'),
     ('gradmix --gradmix-label area', 0.9, 'area'),
     ('gradmix --gradmix-confidence 0.5', 0.5, 'keep'), ('gradmix --gradmix-center random', 0.9, 'keep'),
+    ('gradmix+random-box --gradmix-confidence 0.8', 0.8, 'keep'),
     ('gradmix+cutmix', 0.9, 'keep'), ('gradmix --mixup-kwargs confidence=0', 0, 'area'),
     ('gradmix --gradmix-recipe authors', 0, 'keep'), ('gradmix --gradmix-attribution random', 0, 'area'),
     ('gradmix --mixup-kwargs attribution=center', 0, 'area'), ('gradmix --gradmix-keep-clean', 0.9, 'keep'),
@@ -412,6 +413,20 @@ def test_a_training_mixes_what_the_model_is_sure_of(line, confidence, label):
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     config = create_step_mixer(plan_mixing(parse('--mixup-mode', *line.split())), 10).parts[0].config
     assert (config.confidence, config.label) == (confidence, label)
+
+
+def test_a_binary_cross_entropy_lets_the_mixer_judge_by_sigmoids():
+    from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
+    plan = plan_mixing(parse('--mixup-mode', 'gradmix+cutmix'))
+    assert [create_step_mixer(plan, 10, 0, sigmoids).parts[0].sigmoids for sigmoids in (False, True)] == [False, True]
+
+
+def test_a_small_copy_for_the_maps_is_harder_to_be_sure_of(caplog):
+    from gradmix_timm.cli.training.mixing import plan_mixing
+    for flags, told in ((('--gradmix-confidence', '0'), False), ((), True)):
+        caplog.clear()
+        plan_mixing(parse('--mixup-mode', 'gradmix', '--gradmix-attr-scale', '0.5', *flags))
+        assert ('--gradmix-attr-scale below 1' in caplog.text) == told
 
 
 def test_help_says_what_the_random_boxes_of_the_log_are():

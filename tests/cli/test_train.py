@@ -80,7 +80,7 @@ def spy(monkeypatch):
     """The mixer of the next run, watched; its pictures are not drawn."""
     made = []
 
-    def create(plan, num_classes, rank=0):
+    def create(plan, num_classes, rank=0, sigmoids=False):
         made.append(Spy(create_mixer(plan.name, num_classes=num_classes, rank=rank, **plan.options)))
         return made[-1]
 
@@ -156,7 +156,8 @@ def test_the_loop_tells_how_long_mixing_took(images, tmp_path, caplog):
 
 @pytest.mark.parametrize(('flags', 'mixed', 'warned'), [
     (('--lr', 1e-6), '0/4 ', True), (('--gradmix-confidence', 0), '4/4 ', False),
-    (('--lr', 1e-6, '--mixup-off-epoch', 1), '0/4 ', False)], ids=str)
+    (('--lr', 1e-6, '--mixup-off-epoch', 1), '0/4 ', False),
+    (('--gradmix-confidence', 1e-9, '--mixup-prob', 0), '0/4 ', False)], ids=str)
 def test_the_loop_tells_how_many_images_were_mixed(flags, mixed, warned, images, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     run_tiny(images, tmp_path, '--mixup-mode', 'gradmix', '--batch-size', 4, *flags)

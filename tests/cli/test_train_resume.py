@@ -145,6 +145,21 @@ def test_a_file_that_trained_on_the_validation_images_is_refused(images, tmp_pat
         run_tiny(images, tmp_path, *flags, '--resume', 'auto', '--seed', 1, classes=None)
 
 
+@pytest.mark.parametrize('more', [(), ('--clip-grad', 5)])
+def test_an_option_that_an_older_version_did_not_have_is_named(more, images, tmp_path, caplog, monkeypatch):
+    flags = ('--mixup-mode', 'gradmix', '--gradmix-label', 'area', '--stop-epoch')
+    with monkeypatch.context() as older:
+        older.setattr(mixing, '_trained_options', dict)
+        run_tiny(images, tmp_path, *flags, 1)
+    path = tmp_path / 'run' / 'last.pth.tar'
+    state = torch.load(path, weights_only=False)
+    del state[KEY]['mixer_options']['confidence']
+    torch.save(state, path)
+    caplog.clear()
+    run_tiny(images, tmp_path, *flags, 2, '--resume', 'auto', *more)
+    assert "the mixer's confidence 0.0, now 0.9" in caplog.text
+
+
 def test_options_of_a_version_with_other_defaults_are_named(images, tmp_path, caplog, monkeypatch):
     flags = ('--mixup-mode', 'gradmix', '--stop-epoch')
     with monkeypatch.context() as older:

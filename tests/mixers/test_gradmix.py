@@ -580,6 +580,27 @@ def test_soft_labels_are_judged_by_the_largest_share():
     assert (mixer.draw(images, labels, model).lam < 1).tolist() == sure
 
 
+def test_a_net_that_fits_its_soft_labels_is_sure():
+    rows = torch.full((8, 4), 0.4 / 3)
+    rows[:, 0] = 0.6
+    fits = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 4))
+    with torch.no_grad():
+        fits[3].weight.zero_()
+        fits[3].bias.copy_(rows[0].log())
+    mixer = create_mixer('gradmix', num_classes=4, layers=('0',), confidence=0.95)
+    assert (mixer.draw(torch.randn(8, 3, 8, 8), rows, fits).lam < 1).all()
+
+
+def test_a_binary_cross_entropy_is_judged_by_the_sigmoid():
+    """Two labels are seen in either of two images: each is sure by its sigmoid, and neither by the softmax."""
+    images, labels, model = certain()
+    images[:2] += images[[1, 0]]
+    mixer = create_mixer('gradmix', num_classes=K, layers='grid', confidence=0.8)
+    for sigmoids, sure in ((False, [False, False]), (True, [True, True])):
+        mixer.sigmoids = sigmoids
+        assert (mixer.draw(images, labels, model).lam < 1)[:2].tolist() == sure
+
+
 def test_one_logit_is_the_log_odds_of_the_second_class():
     model = nn.Sequential(nn.Conv2d(3, 1, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model[0].weight.data.fill_(1.0)

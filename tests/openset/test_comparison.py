@@ -314,6 +314,14 @@ def test_other_preprocessing_is_told_and_an_option_that_older_files_lack_is_not(
     assert notes(runs) == ['the runs differ in preprocessing.crop_pct as well (ours: 0.9; base: 1.0)']
 
 
+def test_images_with_another_mark_are_told():
+    from gradmix_timm.openset.runs import _judged_on
+    marks = ('shortcut::side=5', 'cifar10')
+    facts = [_judged_on({'manifest': {'data': {'dataset': mark}}}) for mark in marks]
+    runs = [make_run(group, 0, 0, 0.8, facts=fact) for group, fact in zip(('ours', 'base'), facts, strict=True)]
+    assert notes(runs) == ['the runs differ in shortcut as well (ours: shortcut::side=5; base: none)']
+
+
 # ---- pictures
 
 def test_differences_stand_where_they_are_and_no_word_is_cut():

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from gradmix_timm.cli.study import main
 from gradmix_timm.study import cells as cells_module
 from gradmix_timm.study import engines, forking, run_cell, run_study
 from gradmix_timm.study.cells import CellFailedError, claimed, is_done
+
+ROOT = Path(__file__).parents[2]
 
 
 def calls(study) -> list[str]:
@@ -146,6 +149,8 @@ def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kep
     ({'axes': {'mixer': ['none', 'gradmxi']}}, r'cell gradmxi-\w+: .*gradmix'),
     ({'axes': {'mixer': ['gradmix', 'cutmix'], 'when': {'always': {}, 'sure': {'gradmix_confidence': 0.9}}}},
      r'cell cutmix-sure-\w+: .*--gradmix-confidence'),
+    ({'train': {'lr': False}}, r'lr: false; expected a value\. YAML reads off, no'),
+    ({'axes': {'mixer': [False, 'gradmix']}}, r'mixup_mode: false; expected a value'),
     ({'evaluate': {'osr': {'bootstarp': 0}}}, r'evaluate\.osr: unrecognized arguments: --bootstarp'),
 ])
 def test_flags_are_read_before_the_first_training(make, stubbed, entries, words):
@@ -223,6 +228,45 @@ def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
     for process in processes:
         process.join()
     assert not (tmp_path / 'claim.json').exists()
+
+
+def test_a_claim_of_an_earlier_process_of_the_same_number_is_taken_over(tmp_path):
+    """A container that is started anew has its old name and numbers its processes from 1 again."""
+    (tmp_path / 'claim.json').write_text(json.dumps({'host': os.uname().nodename, 'pid': os.getpid()}))
+    with claimed(tmp_path) as mine, claimed(tmp_path) as again:
+        assert (mine, again) == (True, False)
+
+
+def test_a_training_ends_with_a_study_that_was_killed(tmp_path):
+    (tmp_path / 'sleeper.py').write_text(
+        'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(60)\n')
+    code = ('import os, pathlib, threading\nfrom gradmix_timm.study import forking\nforking._PRELOADED = []\n'
+            'if __name__ == "__main__":\n'
+            '    forking.run_module(["sleeper"], pathlib.Path("log"), dict(os.environ), threading.Event())\n')
+    (tmp_path / 'study.py').write_text(code)
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')])
+    study = subprocess.Popen([sys.executable, 'study.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths})
+    number = awaited(lambda: int((tmp_path / 'pid').read_text()))
+    study.kill()
+    study.wait()
+    assert awaited(lambda: not os.path.exists(f'/proc/{number}') or 'Z' in Path(f'/proc/{number}/stat').read_text())
+
+
+def awaited(found, seconds=30):
+    """What a function returns, once that is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(OSError, ValueError):
+            if value := found():
+                return value
+        time.sleep(0.05)
+    return None
+
+
+@pytest.mark.parametrize('threads', [0, -1])
+def test_a_cell_has_a_thread(make, stubbed, threads):
+    with pytest.raises(ValueError, match=f'threads: {threads}; expected 1 or more'):
+        run_study(make(), threads=threads)
 
 
 def test_a_claim_that_nobody_renews_is_taken_over(tmp_path):

@@ -30,6 +30,16 @@ def test_a_cell_of_other_flags_has_another_name(make):
     assert names[0] == {cell.name for cell in make(train={'epochs': 3}).cells}
 
 
+def test_a_cell_whose_file_of_flags_changed_has_another_name(make, tmp_path):
+    config, base = tmp_path / 'config.yaml', tmp_path / 'base.yaml'
+    base.write_text('lr: 0.1')
+    config.write_text('base: base.yaml')
+    before = make(train={'config': str(config)}).cells[0].name
+    assert make(train={'config': str(config)}).cells[0].name == before
+    base.write_text('lr: 0.2')
+    assert make(train={'config': str(config)}).cells[0].name != before
+
+
 def test_cells_of_several_processes_are_other_cells(make):
     assert make(processes=1).cells == make().cells
     assert not {cell.name for cell in make(processes=2).cells} & {cell.name for cell in make().cells}
@@ -61,6 +71,8 @@ def test_cells_can_be_excluded(make):
     ({'exclude': 5}, 'exclude: expected a list of mappings .*got int'),
     ({'exclude': {'mixer': 'none'}}, 'exclude: expected a list of mappings .*got dict'),
     ({'output': 5}, 'output: 5; expected the name of a folder'),
+    ({'axes': {axis: list(range(300)) for axis in ('lr', 'seed', 'epochs')}}, '27,000,000 combinations of levels'),
+    ({'axes': {'lr': [float('nan')]}}, 'axes.lr: lr: nan; expected a finite number'),
 ])
 def test_what_is_wrong_is_said(make, entries, message):
     with pytest.raises(ValueError, match=message):

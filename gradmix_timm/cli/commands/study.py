@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
+from gradmix_timm.choices import SWITCHES
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.cli.openset.main import build_parser
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
@@ -92,6 +93,7 @@ def _check_flags(study: Study) -> None:
         UsageError: A flag that a command does not have, or a value that it does not take.
     """
     config, training, evaluation = build_config_parser(), build_train_parser(), build_parser()
+    valued = {action.dest for action in training._actions if action.nargs != 0} - set(SWITCHES)
     seen: set[tuple[tuple[str, str], ...]] = set()
     for cell in study.cells:
         pairs: set[tuple[tuple[str, str], ...]] = {*itertools.combinations(cell.levels.items(), 2)}
@@ -104,6 +106,10 @@ def _check_flags(study: Study) -> None:
                       f'evaluate.{command}')
         seen |= pairs
         where = f'train.py in cell {cell.name}'
+        for key, value in cell.train.items():
+            if isinstance(value, bool) and key in valued:
+                raise UsageError(f'{study.source}: {where}: {key}: {str(value).lower()}; expected a value. YAML reads '
+                                 'off, no, on and yes as false and true: quote such a word')
         flags, _ = _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study, where)
         off = [key for key, value in cell.train.items() if value is False]
         on = next((key for key in off if getattr(flags, key, None) is True), None)

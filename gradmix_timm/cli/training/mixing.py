@@ -106,9 +106,20 @@ def plan_mixing(args: argparse.Namespace) -> MixPlan:
     return plan
 
 
-def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0) -> Mixer:
-    """The registered mixer of a plan; ``num_classes`` is the width of the head."""
-    return create_mixer(str(plan.name), num_classes=num_classes, rank=rank, **plan.options)
+def create_step_mixer(plan: MixPlan, num_classes: int, rank: int = 0, sigmoids: bool = False) -> Mixer:
+    """The registered mixer of a plan.
+
+    Args:
+        plan: Of :func:`plan_mixing`.
+        num_classes: Width of the head.
+        rank: Of the process.
+        sigmoids: Whether the loss is a binary cross-entropy, which --gradmix-confidence then judges by.
+    """
+    mixer = create_mixer(str(plan.name), num_classes=num_classes, rank=rank, **plan.options)
+    for part in mixer.parts:
+        if isinstance(part, GradMix):
+            part.sigmoids = sigmoids
+    return mixer
 
 
 def create_timm_mixup(plan: MixPlan, num_classes: int, multi_label: bool, collate: bool) -> Mixup:
@@ -218,6 +229,8 @@ def _own_options(args: argparse.Namespace, name: str) -> dict[str, Any]:
     given = {option: getattr(args, f'gradmix_{option}') for option in OPTIONS}
     if name != 'gradmix':
         given['attribution'] = None
+        if 'gradmix' in args.mixup_mode.split('+'):  # which takes it; a control asks no model
+            given['confidence'] = None
     return {option: tuple(value) if isinstance(value, list) else value
             for option, value in given.items() if value is not None}
 
@@ -231,8 +244,12 @@ def _trained_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """GradMix's options with those that a training takes where nothing else is typed, unless they contradict it."""
     if given.get('recipe') == 'authors' or given.get('attribution') in CONTROLS:
         return dict(given)
-    return {**{name: option.metadata['trained'] for name, option in OPTIONS.items()
-               if option.metadata['trained'] is not None}, **given}
+    found = {**{name: option.metadata['trained'] for name, option in OPTIONS.items()
+                if option.metadata['trained'] is not None}, **given}
+    if found['confidence'] and found.get('attr_scale', 1) < 1:
+        _logger.warning('--gradmix-attr-scale below 1: the model has to be sure of the labels of the small copies, so '
+                        'far fewer images are mixed; "Mixed:" in the log counts them, --gradmix-confidence 0 mixes all')
+    return found
 
 
 def _addressed(key: str, names: list[str]) -> tuple[str, str]:

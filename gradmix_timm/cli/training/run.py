@@ -334,7 +334,7 @@ def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
             print(f'{span.resumed}: {span.first} of {span.stop} epochs are trained already; {flag} N for more.')
         return
     share = run.mixes.get('mix/mixed_images', 1.)
-    if share < _FEW_MIXED and asked_confidence(run.mixer):
+    if share < _FEW_MIXED * run.args.mixup_prob * run.args.mixup_prob_elem and asked_confidence(run.mixer):
         _logger.warning(f'{share:.1%} of the images of the last epoch were mixed: the model gave few labels '
                         f'{asked_confidence(run.mixer)} of the probability that they ask for. '
                         '--gradmix-confidence 0.5 mixes more of them, --gradmix-confidence 0 every image')
@@ -383,7 +383,7 @@ def _write_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> None:
     (images, labels), mixer = run.samples, run.mixer
     if min(plan.options['prob'], plan.options['prob_elem']) < 1:  # a picture should not show unmixed images
         always = replace(plan, options={**plan.options, 'prob': 1.0, 'prob_elem': 1.0})
-        mixer = create_step_mixer(always, mixer.num_classes, run.args.rank)
+        mixer = create_step_mixer(always, mixer.num_classes, run.args.rank, run.args.bce_loss)
         criterion = getattr(run.task, 'criterion', None)
         set_temperature(mixer, criterion.temperature if isinstance(criterion, TemperedLoss) else 1.)
     assert run.model is not None  # a run with a mixer has it

@@ -31,6 +31,7 @@ from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import RunFailedError, shortened
 from gradmix_timm.objectives import JointTask, KeepCleanTask, LateLabelTask, MocoTask
+from gradmix_timm.options import OPTIONS
 from gradmix_timm.schema import shown
 
 __all__ = [
@@ -283,11 +284,15 @@ def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: t
                          'another optimizer from its first state type --no-resume-opt')
     changed = [f'{name} {shown(was)}, now {shown(vars(args)[name])}' for name, was in recorded.items()
                if name not in _INCIDENTAL and vars(args).get(name, was) != was]
-    if not changed and checkpoint.get(KEY):  # flags that were not typed, and a version with other defaults
+    if checkpoint.get(KEY):  # flags that were not typed, and a version with other defaults or options
         before = RunRecord.from_state(checkpoint[KEY], f'--resume {path}').mixer_options
-        now = {name: mixer_options[name] for name in before if name in mixer_options}
-        changed = [f"the mixer's {name} {shown(before[name])}, now {shown(value)}" for name, value in now.items()
-                   if json.dumps(before[name], default=str) != json.dumps(value, default=str)]  # tuples are lists there
+        unrecorded = {name: OPTIONS[name].default for name in mixer_options.keys() & OPTIONS.keys() - before.keys()
+                      if before and OPTIONS[name].default is not None}
+        before = {**before, **unrecorded}
+        now = {name: mixer_options[name] for name in before if name in mixer_options and (
+            not changed or (name in OPTIONS and recorded.get(f'gradmix_{name}') == vars(args).get(f'gradmix_{name}')))}
+        changed += [f"the mixer's {name} {shown(before[name])}, now {shown(value)}" for name, value in now.items()
+                    if json.dumps(before[name], default=str) != json.dumps(value, default=str)]  # tuples are lists
     if changed and utils.is_primary(args):
         _logger.warning(f'--resume {path}: it was trained with other flags: {"; ".join(changed)}')
     try:
