@@ -173,6 +173,7 @@ def test_a_flag_of_the_config_that_no_flag_switches_off_is_told(make, stubbed, t
 
 @pytest.mark.parametrize(('flags', 'words'), [
     (['--metrics', 'aurok'], '--metrics aurok: .*auroc'),
+    (['--metrics', 'auroc,top1'], '--metrics top1: the accuracy heads every table'),
     (['--plot', 'a.png', '--plot-metric', 'top'], '--plot-metric top: '),
     (['--plot', 'a.pgn'], r'--plot a\.pgn: expected a file that ends in .*png')])
 def test_what_no_table_has_is_refused_before_the_first_training(make, stubbed, flags, words):

@@ -71,9 +71,11 @@ def _check_output(args: argparse.Namespace) -> None:
     Raises:
         ValueError: One that no table and no plot can have.
     """
-    for flag, names, known in (('--metrics', args.metrics, (*RANK_METRICS, 'top1')),
+    for flag, names, known in (('--metrics', args.metrics, RANK_METRICS),
                                ('--plot-metric', [args.plot_metric], (*RANK_METRICS, 'top1'))):
         for name in names:
+            if flag == '--metrics' and name == 'top1':
+                raise ValueError('--metrics top1: the accuracy heads every table; name metrics of scores')
             if name not in known and not name.startswith('ccr_at_fpr_'):
                 raise ValueError(f'{flag} {name}: {nearest(name, known)}')
     if args.plot:
