@@ -38,7 +38,8 @@ WITHOUT_CUE = {
     'the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'}),
     'pretrained at 128 px, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-128px'}),
     'a larger pretrained net, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-lite2'}),
-    'a small transformer, 40 epochs': ('small-vit', {})}
+    'a small transformer, 40 epochs': ('small-vit', {}),
+    '80 printed characters, 40 epochs': ('glyphs', {})}
 # Of CIFAR-10 and of few_images.py.
 IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14,
                   'data/glyphs': 50}
@@ -71,6 +72,9 @@ PAIRS = {
         'cutmix', 'random-small', 'random-box', 'gradmix', 'smoothing', 'negcos', 'gradmix-negcos')),
         ('confident-90-keep', 'cutmix'), ('confident-90-keep', 'confident-90-keep-random'), ('confident-90', 'cutmix'),
         ('confident-90', 'confident-90-random'), ('gradmix-small', 'random-small')),
+    'glyphs': (*((other, 'none') for other in (
+        'confident-90-keep', 'confident-90-keep-random', 'confident-90', 'cutmix', 'gradmix-small')),
+        ('confident-90-keep', 'confident-90-keep-random')),
     'small-vit': tuple((other, 'none') for other in (
         'confident-90-keep', 'confident-90', 'gradmix-small', 'cutmix', 'random-small')),
     'small-cifar10': (*((other, 'none') for other in (
