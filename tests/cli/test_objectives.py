@@ -109,6 +109,7 @@ def test_every_objective_has_its_defaults_and_no_others():
     ((*SUPCON, *GRADMIX, '--gradmix-attr-scale', 0.5), '--gradmix-attr-scale'),
     ((*SUPCON, *GRADMIX, '--gradmix-attribution', 'input-gradient'), 'input-gradient'),
     ((*SUPCON, *GRADMIX, '--gradmix-label', 'open'), '--gradmix-label open with --objective supcon+ssl'),
+    ((*SUPCON, *GRADMIX, '--mixup-kwargs', 'label=mass'), '--mixup-kwargs label=mass with --objective supcon'),
     ((*MOCO, '--mixup-mode', 'random-box', '--gradmix-label', 'keep'), '--gradmix-label keep with --objective moco'),
     ((*SUPCON, '--objective-temperature', 0), '--objective-temperature is above 0'),
     ((*SUPCON, '--objective-gamma', 0, '--objective-ssl-weight', 0), '--objective-gamma'),

@@ -77,6 +77,7 @@ def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
 
 
 def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, bool, str]]:
+    label = args.gradmix_label or (plan.options or {}).get('label')
     labels = 'labels enter through the contrastive loss, there is no other; leave it out'
     batches = 'a batch is two views of every image, at one size; leave it out'
     streamed = inner_name(args.dataset).partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
@@ -102,7 +103,8 @@ def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, 
         ('--objective-ssl-weight 0', args.objective_ssl_weight == 0 and plan.in_step and plan.name != 'none',
          f'the mixed term has that weight too, so that nothing would be mixed; type another, or leave --mixup-mode '
          f'{args.mixup_mode} out'),
-        (f'--gradmix-label {args.gradmix_label}', args.gradmix_label not in (None, 'area'),
+        (f'--gradmix-label {label}' if args.gradmix_label else f'--mixup-kwargs label={label}',
+         label not in (None, 'area'),
          'its mixed term goes by the share of own pixels and mixes no labels; leave it out'),
         ('--batch-size 1', args.batch_size < 2, 'an image needs others to differ from; type a larger one'),
         (f'--dataset {args.dataset}', streamed, 'validation compares with all training images, which a stream gives '
