@@ -151,6 +151,8 @@ def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kep
      r'cell cutmix-sure-\w+: .*--gradmix-confidence'),
     ({'train': {'lr': False}}, r'lr: false; expected a value\. YAML reads off, no'),
     ({'axes': {'mixer': [False, 'gradmix']}}, r'mixup_mode: false; expected a value'),
+    ({'evaluate': {'osr': {'scores': 'nope'}}}, r"evaluate\.osr: scores=nope: no score named 'nope'"),
+    ({'evaluate': {'ood': {}}}, r'evaluate\.ood: expected sets of unknown images'),
     ({'evaluate': {'osr': {'bootstarp': 0}}}, r'evaluate\.osr: unrecognized arguments: --bootstarp'),
 ])
 def test_flags_are_read_before_the_first_training(make, stubbed, entries, words):

@@ -16,6 +16,7 @@ from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.cli.openset.main import build_parser
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
 from gradmix_timm.cli.training.args import build_parser as build_train_parser
+from gradmix_timm.openset.judge import check_names
 from gradmix_timm.openset.metrics import RANK_METRICS
 from gradmix_timm.registry import nearest
 from gradmix_timm.study import Study, draw_study, read_study, run_study, study_tables
@@ -104,8 +105,8 @@ def _check_flags(study: Study) -> None:
             continue
         if not seen:  # the same for all cells
             for command, flags in cell.evaluate.items():
-                _read(evaluation.parse_args, [command, '--checkpoint', 'last.pth.tar', *as_flags(flags)], study,
-                      f'evaluate.{command}')
+                words = [command, '--checkpoint', 'last.pth.tar', *as_flags(flags)]
+                _check_evaluation(_read(evaluation.parse_args, words, study, f'evaluate.{command}'), study)
         seen |= pairs
         where = f'train.py in cell {cell.name}'
         for key, value in cell.train.items():
@@ -118,6 +119,18 @@ def _check_flags(study: Study) -> None:
         if on is not None:
             raise UsageError(f'{study.source}: {where}: {on}: false, and the file of config: has it on, which no flag '
                              f'switches off; take {on} out of that file')
+
+
+def _check_evaluation(flags: argparse.Namespace, study: Study) -> None:
+    """Values that a command would refuse only once it has read the checkpoint."""
+    where = f'{study.source}: evaluate.{flags.command}'
+    if not getattr(flags, 'device_modules', None):  # a module may define further scores
+        try:
+            check_names(getattr(flags, 'scores', None))
+        except ValueError as error:
+            raise UsageError(f'{where}: {error}') from error
+    if flags.command == 'ood' and not flags.unknown and not flags.ood_suite:
+        raise UsageError(f'{where}: expected sets of unknown images: unknown: "folder:NAME=DIR", or ood_suite: NAME')
 
 
 def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, where: str) -> Any:
