@@ -598,6 +598,21 @@ def test_a_missing_package_is_named(classifier, tmp_path, monkeypatch):
         classifier.export_onnx(tmp_path / 'm.onnx')
 
 
+def test_a_graph_of_a_half_precision_classifier_says_so(checkpoint, tmp_path, monkeypatch):
+    from gradmix_timm.classifier import onnx_export
+    monkeypatch.setattr(onnx_export, 'find_spec', lambda name: True)
+
+    def stop(*_, **__):
+        raise RuntimeError('far enough')
+
+    monkeypatch.setattr(torch.onnx, 'export', stop)
+    half = OpenSetClassifier.from_checkpoint(checkpoint, 'mls', device='cpu', amp_dtype=torch.bfloat16)
+    with pytest.warns(UserWarning, match='threshold was set in bfloat16'), pytest.raises(RuntimeError, match='far'):
+        half.export_onnx(tmp_path / 'm.onnx')
+    facts = onnx_export._metadata(half.score, half.manifest, half.preprocessing, 'tensor')
+    assert facts['gradmix_timm.threshold_precision'] == 'bfloat16'
+
+
 def test_the_package_gives_it_without_loading_it_first():
     assert gradmix_timm.OpenSetClassifier is OpenSetClassifier
     import subprocess

@@ -156,7 +156,7 @@ def _cells(path: Path, axes: Mapping[str, Mapping[str, Flags]], train: Flags, ev
         yield Cell(levels, train | flags, evaluate, checkpoint)
 
 
-def _digests(train: Flags | Mapping[str, Any]) -> tuple[str, ...]:
+def _digests(train: Mapping[str, Any]) -> tuple[str, ...]:
     """Of files that flags name, and of those that a file of flags is based on; recipes by name belong to the code."""
     named = [Path(value) for key in _FILES if isinstance(value := train.get(key), str)]
     found: dict[Path, str] = {}

@@ -208,7 +208,8 @@ def _step_plan(args: argparse.Namespace, names: list[str]) -> MixPlan:
     else:
         options = {**shared, 'switch_prob': args.mixup_switch_prob, 'parts': parts}
     try:
-        create_mixer(args.mixup_mode, num_classes=args.num_classes or 2, **options)  # refuses what it does not take
+        # Refuses what it does not take.
+        _warn_of_small_copies(create_mixer(args.mixup_mode, num_classes=args.num_classes or 2, **options))
     except TypeError as error:
         raise ValueError(f'--mixup-kwargs: a value that --mixup-mode {args.mixup_mode} does not take ({error})'
                          ) from error
@@ -244,12 +245,8 @@ def _trained_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """GradMix's options with those that a training takes where nothing else is typed, unless they contradict it."""
     if given.get('recipe') == 'authors' or given.get('attribution') in CONTROLS:
         return dict(given)
-    found = {**{name: option.metadata['trained'] for name, option in OPTIONS.items()
-                if option.metadata['trained'] is not None}, **given}
-    if found['confidence'] and found.get('attr_scale', 1) < 1:
-        _logger.warning('--gradmix-attr-scale below 1: the model has to be sure of the labels of the small copies, so '
-                        'far fewer images are mixed; "Mixed:" in the log counts them, --gradmix-confidence 0 mixes all')
-    return found
+    return {**{name: option.metadata['trained'] for name, option in OPTIONS.items()
+               if option.metadata['trained'] is not None}, **given}
 
 
 def _addressed(key: str, names: list[str]) -> tuple[str, str]:
@@ -270,6 +267,12 @@ def _warn_unused(args: argparse.Namespace, names: list[str]) -> None:
                         f'alternate with CutMix type --mixup-mode {names[0]}+cutmix')
     if len(names) == 1 and args.mixup_switch_prob != 0.5:
         _logger.warning(f'--mixup-switch-prob unused: --mixup-mode {args.mixup_mode} is one mixer')
+
+
+def _warn_of_small_copies(mixer: Mixer) -> None:
+    if any(part.config.attr_scale < 1 and part.config.confidence for part in mixer.parts if isinstance(part, GradMix)):
+        _logger.warning('--gradmix-attr-scale below 1: the model has to be sure of the labels of the small copies, so '
+                        'far fewer images are mixed; "Mixed:" in the log counts them, --gradmix-confidence 0 mixes all')
 
 
 def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None:

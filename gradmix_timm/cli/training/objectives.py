@@ -77,7 +77,7 @@ def check_objective(args: argparse.Namespace, plan: MixPlan) -> None:
 
 
 def _contradictions(args: argparse.Namespace, plan: MixPlan) -> list[tuple[str, bool, str]]:
-    label = args.gradmix_label or (plan.options or {}).get('label')
+    label = args.gradmix_label or plan.options.get('label')
     labels = 'labels enter through the contrastive loss, there is no other; leave it out'
     batches = 'a batch is two views of every image, at one size; leave it out'
     streamed = inner_name(args.dataset).partition('/')[0].lower() in ('hfids', 'tfds', 'wds')
