@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -41,7 +41,7 @@ class RunFailedError(RuntimeError):
 
 
 @contextmanager
-def user_errors(*also: type[Exception]) -> Iterator[None]:
+def user_errors(*also: type[Exception], renamed: Mapping[str, str] | None = None) -> Iterator[None]:
     """Turns the errors of set-up code into :class:`UsageError`; the original is kept as its cause.
 
     For code that reads the user's input (flags, files, names). Never around a training or evaluation loop: there a
@@ -49,6 +49,7 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
 
     Args:
         *also: Exception types to turn besides ValueError, TypeError, OSError, KeyError and ImportError.
+        renamed: Flags that messages advise, and what the command calls them.
 
     Raises:
         UsageError: In place of such an error, with its message in one line.
@@ -64,7 +65,10 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
     except UsageError:
         raise
     except _FIXABLE + also as error:
-        raise UsageError(one_line(error)) from error
+        words = one_line(error)
+        for flag, own in (renamed or {}).items():
+            words = words.replace(flag, own)
+        raise UsageError(words) from error
 
 
 def one_line(error: BaseException) -> str:

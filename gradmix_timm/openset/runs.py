@@ -43,6 +43,7 @@ class Run:
         levels: Of the axes of a study.
         part: Positions among the unknown classes of those that ``values`` are of; None: all.
         fold: Level of a study's axis of that name, whose images are its own; or None.
+        name: Of the run's folder, which ``by`` calls 'folder'.
     """
 
     group: str
@@ -58,6 +59,7 @@ class Run:
     levels: Mapping[str, Any] = field(default_factory=dict)
     part: tuple[int, ...] | None = None
     fold: str | None = None
+    name: str = ''
 
     @property
     def cell(self) -> tuple[int | None, int | None, str | None]:
@@ -169,7 +171,7 @@ def check_runs(runs: Sequence[Run]) -> None:
                             if twin.options.get(key) != run.options.get(key))
             differ += [key for key in _FACTS if twin.facts.get(key) != run.facts.get(key)]
             hint = (f'separate them, --by {",".join(axes)}' if axes else f'separate them, --by mixer,{differ[0]}'
-                    if differ else 'leave one out, or --by mixer,folder')
+                    if differ else 'leave one out, or --by mixer,folder' if twin.name != run.name else 'leave one out')
             raise ValueError(f'two runs of {run.group} for {run.cell_name}: {twin.folder} and {run.folder}; {hint}')
 
 
@@ -228,7 +230,7 @@ def _run(folder: Path, results: RunResults, by: Sequence[str]) -> Run:
         images=(results['n_known'], results['n_unknown'], hashes.get('known'), hashes.get('unknown')),
         facts={**{name: manifest.get(name) for name in _FACTS}, **_judged_on(results), **_preprocessing(manifest)},
         options=manifest.get('mixer_options') or {},
-        levels=levels, fold=levels.get('fold'))
+        levels=levels, fold=levels.get('fold'), name=_run_name(folder, manifest))
 
 
 def _judged_on(results: RunResults) -> dict[str, Any]:
@@ -259,11 +261,15 @@ def _of_figures(path: Path, by: Sequence[str], part: str | None) -> Run:
                images=(found.get('n_known'), found.get('n_unknown'), None, None))
 
 
+def _run_name(folder: Path, manifest: Manifest) -> str:
+    """The run's folder is a better name than that of its evaluation, which is osr in every run."""
+    return Path(manifest.get('run_folder') or folder).name
+
+
 def _group(folder: Path, manifest: Manifest, by: Sequence[str]) -> str:
     options = {**(manifest.get('mixer_options') or {}), **_levels(manifest)}
-    # The run's folder is a better name than that of its evaluation, which is osr in every run.
     named = {'mixer': manifest.get('mixer') or 'none', 'model': manifest.get('model'),
-             'objective': manifest.get('objective'), 'folder': Path(manifest.get('run_folder') or folder).name}
+             'objective': manifest.get('objective'), 'folder': _run_name(folder, manifest)}
     parts = []
     for key in by:
         if key in named:

@@ -18,6 +18,7 @@ from gradmix_timm.cli.commands import show
 from gradmix_timm.cli.commands.show import save_mixes
 from gradmix_timm.cli.errors import UsageError, run_console
 from gradmix_timm.cli.show import main
+from gradmix_timm.cli.training.args import build_config_parser, build_parser, parse_args
 from gradmix_timm.mixers import TIMM_MODES
 
 
@@ -103,7 +104,9 @@ def test_wrong_mixer_layer_and_broken_image(images, capsys):
     assert run_console(main, [*base, '--mixer', 'gradmx']) == 2
     assert "did you mean 'gradmix'" in capsys.readouterr().err
     assert run_console(main, [*base, '--layers', 'blocks.99']) == 2
-    assert 'blocks.' in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert 'blocks.' in words
+    assert ' --layers ' in words
     (images / 'cat' / 'broken.png').write_bytes(b'not an image')
     assert run_console(main, [*base, '--num', '9']) == 2
     assert 'broken.png' in capsys.readouterr().err
@@ -195,6 +198,21 @@ def test_an_option_that_the_checkpoints_mixer_has_no_more_is_left_out_by_name(mi
     assert {tuple(row['weight']) for row in json.loads(out.with_suffix('.json').read_text())['images']} == {(1, 0)}
     assert run_console(main, [*argv, '--mixup-kwargs', 'gradmix.former=0' if '+' in mixer else 'former=0']) == 2
     assert 'has no option' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('flags', 'temperature', 'sigmoids'), [
+    ([], 1, False), (['--bce-loss'], 1, True), (['--loss-temperature', '3', '--epochs', '20'], 3, False),
+    (['--loss-temperature', 'negcos:period=20', '--epochs', '40', '--sched', 'none'], 2, False)])
+def test_a_confidence_judges_as_the_loss_of_the_checkpoints_epoch(flags, temperature, sigmoids, images, tmp_path,
+                                                                  monkeypatch):
+    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer_options={'confidence': 0.9})
+    state = torch.load(path, weights_only=True)
+    args, _ = parse_args(build_config_parser(), build_parser(), flags)
+    torch.save({**state, 'epoch': 10, 'args': vars(args)}, path)
+    shown = []
+    monkeypatch.setattr(show, 'save_mixes', lambda *given: shown.append(given[4]))
+    assert run_console(main, ['--checkpoint', str(path), '--images', str(images)]) == 0
+    assert (shown[0].temperature, shown[0].sigmoids) == (pytest.approx(temperature), sigmoids)
 
 
 def test_labels_of_no_class_are_shown_as_such(images, tmp_path, monkeypatch):

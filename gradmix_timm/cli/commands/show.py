@@ -25,6 +25,7 @@ from gradmix_timm.checkpoint import (
 )
 from gradmix_timm.cli.errors import UsageError, user_errors
 from gradmix_timm.cli.plugins import import_modules
+from gradmix_timm.cli.training.flag_checks import judge_as_trained
 from gradmix_timm.data.listing import list_images
 from gradmix_timm.data.opening import expected_files, open_image
 from gradmix_timm.data.preprocessing import Preprocessing
@@ -124,7 +125,10 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
         options = {key: value for key, value in options.items() if key not in ('seed', 'prob_elem')}
     # The model's output for no class is folded into the others; the labels still have it.
     outputs = num_classes + bool(options.get('unknown_output'))
-    return create_mixer(name, **{**options, 'num_classes': outputs})
+    mixer = create_mixer(name, **{**options, 'num_classes': outputs})
+    if loaded is not None:
+        judge_as_trained(mixer, loaded.args or {}, loaded.epoch or 0)
+    return mixer
 
 
 def save_mixes(out_dir: str | Path, model: nn.Module, images: Tensor, labels: Tensor, mixer: Mixer,
@@ -221,7 +225,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: An error that the user can fix; what to type is in the message.
     """
     _check_numbers(args)
-    with user_errors():
+    with user_errors(renamed={'--gradmix-layers': '--layers'}):
         import_modules(args.device_modules)
         model, loaded = _model(args)
         with naming(args.checkpoint or args.model):

@@ -93,7 +93,7 @@ def output_folder(args: argparse.Namespace, command: str) -> Path:
 def flag_errors(args: argparse.Namespace) -> Iterator[None]:
     """As :func:`~gradmix_timm.cli.errors.user_errors`; arguments that a message names become this command's flags."""
     try:
-        with user_errors():
+        with user_errors(renamed={'--gradmix-layers': '--layers'} if hasattr(args, 'layers') else None):
             yield
     except UsageError as error:
         raise UsageError(as_flags(one_line(error), list(vars(args)))) from error.__cause__

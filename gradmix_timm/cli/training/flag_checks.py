@@ -5,6 +5,7 @@ import argparse
 import difflib
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,18 +16,18 @@ from torch import nn
 
 from gradmix_timm.cli.errors import one_line
 from gradmix_timm.data import inner_name
-from gradmix_timm.mixers import TIMM_MODES
+from gradmix_timm.mixers import TIMM_MODES, GradMix, Mixer
 from gradmix_timm.objectives import LossTemperature, TemperedLoss
 from gradmix_timm.registry import nearest
 
 from .augmentation import check_augmentation
 from .flag_ranges import check_values
-from .mixing import MixPlan, plan_mixing
+from .mixing import MixPlan, plan_mixing, set_temperature
 from .objectives import check_objective, complete_objective
 from .own_flags import VAL_FRACTION
 from .tracking import check_tracking
 
-__all__ = ['check_args', 'create_loss', 'scheduled_epochs']
+__all__ = ['check_args', 'create_loss', 'judge_as_trained', 'scheduled_epochs']
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +81,29 @@ def scheduled_epochs(args: argparse.Namespace) -> int:
         return int(create_scheduler_v2(optimizer, **scheduler_kwargs(args), updates_per_epoch=1000)[1])
     except (AssertionError, TypeError) as error:
         raise ValueError(f'--sched {args.sched}: {error}') from error
+
+
+def judge_as_trained(mixer: Mixer, args: Mapping[str, Any], epoch: int) -> None:
+    """Let the confidence of a run's mixer look at logits as the run's loss did in an epoch, counted from 0.
+
+    Args:
+        mixer: Of the run.
+        args: Its flags, of a checkpoint; those that another version or script lacks are as if not given.
+        epoch: Of the checkpoint.
+
+    Raises:
+        ValueError: The flags are invalid.
+    """
+    for part in mixer.parts:
+        if isinstance(part, GradMix):
+            part.sigmoids = bool(args.get('bce_loss'))
+    if args.get('loss_temperature') is not None:
+        schedule = LossTemperature.parse(str(args['loss_temperature']))
+        try:
+            epochs = scheduled_epochs(argparse.Namespace(**args))
+        except AttributeError as error:
+            raise ValueError(f'the flags of the run have a loss temperature and not its epochs: {error}') from error
+        set_temperature(mixer, schedule.at(epoch, epochs))
 
 
 def create_loss(args: argparse.Namespace, plan: MixPlan, num_classes: int | None = None) -> nn.Module:
