@@ -5,6 +5,7 @@ Each table stands between ``<!-- table NAME -->`` and ``<!-- end -->``. The stud
 """
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import statistics
@@ -86,6 +87,8 @@ LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
 OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep',
                                                  'gradmix-open'))
+# Columns of shortcut-kinds.
+GRID = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
@@ -201,19 +204,19 @@ def without_cue(shown: int | None = None) -> str:
 
 
 def kinds(study: str) -> str:
-    """One row a kind of mark: the guided boxes beside the random one."""
+    """One row a kind of mark: the guided boxes beside the random one, under conflict beside two peers too."""
     found: dict[str, dict[str, list[dict]]] = {}
     for cell, results in finished(study):
         found.setdefault(cell.levels['mark'], {}).setdefault(cell.levels['method'], []).append(results['groups'])
-    methods = ('random-small', 'gradmix-small', 'confident-90-keep')
     found = {mark: by for mark, by in found.items() if not re.fullmatch(r'side\d+-share\d+', mark)}  # those of grid
-    heads = [f'{figure}: {" | ".join(methods)}' for figure in (
-        'accuracy, conflict', 'no mark', 'AUROC, conflict')]
-    lines = [f'| mark | {" | ".join(heads)} | n |', f'|{"---|" * (2 + 3 * len(methods))}']
+    columns = (('accuracy, conflict', 'conflict', '', GRID), ('no mark', 'absent', '', GRID[2:]),
+               ('AUROC, conflict', 'conflict', 'mls', GRID[2:]))
+    heads = [f'{figure}: {" | ".join(methods)}' for figure, *_, methods in columns]
+    lines = [f'| mark | {" | ".join(heads)} | n |', f'|{"---|" * (2 + sum(len(methods) for *_, methods in columns))}']
     for mark, by in found.items():
-        cells = [percent([groups[view]['scores']['mls']['auroc'] if score else groups[view]['closed_set']['top1']
+        cells = [percent([groups[view]['scores'][score]['auroc'] if score else groups[view]['closed_set']['top1']
                           for groups in by[method]]) if method in by else ''
-                 for view, score in (('conflict', ''), ('absent', ''), ('conflict', 'mls')) for method in methods]
+                 for _, view, score, methods in columns for method in methods]
         lines.append(f'| {mark} | {" | ".join(cells)} | {len(by["gradmix-small"])} |')
     return '\n'.join(lines)
 
@@ -223,20 +226,18 @@ def grid(study: str) -> str:
 
     The patch of 5 pixels on every image is that of shortcut-cifar10, on the same splits with the same seed.
     """
-    methods = ('random-small', 'gradmix-small', 'confident-90-keep')
-    shares = {'': 'every image', 'share95': '95%', 'share90': '90%'}
     read = accuracy_of('conflict')
     done = {(cell.levels['mark'], cell.levels['method'], cell.levels['trial']): read(results)
             for cell, results in finished(study)}
     for cell, results in finished('shortcut-cifar10'):
         done['', cell.levels['method'], cell.levels['trial']] = read(results)
-    heads = [f'{shown}: {method}' for shown in shares.values() for method in methods]
-    lines = [f'| side | {" | ".join(heads)} | n |', f'|{"---|" * (2 + len(heads))}']
-    for side in (5, 9, 13):
-        marks = ['-'.join(filter(None, ('' if side == 5 else f'side{side}', share))) for share in shares]
-        cells = [[done[mark, method, trial] for trial in opened(study).axes['trial'] if (mark, method, trial) in done]
-                 for mark in marks for method in methods]
-        lines.append(f'| {side} | {" | ".join(map(percent, cells))} | {min(map(len, cells))} |')
+    lines = [f'| side | images with it | {" | ".join(GRID)} | n |', f'|{"---|" * (3 + len(GRID))}']
+    for side, (share, shown) in itertools.product((5, 9, 13), (('', 'all'), ('share95', '95%'), ('share90', '90%'))):
+        mark = '-'.join(filter(None, ('' if side == 5 else f'side{side}', share)))
+        splits = [trial for trial in opened(study).axes['trial']
+                  if all((mark, method, trial) in done for method in GRID)]
+        cells = [percent([done[mark, method, trial] for trial in splits]) for method in GRID]
+        lines.append(f'| {side} | {shown} | {" | ".join(cells)} | {len(splits)} |')
     return '\n'.join(lines)
 
 
@@ -270,7 +271,7 @@ def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]
 
 def curve(study: str) -> str:
     """One row a method: accuracy and AUROC by budget on class split 0; 20 epochs are of small-cifar10."""
-    shown = {'e5': '5 epochs', 'e20': '20', 'e60': '60'}
+    shown = {'e5': '5 epochs', 'e20': '20', 'e60': '60', 'e200': '200'}
     found: dict[str, dict[str, list[dict]]] = {method: {} for method in CURVE}
     for cell, results in (*finished(study), *finished('small-cifar10')):
         if cell.levels['trial'] == '0' and cell.levels['method'] in CURVE:
@@ -433,6 +434,7 @@ WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'others': lambda study: gains(study, OTHERS),
           '60 epochs': lambda study: gains(study, levels={'budget': '50x60'}),
+          '200 epochs': lambda study: gains(study, (('confident-90-keep', 'none'), *OTHERS), {'budget': 'e200'}),
           'oscr': lambda study: plain(study, 'oscr'),
           'evidence': evidence, 'grid': grid, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 

@@ -198,6 +198,7 @@ def test_random_boxes_are_counted_among_the_images_whose_maps_were_read(tiny_cnn
     assert stats.line() == f'  Mixed: {int((every < 1).sum())}/{len(every)}  Random boxes: {mixed}/{mixed}'
     assert stats.values()['mix/random_boxes'] == 1
     assert stats.values()['mix/mixed_images'] == pytest.approx((every < 1).float().mean().item())
+    assert stats.values()['mix/mixed_by_maps'] == pytest.approx(mixed / len(lam))
 
 
 def test_images_of_whose_label_the_model_is_not_sure_are_not_counted_as_mixed(tiny_cnn, batch):

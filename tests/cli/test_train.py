@@ -168,6 +168,11 @@ def test_the_loop_tells_how_many_images_were_mixed(flags, mixed, warned, images,
     assert all('0.0%' in line and '--gradmix-confidence 0 every image' in line for line in told)
 
 
+def test_the_share_of_gradmix_is_told_beside_that_of_another_mixer(images, tmp_path, caplog):
+    run_tiny(images, tmp_path, '--mixup-mode', 'gradmix+cutmix', '--batch-size', 4, '--lr', 1e-6)
+    assert [r for r in caplog.records if "0.0% of GradMix's images of the last epoch were mixed" in r.message]
+
+
 @pytest.mark.parametrize('flags', [('--gradmix-keep-clean',), ('--objective', 'simclr', '--probe-epochs', 0)])
 def test_a_task_that_mixes_inside_tells_no_time_of_mixing(flags, images, tmp_path, caplog):
     caplog.set_level(logging.INFO)

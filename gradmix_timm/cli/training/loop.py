@@ -220,7 +220,7 @@ class _Epoch:
     def _meters(self) -> dict[str, Any]:
         """The state of the epoch's meters, as plain values and tensors."""
         return {'losses': [self.losses.sum, self.losses.count], 'sums': dict(self.parts.sums),
-                'counts': dict(self.parts.counts), 'mix_sums': self.mixes.sums}
+                'counts': dict(self.parts.counts), 'mix_counts': self.mixes.sums}
 
     def _restore(self, meters: dict[str, Any]) -> None:
         device = self.run.hardware.device
@@ -228,7 +228,7 @@ class _Epoch:
         self.losses.avg = self.losses.sum / max(self.losses.count, 1)
         self.parts.sums = {name: value.to(device) for name, value in meters['sums'].items()}
         self.parts.counts = {name: value.to(device) for name, value in meters['counts'].items()}
-        self.mixes.sums = meters.get('mix_sums')  # none in checkpoints of earlier versions, whose sums were others
+        self.mixes.sums = meters.get('mix_counts')  # none in checkpoints of earlier versions, whose sums were others
 
     def step(self, index: int, input: Any, target: Tensor) -> None:
         """One batch: mix, forward, backward and, at the end of its window, an update."""

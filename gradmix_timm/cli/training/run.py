@@ -333,9 +333,10 @@ def _report(run: Run, span: Span, results: list[dict[str, Any]]) -> None:
             flag = '--stop-epoch' if run.args.stop_epoch else '--epochs'
             print(f'{span.resumed}: {span.first} of {span.stop} epochs are trained already; {flag} N for more.')
         return
-    share = run.mixes.get('mix/mixed_images', 1.)
+    share = run.mixes.get('mix/mixed_by_maps', run.mixes.get('mix/mixed_images', 1.))
     if share < _FEW_MIXED * run.args.mixup_prob * run.args.mixup_prob_elem and asked_confidence(run.mixer):
-        _logger.warning(f'{share:.1%} of the images of the last epoch were mixed: the model gave few labels '
+        which = "GradMix's images" if 'mix/mixed_by_maps' in run.mixes else 'the images'
+        _logger.warning(f'{share:.1%} of {which} of the last epoch were mixed: the model gave few labels '
                         f'{asked_confidence(run.mixer)} of the probability that they ask for. '
                         '--gradmix-confidence 0.5 mixes more of them, --gradmix-confidence 0 every image')
     if run.saver.best_metric is not None:

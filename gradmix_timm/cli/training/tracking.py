@@ -74,6 +74,7 @@ class MixStats:
     def __init__(self, mixer: Mixer | None, device: torch.device) -> None:
         parts = mixer.parts if isinstance(mixer, BatchMixer) else ()
         self.readers = {part.name for part in parts if part.requires_model}
+        self.alternates = len(parts) > len(self.readers) > 0
         self.tells_lam = isinstance(mixer, BatchMixer) and mixer.tells_lam
         self.cuda = device.type == 'cuda'
         self.sums: Tensor | None = None
@@ -85,9 +86,11 @@ class MixStats:
         if draw is None:
             return
         mixed = draw.lam < 1
-        read = mixed if draw.name in self.readers else torch.zeros_like(mixed)
+        all_ = torch.ones_like(draw.lam)
+        reads = all_ if draw.name in self.readers else torch.zeros_like(all_)
+        read = mixed & reads.bool()
         counts = torch.stack([(draw.fallback & read).sum(), read.sum(), mixed.sum(), (draw.lam * mixed).sum(),
-                              torch.ones_like(draw.lam).sum()])
+                              all_.sum(), reads.sum()])
         self.sums = counts if self.sums is None else self.sums.to(counts.device) + counts
 
     @contextmanager
@@ -112,7 +115,7 @@ class MixStats:
         """
         if self.sums is None or not self.readers:
             return ''
-        flat, read, mixed, _, images = map(int, self.sums.tolist())
+        flat, read, mixed, _, images, _ = map(int, self.sums.tolist())
         return f'  Mixed: {mixed}/{images}  Random boxes: {flat}/{read}'
 
     def values(self) -> dict[str, float]:
@@ -120,8 +123,10 @@ class MixStats:
         if self.sums is None:
             return {}
         self._drain()
-        flat, read, mixed, kept, images = self.sums.tolist()
+        flat, read, mixed, kept, images, drawn = self.sums.tolist()
         found = {'mix/mixed_images': mixed / images}
+        if self.alternates and drawn:
+            found['mix/mixed_by_maps'] = read / drawn
         if mixed and self.tells_lam:
             found['mix/lam'] = kept / mixed
         if read:
