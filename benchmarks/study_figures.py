@@ -234,10 +234,11 @@ def grid(study: str) -> str:
     lines = [f'| side | images with it | {" | ".join(GRID)} | n |', f'|{"---|" * (3 + len(GRID))}']
     for side, (share, shown) in itertools.product((5, 9, 13), (('', 'all'), ('share95', '95%'), ('share90', '90%'))):
         mark = '-'.join(filter(None, ('' if side == 5 else f'side{side}', share)))
-        splits = [trial for trial in opened(study).axes['trial']
-                  if all((mark, method, trial) in done for method in GRID)]
-        cells = [percent([done[mark, method, trial] for trial in splits]) for method in GRID]
-        lines.append(f'| {side} | {shown} | {" | ".join(cells)} | {len(splits)} |')
+        cells = [[done[mark, method, trial] for trial in opened(study).axes['trial'] if (mark, method, trial) in done]
+                 for method in GRID]
+        counts = {len(values) for values in cells if values}
+        lines.append(f'| {side} | {shown} | {" | ".join(percent(values) if values else "" for values in cells)} | '
+                     f'{"-".join(map(str, sorted(counts)))} |')
     return '\n'.join(lines)
 
 
