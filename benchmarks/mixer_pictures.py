@@ -23,8 +23,8 @@ from gradmix_timm.mixers import TIMM_MODES
 
 IMAGES = Path(__file__).parent.parent / 'docs' / 'images'
 CELL, GAP, TEXT, COLUMNS = 84, 3, 13, 3
-#: Beside the registered names: labels that go to no class, cells in place of a box.
-EXTRA = (('cutmix', {'label': 'open'}), ('gradmix', {'label': 'open'}), ('gradmix', {'shape': 'grid'}))
+#: Beside the registered names: labels that go to no class.
+EXTRA = (('cutmix', {'label': 'open'}), ('gradmix', {'label': 'open'}))
 #: Options that show the method on four images.
 SHOWN = {'openmix': {'ratio': (1, 1, 1)}}
 

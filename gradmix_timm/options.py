@@ -48,8 +48,6 @@ class GradMixOptions:
     label: str | None = _option(None, 'label weights by pixel area, by attribution mass, or the own label kept; open: '
                          'the hidden share of the evidence goes to no class (uniform) and none to the partner '
                          '(default: keep with a confidence, area without)', ('area', 'mass', 'keep', 'open'))
-    shape: str = _option('box', 'what hides the evidence: one box, or of 8 x 8 cells those with the most of it, of '
-                         'the same area', ('box', 'grid'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')
@@ -73,13 +71,6 @@ class GradMixOptions:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
-        if self.shape == 'grid':
-            of_boxes = (('recipe', 'authors'), ('center', 'argmax'), ('center', 'sample'), ('center', 'random'),
-                        ('placement', 'shift'), ('fill', 'donor-resized'))
-            wrong = next((name for name, value in of_boxes if getattr(self, name) == value), None)
-            if wrong is not None:
-                raise ValueError(f'shape=grid with {wrong}={getattr(self, wrong)}: cells have no centre and no size of '
-                                 'their own; leave one of them out')
         for name, valid, expected in (
                 ('attr_scale', 0 < self.attr_scale <= 1, 'in (0, 1]'),
                 ('confidence', 0 <= self.confidence < 1, 'a probability, in [0, 1)')):

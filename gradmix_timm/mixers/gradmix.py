@@ -29,8 +29,6 @@ from gradmix_timm.ops import (
     boxes_at,
     boxes_inside,
     image_size,
-    like,
-    mask_mass,
     noise_fill,
     paste,
     paste_resized,
@@ -45,15 +43,13 @@ from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
 from .base import BatchMixer, to_device, uniform
-from .cells import CELLS, cell_order
-from .fmix import top_mask
 from .plain import box_sides, draw_lam
 
 __all__ = ['GradMix']
 
 
 class GradMix(BatchMixer):
-    """A box (or cells) over the evidence of each image, filled from a partner; labels by the visible shares.
+    """A box over the evidence of each image, filled from a partner; labels by the visible shares.
 
     Xu, Kao & Keuper, "Informed Mixing -- Improving Open Set Recognition via Attribution-based Augmentation",
     arXiv:2505.12803: what the model has already learned is masked while it trains, so that it has to find more. The
@@ -287,33 +283,23 @@ class GradMix(BatchMixer):
         # The authors' box is centre - side // 2 to centre + side // 2: an odd side loses a row and a column.
         sides = to_device(nominal // 2 * 2 if config.recipe == 'authors' else nominal, device)
         pixels = None if attribution is None else to_pixels(attribution.map, size)
-        donors, mask, mixed = to_device(partner, device), None, to_device(coins, device)
+        donors, mixed = to_device(partner, device), to_device(coins, device)
         if sure is not None:
             mixed = mixed & sure
             sides, donors = sides * mixed[:, None], torch.where(mixed, donors, torch.arange(batch, device=device))
         fallback = torch.zeros_like(mixed) if attribution is None else attribution.degenerate & mixed
-        if config.shape == 'grid':
-            dst = src = torch.zeros(batch, 4, dtype=torch.int64, device=device)
-            noise = to_device(rng.random((batch, CELLS, CELLS), dtype=np.float32), device)
-            fine = pixels if attribution is None or min(attribution.map.shape[1:]) < CELLS else attribution.map
-            order = cell_order(fine, fallback, noise, config.attribution == 'center', config.sign)
-            cells = np.round(kept * CELLS ** 2) / CELLS ** 2  # on the host, in float64
-            mask = top_mask(order, torch.where(mixed, to_device(cells.astype(np.float32), device), 1.0))
-            mask = F.interpolate(mask, size=size, mode='nearest-exact')
-            lam = mask.mean((1, 2, 3))
-        else:
-            dst = self._boxes(pixels, sides, u, size)
-            if attribution is not None:
-                dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
-            src = whole_boxes(batch, size, device) if config.fill == 'donor-resized' else dst
-            lam = box_lam(dst, size)
+        dst = self._boxes(pixels, sides, u, size)
+        if attribution is not None:
+            dst = torch.where(fallback[:, None], self._random_boxes(sides, u, size), dst)
+        src = whole_boxes(batch, size, device) if config.fill == 'donor-resized' else dst
+        lam = box_lam(dst, size)
         if not config.correct_lam:
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
             lam = torch.where(mixed, lam, 1.0)
-        share = self._own_share(pixels, donors, src, dst, mask, lam)
+        share = self._own_share(pixels, donors, src, dst, lam)
         rest = 1 - share
         weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
-        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, mask=mask, noise_seed=noise_seed,
+        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, noise_seed=noise_seed,
                           fallback=fallback, unknown=rest if self._open else None)
 
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -350,20 +336,20 @@ class GradMix(BatchMixer):
     def _open(self) -> bool:
         return self.config.label == 'open'
 
-    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, mask: Tensor | None,
-                   lam: Tensor) -> Tensor:
+    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor,
+                   ) -> Tensor:
         """Weight of the own label, float32 [B]; the rest goes to the partner's or to no class."""
         if self._keeps_label():
             return torch.ones_like(lam)
         if self.config.label == 'area' or pixels is None:
             return lam
-        own, flat = 1 - _hidden(pixels, dst, mask), pixels.flatten(1).sum(1) <= 0
+        own, flat = 1 - box_mass(pixels, dst), pixels.flatten(1).sum(1) <= 0
         if self.config.label == 'open':
             return torch.where(flat, lam, own)
-        donor = _hidden(pixels[partner], src, mask)
+        donor = box_mass(pixels[partner], src)
         total = own + donor
         flat = flat | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)
-        empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2]) if mask is None else lam >= 1
+        empty = (dst[:, 1] <= dst[:, 0]) | (dst[:, 3] <= dst[:, 2])
         share = torch.where(empty, torch.ones_like(own), own / total.clamp_min(1e-12))
         return torch.where(flat & ~empty, lam, share)
 
@@ -381,13 +367,7 @@ class GradMix(BatchMixer):
             return images.clone()
         fill = (images.float().mean((2, 3), keepdim=True) if draw.noise_seed is None
                 else noise_fill(images, draw.noise_seed))
-        if draw.mask is None:
-            return paste(images, fill, draw.dst)
-        return like(torch.where(draw.mask > 0.5, images, fill.to(images.dtype)), images)
-
-
-def _hidden(maps: Tensor, boxes: Tensor, mask: Tensor | None) -> Tensor:
-    return box_mass(maps, boxes) if mask is None else mask_mass(maps, 1 - mask[:, 0])
+        return paste(images, fill, draw.dst)
 
 
 def _plain_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ __all__ = [
     'boxes_at',
     'boxes_inside',
     'image_size',
-    'mask_mass',
     'sample_center',
     'share_of',
     'whole_boxes',
@@ -171,21 +170,6 @@ def box_mass(maps: Tensor, boxes: Tensor) -> Tensor:
     corner = _pick(table, boxes[:, :2], boxes[:, 2:])
     inside = corner[:, 1, 1] - corner[:, 0, 1] - corner[:, 1, 0] + corner[:, 0, 0]
     total = table[:, -1, -1]
-    return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
-
-
-def mask_mass(maps: Tensor, mask: Tensor) -> Tensor:
-    """Share of each map's mass under a mask.
-
-    Args:
-        maps: Non-negative, float [B, H, W].
-        mask: Weight of each pixel in [0, 1], float [B, H, W].
-
-    Returns:
-        float32 [B] in [0, 1]; 0 where the map is all zero.
-    """
-    maps, total = maps.float(), maps.float().sum((1, 2))
-    inside = (maps * mask).sum((1, 2))
     return torch.where(total > 0, inside / total, torch.zeros_like(total)).clamp(0, 1)
 
 

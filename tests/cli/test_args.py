@@ -291,7 +291,6 @@ def test_unused_alphas_are_warned_of_once(caplog):
     ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution random', '--gradmix-attribution random'),
     ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution input-gradient', 'input-gradient'),
     ('--mixup-mode random-box --mixup-kwargs attribution=layercam', "'random-box' has attribution='random'"),
-    ('--mixup-mode gradmix --gradmix-shape grid --gradmix-center argmax', 'shape=grid with center=argmax'),
     ('--mixup-mode gradmix --gradmix-confidence -1', 'confidence is a probability'),
     ('--mixup-mode gradmix --mixup-kwargs attr_scale=abc', "attr_scale is a number, got 'abc'"),
     ('--mixup-mode mixup --unknown-output --num-classes 4', 'nothing would go to that output'),

@@ -349,67 +349,6 @@ def test_attribute_takes_class_indices_of_any_kind(kind):
     assert torch.equal(attribute(Spots(), images, given, 'grid').map, attribute(Spots(), images, labels, 'grid').map)
 
 
-# ---- cells in place of one box
-
-@pytest.mark.parametrize('sign', ['high', 'low'])
-def test_cells_hide_the_most_evidence_that_their_area_can(sign):
-    """8 x 8 cells of 2 x 2 pixels are the cells of this network's map: the best mask is known by sorting."""
-    images, labels, model = torch.rand(K, K, 16, 16), torch.arange(K), Spots()
-    mixer = create_mixer('gradmix', num_classes=K, shape='grid', layers='grid', sign=sign, seed=5)
-    draw = mixer.draw(images, labels, model)
-    mixed, targets = mixer.apply(images, labels, draw)
-    maps = attribute(model, images, labels, 'grid').map
-    for row in range(K):
-        hidden = draw.mask[row, 0, ::2, ::2] == 0
-        assert torch.equal(hidden.repeat_interleave(2, 0).repeat_interleave(2, 1), draw.mask[row, 0] == 0)
-        mass = maps[row].flatten().sort(descending=sign == 'high').values[:int(hidden.sum())].sum()
-        assert maps[row][hidden].sum() == pytest.approx(float(mass), rel=1e-5)
-        where = draw.mask[row] > 0.5
-        assert torch.equal(mixed[row], torch.where(where, images[row], images[draw.partner[row]]))
-        assert draw.lam[row] == pytest.approx(1 - int(hidden.sum()) / 64)
-        assert targets[row, row] == pytest.approx(float(draw.lam[row]))
-    boxes = create_mixer('gradmix', num_classes=K, layers='grid', sign=sign, seed=5).draw(images, labels, model)
-    assert torch.allclose(boxes.lam, draw.lam, atol=0.15), 'as much as a box of the same draw'
-
-
-@pytest.mark.parametrize('label', ['mass', 'open'])
-def test_labels_of_cells_go_by_the_evidence_that_they_hide(label):
-    images, labels, model = spotted(PLACES) + 0.05, torch.arange(K), Spots()
-    mixer = create_mixer('gradmix', num_classes=K, shape='grid', label=label, layers='grid', seed=5)
-    draw = mixer.draw(images, labels, model)
-    maps = to_pixels(attribute(model, images, labels, 'grid').map, (16, 16))
-    seen = (maps * draw.mask[:, 0]).sum((1, 2)) / maps.sum((1, 2))
-    pasted = 1 - (maps[draw.partner] * draw.mask[:, 0]).sum((1, 2)) / maps.sum((1, 2))[draw.partner]
-    want = seen / (seen + pasted) if label == 'mass' else seen
-    assert torch.allclose(draw.weight[:, 0], want, atol=1e-5)
-    assert (want < draw.lam - 0.1).any(), 'not the area'
-
-
-def test_the_controls_of_cells():
-    images, labels = torch.rand(200, 1, 16, 16), torch.zeros(200, dtype=torch.int64)
-    random = create_mixer('random-box', num_classes=K, shape='grid', lam_range=(0.7, 0.8)).draw(images, labels)
-    middle = create_mixer('center-box', num_classes=K, shape='grid', lam_range=(0.7, 0.8)).draw(images, labels)
-    assert (1 - random.mask).mean((0, 1)).std() < 0.05, 'every cell as often'
-    assert (random.lam - middle.lam).abs().max() == 0
-    assert (middle.mask[:, 0, 7:9, 7:9] == 0).all()
-    assert (middle.mask[:, 0, 0] == 1).all()
-
-
-@pytest.mark.parametrize('fill', ['noise', 'mean'])
-def test_cells_take_fills_that_are_no_image(fill):
-    images, labels = torch.rand(K, K, 16, 16), torch.arange(K)
-    mixer = create_mixer('gradmix', num_classes=K, shape='grid', fill=fill, layers='grid')
-    draw = mixer.draw(images, labels, Spots())
-    mixed, targets = mixer.apply(images, labels, draw)
-    kept = (draw.mask > 0.5).expand_as(images)
-    assert torch.equal(mixed[kept], images[kept])
-    want = images.mean((2, 3), keepdim=True).expand_as(images) if fill == 'mean' else None
-    if want is not None:
-        assert torch.allclose(mixed[~kept], want[~kept])
-    assert not torch.equal(mixed[~kept], images[~kept])
-    assert torch.equal(targets, torch.eye(K))
-
-
 # ---- labels that know what is left to see
 
 def test_cutmix_knows_areas_alone():
@@ -479,7 +418,7 @@ def certain():
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'shape': 'grid'}, {'label': 'mass'}, {'label': 'open'}, {'correct_lam': False}, {'fill': 'donor-resized'},
+    {}, {'label': 'mass'}, {'label': 'open'}, {'correct_lam': False}, {'fill': 'donor-resized'},
     {'fill': 'noise'}, {'attribution': 'input-gradient', 'layers': (-1,)}], ids=str)
 @pytest.mark.parametrize(('confidence', 'which'), [(0.9, [True, True, False, False]), (0.7, [True, True, True, False])])
 def test_only_images_whose_label_the_model_is_sure_of_are_mixed(options, confidence, which):

@@ -16,10 +16,10 @@ from gradmix_timm.mixers import TIMM_MODES
 K = 5
 OURS = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith(('doctest', 'test-'))]
 OPTIONS = [
-    ('gradmix', {'center': 'sample'}), ('gradmix', {'center': 'sample', 'sign': 'low'}), ('gradmix', {'shape': 'grid'}),
+    ('gradmix', {'center': 'sample'}), ('gradmix', {'center': 'sample', 'sign': 'low'}),
     ('gradmix', {'recipe': 'authors', 'layers': 'default'}), ('gradmix', {'confidence': 0.2}),
     ('gradmix', {'label': 'mass', 'fill': 'donor-resized'}),
-    ('random-box', {'shape': 'grid'}), ('random-box', {'center': 'argmax', 'placement': 'clip'}),
+    ('random-box', {'center': 'argmax', 'placement': 'clip'}),
     ('random-box', {'fill': 'noise'}), ('pixmix', {'mean': (0.5,) * 3, 'std': (0.2,) * 3}),
     ('tokenmix', {'lam': 'image'})]
 
