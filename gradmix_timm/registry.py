@@ -11,7 +11,7 @@ T = TypeVar('T')
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Words for an error message: the closest known names, then all of them.
+    """Words for an error message: the closest known names, then all of them, a name with a comma in double quotes.
 
     Example:
         >>> nearest('gradmx', ['cutmix', 'gradmix'])
@@ -20,7 +20,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f'did you mean {" or ".join(repr(n) for n in close)}? ' if close else ''
-    return f'{hint}Known: {", ".join(names)}'
+    listed = (f'"{name}"' if ',' in name else name for name in names)
+    return f'{hint}Known: {", ".join(listed)}'
 
 
 class Registry(Generic[T]):

@@ -85,7 +85,7 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
                "[N] in torch's operations, in place of knownness(embeddings); those that are" if own else
                'it reads more than them; those that fit')
         raise ValueError(f'score {score.name!r} does not fit into a graph of the logits: {how}: {", ".join(able)}: '
-                         f'OpenSetClassifier.from_checkpoint(..., score={able[0]!r})')
+                         f'OpenSetClassifier.from_checkpoint(..., score={able[0]!r}), or --score {able[0]}')
     preprocessing = Preprocessing.of(manifest.data_config)
     if input == 'image':
         check_exportable(preprocessing)

@@ -121,7 +121,8 @@ class ConsoleParser(argparse.ArgumentParser):
         if stray != message:
             flag = next((word for word in stray.split() if word.startswith('-')), stray).split('=')[0]
             close = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.6)
-            message += f' (did you mean {close[0]}?)' if close else f' (see {self.prog} --help)'
+            command = ' COMMAND' if self._subparsers is not None else ''
+            message += f' (did you mean {close[0]}?)' if close else f' (see {self.prog}{command} --help)'
         # Several processes read the same flags; only one prints the error.
         self.exit(USAGE, f'error: {message}\n' if os.environ.get('RANK', '0') == '0' else None)
 

@@ -36,8 +36,9 @@ def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int,
     for name in names:
         place = exact.get(name, loose.get(_key(name)))
         if place is None:
+            quoted = '; a name with a comma goes in double quotes' if any(',' in one for one in all_classes) else ''
             raise ValueError(f'no class {name!r} among the {len(all_classes)} of the data set: '
-                             f'{name_hint(name, all_classes)}')
+                             f'{name_hint(name, all_classes)}{quoted}')
         found.append(place)
     return tuple(found)
 

@@ -74,8 +74,9 @@ def plan_split(options: DataOptions, record: RunRecord | None) -> ClassSplit:
     """
     split = named_split(options, record)
     if split is None:
-        raise ValueError('the checkpoint does not say which classes its head knows; name them in head order, '
-                         'known_classes=A,B,..., or osr_protocol=NAME')
+        silent = 'nothing says' if record is None else 'the checkpoint does not say'
+        raise ValueError(f'{silent} which classes the head knows; name them in head order, known_classes=A,B,..., or '
+                         'osr_protocol=NAME')
     return split
 
 

@@ -65,6 +65,7 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
         ax: A subplot within whose bounds the table is drawn; None: a new figure.
 
     Raises:
+        TypeError: ``attribution`` is none.
         ValueError: Another number of maps than of images, or ``ax`` is no subplot.
 
     Example:
@@ -75,6 +76,9 @@ def plot_attribution(attribution: AttributionMap, images: Tensor, class_names: S
         >>> [ax.get_title() for ax in figure.axes[:2]]
         ['image', 'attribution 8 x 8']
     """
+    if not isinstance(attribution, AttributionMap):
+        raise TypeError(f'the first argument is what attribute(model, images, labels) returns, got '
+                        f'{type(attribution).__name__}')
     if len(attribution.map) != len(images):
         raise ValueError(f'got {len(attribution.map)} maps for {len(images)} images; expected one map an image')
     images, count = images.detach().cpu(), min(rows, len(images))

@@ -255,11 +255,16 @@ def test_options_reach_the_mixer():
     assert mixer.options == wanted.options
 
 
-def test_unused_alphas_are_warned_of_once(caplog):
-    parse('--mixup-mode', 'gradmix', '--cutmix', 1.0, '--mixup', 0.2)
+@pytest.mark.parametrize(('mode', 'alphas', 'unused', 'advised'), [
+    ('gradmix', ('--cutmix', 1.0, '--mixup', 0.2), '--mixup and --cutmix', 'gradmix+cutmix'),
+    ('cutmix', ('--mixup', 0.2), '--mixup', 'cutmix+mixup'), ('gradmix+cutmix', ('--mixup', 0.2), '--mixup', None)])
+def test_unused_alphas_are_warned_of_once_with_what_takes_them(mode, alphas, unused, advised, caplog):
+    parse('--mixup-mode', mode, *alphas)
+    hint = f'; to alternate with it type --mixup-mode {advised}' if advised else ''
     assert [r.message for r in caplog.records] == [
-        '--mixup and --cutmix unused: --mixup-mode gradmix is not made of it; to alternate with CutMix type '
-        '--mixup-mode gradmix+cutmix']
+        f'{unused} unused: --mixup-mode {mode} is not made of it{hint}']
+    if advised:
+        parse('--mixup-mode', advised, *alphas)
 
 
 @pytest.mark.parametrize(('argv', 'words'), [

@@ -122,6 +122,8 @@ def test_subparsers_speak_alike(capsys):
     parser.add_subparsers(required=True, dest='command').add_parser('osr').add_argument('--score')
     assert run(lambda argv: parser.parse_args(argv) and 0, capsys, ['osr', '--score'])[1] == [
         'error: argument --score: expected one argument']
+    assert run(lambda argv: parser.parse_args(argv) and 0, capsys, ['osr', '--images', '2'])[1] == [
+        'error: unrecognized arguments: --images 2 (see gradmix COMMAND --help)']
 
 
 class Rotten(torch.utils.data.Dataset):

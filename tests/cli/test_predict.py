@@ -146,6 +146,8 @@ def mistakes(tmp_path, checkpoint, image):
     (tmp_path / 'notes.pth.tar').write_text('notes')
     return {
         'no image given': ('--checkpoint', checkpoint),
+        f'--validation took a {image}: name the images before it': (
+            '--checkpoint', checkpoint, '--validation', 'a', image),
         'there is no file or folder nowhere': ('--checkpoint', checkpoint, 'nowhere'),
         'no image in the folder': ('--checkpoint', checkpoint, tmp_path / 'empty'),
         'no checkpoint at nowhere': ('--checkpoint', 'nowhere', image),

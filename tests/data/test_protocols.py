@@ -190,6 +190,8 @@ def test_names_of_a_data_set_may_be_spelled_another_way():
         find_classes(['x y'], ['x_y', 'x-y'])  # could be either
     with pytest.raises(ValueError, match="did you mean 'maple_tree'"):
         find_classes(['mapel_tree'], CLASSES['cifar100'])
+    with pytest.raises(ValueError, match='Known: b, "caf\u00e9, noir"; a name with a comma goes in double quotes'):
+        find_classes(['caf\u00e9', 'noir'], ['caf\u00e9, noir', 'b'])
 
 
 def test_spelling_never_makes_two_classes_one():

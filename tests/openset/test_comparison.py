@@ -412,7 +412,8 @@ def test_latex_balances_and_escapes(comparison):
 
 
 def test_markdown_names_the_runs_and_what_was_left_out(comparison):
-    text = comparison_markdown({**comparison, 'left_out': {'vim': 'not in 1 of 2 runs'}, 'left_out_runs': ['x']})
-    for words in ('`ours-0-0`', 'left out: vim: not in 1 of 2 runs', 'left out: x has no partner', '## AUROC',
+    text = comparison_markdown({**comparison, 'left_out': {'vim': 'not in 1 of 2 runs', 'knn': 'not in 1 of 2 runs'},
+                                'left_out_runs': ['x']})
+    for words in ('`ours-0-0`', 'left out: vim, knn: not in 1 of 2 runs', 'left out: x has no partner', '## AUROC',
                   '## right at FPR 10%', '6 different class splits', '12 pairs'):
         assert words in text

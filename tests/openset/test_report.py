@@ -425,6 +425,8 @@ def test_csv_has_every_score_of_every_group_as_fractions(evaluation):
 
 def test_markdown_holds_tables_and_origin(evaluation):
     text = results_markdown(evaluation[0])
+    named = results_markdown({**evaluation[0], 'known_classes': ['<b>', 'c']})
+    assert '- known: &lt;b&gt;, c\n' in named
     assert text.count('| mls ') == 3
     assert '`run/<last>.pth.tar`' in text
     assert re.search(r'\| mls +\| +\d+\.\d\d \[\d+\.\d\d, \d+\.\d\d\]', text)

@@ -137,6 +137,8 @@ def test_maps_are_plotted_over_their_images(tiny_cnn, batch, axes):
     assert plot_attribution(found, images, rows=1, ax=axes[1]) is axes[1].figure
     with pytest.raises(ValueError, match='one map an image'):
         plot_attribution(found, images[:1])
+    with pytest.raises(TypeError, match=r'what attribute\(model, images, labels\) returns, got Tensor'):
+        plot_attribution(images, found)
     with pytest.raises(ValueError, match='no subplot'):
         plot_attribution(found, images, ax=axes[0].figure.add_axes((0, 0, 1, 1)))
 

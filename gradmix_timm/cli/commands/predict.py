@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         UsageError: An error that the user can fix; what to type is in the message.
     """
     if not args.images and not args.save and not args.onnx:
-        raise UsageError('no image given: name image files or folders of them (or --save DIR, --onnx FILE)')
+        taken = (f'; --validation took {" ".join(args.validation)}: name the images before it'
+                 if len(args.validation or ()) > 1 else '')
+        raise UsageError(f'no image given: name image files or folders of them (or --save DIR, --onnx FILE){taken}')
     if args.onnx_input and not args.onnx:
         raise UsageError(f'--onnx-input {args.onnx_input} is of an exported graph; name its file, --onnx FILE')
     files = _expand(args.images)

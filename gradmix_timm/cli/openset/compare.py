@@ -24,6 +24,7 @@ from gradmix_timm.openset.reports.comparison_tables import (
     grounds,
     how_decided,
     is_long,
+    left_out_scores,
     metrics_of,
     title_of,
 )
@@ -94,8 +95,8 @@ def _print(comparison: Comparison, metrics: list[str], width: int | None) -> Non
     print(folded(f'\n{how_decided(comparison)}\n', width) if comparison['paired'] else '')
     for note in comparison['notes']:
         print(f'note: {note}')
-    for score, why in comparison['left_out'].items():
-        print(f'left out: {score}: {why}')
+    for line in left_out_scores(comparison):
+        print(folded(f'left out: {line}', width))
     for name in comparison['left_out_runs']:
         print(f'left out: {name}: no partner')
 

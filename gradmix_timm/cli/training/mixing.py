@@ -261,10 +261,11 @@ def _addressed(key: str, names: list[str]) -> tuple[str, str]:
 
 
 def _warn_unused(args: argparse.Namespace, names: list[str]) -> None:
-    unused = [f'--{name}' for name in _ALPHA_FLAGS if getattr(args, name) > 0 and name not in names]
+    unused = [name for name in _ALPHA_FLAGS if getattr(args, name) > 0 and name not in names]
     if unused:
-        _logger.warning(f'{" and ".join(unused)} unused: --mixup-mode {args.mixup_mode} is not made of it; to '
-                        f'alternate with CutMix type --mixup-mode {names[0]}+cutmix')
+        hint = f'; to alternate with it type --mixup-mode {names[0]}+{unused[-1]}' if len(names) == 1 else ''
+        _logger.warning(f'{" and ".join(f"--{name}" for name in unused)} unused: --mixup-mode {args.mixup_mode} is not '
+                        f'made of it{hint}')
     if len(names) == 1 and args.mixup_switch_prob != 0.5:
         _logger.warning(f'--mixup-switch-prob unused: --mixup-mode {args.mixup_mode} is one mixer')
 

@@ -43,7 +43,8 @@ AUGMENTATION = (
 
 OPEN_SET = (
     flag('--known-classes', type=words, metavar='A,B,...',
-         text='train on these classes alone, in this order; all others are unknown'),
+         text='train on these classes alone, in this order; all others are unknown; a name with a comma in double '
+              'quotes'),
     flag('--osr-protocol', type=str, metavar='NAME',
          text='class split: digits, mnist, svhn, cifar10, cifar+10, cifar+50, tinyimagenet, cub, aircraft, cars, '
               'imagenet or a YAML file'),

@@ -12,6 +12,7 @@ from .comparison_tables import (
     grounds,
     how_decided,
     is_long,
+    left_out_scores,
     metrics_of,
     signed,
     title_of,
@@ -35,7 +36,7 @@ def render_comparison(comparison: Comparison, images: Mapping[str, bytes]) -> st
     """
     score = 'mls' if 'mls' in comparison['scores'] else next(iter(comparison['scores']))
     metrics = metrics_of(comparison)
-    notes = [*comparison['notes'], *(f'{name} is left out: {why}' for name, why in comparison['left_out'].items()),
+    notes = [*comparison['notes'], *(f'left out: {line}' for line in left_out_scores(comparison)),
              *(f'{folder} is left out: it has no partner' for folder in comparison['left_out_runs'])]
     return render_template(
         'comparison.html', comparison_title(comparison), comparison=comparison, images=images, score=score,

@@ -12,7 +12,8 @@ from .tables import csv_text, text_table
 
 __all__ = [
     'METRICS', 'comparison_csv', 'comparison_latex', 'comparison_markdown', 'comparison_rows', 'comparison_title',
-    'grounds', 'how_decided', 'is_long', 'metrics_of', 'signed', 'title_of']
+    'grounds', 'how_decided', 'is_long', 'left_out_scores', 'metrics_of', 'signed',
+    'title_of']
 
 #: Key and name, the most used first.
 METRICS = {
@@ -123,6 +124,14 @@ def _long_rows(comparison: Comparison, entries: Mapping[str, Compared]) -> tuple
     return heads + ([f'difference to {comparison["base"]}', 'p (Holm)', 'verdict'] if paired else []), rows
 
 
+def left_out_scores(comparison: Comparison) -> list[str]:
+    """Scores that some runs lack, a line for all that as many of them lack."""
+    named: dict[str, list[str]] = {}
+    for score, why in comparison['left_out'].items():
+        named.setdefault(why, []).append(score)
+    return [f'{", ".join(scores)}: {why}' for why, scores in named.items()]
+
+
 def comparison_markdown(comparison: Comparison) -> str:
     """Every metric's table, and what was compared."""
     lines = [f'# {comparison_title(comparison)}', '', grounds(comparison), '']
@@ -132,7 +141,7 @@ def comparison_markdown(comparison: Comparison) -> str:
             lines += [f'## {title_of(metric)}', '', text_table(heads, rows), '']
     lines += [f'Percent; differences in percentage points with their own interval. {how_decided(comparison)}', '']
     lines += [f'- note: {note}' for note in comparison['notes']]
-    lines += [f'- left out: {score}: {why}' for score, why in comparison['left_out'].items()]
+    lines += [f'- left out: {line}' for line in left_out_scores(comparison)]
     lines += [f'- left out: {folder} has no partner' for folder in comparison['left_out_runs']]
     for name, facts in comparison['groups'].items():
         lines.append(f'- {name}: {facts["n_runs"]} runs, {facts["n_distinct"]} class splits: '

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import itertools
 import unicodedata
@@ -237,9 +238,10 @@ def warnings_of(results: OpenSetResults) -> list[str]:
 
 def facts_lines(results: Results, *first: tuple[str, object]) -> list[str]:
     """What was measured on what, as the end of a Markdown file: entries of the caller's, then those of all commands."""
+    known, unknown = (html.escape(', '.join(results[side]), quote=False)  # names of folders
+                      for side in ('known_classes', 'unknown_classes'))
     return [f'- {name}: {value}' for name, value in (
-        *first, ('known', ', '.join(results['known_classes'])),
-        ('unknown', ', '.join(results['unknown_classes']) or 'none'), ('checkpoint', f'`{results["checkpoint"]}`'),
+        *first, ('known', known), ('unknown', unknown or 'none'), ('checkpoint', f'`{results["checkpoint"]}`'),
         ('seed', results['seed']), ('device', results['device']), ('created', results['created'])) if value is not None]
 
 

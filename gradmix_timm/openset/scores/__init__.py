@@ -6,6 +6,7 @@ from . import logit, posterior, neighbours, guided, distance, density, openmax, 
 from .fitting import fit_score, list_scores
 from .names import parse_score, score_kind, score_label
 from .base import SCORES, FewSamples, Head, Score
+from gradmix_timm.records import Embeddings
 
-__all__ = ['SCORES', 'FewSamples', 'Head', 'Score', 'fit_score', 'list_scores', 'parse_score', 'score_kind',
-           'score_label']
+__all__ = ['SCORES', 'Embeddings', 'FewSamples', 'Head', 'Score', 'fit_score', 'list_scores', 'parse_score',
+           'score_kind', 'score_label']
