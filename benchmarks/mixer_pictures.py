@@ -23,8 +23,6 @@ from gradmix_timm.mixers import TIMM_MODES
 
 IMAGES = Path(__file__).parent.parent / 'docs' / 'images'
 CELL, GAP, TEXT, COLUMNS = 84, 3, 13, 3
-#: Beside the registered names: labels that go to no class.
-EXTRA = (('cutmix', {'label': 'open'}), ('gradmix', {'label': 'open'}))
 #: Options that show the method on four images.
 SHOWN = {'openmix': {'ratio': (1, 1, 1)}}
 
@@ -46,15 +44,15 @@ def caption(own: float, partner: float, unknown: float) -> str:
     return ''.join(parts) + (f' none {100 * unknown:.0f}' if unknown > 0.004 else '')
 
 
-def strip(name: str, options: dict, model: torch.nn.Module, images: Tensor, labels: Tensor) -> Image.Image:
+def strip(name: str, model: torch.nn.Module, images: Tensor, labels: Tensor) -> Image.Image:
     """Title, the four mixes and their label weights."""
-    mixer = create_mixer(name, num_classes=1000, seed=3, **{**SHOWN.get(name, {}), **options})
+    mixer = create_mixer(name, num_classes=1000, seed=3, **SHOWN.get(name, {}))
     draw = mixer.draw(images, labels, model)
     mixed = mixer.apply(images, labels, draw)[0]
     unknown = torch.zeros(len(images)) if draw.unknown is None else draw.unknown
     picture = Image.new('RGB', (len(images) * (CELL + GAP), CELL + 2 * TEXT), 'white')
     pen = ImageDraw.Draw(picture)
-    pen.text((0, 0), ' '.join([name, *(f'{key}={value}' for key, value in options.items())]), fill='black')
+    pen.text((0, 0), name, fill='black')
     for row, image in enumerate(mixed):
         values = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).clip(0, 255).astype(np.uint8)
         picture.paste(Image.fromarray(values).resize((CELL, CELL), Image.BICUBIC), (row * (CELL + GAP), TEXT))
@@ -88,7 +86,7 @@ def main() -> None:
         labels = model(images).argmax(1).clone()
     save(method(model, images, labels), 'mixes.png')
     names = [name for name in list_mixers() if name not in TIMM_MODES and not name.startswith('torchvision')]
-    strips = [strip(name, options, model, images, labels) for name, options in [*((n, {}) for n in names), *EXTRA]]
+    strips = [strip(name, model, images, labels) for name in names]
     width, height = strips[0].size
     rows = -(-len(strips) // COLUMNS)
     page = Image.new('RGB', (COLUMNS * (width + 12), rows * height), 'white')

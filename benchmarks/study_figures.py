@@ -85,8 +85,7 @@ PAIRS = {
 # Pairs that intervals of a table allow for, where more were looked at than stand in it.
 LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
-OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep',
-                                                 'gradmix-open'))
+OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
 # Columns of shortcut-kinds.
 GRID = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
 # Levels of further axes that those pairs are of.

@@ -45,9 +45,8 @@ class GradMixOptions:
                           'a control that chooses images and labels by the map, and the place at random',
                           ('window', 'argmax', 'sample', 'random'))
     placement: str = _option('clip', 'a box over the border is cut (as CutMix) or pushed inside', ('clip', 'shift'))
-    label: str | None = _option(None, 'label weights by pixel area, by attribution mass, or the own label kept; open: '
-                         'the hidden share of the evidence goes to no class (uniform) and none to the partner '
-                         '(default: keep with a confidence, area without)', ('area', 'mass', 'keep', 'open'))
+    label: str | None = _option(None, 'label weights by pixel area, by attribution mass, or the own label kept '
+                         '(default: keep with a confidence, area without)', ('area', 'mass', 'keep'))
     lam: str = _option('image', 'one draw of the box size per image or per batch', ('image', 'batch'))
     alpha: float = _option(1.0, 'kept share = lo + (hi - lo) * Beta(alpha, alpha)')
     lam_range: tuple[float, float] = _option((0.6, 0.95), 'lo and hi of the kept share; 0 1 draws boxes of any size')

@@ -69,9 +69,7 @@ class GradMix(BatchMixer):
 
     Labels (option ``label``), with m the share of an image's own map that its box hides and lam the share of pixels
     that it keeps: 'area' lam y + (1 - lam) y_partner; 'mass' the same with the evidence seen of each, 1 - m and the
-    partner's m in the pasted box, over their sum; 'keep' y; 'open' (1 - m) y + m / K, whatever fills the box: the
-    hidden part of the label goes to no class instead of to the partner. The controls have no map: their 'open' goes by
-    area, and so does that of an image whose map is flat. In multi-label targets the hidden share is 0.
+    partner's m in the pasted box, over their sum; 'keep' y.
 
     ``confidence`` c > 0 leaves an image as it is, with its own label, unless the attribution pass gives that label a
     probability of c or more: what is covered has then been learned. Smoothed labels ask for less than 1, so c is a
@@ -87,14 +85,13 @@ class GradMix(BatchMixer):
 
     Args:
         num_classes: K.
-        label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed and rank.
+        label_smoothing: See :class:`BatchMixer`, as are prob, prob_elem, seed, rank and unknown_output.
         prob: Unmixed batches cost no attribution.
         prob_elem: Unmixed images cost no attribution.
         seed: Of the draws.
         rank: Of the process.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
             logits, as each label has a sigmoid of its own.
-        unknown_output: Where the hidden share of an open label goes.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
 
     Raises:
@@ -133,7 +130,7 @@ class GradMix(BatchMixer):
         if control:
             self.name = f'{self.config.attribution}-box'
         self.requires_model = self.requires_grad = not control
-        self.changes_labels, self.gives_unknown = not self._keeps_label(), self._open
+        self.changes_labels = not self._keeps_label()
         # Here the maps are a pass of their own; objectives.KeepCleanTask shares the clean forward.
         self.rows_per_image = 2 if self.config.keep_clean else 1
 
@@ -297,10 +294,8 @@ class GradMix(BatchMixer):
             lam = to_device(1 - (nominal.prod(1) / (size[0] * size[1])).astype(np.float32), device)
             lam = torch.where(mixed, lam, 1.0)
         share = self._own_share(pixels, donors, src, dst, lam)
-        rest = 1 - share
-        weight = torch.stack([share, torch.zeros_like(rest) if self._open else rest], 1)
-        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=weight, noise_seed=noise_seed,
-                          fallback=fallback, unknown=rest if self._open else None)
+        return MixDraw.of(self.name, donors, lam, dst=dst, src=src, weight=torch.stack([share, 1 - share], 1),
+                          noise_seed=noise_seed, fallback=fallback)
 
     def _sides(self, kept: np.ndarray, coins: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """Nominal sides, int64 [B, 2]; the authors' recipe floors in float32, as they do."""
@@ -330,22 +325,15 @@ class GradMix(BatchMixer):
         return boxes_at(center, sides, size, self.config.placement)
 
     def _keeps_label(self) -> bool:
-        return self.config.label == 'keep' or (self.config.fill in ('noise', 'mean') and not self._open)
+        return self.config.label == 'keep' or self.config.fill in ('noise', 'mean')
 
-    @property
-    def _open(self) -> bool:
-        return self.config.label == 'open'
-
-    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor,
-                   ) -> Tensor:
-        """Weight of the own label, float32 [B]; the rest goes to the partner's or to no class."""
+    def _own_share(self, pixels: Tensor | None, partner: Tensor, src: Tensor, dst: Tensor, lam: Tensor) -> Tensor:
+        """Weight of the own label, float32 [B]; the rest goes to the partner's."""
         if self._keeps_label():
             return torch.ones_like(lam)
         if self.config.label == 'area' or pixels is None:
             return lam
         own, flat = 1 - box_mass(pixels, dst), pixels.flatten(1).sum(1) <= 0
-        if self.config.label == 'open':
-            return torch.where(flat, lam, own)
         donor = box_mass(pixels[partner], src)
         total = own + donor
         flat = flat | (pixels[partner].flatten(1).sum(1) <= 0) | (total <= 0)

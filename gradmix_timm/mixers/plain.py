@@ -4,7 +4,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import blend, box_lam, boxes_at, image_size
@@ -97,20 +96,10 @@ class CutMix(AlphaMixer):
         num_classes: K.
         alpha: Of Beta(alpha, alpha).
         lam: 'image' for a draw each, 'batch' for one.
-        label: 'area': the partner's label has the pasted share, as in the paper; 'open': no class has it, so that the
-            target is lam y + (1 - lam) / K. Not in the paper.
         **common: See :class:`BatchMixer`.
     """
 
     name: str = 'cutmix'
-    option_names: tuple[str, ...] = (*AlphaMixer.option_names, 'label')
-
-    def __init__(self, num_classes: int, alpha: float = 1.0, lam: str = 'image', label: str = 'area', **common: Any
-                 ) -> None:
-        super().__init__(num_classes, alpha, lam, **common)
-        if label not in ('area', 'open'):
-            raise ValueError(f"label is 'area' or 'open', got {label!r}")
-        self.label, self.gives_unknown = label, label == 'open'
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
@@ -118,8 +107,4 @@ class CutMix(AlphaMixer):
         sides = box_sides(draw_lam(rng, self.lam, batch, self.alpha), coins, size)
         center = (rng.random((batch, 2)) * size).astype(np.int64)
         boxes = boxes_at(to_device(center, device), to_device(sides, device), size)
-        lam, donors = box_lam(boxes, size), to_device(partner, device)
-        if self.label == 'area':
-            return MixDraw.of(self.name, donors, lam, dst=boxes)
-        weight = torch.stack([lam, torch.zeros_like(lam)], 1)
-        return MixDraw.of(self.name, donors, lam, dst=boxes, weight=weight, unknown=1 - lam)
+        return MixDraw.of(self.name, to_device(partner, device), box_lam(boxes, size), dst=boxes)

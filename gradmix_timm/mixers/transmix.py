@@ -55,8 +55,6 @@ class TransMix(CutMix):
         super().__init__(num_classes, alpha, lam, **common)
         if not 0 <= area <= 1:
             raise ValueError(f'area is a weight in [0, 1], got {area}')
-        if self.label != 'area':
-            raise ValueError(f'transmix has no label={self.label!r}: its labels follow the attention')
         self.area = float(area)
 
     def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:

@@ -108,7 +108,7 @@ def test_every_objective_has_its_defaults_and_no_others():
     ((*SUPCON, *GRADMIX, '--gradmix-keep-clean'), '--gradmix-keep-clean'),
     ((*SUPCON, *GRADMIX, '--gradmix-attr-scale', 0.5), '--gradmix-attr-scale'),
     ((*SUPCON, *GRADMIX, '--gradmix-attribution', 'input-gradient'), 'input-gradient'),
-    ((*SUPCON, *GRADMIX, '--gradmix-label', 'open'), '--gradmix-label open with --objective supcon+ssl'),
+    ((*SUPCON, *GRADMIX, '--gradmix-label', 'mass'), '--gradmix-label mass with --objective supcon+ssl'),
     ((*SUPCON, *GRADMIX, '--mixup-kwargs', 'label=mass'), '--mixup-kwargs label=mass with --objective supcon'),
     ((*MOCO, '--mixup-mode', 'random-box', '--gradmix-label', 'keep'), '--gradmix-label keep with --objective moco'),
     ((*SUPCON, '--objective-temperature', 0), '--objective-temperature is above 0'),

@@ -34,7 +34,7 @@ def many_labels(monkeypatch):
 
 @pytest.mark.parametrize('flags', [
     (*UNION, '--mixup-mode', 'gradmix'),
-    (*WEIGHT, '--mixup-mode', 'gradmix', '--gradmix-label', 'open', '--loss', 'asl'),
+    (*WEIGHT, '--mixup-mode', 'gradmix', '--gradmix-label', 'mass', '--loss', 'asl'),
     (*UNION, '--mixup-mode', 'cutmix+gradmix', '--loss', 'zlpr'),
 ])
 def test_a_run_learns_from_mixed_rows(flags, images, tmp_path, many_labels, monkeypatch):

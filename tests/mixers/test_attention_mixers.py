@@ -216,7 +216,7 @@ def test_tokenmix_weighs_what_is_seen_of_both_contents():
 
 
 @pytest.mark.parametrize(('name', 'options', 'match'), [
-    ('transmix', {'area': 1.5}, 'weight in'), ('transmix', {'label': 'open'}, 'labels follow the attention'),
+    ('transmix', {'area': 1.5}, 'weight in'),
     ('tokenmix', {'share': 1.0}, 'share of the tokens'), ('tokenmix', {'share': 'half'}, "or 'beta'"),
     ('tokenmix', {'tokens': 1}, 'tokens is a whole number')])
 def test_options_out_of_range(name, options, match):

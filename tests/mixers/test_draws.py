@@ -118,12 +118,12 @@ def test_one_image_stays_as_it_is():
 
 
 def test_one_image_stays_as_it_is_with_maps_from_a_shared_forward_too(tiny_cnn):
-    mixer = create_mixer('gradmix', num_classes=K, label='open')
+    mixer = create_mixer('gradmix', num_classes=K)
     images = torch.randn(1, 3, 32, 32)
     captured = mixer.captured(tiny_cnn, images, torch.tensor([3]))
     with pytest.warns(UserWarning, match='no partner'):
         draw = mixer.draw_from(images, captured)
-    assert (draw.lam.item(), draw.unknown.item()) == (1, 0)
+    assert (draw.lam.item(), draw.weight[0].tolist()) == (1, [1, 0])
 
 
 # ---- a mixer with its model

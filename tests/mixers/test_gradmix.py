@@ -349,63 +349,6 @@ def test_attribute_takes_class_indices_of_any_kind(kind):
     assert torch.equal(attribute(Spots(), images, given, 'grid').map, attribute(Spots(), images, labels, 'grid').map)
 
 
-# ---- labels that know what is left to see
-
-def test_cutmix_knows_areas_alone():
-    with pytest.raises(ValueError, match="label is 'area' or 'open', got 'mass'"):
-        create_mixer('cutmix', num_classes=K, label='mass')
-
-
-@pytest.mark.parametrize('name', ['gradmix', 'random-box', 'center-box', 'cutmix'])
-@pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_open_labels_give_what_is_hidden_to_no_class(name, smoothing):
-    """Row by row: the share seen of the own label, the rest alike on all K, nothing to the partner."""
-    images, labels, model = spotted(PLACES), torch.arange(K), Spots()
-    options = {} if name == 'cutmix' else {'layers': 'grid'}
-    mixer = create_mixer(name, num_classes=K, label='open', label_smoothing=smoothing, prob_elem=0.7, seed=3, **options)
-    draw = mixer.draw(images, labels, model)
-    mixed, targets = mixer.apply(images, labels, draw)
-    maps = to_pixels(attribute(model, images, labels, 'grid').map, (16, 16)).double()
-    for row in range(K):
-        yl, yh, xl, xh = draw.dst[row].tolist()
-        hidden = (yh - yl) * (xh - xl) / 256
-        if name == 'gradmix':
-            hidden = float(maps[row, yl:yh, xl:xh].sum() / maps[row].sum())
-        want = torch.full((K,), (1 - hidden) * smoothing / K + hidden / K)
-        want[row] += (1 - hidden) * (1 - smoothing)
-        assert torch.allclose(targets[row], want, atol=1e-5)
-        assert torch.equal(mixed[row, :, yl:yh, xl:xh], images[draw.partner[row], :, yl:yh, xl:xh]), 'pixels as ever'
-    assert torch.allclose(targets.sum(1), torch.ones(K), atol=1e-5)
-    assert mixer.rows_sum_to_one
-    assert repr(create_mixer(name, **mixer.options)) == repr(mixer)
-
-
-@pytest.mark.parametrize('fill', ['noise', 'mean'])
-def test_open_labels_go_with_fills_that_are_no_image(fill):
-    mixer = GradMix(K, label='open', fill=fill, layers='grid', recipe='authors', lam_range=(0.5, 0.6))
-    draw = mixer.draw(spotted(PLACES), torch.arange(K), Spots())
-    assert (draw.unknown > 0).all()
-    assert torch.allclose(draw.weight[:, 0], 1 - draw.unknown)
-    assert mixer.changes_labels
-
-
-def test_an_open_label_of_a_flat_map_goes_by_area():
-    images = spotted(PLACES)
-    images[1] = 0.0
-    draw = GradMix(K, label='open', layers='grid', seed=4).draw(images, torch.arange(K), Spots())
-    assert draw.fallback.tolist() == [False, True, False, False]
-    assert torch.equal(draw.weight[1, 0], draw.lam[1])
-
-
-def test_open_multi_labels_fade():
-    """A sigmoid each: what is hidden is towards zero, not towards 1 / K of every label."""
-    rows = torch.tensor([[1., 1., 0., 0.], [0., 1., 1., 0.], [0., 0., 0., 1.], [1., 0., 0., 0.]])
-    mixer = create_mixer('random-box', num_classes=K, label='open', multi_label_mix='weight')
-    draw = mixer.draw(spotted(PLACES), rows)
-    _, targets = mixer.apply(spotted(PLACES), rows, draw)
-    assert torch.allclose(targets, rows * draw.lam[:, None])
-
-
 # ---- images of whose label the model is not sure
 
 def certain():
@@ -418,7 +361,7 @@ def certain():
 
 
 @pytest.mark.parametrize('options', [
-    {}, {'label': 'mass'}, {'label': 'open'}, {'correct_lam': False}, {'fill': 'donor-resized'},
+    {}, {'label': 'mass'}, {'correct_lam': False}, {'fill': 'donor-resized'},
     {'fill': 'noise'}, {'attribution': 'input-gradient', 'layers': (-1,)}], ids=str)
 @pytest.mark.parametrize(('confidence', 'which'), [(0.9, [True, True, False, False]), (0.7, [True, True, True, False])])
 def test_only_images_whose_label_the_model_is_sure_of_are_mixed(options, confidence, which):

@@ -285,8 +285,7 @@ def _check_unknown_output(args: argparse.Namespace, mixer: Mixer | None) -> None
                              'leave one of them out')
     if mixer is None or not getattr(mixer, 'gives_unknown', False):
         raise ValueError(f'--unknown-output with --mixup-mode {args.mixup_mode}: nothing would go to that output; type '
-                         '--mixup-mode openmix, --mixup-mode gradmix --gradmix-label open, or --mixup-mode cutmix '
-                         '--mixup-kwargs label=open')
+                         '--mixup-mode openmix')
     if args.num_classes is None and not (args.osr_protocol or args.known_classes):
         raise ValueError('--unknown-output adds one output to those of the classes; say how many they are, type '
                          '--num-classes N')

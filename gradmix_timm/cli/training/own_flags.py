@@ -20,8 +20,8 @@ MIXING = (
     flag('--multi-label-mix', type=str, choices=('weight', 'union'),
          text='labels of --task multilabel under a registered mixer: by weight, or every label that is still seen'),
     flag('--unknown-output', action='store_true', default=False,
-         text='one more output of the head, for what a mixer gives to no class (openmix, or label open of gradmix, its '
-              'controls and cutmix) in place of a uniform target; hidden from the known classes'),
+         text='one more output of the head, for what a mixer gives to no class (openmix) in place of a uniform target; '
+              'hidden from the known classes'),
     flag('--mixup-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',
          text='options of any mixer; for two joined by +, each key names its mixer: gradmix.alpha=0.5'),
 )
