@@ -33,6 +33,7 @@ HEADLINE = {'none': 'none', 'cutmix': 'CutMix', 'random-small': 'random box',
 # Settings without a cue: study and levels.
 WITHOUT_CUE = {
     '450 images a class, 20 epochs': ('small-cifar10', {}),
+    'the same, 200 epochs': ('curve-cifar10', {'budget': 'e200'}),
     'the same, `classifier32`, 200 epochs': ('budget-cifar10', {}),
     '4,500 images a class, 10 epochs': ('full-cifar10', {}),
     'pretrained, 45 images a class, 20 epochs': ('finetune-cifar10', {'budget': '50x20'}),
