@@ -1,8 +1,9 @@
 """Draw a data set of a hundred classes, which CIFAR-10 cannot give: printed characters in many fonts.
 
 ``python benchmarks/glyphs.py OUT --fonts /usr/share/fonts`` writes OUT/train/CLASS/N.png and OUT/test/CLASS/N.png, of
-32 x 32 pixels. A class is a character, named by its code point. Characters stand in other fonts in the test images than
-in the training images, turned, moved and scaled a little, in any colour on any other. Faces that lack one of the
+32 x 32 pixels. A class is a character, named by its code point. Test images have other faces than training images,
+among them another weight or slant of a family that training has; characters are turned, moved and scaled a little, in
+any colour on any other. Faces that lack one of the
 characters are left out, so the images depend on the fonts that are installed; any hundred of them will do::
 
     apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-roboto-unhinted fonts-lato fonts-open-sans
@@ -40,7 +41,7 @@ def faces(folder: Path) -> list[Path]:
 
 
 def is_test(face: Path) -> bool:
-    """Whether a face draws test images: about a third of the families do, whole."""
+    """Whether a face draws test images: about a third do, with those whose file names are equal up to a dash."""
     return hashlib.sha256(face.stem.split('-')[0].encode()).digest()[0] % 3 == 0
 
 

@@ -92,7 +92,7 @@ class Watch:
         for target, count in zip(self.targets, self.fired, strict=True):
             if count != 1:
                 raise RuntimeError(f'layer {target} ran {count} times in one forward, expected once; '
-                                   'choose another with --gradmix-layers')
+                                   'choose another, layers=... (--gradmix-layers)')
         outputs = [output for output in self.outputs if output is not None]
         half = any(output.dtype == torch.float16 for output in outputs)
         scale = HALF_SCALE if half else 1.0
@@ -100,7 +100,8 @@ class Watch:
         found = []
         for target, output, grad in zip(self.targets, outputs, grads, strict=True):
             if grad is None:
-                raise ValueError(f'layer {target} does not lead to the logits; choose another with --gradmix-layers')
+                raise ValueError(f'layer {target} does not lead to the logits; choose another, layers=... '
+                                 '(--gradmix-layers)')
             found.append(Captured(
                 activation=fold(output.detach(), target, image_size),
                 gradient=fold(grad.float() / scale if half else grad, target, image_size),
@@ -222,5 +223,5 @@ def check_input_gradient(model: nn.Module, input_size: Size) -> None:
 def _check_path(model: nn.Module, logits: Tensor) -> None:
     if not logits.requires_grad:
         raise ValueError(f'no gradient of the logits of {called(model)} reaches its input (a part of it runs under '
-                         "no_grad or is detached), so that 'input-gradient' has no map; choose another with "
-                         '--gradmix-attribution')
+                         "no_grad or is detached), so that 'input-gradient' has no map; choose another, "
+                         'attribution=... (--gradmix-attribution)')

@@ -57,17 +57,17 @@ def _last_attention(model: nn.Module) -> tuple[str, Any]:
     name = type(model).__name__
     if getattr(model, 'cls_token', None) is None:
         raise ValueError(f'{name} has no class token, whose attention says what a label is made of; take a model with '
-                         'one (vit_tiny_patch16_224), or --mixup-mode cutmix')
+                         "one (vit_tiny_patch16_224), or mixer 'cutmix' (--mixup-mode)")
     pool = getattr(model, 'global_pool', 'token')
     if pool != 'token':
         raise ValueError(f'{name} pools its tokens by {pool!r}, so that its class token learns nothing; build it with '
-                         "global_pool='token' (--gp token), or take --mixup-mode cutmix")
+                         "global_pool='token' (--gp token), or take mixer 'cutmix' (--mixup-mode)")
     found = [(path, part) for path, part in model.named_modules()
              if isinstance(getattr(part, 'fused_attn', None), bool) and isinstance(
                  getattr(part, 'attn_drop', None), nn.Module)]
     if not found:
         raise ValueError(f'{name} has no attention whose weights can be read (fused_attn and attn_drop, as in timm); '
-                         'take another model, or --mixup-mode cutmix')
+                         "take another model, or mixer 'cutmix' (--mixup-mode)")
     return found[-1]
 
 
@@ -87,7 +87,7 @@ def watch_class_attention(model: nn.Module) -> Iterator[ClassAttention]:
     inner = unwrap(model)
     if torch.is_grad_enabled() and recomputing(inner):
         raise ValueError(f'{type(inner).__name__} recomputes its activations in the backward, when its attention is '
-                         'fused again: leave --grad-checkpointing out (set_grad_checkpointing(False))')
+                         'fused again: set_grad_checkpointing(False) (leave --grad-checkpointing out)')
     layer, attention = _last_attention(inner)
     seen = ClassAttention(inner, layer)
     handle = attention.attn_drop.register_forward_pre_hook(seen.keep)

@@ -346,10 +346,10 @@ def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])
     if channels != input_size[0]:
         return (f'{said}. It was built for {channels} channels: give the images that many, or build it with '
-                f'--in-chans {input_size[0]}')
+                f'in_chans={input_size[0]} (--in-chans {input_size[0]})')
     height, width = input_size[1:]
     own = (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', [getattr(model, 'image_size', width)])[-1]
-    remedies = [f'give it its own size (--img-size {own})'] if own != width else []
+    remedies = [f'give it its own size, {own} (--img-size {own})'] if own != width else []
     takes = inspect.signature(type(model).__init__).parameters
     size = str(width) if height == width else f'({height},{width})'
     ways = {'dynamic_img_size': 'True', 'strict_img_size': 'False', 'img_size': size}

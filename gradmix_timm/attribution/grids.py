@@ -124,7 +124,7 @@ def fold(tensor: Tensor, target: TargetLayer, image_size: tuple[int, int]) -> Te
     grid = _fold_grid(tokens.shape[1], target, image_size)
     if grid is None:
         raise ValueError(f'layer {target}: {tokens.shape[1]} tokens make no grid over {image_size[0]}x{image_size[1]} '
-                         'pixels; choose another layer with --gradmix-layers')
+                         'pixels; choose another, layers=... (--gradmix-layers)')
     if target.order is not None:
         tokens = tokens[:, torch.tensor(target.order).to(tokens.device, non_blocking=True)]
     return tokens.transpose(1, 2).unflatten(2, grid)

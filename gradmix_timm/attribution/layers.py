@@ -19,7 +19,7 @@ __all__ = ['TargetLayer', 'default_layer', 'fold', 'resolve_layers', 'usable_lay
 
 # Shorter grid sides from which a map is fine enough, best first: 7 is that of the last stage at 224 px.
 _FINE_ENOUGH = (7, 4)
-_ADVICE = 'choose another with --gradmix-layers'
+_ADVICE = 'choose another, layers=... (--gradmix-layers)'
 
 _Choice = int | str
 
@@ -190,7 +190,8 @@ def _by_number(model: nn.Module, size: Size, number: int) -> TargetLayer:
     layers = usable_layers(model, size)
     if not -len(layers) <= number < len(layers):
         raise ValueError(f'no layer {number}: {called(model)} has {len(layers)} usable layers at {size[1]}x{size[2]} '
-                         f'pixels ({_listed(layers)}); --gradmix-layers takes {-len(layers)} to {len(layers) - 1}')
+                         f'pixels ({_listed(layers)}); layers=... (--gradmix-layers) takes {-len(layers)} to '
+                         f'{len(layers) - 1}')
     return layers[number]
 
 
@@ -229,8 +230,8 @@ def _usable_or_none(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
 def _unknown(model: nn.Module, size: Size, name: str) -> str:
     """The usable layers, nearest first; a name deeper in the model that is close is offered too."""
     layers = [str(layer) for layer in usable_layers(model, size)]
-    return (f'{called(model)} has no layer {name!r}: {nearest(name, layers)}. --gradmix-layers takes these, their '
-            f'numbers 0 to {len(layers) - 1} (-1 the deepest), or any other module name')
+    return (f'{called(model)} has no layer {name!r}: {nearest(name, layers)}. layers=... (--gradmix-layers) takes '
+            f'these, their numbers 0 to {len(layers) - 1} (-1 the deepest), or any other module name')
 
 
 def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
@@ -243,7 +244,7 @@ def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
         raise ValueError(
             f'{called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
             'whose gradient reaches the logits. Use larger images (--img-size), a convolutional or token model, or '
-            'mixing without a model (--mixup-mode random-box or cutmix)')
+            "mixing without a model, 'random-box' or 'cutmix' (--mixup-mode)")
     layers = _with_sign(model, size, layers)
     return tuple(replace(layer, number=number) for number, layer in enumerate(layers))
 

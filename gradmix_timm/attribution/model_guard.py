@@ -34,7 +34,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.DataParallel):
             raise ValueError(_REPLICAS)
         if isinstance(model, torch.jit.ScriptModule):
-            raise ValueError('a scripted model has no forward hooks; build it without --torchscript')
+            raise ValueError('a scripted model has no forward hooks; take the module before torch.jit.script '
+                             '(leave out --torchscript)')
         if isinstance(model, DistributedDataParallel):
             model = model.module
             continue

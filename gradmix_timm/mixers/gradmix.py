@@ -154,9 +154,9 @@ class GradMix(BatchMixer):
             if scaled == (height, width):
                 raise
             raise ValueError(f'attribution at scale {self.config.attr_scale} runs the model on '
-                             f'{scaled[0]}x{scaled[1]} pixels: {error}. Leave --gradmix-attr-scale at 1, choose '
-                             'another scale, or let the model take any size '
-                             '(--model-kwargs dynamic_img_size=True)') from error
+                             f'{scaled[0]}x{scaled[1]} pixels: {error}. Leave attr_scale at 1 '
+                             '(--gradmix-attr-scale), choose another, or let a transformer take any size, '
+                             'dynamic_img_size=True (--model-kwargs dynamic_img_size=True)') from error
 
     # ---- maps
 

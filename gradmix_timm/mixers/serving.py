@@ -12,7 +12,8 @@ from gradmix_timm.attribution.dry_run import called
 __all__ = ['ADVICE', 'serving']
 
 #: Flags that errors of attribution advise, which are GradMix's, and what other mixers have in their place.
-ADVICE = {'--gradmix-layers': '--mixup-kwargs layers=...', '--gradmix-attribution': '--mixup-mode'}
+ADVICE = {'--gradmix-layers': '--mixup-kwargs layers=...',
+          'attribution=... (--gradmix-attribution)': 'mixer (--mixup-mode)'}
 
 
 @contextmanager
@@ -29,9 +30,9 @@ def serving(name: str, model: nn.Module | None, advice: Mapping[str, str]) -> It
 
     Example:
         >>> with serving('snapmix', nn.Linear(2, 2), ADVICE):
-        ...     raise ValueError('no map; choose another with --gradmix-layers')
+        ...     raise ValueError('no map; choose another, layers=... (--gradmix-layers)')
         Traceback (most recent call last):
-        ValueError: mixer 'snapmix' with Linear: no map; choose another with --mixup-kwargs layers=...
+        ValueError: mixer 'snapmix' with Linear: no map; choose another, layers=... (--mixup-kwargs layers=...)
     """
     try:
         yield

@@ -23,15 +23,15 @@ def check_keep_clean(mixer: Mixer) -> None:
         ValueError: A mixer without target layers, or with maps at a size of their own.
     """
     if not isinstance(mixer, GradMix):
-        raise ValueError(f'--gradmix-keep-clean with mixer {mixer.name!r}: the clean forward serves the maps of '
-                         'gradmix; leave one of them out')
+        raise ValueError(f'keep_clean (--gradmix-keep-clean) with mixer {mixer.name!r}: the clean forward serves the '
+                         'maps of gradmix; leave one of them out')
     method, scale = mixer.config.attribution, mixer.config.attr_scale
     if not mixer.requires_model or method == 'input-gradient':
-        raise ValueError(f'--gradmix-keep-clean with --gradmix-attribution {method}: the clean forward gives the maps '
-                         'of target layers; leave one of them out')
+        raise ValueError(f'keep_clean (--gradmix-keep-clean) with attribution={method!r} (--gradmix-attribution): the '
+                         'clean forward gives the maps of target layers; leave one of them out')
     if scale != 1:
-        raise ValueError(f'--gradmix-keep-clean with --gradmix-attr-scale {scale:g}: the clean forward gives maps at '
-                         'full size; leave one of them out')
+        raise ValueError(f'keep_clean (--gradmix-keep-clean) with attr_scale={scale:g} (--gradmix-attr-scale): the '
+                         'clean forward gives maps at full size; leave one of them out')
 
 
 class KeepCleanTask(ClassificationTask):

@@ -252,7 +252,7 @@ def test_a_tensor_that_only_looks_like_the_output_is_refused():
 def test_a_model_without_a_map_is_refused_with_the_remedy():
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 5))
     for layers in (None, -1):
-        with pytest.raises(ValueError, match=r'Sequential has no layer with a map on 4x4.*--mixup-mode random-box'):
+        with pytest.raises(ValueError, match=r'Sequential has no layer with a map on 4x4.*random-box'):
             resolve_layers(net, (3, 4, 4), layers)
 
 
@@ -312,7 +312,7 @@ def test_an_element_of_a_tuple_has_its_number_in_brackets():
     ('layr3', r"no layer 'layr3': did you mean 'layer3'.*layer1, layer2, layer3, layer4.*numbers 0 to 3"),
     (4, r'no layer 4: test_resnet has 4 usable layers.*-4 to 3'),
     (-5, r'no layer -5'),
-    ('fc', r"'fc' of test_resnet has no map: its output has no grid: \[2, 5\]; choose another with --gradmix-layers"),
+    ('fc', r"'fc' of test_resnet has no map: its output has no grid: \[2, 5\]; choose another, layers="),
     ('layer3,', r'names no layer'),
     ('', r'names no layer'),
     ([], r'names no layer'),

@@ -151,7 +151,7 @@ def test_the_input_gradient_is_checked_at_start_too():
     with pytest.raises(TypeError, match=r'expected an nn\.Module'):
         create_mixer('gradmix', **options).prepare('resnet18', (3, 32, 32))  # type: ignore[arg-type]
     model = timm.create_model('test_vit', img_size=64, dynamic_img_size=False)
-    with pytest.raises(ValueError, match=r'runs the model on 32x32 .* --gradmix-attr-scale at 1'):
+    with pytest.raises(ValueError, match=r'runs the model on 32x32 .* Leave attr_scale at 1'):
         create_mixer('gradmix', attr_scale=0.5, **options).prepare(model, (3, 64, 64))
 
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_without_unknown_classes_has_accuracies_alone(tmp_path):
 
 @pytest.mark.parametrize(('argv', 'words'), [
     (('--attribution', 'gradcm'), "'gradcam'"), (('--attribution', 'random'), 'control'),
-    (('--dataset', ''), 'shortcut:NAME'), (('--layers', 'layer9'), ' --layers takes'), (('--scores', 'mss'), "'msp'"),
+    (('--dataset', ''), 'shortcut:NAME'), (('--layers', 'layer9'), '(--layers) takes'), (('--scores', 'mss'), "'msp'"),
     (('--scores', 'odin'), '--scores odin takes passes of its own'),
     (('--dataset', 'shortcut::side=0'), 'side=0'),
 ])

@@ -106,7 +106,7 @@ def test_wrong_mixer_layer_and_broken_image(images, capsys):
     assert run_console(main, [*base, '--layers', 'blocks.99']) == 2
     words = capsys.readouterr().err
     assert 'blocks.' in words
-    assert ' --layers ' in words
+    assert '(--layers)' in words
     (images / 'cat' / 'broken.png').write_bytes(b'not an image')
     assert run_console(main, [*base, '--num', '9']) == 2
     assert 'broken.png' in capsys.readouterr().err
@@ -213,6 +213,13 @@ def test_a_confidence_judges_as_the_loss_of_the_checkpoints_epoch(flags, tempera
     monkeypatch.setattr(show, 'save_mixes', lambda *given: shown.append(given[4]))
     assert run_console(main, ['--checkpoint', str(path), '--images', str(images)]) == 0
     assert (shown[0].temperature, shown[0].sigmoids) == (pytest.approx(temperature), sigmoids)
+
+
+def test_a_loss_temperature_without_the_epochs_of_its_run_is_refused(images, tmp_path, capsys):
+    path = save_checkpoint(tmp_path / 'run' / 'last.pth.tar', images, mixer_options={'confidence': 0.9})
+    torch.save({**torch.load(path, weights_only=True), 'args': {'loss_temperature': '3'}}, path)
+    assert run_console(main, ['--checkpoint', str(path), '--images', str(images)]) == 2
+    assert 'have a loss temperature and not its epochs' in capsys.readouterr().err
 
 
 def test_labels_of_no_class_are_shown_as_such(images, tmp_path, monkeypatch):
