@@ -86,7 +86,8 @@ PAIRS = {
 # Pairs that intervals of a table allow for, where more were looked at than stand in it.
 LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
-OTHERS = tuple((method, 'none') for method in ('regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
+OTHERS = tuple((method, 'none') for method in (
+    'regmixup', 'gradmix+regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
 # Columns of shortcut-kinds.
 GRID = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
 # Levels of further axes that those pairs are of.
@@ -200,6 +201,32 @@ def without_cue(shown: int | None = None) -> str:
         level = 1 - 0.05 / sum(map(bool, found))
         cells = [interval(splits, level) if splits else '' for splits in found][:shown]
         lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def in_turn(shown: int | None = None) -> str:
+    """GradMix and RegMixup in turn beside each alone and plain training, a row a setting.
+
+    Args:
+        shown: Columns of figures, the first ones; None: all. Intervals allow for all figures of a row.
+    """
+    settings = {
+        'patch on the training images: under conflict': ('shortcut-cifar10', {}, 'conflict'),
+        'the same, patch gone': ('shortcut-cifar10', {}, 'absent'),
+        'the same, pretrained: under conflict': ('shortcut-lite0', {}, 'conflict'),
+        'pretrained, patch gone': ('shortcut-lite0', {}, 'absent'),
+        **{f'no cue: {setting}': (*of, '') for setting, of in WITHOUT_CUE.items()}}
+    others = {'plain training': 'none', 'GradMix': 'confident-90-keep', 'RegMixup': 'regmixup'}
+    figures = {'accuracy': '', 'AUROC': 'mls'}
+    heads = [f'above {name}: {figure}' for name in others for figure in figures][:shown]
+    lines = [f'| in turn | n | {" | ".join(heads)} |', f'|{"---|" * (2 + len(heads))}']
+    for setting, (study, levels, view) in settings.items():
+        found = [gaps(study, 'gradmix+regmixup', method, view, score, levels)
+                 for method in others.values() for score in figures.values()]
+        if found[0]:
+            level = 1 - 0.05 / sum(map(bool, found))
+            cells = [interval(splits, level) if splits else '' for splits in found][:shown]
+            lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -430,7 +457,8 @@ def plain(study: str, metric: str = 'auroc') -> str:
 
 # A name in a marker alone.
 WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_cue,
-         'without-cue short': lambda: without_cue(4), 'time': machine_time}
+         'without-cue short': lambda: without_cue(4), 'in-turn': in_turn, 'in-turn short': lambda: in_turn(4),
+         'time': machine_time}
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'others': lambda study: gains(study, OTHERS),
