@@ -90,9 +90,9 @@ def test_record_refuses_classes_that_cannot_be_a_head():
         record(known_classes=('2', '4'))
 
 
-def timm_checkpoint(tmp_path, net, ema=None):
+def timm_checkpoint(tmp_path, net, ema=None, **flags):
     args = argparse.Namespace(model='test_resnet', num_classes=3, in_chans=None, input_size=[1, 32, 32], gp=None,
-                              model_kwargs={}, lr=0.1)
+                              model_kwargs={}, lr=0.1, **flags)
     saver = CheckpointSaver(
         net, torch.optim.SGD(net.parameters(), 0.1), args=args, model_ema=ema, checkpoint_dir=str(tmp_path))
     saver.save_checkpoint(0, metric=12.5)
@@ -114,6 +114,15 @@ def test_moving_average_is_taken_where_there_is_one_unless_refused(tmp_path, net
     same_answers(build_model(load_checkpoint(path)), ema)
     assert load_checkpoint(path).ema
     same_answers(build_model(load_checkpoint(path, ema=False)), net)
+
+
+def test_an_average_that_training_kept_on_the_cpu_is_taken_only_where_it_is_asked_for(tmp_path, net):
+    """With --model-ema-force-cpu training validates the plain weights, and picks model_best by them."""
+    ema = timm.create_model('test_resnet', num_classes=3, in_chans=1).eval()
+    path = timm_checkpoint(tmp_path, net, SimpleNamespace(module=ema), model_ema_force_cpu=True)
+    same_answers(build_model(load_checkpoint(path)), net)
+    assert not load_checkpoint(path).ema
+    same_answers(build_model(load_checkpoint(path, ema=True)), ema)
 
 
 def test_moving_average_that_is_not_there_is_an_error(ours):

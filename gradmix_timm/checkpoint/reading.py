@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import sys
 import warnings
@@ -25,6 +26,7 @@ from .allowed import TimmArgs, check_data_dir, check_dataset, check_model_kwargs
 from .projection import ProjectionHead
 from .record import KEY, RunRecord, brief
 
+_logger = logging.getLogger(__name__)
 _EXPECTED = ("expected a checkpoint of this package's or timm's training, a state dict saved with torch.save, or a "
              '.safetensors file')
 _WRAPPERS = ('_fsdp_wrapped_module.', '_checkpoint_wrapped_module.', '_orig_mod.')
@@ -134,8 +136,8 @@ def load_checkpoint(path: str | os.PathLike[str], ema: bool | None = None) -> Lo
 
     Args:
         path: The file.
-        ema: True: the moving average, which must exist; False: the plain weights; None: the average if there is
-            one, as timm's training picks its best checkpoint by it.
+        ema: True: the moving average, which must exist; False: the plain weights; None: those that training validated
+            and picked its best checkpoint by, the average if there is one, unless --model-ema-force-cpu kept it aside.
 
     Raises:
         FileNotFoundError: No such file.
@@ -248,8 +250,14 @@ def _weights_entry(content: Any, path: Path, ema: bool | None) -> tuple[str, boo
     found: dict[str, Any] = content if isinstance(content, dict) else {}
     averaged = next((key for key in ('state_dict_ema', 'model_ema') if found.get(key) is not None), '')
     if ema and not averaged:
-        raise ValueError(f'{path} holds no moving average (EMA) of the weights; leave the EMA flag out')
-    if averaged and ema is not False:
+        raise ValueError(f'{path} holds no moving average (EMA) of the weights; pass ema=None')
+    args = found.get('args')
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    aside = isinstance(args, Mapping) and bool(args.get('model_ema_force_cpu'))
+    if averaged and ema is None and aside:
+        _logger.info(f'{path}: the plain weights are read: its moving average was kept on the CPU, where training does '
+                     'not validate it')
+    elif averaged and ema is not False:
         return averaged, True
     return next((key for key in ('state_dict', 'model') if isinstance(found.get(key), dict)), ''), False
 

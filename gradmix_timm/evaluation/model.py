@@ -283,11 +283,20 @@ class EvaluatedModel:
         return {
             'weights': weights_hash(self.net, self.projection), 'model': self.name,
             'model_kwargs': {key: str(value) for key, value in kwargs.items()},
-            # Two modules with the same weights may differ in their forward pass: pooling, activation.
-            'modules': hashlib.sha256(str(self.net).encode()).hexdigest(),
+            # Two modules with the same weights may differ in their forward pass: pooling, activation, a plain number.
+            'modules': hashlib.sha256(f'{self.net}{_plain_attributes(self.net)}'.encode()).hexdigest(),
             'transform': {key: str(value) for key, value in self.preprocessing.as_config().items()},
             'images': files, 'amp': str(self.settings.amp_dtype), 'channels_last': self.settings.channels_last,
             'device': self.device.type, 'versions': {name: version(name) for name in ('torch', 'timm', 'pillow')}}
+
+
+def _plain_attributes(net: nn.Module) -> list[tuple[str, str, str]]:
+    """Module, name and value of attributes that are numbers, words or tuples of them, sorted."""
+    plain = bool | int | float | str | None
+    return sorted((path, name, repr(value)) for path, module in net.named_modules()
+                  for name, value in vars(module).items()
+                  if name != 'training' and (isinstance(value, plain) or (
+                      isinstance(value, tuple) and all(isinstance(part, plain) for part in value))))
 
 
 def _projection(loaded: Loaded | None, device: torch.device) -> nn.Module | None:

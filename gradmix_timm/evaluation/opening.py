@@ -153,15 +153,14 @@ def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
         dataset = '' if loaded is None else loaded.dataset
         # A folder from the options goes with the checkpoint's data set; a data set from the options has its own folder.
         folder = folder or (None if loaded is None else loaded.data_dir)
+    if options.data_dir and inner_name(dataset).startswith('sklearn/'):
+        raise ValueError(f"data_dir={options.data_dir}: the images of {dataset} come with scikit-learn; leave it out, or "
+                         "say dataset='' (--dataset '') for class folders")
     splits = {} if loaded is None else loaded.splits
     return {
         'dataset': dataset, 'data_dir': folder,
-        'train': _first(options.train_split, splits.get('train'), 'train'),
-        'test': _first(options.test_split, splits.get('test'), evaluated_split(dataset, folder))}
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value), values[-1])
+        'train': options.train_split or splits.get('train') or 'train',
+        'test': options.test_split or splits.get('test') or evaluated_split(dataset, folder)}
 
 
 def _other_source(options: DataOptions, split: ClassSplit, source: dict[str, Any], reading: Mapping[str, Any],

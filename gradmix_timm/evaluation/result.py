@@ -66,7 +66,7 @@ class Predictions(Sequence[dict[str, Any]]):
 
     Args:
         columns: Name to values, all of one length. ``label`` is the true class (of named unknown sets their name),
-            ``predicted`` the most probable known class, ``probability`` its softmax.
+            ``predicted`` the known class that is answered, ``probability`` its softmax.
 
     Example:
         >>> rows = Predictions({'file': ['a.png'], 'label': ['cat'], 'known': [True], 'predicted': ['dog'],
@@ -282,7 +282,7 @@ def predictions_of(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]], f
         results: Of results.json.
         arrays: Of arrays.npz.
         files: Of the known images that could be read, then of the unknown.
-        probability: Softmax of each image's predicted class, by side.
+        probability: The classifier's softmax of the class answered, by side.
     """
     sides = ('known', 'unknown')
     classes = {'known': results['known_classes'], 'unknown': results['unknown_classes']}

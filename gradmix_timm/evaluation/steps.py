@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmix_timm.data import CutDataset
@@ -104,11 +106,17 @@ def evaluate_images(model: EvaluatedModel, images: EvaluationImages, *, gate: st
         results['means'] = _complete(results['groups'], images.unknown, trivial)
     files = [images.known.filename(row) for row in known.index.tolist()]
     files += [images.unknown.filename(row) for row in unknown.index.tolist()]
-    probability = {side: part.logits.double().softmax(1).amax(1).numpy()
+    probability = {side: _softmax_of(part.logits, judged.arrays[f'{side}_pred'])
                    for side, part in (('known', known), ('unknown', unknown))}
     mistakes = find_mistakes(results, judged.arrays, probability, images) if images.pictured else Mistakes()
     mistakes['closest'] = closest
     return Evaluation(results, judged.arrays, predictions_of(results, judged.arrays, files, probability), mistakes)
+
+
+def _softmax_of(logits: Tensor, predicted: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The classifier's probability of the class that is answered."""
+    shares: NDArray[np.float64] = logits.double().softmax(1).numpy()
+    return shares[np.arange(len(shares)), predicted]
 
 
 def _embed_unknown(model: EvaluatedModel, unknown: UnknownImages) -> Embeddings:

@@ -89,8 +89,16 @@ class PixMix(BatchMixer):
             raise ValueError(f'beta is above 0 and severity in (0, 10], got {beta} and {severity}')
         if (mean is None) != (std is None):
             raise ValueError('mean and std of the normalisation come together')
+        if mean is not None and std is not None and (len(mean) != len(std) or min(std) <= 0):
+            raise ValueError(f'mean and std of the normalisation are one number per channel each, std above 0; got '
+                             f'{mean} and {std}')
         self.k, self.beta, self.severity = int(k), float(beta), float(severity)
         self.mean, self.std = (None if value is None else tuple(map(float, value)) for value in (mean, std))
+
+    def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        if self.mean is not None and len(self.mean) != input_size[0]:
+            raise ValueError(f'mean and std of the normalisation have {len(self.mean)} numbers, expected one for each '
+                             f'of the {input_size[0]} channels')
 
     def _needs_partner(self) -> bool:
         return False

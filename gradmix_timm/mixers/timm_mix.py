@@ -1,6 +1,7 @@
 """timm's own Mixup and CutMix behind the registry: its class, its options, its random stream, bit for bit."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,33 @@ from gradmix_timm.records import MixDraw
 from .base import check_images
 from .contract import BoundMixer
 
-__all__ = ['TimmMixup']
+__all__ = ['TimmMixup', 'check_timm_options']
+
+
+def check_timm_options(options: Mapping[str, Any]) -> None:
+    """Check values that timm's class takes unseen, and fails on in the first batch or never.
+
+    Raises:
+        ValueError: Not a number, or out of range; the message names the option.
+    """
+    for option in ('mixup_alpha', 'cutmix_alpha', 'prob', 'switch_prob', 'label_smoothing'):
+        value = options.get(option, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f'{option} is a number, got {value!r}')
+        if option.endswith('prob') and not 0 <= value <= 1:
+            raise ValueError(f'{option} is a probability in [0, 1], got {value}')
+        if option == 'label_smoothing' and not 0 <= value < 1:
+            raise ValueError(f'label_smoothing is in [0, 1), got {value}')
+        if option.endswith('alpha') and not value <= 0:  # a NaN too
+            check_alpha(value, option)
+    minmax = options.get('cutmix_minmax')
+    if minmax is None:
+        return
+    numbers = isinstance(minmax, list | tuple) and len(minmax) == 2 and all(
+        isinstance(side, int | float) for side in minmax)
+    if not numbers or not 0 <= minmax[0] < minmax[1] <= 1:
+        raise ValueError('cutmix_minmax is two numbers, the smallest and the largest side of the box as shares of the '
+                         f"image's, 0 <= smallest < largest <= 1; got {minmax!r}")
 
 
 class TimmMixup:
@@ -43,9 +70,8 @@ class TimmMixup:
 
     def __init__(self, mode: str, num_classes: int = 1000, label_smoothing: float = 0.1, mixup_alpha: float = 1.0,
                  cutmix_alpha: float = 0.0, **options: Any) -> None:
-        for option, alpha in (('mixup_alpha', mixup_alpha), ('cutmix_alpha', cutmix_alpha)):
-            if not alpha <= 0:  # a NaN too
-                check_alpha(alpha, option)
+        check_timm_options({**options, 'label_smoothing': label_smoothing, 'mixup_alpha': mixup_alpha,
+                            'cutmix_alpha': cutmix_alpha})
         if not (mixup_alpha > 0 or cutmix_alpha > 0 or options.get('cutmix_minmax')):
             raise ValueError(f"mixer {mode!r} is timm's: one of mixup_alpha, cutmix_alpha (--mixup, --cutmix) above 0 "
                              'or cutmix_minmax is needed')

@@ -29,12 +29,12 @@ from gradmix_timm.records import Embeddings
 from .metrics.calibration import adaptive_ece, brier, ece, fit_temperature, nll, reliability
 from .metrics.intervals import top1
 from .metrics.summary import summarize
-from .metrics.thresholds import conformal_threshold
+from .metrics.thresholds import conformal_threshold, observed_threshold
 from .operating import at_threshold
 from .presets import Preset, preset_figures
 from .scores import FewSamples, Head, Score, fit_score, list_scores, parse_score, score_kind, score_label
 
-__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train', 'observed_threshold',
+__all__ = ['EmbeddedSets', 'Judged', 'check_names', 'fitted_on', 'judge', 'needs_train',
            'refuse_model_scores']
 
 _logger = logging.getLogger(__name__)
@@ -106,7 +106,9 @@ class Judged:
     Attributes:
         results: The part of results.json that depends on embeddings.
         arrays: What figures are drawn from: ``known/SCORE`` and ``unknown/SCORE`` float64 knownness, ``correct/SCORE``
-            bool, labels, the classifier's predictions, the confusion counts, bins of confidence.
+            bool, labels, the confusion counts, bins of confidence; ``known_pred``, ``known_correct``, ``unknown_pred``:
+            classes by the predictor of the score whose threshold is shown, which is the classifier unless that score
+            has its own (class-wise neighbours).
     """
 
     results: JudgedFigures
@@ -135,8 +137,14 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     """
     names = check_names(names)
     arrays = _answers(sets)
-    scores, fits, missing = _score(sets, arrays, names, draws, seed, on_score, preset, tuned or {})
+    closed_set = top1(arrays['known_correct'])
+    scores, fits, own_answers, missing = _score(sets, arrays, names, draws, seed, on_score, preset, tuned or {})
+    in_preset = None
+    if preset is not None:
+        rows = {name: _rows_of(sets, classes) for name, classes in sets.groups.items()}
+        in_preset = preset_figures(preset, arrays, list(scores), {k: v for k, v in rows.items() if v.any()})
     main = _HEADLINE if _HEADLINE in scores else next(iter(scores))
+    arrays |= own_answers.get(main, {})
     value, source, count = _set_threshold(sets, arrays, main, preset)
     accepted = {side: arrays[f'{side}/{main}'] >= value for side in ('known', 'unknown')}
     threshold: Threshold = {
@@ -149,13 +157,12 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     results: JudgedFigures = {
         'known_classes': list(sets.known_classes), 'unknown_classes': list(sets.unknown_classes),
         'n_known': len(arrays['known_pred']), 'n_unknown': len(arrays['unknown_pred']),
-        'closed_set': top1(arrays['known_correct']), 'scores': scores, 'fits': fits,
+        'closed_set': closed_set, 'scores': scores, 'fits': fits,
         'groups': _groups(sets, arrays, list(scores), draws, seed),
         'calibration': _calibrate(sets, arrays), 'threshold': threshold,
         'per_class': _per_class(sets, arrays, accepted, main), 'not_served': missing}
-    if preset is not None:
-        rows = {name: _rows_of(sets, classes) for name, classes in sets.groups.items()}
-        results['preset'] = preset_figures(preset, arrays, list(scores), {k: v for k, v in rows.items() if v.any()})
+    if in_preset is not None:
+        results['preset'] = in_preset
     return Judged(results, arrays)
 
 
@@ -172,10 +179,14 @@ def _answers(sets: EmbeddedSets) -> dict[str, Array]:
 
 def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | None, draws: int, seed: int,
            on_score: Callable[[str], None], preset: Preset | None, tuned: Mapping[str, str],
-           ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, str]]:
-    """Metrics and fit of each score, and why others could not be served; knownness goes into ``arrays``."""
+           ) -> tuple[dict[str, ScoreFigures], dict[str, Fit], dict[str, dict[str, Array]], dict[str, str]]:
+    """Metrics and fit of each score, answers of those with a predictor of their own, and why others were not served.
+
+    Knownness goes into ``arrays``.
+    """
     scores: dict[str, ScoreFigures] = {}
     fits: dict[str, Fit] = {}
+    answers: dict[str, dict[str, Array]] = {}
     missing: dict[str, str] = {}
     # Scores that take passes of their own over the model are costly: only where they are named.
     usual = [name for name in list_scores() if not score_kind(name).requires_model]
@@ -189,7 +200,11 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
             score = fit_score(name, fitted_on(sets, name, preset), sets.head, sets.held_out)
             known, unknown = (_values(name, _knownness(sets, score, side)) for side in ('known', 'unknown'))
             # A class and its score come from one predictor; class-wise neighbours have their own.
-            right = (score.predict(sets.known) == sets.known.label).numpy()
+            predicted = score.predict(sets.known)
+            right = (predicted == sets.known.label).numpy()
+            if type(score).predict is not Score.predict:
+                answers[name] = {'known_pred': predicted.numpy(), 'known_correct': right,
+                                 'unknown_pred': score.predict(sets.unknown).numpy()}
             scores[name] = summarize(known, right, unknown, draws=draws, seed=seed)
             fits[name] = {'options': dict(score.options), 'diagnostics': dict(score.diagnostics)}
         except ValueError as error:
@@ -204,7 +219,7 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
         _logger.warning(f'No training images: scores that are fitted are left out ({", ".join(unfitted)})')
     if not scores:
         raise ValueError('no score could be served: ' + '; '.join(f'{k}: {v}' for k, v in missing.items()))
-    return scores, fits, missing
+    return scores, fits, answers, missing
 
 
 def _reason(name: str, error: ValueError, classes: Sequence[str]) -> str:
@@ -273,16 +288,6 @@ def refuse_model_scores(names: Sequence[str] | None) -> None:
                              'leave it out here')
 
 
-def observed_threshold(known: Floats) -> float:
-    """The largest observed score that accepts (s >= tau) at least 95% of these.
-
-    Example:
-        >>> observed_threshold(np.arange(20.))
-        1.0
-    """
-    return float(np.sort(known)[math.floor(_ALPHA * len(known) + 1e-9)])
-
-
 def _values(name: str, values: Any) -> Floats:
     array = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
     bad = np.flatnonzero(np.isnan(array))
@@ -308,7 +313,7 @@ def _set_threshold(sets: EmbeddedSets, arrays: Mapping[str, Array], name: str, p
         return value, source, len(held.label)
     count = 0 if held is None else len(held.label)
     why = why or f'{count} images were held out from training, too few for a threshold'
-    return observed_threshold(arrays[f'known/{name}']), (
+    return observed_threshold(arrays[f'known/{name}'], _ALPHA), (
         f'set on the known test images themselves, {1 - _ALPHA:.0%} of which pass ({why})'), 0
 
 

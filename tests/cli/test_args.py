@@ -1,11 +1,13 @@
 """Training's command line: every flag of timm as timm has it, ours on top, YAML below, contradictions refused."""
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
 
 import pytest
+import timm
 import yaml
 
 from gradmix_timm.cli import train
@@ -292,8 +294,10 @@ def test_unused_alphas_are_warned_of_once_with_what_takes_them(mode, alphas, unu
     ('--mixup-mode gradmix --mixup-kwargs multi_label_mix=union', 'type --multi-label-mix'),
     ('--mixup-mode gradmix+cutmix --mixup-kwargs cutmix.unknown_output=True', 'type --unknown-output'),
     ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attr-scale 0.5', 'attr_scale=0.5 (--gradmix-attr-scale)'),
-    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution center', "attribution='center' (--gradmix-attribution)"),
-    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution random', "attribution='random' (--gradmix-attribution)"),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution center',
+     "attribution='center' (--gradmix-attribution)"),
+    ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution random',
+     "attribution='random' (--gradmix-attribution)"),
     ('--mixup-mode gradmix --gradmix-keep-clean --gradmix-attribution input-gradient', 'input-gradient'),
     ('--mixup-mode random-box --mixup-kwargs attribution=layercam', "'random-box' has attribution='random'"),
     ('--mixup-mode gradmix --gradmix-confidence -1', 'confidence is a probability'),
@@ -320,6 +324,14 @@ def test_unused_alphas_are_warned_of_once_with_what_takes_them(mode, alphas, unu
     ('--mixup 0.2 --mixup-kwargs alpha=2', 'no such option'),
     ('--mixup-kwargs correct_lam=False', 'no effect'),
     ('--cutmix-minmax 0.5', 'two numbers'),
+    ('--mixup 0.2 --mixup-kwargs prob=x', "prob is a number, got 'x'"),
+    ('--mixup 0.2 --mixup-kwargs prob=2', 'prob is a probability in [0, 1], got 2'),
+    ('--mixup 0.2 --mixup-kwargs label_smoothing=1', 'label_smoothing is in [0, 1), got 1'),
+    ('--mixup-kwargs mixup_alpha=x', "mixup_alpha is a number, got 'x'"),
+    ('--mixup 0.2 --mixup-kwargs cutmix_minmax=[0.9,0.1]', '0 <= smallest < largest <= 1; got [0.9, 0.1]'),
+    ('--mixup 0.2 --mixup-kwargs cutmix_minmax=3', 'cutmix_minmax is two numbers'),
+    ('--mixup-mode pixmix --mixup-kwargs mean=(0.5,) std=(0.0,)', 'std above 0; got (0.5,) and (0.0,)'),
+    ('--mixup-mode pixmix --mixup-kwargs mean=(0.5,0.5) std=(0.2,)', 'one number per channel each'),
     ('--bce-loss --loss poly', 'one loss'),
     ('--jsd-loss', 'jsd_splits'),
     ('--loss zlpr', 'multi-label'),
@@ -423,6 +435,20 @@ def test_a_binary_cross_entropy_lets_the_mixer_judge_by_sigmoids():
     from gradmix_timm.cli.training.mixing import create_step_mixer, plan_mixing
     plan = plan_mixing(parse('--mixup-mode', 'gradmix+cutmix'))
     assert [create_step_mixer(plan, 10, 0, sigmoids).parts[0].sigmoids for sigmoids in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize(('flags', 'sigmoids'), [((), False), (('--bce-loss',), True), (('--loss', 'bce'), True)])
+def test_both_spellings_of_the_binary_cross_entropy_tell_the_mixer(flags, sigmoids, monkeypatch):
+    """Red before for --loss bce, which trained with softmax probabilities under sigmoids."""
+    from gradmix_timm.cli.training import setup
+    from gradmix_timm.cli.training.flag_checks import check_args
+    from gradmix_timm.cli.training.mixing import plan_mixing
+    args = parse('--mixup-mode', 'gradmix', '--num-classes', '5', '--data-dir', '.', *flags)
+    check_args(args, set())
+    args.rank = 0
+    built = argparse.Namespace(preprocessing=argparse.Namespace(input_size=(3, 64, 64)),
+                               model=timm.create_model('test_resnet', num_classes=5))
+    assert setup.build_mixer(args, plan_mixing(args), built).sigmoids == sigmoids
 
 
 def test_a_small_copy_for_the_maps_is_harder_to_be_sure_of(caplog):

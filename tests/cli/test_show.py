@@ -201,7 +201,8 @@ def test_an_option_that_the_checkpoints_mixer_has_no_more_is_left_out_by_name(mi
 
 
 @pytest.mark.parametrize(('flags', 'temperature', 'sigmoids'), [
-    ([], 1, False), (['--bce-loss'], 1, True), (['--loss-temperature', '3', '--epochs', '20'], 3, False),
+    ([], 1, False), (['--bce-loss'], 1, True), (['--loss', 'bce'], 1, True),
+    (['--loss-temperature', '3', '--epochs', '20'], 3, False),
     (['--loss-temperature', 'negcos:period=20', '--epochs', '40', '--sched', 'none'], 2, False)])
 def test_a_confidence_judges_as_the_loss_of_the_checkpoints_epoch(flags, temperature, sigmoids, images, tmp_path,
                                                                   monkeypatch):

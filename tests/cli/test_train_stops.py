@@ -166,6 +166,17 @@ def test_timms_reader_trains_the_epoch_from_its_start(images, tmp_path, signalle
     assert [row['epoch'] for row in rows(again)] == ['0', '1']
 
 
+def test_the_first_epoch_is_not_skipped_where_the_position_is_not_read(images, tmp_path, signalled, monkeypatch):
+    """As for a checkpoint of other processes: red before, the run went on with the second epoch."""
+    signalled(0, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run_tiny(images, tmp_path)
+    assert content(tmp_path / 'run' / 'last.pth.tar')['epoch'] == -1
+    monkeypatch.setattr('gradmix_timm.cli.training.run.recorded_streams', lambda *args: None)
+    again = run_tiny(images, tmp_path, '--resume', 'auto')
+    assert [row['epoch'] for row in rows(again)] == ['0', '1']
+
+
 # ---- several processes
 
 def start(rank, port, images, out, *flags):

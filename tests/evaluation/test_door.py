@@ -28,6 +28,8 @@ from gradmix_timm.evaluation.result import Predictions
 from gradmix_timm.evaluation.settings import DataOptions
 from gradmix_timm.openset import metrics
 
+SMALL = Preprocessing(input_size=(3, 12, 12), image_mode='RGB', interpolation='bilinear', mean=(0.5,) * 3,
+                      std=(0.5,) * 3, crop_pct=1.)
 QUICK = {'bootstrap': 0, 'trivial_images': 20, 'feature_map': 16}
 
 
@@ -55,6 +57,31 @@ def tensors(seed, count=60, classes=3, shift=0.):
 def net():
     torch.manual_seed(0)
     return Net().train()
+
+
+class Scaled(Net):
+    """A plain number in the forward pass, which neither its weights nor its text show."""
+
+    scale = 1.
+
+    def forward(self, images):
+        return super().forward(images * self.scale)
+
+
+def test_the_cache_knows_plain_attributes_of_a_live_module(tmp_path):
+    torch.manual_seed(0)
+    net = Scaled().eval()
+    known = class_folders(tmp_path / 'known') / 'test'
+    unknown = class_folders(tmp_path / 'unknown', ('dog', 'elk', 'fox'), seed=1) / 'test'
+    found = []
+    for scale, cache in ((1., 'cache'), (-3., 'cache'), (-3., None), (1., 'cache')):
+        net.scale = scale
+        result = evaluate(net, known=str(known), unknown=str(unknown), scores='mls', preprocessing=SMALL,
+                          known_classes=['ant', 'bee', 'cat'], cache=cache and str(tmp_path / cache), **QUICK)
+        found.append(result.predictions.columns['mls'])
+    assert found[0] == found[3]
+    assert found[1] == found[2]
+    assert found[0] != found[1]
 
 
 def test_a_live_model_on_loaders_gives_what_its_logits_give(net):

@@ -41,6 +41,15 @@ def test_a_file_chooses_no_reader_and_the_user_may():
     assert source_of(DataOptions(dataset='wds/y', data_dir='z'), loaded(record))['dataset'] == 'wds/y'
 
 
+@pytest.mark.parametrize('name', ['sklearn/digits', 'shortcut:sklearn/digits'])
+def test_a_folder_for_images_that_are_of_none_is_refused(name):
+    """Red before: it was recorded in the manifest and never read."""
+    recorded = loaded(RunRecord(model='x', dataset=name))
+    with pytest.raises(ValueError, match=r'data_dir=photos: the images of .*digits come with scikit-learn'):
+        source_of(DataOptions(data_dir='photos'), recorded)
+    assert source_of(DataOptions(data_dir='photos', dataset=''), recorded)['data_dir'] == 'photos'
+
+
 @pytest.mark.parametrize('split', ['testing', 'valid', 'eval'])
 def test_the_split_that_is_evaluated_has_any_of_its_names(tmp_path, split):
     for name, seed in (('train', 0), (split, 1)):

@@ -10,7 +10,8 @@ import torch
 from embedded import CLASSES, make, make_head, take
 
 from gradmix_timm.openset import metrics
-from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train, observed_threshold
+from gradmix_timm.openset.judge import EmbeddedSets, judge, needs_train
+from gradmix_timm.openset.metrics.thresholds import observed_threshold
 from gradmix_timm.openset.scores import fit_score, list_scores
 
 KNOWN, UNKNOWN = ('ant', 'bee', 'cat', 'dog'), ('elk', 'fox', 'gnu')
@@ -59,6 +60,31 @@ def test_figures_are_those_of_the_metrics(judged, name):
     assert found['oscr'] <= found['top1'] + 1e-12
     assert found['auroc_ci'] == list(metrics.delong_ci(known, unknown))
     np.testing.assert_array_equal(judged.arrays[f'known/{name}'], known.numpy())
+
+
+def test_labels_at_the_threshold_are_of_the_predictor_whose_score_it_is():
+    """Red before: neighbours stood for the score, and a head that was never trained for the classes."""
+    given = subjects()
+    given = replace(given, known=replace(given.known, logits=-given.known.logits),
+                    unknown=replace(given.unknown, logits=-given.unknown.logits))
+    found = judge(given, ['class-knn'], draws=0)
+    score = fit_score('class-knn', given.train, head=given.head)
+    answers, label = score.predict(given.known), given.known.label
+    assert (answers == label).double().mean() > 0.8 > 0.3 > found.results['closed_set']['top1']  # the head's
+    value = found.results['threshold']['value']
+    accepted = score(given.known) >= value
+    taken = score(given.unknown) >= value
+    expected = metrics.macro_f1(
+        np.r_[np.where(accepted, answers, -1), np.where(taken, score.predict(given.unknown), -1)],
+        np.r_[label, np.full(90, -1)], len(KNOWN))
+    assert found.results['threshold']['open_set']['macro_f1'] == pytest.approx(expected)
+    np.testing.assert_array_equal(found.arrays['known_pred'], answers)
+    np.testing.assert_array_equal(found.arrays['known_correct'], answers == label)
+    np.testing.assert_array_equal(found.arrays['confusion'].diagonal(),
+                                  [int((accepted & (answers == label) & (label == place)).sum()) for place in range(4)]
+                                  + [int((~taken).numpy()[given.unknown_label == 0].sum())])
+    headed = judge(given, ['class-knn', 'mls'], draws=0)  # mls goes first, whose classes are the head's
+    np.testing.assert_array_equal(headed.arrays['known_pred'], given.known.logits.argmax(1))
 
 
 @pytest.mark.parametrize(('part', 'title'), [('train', 'training'), ('held_out', 'held-out'), ('known', 'known')])

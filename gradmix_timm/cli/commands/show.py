@@ -127,7 +127,7 @@ def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) ->
     outputs = num_classes + bool(options.get('unknown_output'))
     mixer = create_mixer(name, **{**options, 'num_classes': outputs})
     if loaded is not None:
-        judge_as_trained(mixer, loaded.args or {}, loaded.epoch or 0)
+        judge_as_trained(mixer, loaded.args or {}, max(loaded.epoch or 0, 0))
     return mixer
 
 

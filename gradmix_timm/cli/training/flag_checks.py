@@ -96,7 +96,7 @@ def judge_as_trained(mixer: Mixer, args: Mapping[str, Any], epoch: int) -> None:
     """
     for part in mixer.parts:
         if isinstance(part, GradMix):
-            part.sigmoids = bool(args.get('bce_loss'))
+            part.sigmoids = bool(args.get('loss') == 'bce' or args.get('bce_loss'))
     if args.get('loss_temperature') is not None:
         schedule = LossTemperature.parse(str(args['loss_temperature']))
         try:

@@ -13,6 +13,7 @@ from timm.data import FastCollateMixup, Mixup
 
 from gradmix_timm.attribution import CONTROLS
 from gradmix_timm.mixers import OPTIONS, TIMM_MODES, GradMix, Mixer, create_mixer, list_mixers
+from gradmix_timm.mixers.timm_mix import check_timm_options
 from gradmix_timm.objectives import check_keep_clean
 from gradmix_timm.registry import nearest
 
@@ -165,6 +166,10 @@ def _timm_plan(args: argparse.Namespace) -> MixPlan:
     for key in args.mixup_kwargs:
         if key not in known:
             raise ValueError(f'--mixup-kwargs {key}: {args.mixup_mode!r} has no such option: {nearest(key, known)}')
+    try:
+        check_timm_options(options)
+    except ValueError as error:
+        raise ValueError(f'--mixup-mode {args.mixup_mode}: {error}') from error
     active = options['mixup_alpha'] > 0 or options['cutmix_alpha'] > 0 or options['cutmix_minmax'] is not None
     if args.mixup_prob_elem != 1:
         raise ValueError(f"--mixup-prob-elem goes with registered mixers; --mixup-mode {args.mixup_mode} is timm's, "
@@ -174,9 +179,6 @@ def _timm_plan(args: argparse.Namespace) -> MixPlan:
             raise ValueError(f'--mixup-kwargs has no effect: --mixup-mode {args.mixup_mode} mixes only with --mixup, '
                              '--cutmix or --cutmix-minmax')
         return MixPlan()
-    minmax = options['cutmix_minmax']
-    if minmax is not None and len(minmax) != 2:
-        raise ValueError(f'--cutmix-minmax takes two numbers, the smallest and the largest side, got {len(minmax)}')
     return MixPlan(args.mixup_mode, True, options)
 
 

@@ -384,7 +384,7 @@ def _write_mixes(run: Run, data: Data, built: Built, plan: MixPlan) -> None:
     (images, labels), mixer = run.samples, run.mixer
     if min(plan.options['prob'], plan.options['prob_elem']) < 1:  # a picture should not show unmixed images
         always = replace(plan, options={**plan.options, 'prob': 1.0, 'prob_elem': 1.0})
-        mixer = create_step_mixer(always, mixer.num_classes, run.args.rank, run.args.bce_loss)
+        mixer = create_step_mixer(always, mixer.num_classes, run.args.rank, run.args.loss == 'bce')
         criterion = getattr(run.task, 'criterion', None)
         set_temperature(mixer, criterion.temperature if isinstance(criterion, TemperedLoss) else 1.)
     assert run.model is not None  # a run with a mixer has it

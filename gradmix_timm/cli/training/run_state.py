@@ -119,11 +119,11 @@ class AtomicSaver(CheckpointSaver):
         """Save the run's present state, within an epoch, as its newest checkpoint.
 
         Args:
-            epoch: In which it is. What is written names the one before, so that a reader that knows no position
-                trains it from its start.
+            epoch: In which it is. What is written names the one before, -1 for the first, so that a reader that knows
+                no position trains it from its start.
         """
         temporary, last = (str(Path(self.checkpoint_dir) / f'{stem}{self.extension}') for stem in ('tmp', 'last'))
-        self._save(temporary, max(epoch - 1, 0))
+        self._save(temporary, epoch - 1)
         self._replace(temporary, last)
 
     def last_good(self) -> str | None:

@@ -278,7 +278,7 @@ def build_mixer(args: argparse.Namespace, plan: MixPlan, built: Built) -> Any:
     """
     if not plan.in_step:
         return None
-    mixer = create_step_mixer(plan, args.num_classes + args.unknown_output, args.rank, args.bce_loss)
+    mixer = create_step_mixer(plan, args.num_classes + args.unknown_output, args.rank, args.loss == 'bce')
     channels, *size = built.preprocessing.input_size
     for height, width in [tuple(size), *((side, side) for side in args.train_img_sizes or ())]:
         mixer.prepare(built.model, (channels, height, width))

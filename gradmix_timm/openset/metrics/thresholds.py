@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from .checks import ArrayLike, fraction, scores
 from .checks import labels as as_labels
 
-__all__ = ['balanced_accuracy', 'best_f1', 'conformal_threshold', 'gate', 'macro_f1', 'normalized_accuracy']
+__all__ = ['balanced_accuracy', 'best_f1', 'conformal_threshold', 'gate', 'macro_f1', 'normalized_accuracy',
+           'observed_threshold']
 
 
 def conformal_threshold(validation: ArrayLike, alpha: float = 0.05) -> float:
@@ -40,6 +41,22 @@ def conformal_threshold(validation: ArrayLike, alpha: float = 0.05) -> float:
                       f'{needed} are needed; everything is accepted', stacklevel=2)
         return -math.inf
     return float(np.partition(array, rank - 1)[rank - 1])
+
+
+def observed_threshold(known: ArrayLike, alpha: float = 0.05) -> float:
+    """The largest observed score that rejects (s < tau) at most ``alpha`` of these samples, with no promise for others.
+
+    Args:
+        known: Knownness of known samples, [n].
+        alpha: Share of them that may be rejected, in (0, 1).
+
+    Example:
+        >>> observed_threshold(range(20))
+        1.0
+    """
+    array = scores('known', known)
+    fraction('alpha', alpha, ends=False)
+    return float(np.sort(array)[math.floor(alpha * len(array) + 1e-9)])
 
 
 def gate(pred: ArrayLike, knownness: ArrayLike, threshold: float) -> NDArray[np.int64]:

@@ -225,7 +225,7 @@ class Mistake(_Thumbnail, _Class):
         class: Its own.
         answer: The class predicted.
         knownness: Of the headline score; null: infinite.
-        probability: Of the predicted class, the largest softmax.
+        probability: The classifier's softmax of the predicted class.
         file: Name.
         size: Width and height of the image, in pixels.
         png: Shrunk, base64.
