@@ -15,13 +15,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     Example:
         >>> nearest('gradmx', ['cutmix', 'gradmix'])
-        "did you mean 'gradmix'? Known: cutmix, gradmix"
+        "did you mean 'gradmix'? Available: cutmix, gradmix"
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f'did you mean {" or ".join(repr(n) for n in close)}? ' if close else ''
     listed = (f'"{name}"' if ',' in name else name for name in names)
-    return f'{hint}Known: {", ".join(listed)}'
+    return f'{hint}Available: {", ".join(listed)}'
 
 
 class Registry(Generic[T]):

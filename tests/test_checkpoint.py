@@ -238,7 +238,7 @@ def test_missing_file_and_folder(ours, tmp_path):
 
 def test_head_of_another_size_is_refused(ours, tmp_path, net):
     loaded = load_checkpoint(ours)
-    with pytest.raises(ValueError, match='--num-classes 3, or leave it out'):
+    with pytest.raises(ValueError, match=r'has 3 outputs and not 10; .*--known-classes A,B,.*num_classes=3'):
         build_model(loaded, num_classes=10)
     wide = timm.create_model('test_resnet', num_classes=5, in_chans=1)
     torch.save({'state_dict': wide.state_dict(), KEY: record().to_state()}, tmp_path / 'swapped.pth')

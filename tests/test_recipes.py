@@ -71,7 +71,7 @@ def test_recipes_go_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
     assert parse('osr/cifar+10', '--data-dir', 'x') == parse(CONFIGS / 'osr' / 'cifar+10.yaml', '--data-dir', 'x')
     (tmp_path / 'finetune').write_text('epochs: 7\n')
     assert parse('finetune', '--data-dir', 'x').epochs == 7, 'a file comes first'
-    for wrong, near in (('osr/cifar10-smal', "'osr/cifar10-small'"), ('aug/light', 'Known: finetune')):
+    for wrong, near in (('osr/cifar10-smal', "'osr/cifar10-small'"), ('aug/light', 'Available: finetune')):
         with pytest.raises(SystemExit):
             parse(wrong)
         assert near in capsys.readouterr().err

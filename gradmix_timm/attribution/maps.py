@@ -13,6 +13,7 @@ from gradmix_timm.registry import Registry
 
 from .capture import capture, input_gradient
 from .layers import resolve_layers
+from .model_guard import check_classifies, unwrap
 
 __all__ = [
     'CONTROLS', 'METHODS', 'TARGET_SCORES', 'attribute', 'capture_for', 'fuse', 'layer_maps', 'score_function',
@@ -226,6 +227,7 @@ def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object =
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point() or not len(images):
         got = f'{images.dtype} {list(images.shape)}' if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f'expected normalised float images [B, C, H, W], B above 0, got {got}')
+    check_classifies(unwrap(model))
     function, targets = score_function(score), as_targets(labels)
 
     def checked(logits: Tensor, given: Tensor) -> Tensor:

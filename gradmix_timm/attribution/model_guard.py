@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['borrow', 'frozen', 'logits_of', 'recomputing', 'swapped', 'unwrap']
+__all__ = ['borrow', 'check_classifies', 'frozen', 'logits_of', 'recomputing', 'swapped', 'unwrap']
 
 _REPLICAS = ('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; use '
              'DistributedDataParallel (torchrun), or pass model.module')
@@ -43,6 +43,18 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inside, nn.Module):
             return model
         model = inside
+
+
+def check_classifies(model: nn.Module) -> None:
+    """Reject a model of timm's without its classifier, whose features would pass for logits.
+
+    Raises:
+        ValueError: It was built with ``num_classes=0``, and no head was put in since.
+    """
+    head = getattr(model, 'get_classifier', None)
+    if getattr(model, 'num_classes', None) == 0 and callable(head) and isinstance(head(), nn.Identity):
+        raise ValueError(f'{type(model).__name__} was built with num_classes=0 and gives features; give the whole '
+                         'classifier, with one logit a class')
 
 
 def logits_of(output: object) -> Tensor:

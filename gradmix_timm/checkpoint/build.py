@@ -177,8 +177,8 @@ def _check_head(loaded: Loaded, head: int | None, num_classes: int | None) -> No
     if head is None:
         return
     if num_classes is not None and head != num_classes:
-        raise ValueError(f'the head in {loaded.path} has {head} outputs and num_classes={num_classes} was asked; '
-                         f'--num-classes {head}, or leave it out; --known-classes A,B,... names one class an output')
+        raise ValueError(f'the head in {loaded.path} has {head} outputs and not {num_classes}; name one class an '
+                         f'output, known_classes=[...] (--known-classes A,B,...), or num_classes={head}')
     known = loaded.record.known_classes if loaded.record else ()
     if known and head != len(known):
         raise ValueError(f'{loaded.path} names {len(known)} known classes and its head has {head} outputs: the record '

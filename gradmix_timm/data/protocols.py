@@ -231,8 +231,9 @@ def check_split(split: ClassSplit, all_classes: Sequence[str],
         return split
     others = tuple(name for place, name in enumerate(all_classes) if place not in known)
     if not others:
-        raise ValueError(f'all {len(all_classes)} classes of the data set are known and none is left as unknown; leave '
-                         'one out of the known classes')
+        raise ValueError(f'all {len(all_classes)} classes of the data set are known and none is left as unknown: '
+                         'evaluate on other images, gradmix-openset ood --unknown folder:NAME=DIR (in Python '
+                         'evaluate(..., unknown=...)), or leave classes out of training, --known-classes A,B,...')
     return replace(split, unknown=others)
 
 

@@ -223,7 +223,7 @@ def _arguments(made: type) -> list[str]:
 
 def _near(name: str, classes: Mapping[str, Any]) -> str:
     """The nearest names, without the long list of all."""
-    hint = nearest(name, classes).partition(' Known: ')
+    hint = nearest(name, classes).partition(' Available: ')
     return hint[0] if hint[1] else 'see https://explore.albumentations.ai'
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import ImageDataset, create_loader
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import Dataset
 
+from gradmix_timm.attribution.model_guard import check_classifies
 from gradmix_timm.checkpoint import Loaded, ProjectionHead, build_model, check_input, find_device
 from gradmix_timm.data import CutDataset, UnreadableImageError, fingerprint
 from gradmix_timm.data.preprocessing import Preprocessing
@@ -149,8 +151,12 @@ class EvaluatedModel:
             net: Gives logits [B, K].
             settings: Of the evaluation.
             preprocessing: Of images that are no tensors yet; None: as the module's ``pretrained_cfg`` says, if any.
+
+        Raises:
+            ValueError: A model of timm's without its classifier.
         """
-        inner = getattr(net, 'module', net)
+        inner = unwrap_model(net)
+        check_classifies(inner)
         config = getattr(inner, 'pretrained_cfg', None) or {}
         if preprocessing is None and config:
             preprocessing = Preprocessing.of(None, inner)

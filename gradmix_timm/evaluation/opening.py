@@ -35,6 +35,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.opening import image_extensions
 from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.schema import naming
 
 from .images import EvaluationImages, UnknownImages, thinned
 from .settings import DataOptions
@@ -154,8 +155,8 @@ def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
         # A folder from the options goes with the checkpoint's data set; a data set from the options has its own folder.
         folder = folder or (None if loaded is None else loaded.data_dir)
     if options.data_dir and inner_name(dataset).startswith('sklearn/'):
-        raise ValueError(f"data_dir={options.data_dir}: the images of {dataset} come with scikit-learn; leave it out, or "
-                         "say dataset='' (--dataset '') for class folders")
+        raise ValueError(f"data_dir={options.data_dir}: the images of {dataset} come with scikit-learn; leave it out, "
+                         "or say dataset='' (--dataset '') for class folders")
     splits = {} if loaded is None else loaded.splits
     return {
         'dataset': dataset, 'data_dir': folder,
@@ -260,7 +261,9 @@ def open_split(options: DataOptions, loaded: Loaded | None, split: ClassSplit | 
         ValueError: Data is missing or lacks the classes, or test images are training images.
     """
     opener = _Opener.of(options, loaded, preprocessing)
-    split = _fitted(split, class_names(whole := opener.split('test')), unknown_needed)
+    whole, source = opener.split('test'), opener.source
+    with naming(f'split {source["test"]} of {source["data_dir"] or source["dataset"]}'):
+        split = _fitted(split, class_names(whole), unknown_needed)
     others = _other_source(options, split, opener.source, opener.reading)
     if others is not None:
         split = check_split(split, class_names(whole), class_names(others))

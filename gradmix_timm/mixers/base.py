@@ -292,15 +292,15 @@ class BatchMixer:
         return True
 
     def _score(self, score: str | Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        """The differentiated score, for models that have an output for each of the classes."""
-        function, known = score_function(score), self.num_classes - self.unknown_output
+        """The differentiated score, for models with a logit a class; one may be of two, that of no class folded in."""
+        function = score_function(score)
+        widths = (self.num_classes, self.num_classes - self.unknown_output, *((1,) if self.num_classes <= 2 else ()))
 
         def checked(logits: Tensor, targets: Tensor) -> Tensor:
             width = logits.shape[1]
-            # A single logit is of two classes.
-            if width < known > 2 or (width > 1 and targets.dim() == 2 and width != targets.shape[1]):
-                raise ValueError(f'num_classes={self.num_classes}, but the model gives {width} logits: '
-                                 'set num_classes to the width of the classifier')
+            if width not in widths or (width > 1 and targets.dim() == 2 and width != targets.shape[1]):
+                raise ValueError(f'num_classes={self.num_classes}, but the model gives {width} logits: give the whole '
+                                 f'classifier and not its backbone, or num_classes={width}')
             return function(logits, targets)
 
         return checked

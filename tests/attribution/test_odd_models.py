@@ -141,6 +141,14 @@ def test_named_tuples_between_stages_and_a_dictionary_of_logits(small):
     assert torch.equal(found.map, attribute(plain, *small).map)
 
 
+def test_a_backbone_without_its_classifier_is_refused():
+    net = timm.create_model('test_resnet', num_classes=0)
+    with pytest.raises(ValueError, match='num_classes=0 and gives features; give the whole classifier'):
+        attribute(net, torch.randn(2, 3, 64, 64), torch.tensor([0, 1]))
+    net.fc = nn.Linear(net.num_features, 2)
+    assert attribute(net, torch.randn(2, 3, 64, 64), torch.tensor([0, 1])).map.shape[0] == 2
+
+
 def test_the_input_gradient_is_checked_at_start_too():
     options = {'num_classes': 10, 'attribution': 'input-gradient'}
     create_mixer('gradmix', **options).prepare(Plain(), (3, 32, 32))

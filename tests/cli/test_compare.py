@@ -199,7 +199,7 @@ def test_a_part_of_the_unknown_images(tmp_path, capsys):
     assert entry['differences']['cutmix']['n'] == 60 + 26  # image by image, those of the part alone
     assert 'unknown images: hard+medium' in (tmp_path / 'out' / 'comparison.tex').read_text()
     assert run(tmp_path / 'runs', '--part', 'hard', output=tmp_path / 'out') == 2
-    assert 'Known: hard+medium' in capsys.readouterr().err
+    assert 'Available: hard+medium' in capsys.readouterr().err
 
 
 def test_means_alone_without_pairs_and_no_stale_picture(runs, tmp_path, capsys):

@@ -136,7 +136,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     official = open_official(arrays(tmp_path / 'c', source, labels=None))
     with pytest.raises(ValueError, match=r'no labels\.npy'):
         official.check(('fog',), (1,))
-    with pytest.raises(ValueError, match=r'no frost: .*Known: fog, snow'):
+    with pytest.raises(ValueError, match=r'no frost: .*Available: fog, snow'):
         official.check(('frost',), (1,))
     (tmp_path / 'c' / 'labels.npy').write_bytes(b'<html>')
     with pytest.raises(ValueError, match='unpack the archive again'):

@@ -144,12 +144,12 @@ def test_families_agree_where_they_should():
 
 
 @pytest.mark.parametrize(('args', 'told'), [
-    (('cifra10',), r"did you mean 'cifar10'.*Known: .*FILE\.yaml"),
+    (('cifra10',), r"did you mean 'cifar10'.*Available: .*FILE\.yaml"),
     (('cifar10', 5), 'trials 0 to 4 in.*got 5'),
     (('cifar10', -1), 'trials 0 to 4 in.*got -1'),
     (('cub', 1), 'trials 0 to 0'),
     (('mnist', 0, 'arpl'), "no family 'arpl': did you mean 'arpl2020'"),
-    (('mnist', 0, 'ssb'), "no family 'ssb': .*Known: arpl2020"),
+    (('mnist', 0, 'ssb'), "no family 'ssb': .*Available: arpl2020"),
     (('nowhere.yaml',), 'no protocol file at nowhere.yaml'),
 ])
 def test_what_is_not_there_is_named_with_what_is(args, told):
@@ -162,7 +162,7 @@ def test_custom_split_takes_the_rest_as_unknown():
     assert (split.known, split.unknown, split.protocol) == (('c', 'a'), ('b', 'd'), None)
     with pytest.raises(ValueError, match="did you mean 'dog'"):
         custom_split(['dgo', 'cat'], ['dog', 'cat', 'bird'])
-    with pytest.raises(ValueError, match='leave one out of the known'):
+    with pytest.raises(ValueError, match='none is left as unknown: evaluate on other images, gradmix-openset ood'):
         custom_split(['a', 'b'], ['a', 'b'])
     with pytest.raises(ValueError, match="'a' is twice among the known"):
         custom_split(['a', 'a'], ['a', 'b'])
@@ -190,7 +190,7 @@ def test_names_of_a_data_set_may_be_spelled_another_way():
         find_classes(['x y'], ['x_y', 'x-y'])  # could be either
     with pytest.raises(ValueError, match="did you mean 'maple_tree'"):
         find_classes(['mapel_tree'], CLASSES['cifar100'])
-    with pytest.raises(ValueError, match='Known: b, "caf\u00e9, noir"; a name with a comma goes in double quotes'):
+    with pytest.raises(ValueError, match='Available: b, "caf\u00e9, noir"; a name with a comma goes in double quotes'):
         find_classes(['caf\u00e9', 'noir'], ['caf\u00e9, noir', 'b'])
 
 

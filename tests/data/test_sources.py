@@ -91,7 +91,7 @@ def test_digits_in_grey():
 
 
 @pytest.mark.parametrize(('name', 'split', 'options', 'told'), [
-    ('sklearn/digits', 'validation', {}, "no split 'validation' in sklearn/digits: Known: test, train"),
+    ('sklearn/digits', 'validation', {}, "no split 'validation' in sklearn/digits: Available: test, train"),
     ('sklearn/iris', 'train', {}, 'sklearn/digits'),
     ('sklearn/digits', 'train', {'class_map': 'a.txt'}, 'leave out --class-map'),
     ('digits', 'train', {}, '--dataset sklearn/digits'),

@@ -59,6 +59,25 @@ def net():
     return Net().train()
 
 
+def test_a_compiled_model_is_evaluated_as_the_one_inside():
+    """Red before: torch.compile's wrapper was asked for the attributes of timm's model."""
+    torch.manual_seed(0)
+    net = timm.create_model('test_resnet', num_classes=3).eval()
+    images = TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) % 3)
+    unknown = TensorDataset(images.tensors[0] + 1, images.tensors[1])
+    given = {'known': images, 'unknown': unknown, 'scores': 'mls', **QUICK}
+    plain = evaluate(net, **given)
+    compiled = evaluate(torch.compile(net, backend='eager'), **given)
+    assert compiled.predictions.columns == plain.predictions.columns
+
+
+def test_a_backbone_without_its_classifier_is_refused():
+    """Red before: its features were taken for the logits of as many classes."""
+    net = timm.create_model('test_resnet', num_classes=0)
+    with pytest.raises(ValueError, match='num_classes=0 and gives features; give the whole classifier'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), scores='mls', **QUICK)
+
+
 class Scaled(Net):
     """A plain number in the forward pass, which neither its weights nor its text show."""
 

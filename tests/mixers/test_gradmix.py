@@ -529,3 +529,14 @@ def test_an_unknown_recipe_is_a_clear_error(recipe):
 def test_a_confidence_is_a_probability_and_needs_a_model(options):
     with pytest.raises(ValueError, match='confidence'):
         create_mixer('gradmix', num_classes=K, **options)
+
+
+@pytest.mark.parametrize(('width', 'name'), [(0, 'gradmix'), (10, 'gradmix'), (10, 'snapmix'), (10, 'puzzlemix')])
+def test_a_model_of_another_width_than_the_labels_is_refused(width, name):
+    """Red before: a backbone mixed nothing, or boxes by features that were taken for logits, without a word."""
+    net = timm.create_model('test_resnet', num_classes=width)
+    options = {'confidence': 0.9} if name == 'gradmix' else {}
+    mixer = create_mixer(name, num_classes=3, prob=1.0, **options)
+    found = width or net.num_features
+    with pytest.raises(ValueError, match=f'num_classes=3, but the model gives {found} logits: give the whole'):
+        mixer(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 0]), net)

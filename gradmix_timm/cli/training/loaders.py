@@ -58,8 +58,10 @@ def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
     """The open-set split of the flags, before any data is read; sets ``args.num_classes``.
 
     Raises:
-        ValueError: No such protocol, trial or family; --num-classes is another number.
+        ValueError: No such protocol, trial or family; --num-classes is another number; no folder at --data-dir.
     """
+    if not inner_name(args.dataset) and args.data_dir and not Path(args.data_dir).exists():
+        raise ValueError(f'no folder at {args.data_dir}; --data-dir names the folder that holds the data')
     if args.osr_protocol:
         split = load_split(args.osr_protocol, args.osr_trial, args.osr_family)
     elif args.known_classes:

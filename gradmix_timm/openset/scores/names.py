@@ -99,7 +99,7 @@ def _kind(name: str) -> type[Score]:
     if name.startswith(PREFIX):
         return library_score(name)
     if name not in SCORES and (why := _ABSENT.get(name.casefold().replace('-', '_'))):
-        raise ValueError(f'no score named {name!r}: {why}. Known: {", ".join(sorted(SCORES))}')
+        raise ValueError(f'no score named {name!r}: {why}. Available: {", ".join(sorted(SCORES))}')
     if name not in SCORES:
         raise ValueError(f'no score named {name!r}: {library_twin(name)}{nearest(name, SCORES)}')
     return SCORES[name]
