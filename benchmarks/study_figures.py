@@ -28,8 +28,8 @@ PLAIN_SCORES = ('msp', 'mls', 'knn', 'class-knn', 'mahalanobis')
 CURVE = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-50', 'confident-90',
          'confident-90-keep')
 # README's names of trainings: GradMix as train.py mixes by default, and every image with labels by area.
-HEADLINE = {'none': 'none', 'cutmix': 'CutMix', 'random-small': 'random box',
-            'gradmix-small': 'GradMix, every image', 'confident-90-keep': '**GradMix**'}
+HEADLINE = {'none': 'none', 'cutmix': 'CutMix', 'random-small': 'random box', 'gradmix-small': 'GradMix, every image',
+            'gradmix+regmixup': 'GradMix and RegMixup in turn', 'confident-90-keep': '**GradMix**'}
 # Settings without a cue: study and levels.
 WITHOUT_CUE = {
     '450 images a class, 20 epochs': ('small-cifar10', {}),
@@ -47,8 +47,9 @@ IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-5
                   'data/glyphs': 50}
 # Of mixing images alone whose label the model is sure of.
 CONFIDENT = (*(('confident-90-keep', other) for other in (
-    'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'gradmix-small',
-    'confident-90')), *(('confident-90', other) for other in ('cutmix', 'random-small', 'none', 'gradmix-small')))
+    'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'regmixup', 'gradmix-small',
+    'gradmix+regmixup', 'confident-90')),
+    *(('confident-90', other) for other in ('cutmix', 'random-small', 'none', 'gradmix-small')))
 PAIRS = {
     'shortcut-digits': (('gradmix', 'random-box'), *(
         (method, other) for method in ('gradmix-small', 'confident-90-keep') for other in ('random-small', 'cutmix'))),
@@ -176,9 +177,14 @@ def headline() -> str:
         level = 1 - 0.05 / (4 * sum(bool(gaps(study, *pair, 'conflict')) for pair in CONFIDENT))  # as its own table
         runs = by_method(study)
         for method in HEADLINE:
+            if method not in runs:
+                rows[method] += [''] * 3
+                continue
             conflict, absent = (over_splits(runs[method], accuracy_of(view)) for view in ('conflict', 'absent'))
             above = '' if method == ours else interval(gaps(study, ours, method, 'conflict'), level)
-            rows[method] += [percent(conflict), above, percent(absent)]
+            fewer = '' if len(conflict) == len(over_splits(runs[ours], accuracy_of('conflict'))) else (
+                f' (n = {len(conflict)})')
+            rows[method] += [f'{percent(conflict)}{fewer}', above, percent(absent)]
         head += [f'{start} (n = {len(conflict)}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -190,7 +196,8 @@ def without_cue(shown: int | None = None) -> str:
     Args:
         shown: Columns of figures, the first ones; None: all. Intervals allow for all figures of a row.
     """
-    methods = {'GradMix': 'confident-90-keep', 'CutMix': 'cutmix', 'GradMix, every image': 'gradmix-small',
+    methods = {'GradMix': 'confident-90-keep', 'in turn': 'gradmix+regmixup', 'CutMix': 'cutmix',
+               'GradMix, every image': 'gradmix-small',
                'mixed labels': 'confident-90'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
     heads = [f'{name}: {figure}' for name in methods for figure in figures][:shown]
@@ -204,28 +211,24 @@ def without_cue(shown: int | None = None) -> str:
     return '\n'.join(lines)
 
 
-def in_turn(shown: int | None = None) -> str:
-    """GradMix and RegMixup in turn beside each alone and plain training, a row a setting.
-
-    Args:
-        shown: Columns of figures, the first ones; None: all. Intervals allow for all figures of a row.
-    """
+def in_turn(method: str = 'gradmix+regmixup') -> str:
+    """GradMix and RegMixup in turn beside each alone, a row a setting; intervals allow for all figures of a row."""
     settings = {
         'patch on the training images: under conflict': ('shortcut-cifar10', {}, 'conflict'),
         'the same, patch gone': ('shortcut-cifar10', {}, 'absent'),
         'the same, pretrained: under conflict': ('shortcut-lite0', {}, 'conflict'),
         'pretrained, patch gone': ('shortcut-lite0', {}, 'absent'),
         **{f'no cue: {setting}': (*of, '') for setting, of in WITHOUT_CUE.items()}}
-    others = {'plain training': 'none', 'GradMix': 'confident-90-keep', 'RegMixup': 'regmixup'}
+    others = {'none': 'none', 'GradMix': 'confident-90-keep', 'RegMixup': 'regmixup', 'CutMix': 'cutmix'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
-    heads = [f'above {name}: {figure}' for name in others for figure in figures][:shown]
-    lines = [f'| in turn | n | {" | ".join(heads)} |', f'|{"---|" * (2 + len(heads))}']
+    heads = [f'above {name}: {figure}' for name in others for figure in figures]
+    lines = [f'| {method} | n | {" | ".join(heads)} |', f'|{"---|" * (2 + len(heads))}']
     for setting, (study, levels, view) in settings.items():
-        found = [gaps(study, 'gradmix+regmixup', method, view, score, levels)
-                 for method in others.values() for score in figures.values()]
+        found = [gaps(study, method, other, view, score, levels)
+                 for other in others.values() for score in figures.values()]
         if found[0]:
             level = 1 - 0.05 / sum(map(bool, found))
-            cells = [interval(splits, level) if splits else '' for splits in found][:shown]
+            cells = [interval(splits, level) if splits else '' for splits in found]
             lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
@@ -457,8 +460,8 @@ def plain(study: str, metric: str = 'auroc') -> str:
 
 # A name in a marker alone.
 WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_cue,
-         'without-cue short': lambda: without_cue(4), 'in-turn': in_turn, 'in-turn short': lambda: in_turn(4),
-         'time': machine_time}
+         'without-cue short': lambda: without_cue(6), 'in-turn': in_turn,
+         'in-turn quarter': lambda: in_turn('gradmix+regmixup-25'), 'time': machine_time}
 # After a study's name in a marker; a study alone has the table of its kind.
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'others': lambda study: gains(study, OTHERS),
