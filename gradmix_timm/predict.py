@@ -1,18 +1,14 @@
-"""``python -m gradmix_timm.predict``: a door to :mod:`gradmix_timm.cli.predict`."""
-from __future__ import annotations
-
-import sys
-
+"""``python -m gradmix_timm.predict``: the command of :mod:`gradmix_timm.cli.predict`."""
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.predict import main
 
 __all__ = ['console']
 
 
-def console() -> None:
-    """Entry point of ``gradmix-predict``."""
-    sys.exit(run_console(main))
+def console() -> int:
+    """The installed command ``gradmix-predict``."""
+    return run_console(main)
 
 
 if __name__ == '__main__':
-    console()
+    raise SystemExit(console())

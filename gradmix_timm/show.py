@@ -1,18 +1,14 @@
-"""``python -m gradmix_timm.show``: a door to :mod:`gradmix_timm.cli.show`."""
-from __future__ import annotations
-
-import sys
-
+"""``python -m gradmix_timm.show``: the command of :mod:`gradmix_timm.cli.show`."""
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.show import main
 
 __all__ = ['console']
 
 
-def console() -> None:
-    """Entry point of ``gradmix-show``."""
-    sys.exit(run_console(main))
+def console() -> int:
+    """The installed command ``gradmix-show``."""
+    return run_console(main)
 
 
 if __name__ == '__main__':
-    console()
+    raise SystemExit(console())
