@@ -394,7 +394,7 @@ def test_a_set_without_one_readable_image(places, tmp_path, capsys):
 
 @pytest.mark.parametrize(('argv', 'words'), [
     (('noise:unifrom',), "did you mean 'uniform'"),
-    (('folder:a={gone}',), 'no folder or tar at'),
+    (('folder:a={gone}',), '--unknown folder:a=/'),
     (('noise:uniform', 'made:uniform'), 'is taken'),
     (('torchvision:svhn',), 'torchvision:svhn=DIR says where it is'),
     (('folder:{data}',), "has 2 of 3 classes that the model knows ('ant', 'cat')"),
