@@ -125,6 +125,9 @@ def test_tables_page_and_mistakes(done):
     assert any('| pets | uniform | blobs | near (mean of 1) | far (mean of 2) |' in ' '.join(line.split())
                for line in lines)
     assert lines[-1] == str(folder / 'report.html')
+    pixels = [line.startswith('warning: pixels alone') for line in lines]
+    assert lines[len(pixels) - pixels[::-1].index(True)].startswith(
+        'note: part of these scores may come from such pixel statistics; check that known and unknown images were')
     assert (folder / 'figures' / 'features.png').is_file()
     page = (folder / 'report.html').read_text()
     assert 'Data sets of unknowns' in page

@@ -69,8 +69,8 @@ def print_results(results: OpenSetResults, width: int | None) -> None:
     for warning in warnings_of(results):
         print(f'warning: {warning}')
     if any(part and part['warnings'] for part in pixel_statistics_of(results)):
-        print('A score may owe part of its figure to what pixels alone give away: see that both sides went through one '
-              'resize and one codec (openset ood has --codec jpeg:85).')
+        print('note: part of these scores may come from such pixel statistics; check that known and unknown images '
+              'were resized and compressed alike (gradmix-openset ood --codec jpeg:85 re-encodes both)')
     if note := pretraining_note(results['manifest']):
         print(f'note: {note}')
 
