@@ -154,8 +154,8 @@ def source_of(options: DataOptions, loaded: Loaded | None) -> dict[str, Any]:
         # A folder from the options goes with the checkpoint's data set; a data set from the options has its own folder.
         folder = folder or (None if loaded is None else loaded.data_dir)
     if options.data_dir and inner_name(dataset).startswith('sklearn/'):
-        raise ValueError(f"data_dir={options.data_dir}: the images of {dataset} come with scikit-learn; leave it out, or "
-                         "say dataset='' (--dataset '') for class folders")
+        raise ValueError(f"data_dir={options.data_dir}: the images of {dataset} come with scikit-learn; leave it out, "
+                         "or say dataset='' (--dataset '') for class folders")
     splits = {} if loaded is None else loaded.splits
     return {
         'dataset': dataset, 'data_dir': folder,
