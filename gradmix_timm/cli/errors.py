@@ -84,10 +84,10 @@ def one_line(error: BaseException) -> str:
     return ' '.join(text.split()) or type(error).__name__
 
 
-def shortened(error: BaseException, length: int = 200) -> str:
-    """An exception's message in one line cut to ``length`` characters: PyTorch lists every missing weight."""
+def shortened(error: BaseException) -> str:
+    """An exception's message in one line cut to 200 characters: PyTorch lists every missing weight."""
     text = one_line(error)
-    return text if len(text) <= length else f'{text[:length]} ...'
+    return text if len(text) <= 200 else f'{text[:200]} ...'
 
 
 class ConsoleParser(argparse.ArgumentParser):
