@@ -84,14 +84,14 @@ def one_line(error: BaseException) -> str:
     return ' '.join(text.split()) or type(error).__name__
 
 
-def shortened(error: BaseException, length: int = 200) -> str:
-    """An exception's message in one line cut to ``length`` characters: PyTorch lists every missing weight."""
+def shortened(error: BaseException) -> str:
+    """An exception's message in one line cut to 200 characters: PyTorch lists every missing weight."""
     text = one_line(error)
-    return text if len(text) <= length else f'{text[:length]} ...'
+    return text if len(text) <= 200 else f'{text[:200]} ...'
 
 
 class ConsoleParser(argparse.ArgumentParser):
-    """argparse whose errors are one ``error:`` line, an unknown flag with the nearest known one.
+    """argparse whose errors are one ``error:`` line, an unknown flag, command or choice with the nearest known one.
 
     An empty word, to which a shell expands an unset variable, is refused for every flag.
 
@@ -114,6 +114,14 @@ class ConsoleParser(argparse.ArgumentParser):
         if not whole_line and any(not word.strip() and not (empty_means and word == '') for word in arg_strings):
             raise argparse.ArgumentError(action, 'got an empty word (an unset variable?); give a value or leave it out')
         return super()._get_values(action, arg_strings)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            close = difflib.get_close_matches(str(value), map(str, action.choices or ()), n=1, cutoff=0.6)
+            error.message += f' (did you mean {close[0]}?)' if close else ''
+            raise
 
     def error(self, message: str) -> NoReturn:
         """Print the line and leave with status 2."""

@@ -30,8 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="the mixer's options")
     parser.add_argument('--device-modules', nargs='+', metavar='NAME', help=MODULES_HELP)
     parser.add_argument('--layers', metavar='L[,L]', help='target layers: numbers or names (gradmix)')
-    parser.add_argument('--out', metavar='FILE', default='mixes.png', help='the picture (default: mixes.png)')
-    parser.add_argument('--num', type=int, default=6, metavar='N', help='images shown (default: 6)')
+    parser.add_argument('--out', metavar='FILE',
+                        help='the picture (default: mixes.png); with --deletion a .json for the table (default: none)')
+    parser.add_argument('--num', type=int, metavar='N', help='images shown (default: 6)')
     parser.add_argument('--seed', type=int, default=0, metavar='N', help='which images and partners (default: 0)')
     parser.add_argument('--device', default='cpu', metavar='NAME', help='cpu, cuda, cuda:1 (default: cpu)')
     parser.add_argument('--deletion', action='store_true',

@@ -23,6 +23,8 @@ _LITTER = {'__MACOSX', '.ipynb_checkpoints', '@eaDir', '.AppleDouble', '.DS_Stor
            '.fseventsd', '.thumbnails', 'Thumbs.db', 'desktop.ini', '$RECYCLE.BIN', 'System Volume Information'}
 _OTHER, _HIDDEN, _SPECIAL = 'files of other formats', 'hidden or litter', 'pipes, devices or sockets'
 _LINKS = 'circular links or links to listed folders'
+_ONE = {_OTHER: 'file of another format', _SPECIAL: 'pipe, device or socket',
+        _LINKS: 'circular link or link to a listed folder'}
 _SHOWN = {_OTHER: 6}
 _said: set[str] = set()
 
@@ -117,7 +119,8 @@ def _counted(kind: str, names: Sequence[str]) -> str:
     else:
         shown = sorted(names)
     most = _SHOWN.get(kind, 3)
-    return f'{len(names)} {kind} ({", ".join(shown[:most])}{", ..." if len(shown) > most else ""})'
+    words = _ONE.get(kind, kind) if len(names) == 1 else kind
+    return f'{len(names)} {words} ({", ".join(shown[:most])}{", ..." if len(shown) > most else ""})'
 
 
 def _end(name: str) -> str:

@@ -49,12 +49,14 @@ class UnknownSpec:
         name: Of the group in results.
         what: The data set within its kind; '' for folders.
         place: Folder or tar, '' where none was given.
+        text: As it was written, for messages.
     """
 
     kind: str
     name: str
     what: str
     place: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +98,17 @@ def parse_unknown(text: str) -> UnknownSpec:
         name = name if equals else Path(place).name.removesuffix('.tar')
         if not name or not place:
             raise ValueError(f'unknown={text}: expected folder:NAME=DIR, a name for the results and a folder or tar')
-        return UnknownSpec(kind, name, '', place)
+        return UnknownSpec(kind, name, '', place, text)
     if kind == 'torchvision':
         what = _ALIASES.get(name.lower(), name.lower())
         if what not in TORCHVISION:
             raise ValueError(f'unknown={text}: {nearest(name.lower(), TORCHVISION)}')
-        return UnknownSpec(kind, what, what, place)
+        return UnknownSpec(kind, what, what, place, text)
     if kind == 'timm':
-        return UnknownSpec(kind, name.rpartition('/')[2], name, place)
+        return UnknownSpec(kind, name.rpartition('/')[2], name, place, text)
     if name not in list_made():
         raise ValueError(f'unknown={text}: {nearest(name, list_made())}')
-    return UnknownSpec(kind, name, name, '')
+    return UnknownSpec(kind, name, name, '', text)
 
 
 def check_specs(specs: Sequence[UnknownSpec]) -> None:
@@ -118,10 +120,10 @@ def check_specs(specs: Sequence[UnknownSpec]) -> None:
     names = [spec.name for spec in specs]
     for spec in specs:
         if names.count(spec.name) > 1 or spec.name in ('all', 'near', 'far'):
-            raise ValueError(f'unknown={spec.name}: the name {spec.name!r} is taken; give the set another, '
+            raise ValueError(f'unknown={spec.text}: the name {spec.name!r} is taken; give the set another, '
                              'folder:NAME=DIR')
         if spec.place and spec.kind == 'folder' and not Path(spec.place).exists():
-            raise ValueError(f'unknown={spec.name}: no folder or tar at {spec.place}')
+            raise ValueError(f'unknown={spec.text}: no folder or tar at {spec.place}')
 
 
 def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.PathLike[str] | None = None,

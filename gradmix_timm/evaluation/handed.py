@@ -176,15 +176,25 @@ def _first(dataset: Any, title: str) -> Any:
         raise ValueError(f'the data set of {title} holds no image')
     item = dataset[0]
     if not isinstance(item, tuple | list) or len(item) < 2 or not isinstance(item[0], Tensor | Image.Image):
-        raise TypeError(f'an item of the data set of {title} is {type(item).__name__}; {_KINDS}')
+        raise _without_images(item, f'an item of the data set of {title}')
     return item[0]
+
+
+def _without_images(found: Any, what: str) -> TypeError:
+    """The error for an item or a batch: its images are of another type, or it is no pair at all."""
+    if not isinstance(found, tuple | list) or len(found) < 2:
+        return TypeError(f'{what} is {type(found).__name__}; {_KINDS}')
+    kind = type(found[0])
+    return TypeError(
+        f'{what} has images of type {kind.__module__}.{kind.__qualname__}; expected tensors as the model reads them, '
+        'float [C, H, W] (torch.from_numpy(array)), or, in a data set, PIL images (PIL.Image.fromarray(array))')
 
 
 def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, checked; a digest of each image's pixels is kept on the way."""
     for batch in loader:
         if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[0], Tensor):
-            raise TypeError(f'a batch of {title} is {type(batch).__name__}; {_KINDS}')
+            raise _without_images(batch, f'a batch of {title}')
         images, labels = batch[0], torch.as_tensor(batch[1])
         if labels.dim() != 1 or labels.is_floating_point() or len(labels) != len(images):
             raise ValueError(f'labels of {title} are {labels.dtype} {list(labels.shape)} for {len(images)} images; '

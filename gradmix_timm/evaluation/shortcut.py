@@ -34,6 +34,8 @@ from .settings import check_counts
 __all__ = ['ShortcutOptions', 'draw_shortcut_examples', 'evaluate_shortcut']
 
 Floats = NDArray[np.float64]
+# Images of the picture of examples, and pixels of the side of each.
+_SHOWN, _SIDE = 6, 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,24 +206,23 @@ def _hidden(model: EvaluatedModel, pixels: Tensor, labels: Tensor, mask: Tensor)
 
 # ---- a picture
 
-def draw_shortcut_examples(model: EvaluatedModel, images: EvaluationImages, options: ShortcutOptions, count: int = 6,
-                           side: int = 96) -> bytes:
+def draw_shortcut_examples(model: EvaluatedModel, images: EvaluationImages, options: ShortcutOptions) -> bytes:
     """A row an image: with its own mark, without, with another class's, and the map of the first; a PNG file."""
-    chosen = thinned(images.known, count)
+    chosen = thinned(images.known, _SHOWN)
     pixels, labels, _, _ = next(_batches(model, viewed(chosen, 'own')))
     made = attribute(model.net, pixels, labels, options.layers, options.attribution)
     maps = to_pixels(made.map, (pixels.shape[2], pixels.shape[3])).cpu()
     maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-30)
     crop = model.reading().crop()
-    sheet = Image.new('RGB', (4 * side, len(maps) * side), 'white')
+    sheet = Image.new('RGB', (4 * _SIDE, len(maps) * _SIDE), 'white')
     for row in range(len(maps)):
         shown = [crop(viewed(chosen, view).picture(row)).convert('RGB') for view in ('own', 'absent', 'conflict')]
         heat = maps[row][..., None].numpy() * np.array([1., 0.8, 0.1]) * 255
         shown.append(Image.fromarray(np.rint(0.35 * np.asarray(shown[0]) + 0.65 * heat).astype(np.uint8)))
         for column, image in enumerate(shown):
-            small = min(image.size) < side
-            grown = image.resize((side, side), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
-            sheet.paste(grown, (column * side, row * side))
+            small = min(image.size) < _SIDE
+            grown = image.resize((_SIDE, _SIDE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+            sheet.paste(grown, (column * _SIDE, row * _SIDE))
     file = io.BytesIO()
     sheet.save(file, format='PNG', optimize=True)
     return file.getvalue()

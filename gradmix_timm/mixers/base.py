@@ -364,8 +364,8 @@ class BatchMixer:
         if targets.dim() == 1:
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= self.num_classes:
-                raise ValueError(f'labels run from {low} to {high}, expected 0..{self.num_classes - 1}: '
-                                 'set num_classes to the width of the classifier')
+                raise ValueError(f'labels run from {low} to {high}, expected 0..{self.num_classes - 1} (num_classes='
+                                 f'{self.num_classes}); labels begin at 0, num_classes is the width of the classifier')
         elif self.multi_label:
             if not bool(((targets >= 0) & (targets <= 1)).all()):
                 raise ValueError('multi-hot targets are in [0, 1]')

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gradmix_timm.openset.results import AtThreshold
 
 from .metrics.intervals import logit_ci
-from .metrics.thresholds import balanced_accuracy, best_f1, macro_f1, normalized_accuracy
+from .metrics.thresholds import balanced_accuracy, best_f1, gate, macro_f1, normalized_accuracy
 
 __all__ = ['LAMBDA', 'at_threshold']
 
@@ -49,8 +49,8 @@ def at_threshold(known_pred: Array, known_label: Array, known_scores: Array, unk
         >>> round(found['macro_f1'], 4), found['balanced_accuracy'], round(found['best_f1'], 4)
         (0.5556, 0.5, 1.0)
     """
-    given = (np.where(known_scores >= threshold, known_pred, -1), known_label)
-    others = (np.where(unknown_scores >= threshold, unknown_pred, -1), np.full(len(unknown_pred), -1))
+    given = (gate(known_pred, known_scores, threshold), known_label)
+    others = (gate(unknown_pred, unknown_scores, threshold), np.full(len(unknown_pred), -1))
     means: dict[str, Metric] = {
         'macro_f1': partial(macro_f1, num_classes=num_classes), 'balanced_accuracy': balanced_accuracy,
         'balanced_accuracy_with_unknown': partial(balanced_accuracy, with_unknown=True)}

@@ -114,9 +114,17 @@ def _find(paths: Sequence[str | Path], choose: Callable[[Path, list[Path]], list
             inside = choose(path, sorted(file.parent for file in path.rglob(RESULTS))) or sorted(
                 file for file in path.glob('*.json') if is_figures(file))
         if not inside:
-            raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {path}/model_best.pth.tar` first')
+            raise ValueError(f'no {RESULTS} in {path}; run `openset osr --checkpoint {_checkpoint(path)}` first')
         found |= {folder.resolve(): folder for folder in inside if folder.resolve() not in found}
     return list(found.values())
+
+
+def _checkpoint(path: Path) -> str:
+    """A checkpoint at or below a path, the best of its run where there is one; the form of its name where not."""
+    found = [path] if path.is_file() else sorted(path.rglob('*.pth.tar'))
+    found = [file for file in found if file.name.endswith('.pth.tar')]
+    best = [file for file in found if file.name == 'model_best.pth.tar']
+    return str(next(iter(best or found), 'RUN/model_best.pth.tar'))
 
 
 def read_runs(folders: Sequence[Path], by: Sequence[str] = ('mixer',), part: str | None = None) -> list[Run]:

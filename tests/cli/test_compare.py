@@ -253,6 +253,23 @@ def test_what_a_user_gets_wrong_ends_in_one_line(runs, tmp_path, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.parametrize(('files', 'named'), [
+    (('a/last.pth.tar', 'b/checkpoint-3.pth.tar', 'b/model_best.pth.tar'), '{}/b/model_best.pth.tar'),
+    (('a/checkpoint-3.pth.tar', 'b/last.pth.tar'), '{}/a/checkpoint-3.pth.tar'),
+    (('a/summary.csv',), 'RUN/model_best.pth.tar')])
+def test_the_checkpoint_that_runs_without_results_advise_is_there(files, named, tmp_path, capsys):
+    folder = tmp_path / 'runs'
+    for file in map(folder.joinpath, files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    advice = f'run `openset osr --checkpoint {named.format(folder)}` first'
+    assert run(folder, output=tmp_path / 'out') == 2
+    assert capsys.readouterr().err == f'error: no results.json in {folder}; {advice}\n'
+    if not named.startswith('RUN'):
+        assert run(named.format(folder), output=tmp_path / 'out') == 2
+        assert advice in capsys.readouterr().err
+
+
 def test_runs_without_partners_are_left_out_on_demand(runs, tmp_path, capsys):
     evaluation(tmp_path / 'single' / 'osr', 'gradmix', 2, 9, 0.)
     assert run(runs, tmp_path / 'single', '--paired', '--common', output=tmp_path / 'out') == 0

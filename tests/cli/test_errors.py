@@ -126,6 +126,19 @@ def test_subparsers_speak_alike(capsys):
         'error: unrecognized arguments: --images 2 (see gradmix COMMAND --help)']
 
 
+@pytest.mark.parametrize(('word', 'hint'), [('osrr', ' (did you mean osr?)'), ('wholly', '')])
+def test_an_unknown_command_or_choice_names_the_nearest(word, hint, capsys):
+    parser = ConsoleParser(prog='gradmix')
+    parser.add_argument('--kind', choices=('osr', 'ood'))
+    commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
+    for name in ('osr', 'probe'):
+        commands.add_parser(name)
+    for argv in ([word], ['--kind', word, 'osr']):
+        (line,) = run(lambda argv: parser.parse_args(argv) and 0, capsys, argv)[1]
+        assert line.startswith(f"error: argument {'--kind' if '--kind' in argv else 'COMMAND'}: invalid choice")
+        assert line.endswith(f'){hint}')
+
+
 class Rotten(torch.utils.data.Dataset):
     def __len__(self):
         return 2

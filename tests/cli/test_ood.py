@@ -125,6 +125,10 @@ def test_tables_page_and_mistakes(done):
     assert any('| pets | uniform | blobs | near (mean of 1) | far (mean of 2) |' in ' '.join(line.split())
                for line in lines)
     assert lines[-1] == str(folder / 'report.html')
+    assert 'All unknown images together' not in out  # no data set has most of them
+    pixels = [line.startswith('warning: pixels alone') for line in lines]
+    assert lines[len(pixels) - pixels[::-1].index(True)].startswith(
+        'note: part of these scores may come from such pixel statistics; check that known and unknown images were')
     assert (folder / 'figures' / 'features.png').is_file()
     page = (folder / 'report.html').read_text()
     assert 'Data sets of unknowns' in page
@@ -394,7 +398,7 @@ def test_a_set_without_one_readable_image(places, tmp_path, capsys):
 
 @pytest.mark.parametrize(('argv', 'words'), [
     (('noise:unifrom',), "did you mean 'uniform'"),
-    (('folder:a={gone}',), 'no folder or tar at'),
+    (('folder:a={gone}',), '--unknown folder:a=/'),
     (('noise:uniform', 'made:uniform'), 'is taken'),
     (('torchvision:svhn',), 'torchvision:svhn=DIR says where it is'),
     (('folder:{data}',), "has 2 of 3 classes that the model knows ('ant', 'cat')"),
@@ -417,6 +421,16 @@ def test_known_classes_can_be_left_out_of_an_unknown_set(places, tmp_path, capsy
     assert (part['n_unknown'], part['dropped_classes'], part['dropped_images']) == (30, ['ant', 'cat'], 60)
     rest = select_classes(open_dataset('', places[1], 'test'), ['bee'])
     assert arrays_of(tmp_path / 'out')['unknown_index'].tolist() == list(range(len(rest)))
+
+
+def test_a_data_set_with_most_of_the_unknown_images_is_named_above_the_table(places, tmp_path, capsys):
+    assert run('--checkpoint', places[2], '--unknown', f'folder:pets={places[0] / "other"}', 'noise:uniform',
+               '--made-images', 11, '--scores', 'mls', '--output', tmp_path) == 0
+    told = capsys.readouterr().out
+    line = 'All unknown images together (56% are of pets); by data set below.'
+    assert told.index('closed-set accuracy') < told.index(line) < told.index('| mls') < told.index('AUROC by data set')
+    page = (tmp_path / 'results.md').read_text()
+    assert page.index(line) < page.index('| mls')
 
 
 def test_options_are_picked_on_a_set_apart_from_the_test(places, tmp_path, capsys):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 
@@ -64,7 +65,12 @@ def test_the_table_has_a_row_an_image_and_says_where_the_threshold_is_from(check
     for row, one in zip(rows, expected[1][:3] + expected[1][30:60], strict=True):
         assert (row[1], row[2]) == (one.label, f'{one.knownness:.4f}')
         assert (row[3] in ('cat', 'ant')) == (one.label == 'unknown')
-    assert '40 training images of the known classes that were held out' in lines[-1]
+    rejected = sum(row[1] == 'unknown' for row in rows)
+    assert re.match(rf'{rejected} of 33 images unknown \(mls below -?\d+\.\d{{4}}; threshold set on 40 training images '
+                    r'of the known classes that were held out', lines[-1])
+    assert run('--checkpoint', checkpoint, expected[0][0], '--threshold', 1e3, '--score', 'msp') == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        '1 of 1 image unknown (msp below 1000.0000; threshold given by hand)')
 
 
 def test_flags_reach_the_classifier(checkpoint, data, expected, capsys):

@@ -149,6 +149,31 @@ def test_the_deletion_table_is_printed_and_written(images, tmp_path, capsys):
     assert {'random', 'center'} < set(table)
 
 
+@pytest.mark.parametrize(('flags', 'words'), [
+    (['--deletion', '--out', 'fall.png'], '--out fall.png: expected a file that ends in .json'),
+    (['--deletion', '--out', 'mixes.png'], '--out mixes.png: expected a file that ends in .json'),
+    (['--out', 'fall.json'], '--out fall.json: expected a file that ends in .png'),
+    (['--deletion', '--mixer', 'gradmix'], '--mixer is of the picture'),
+    (['--deletion', '--mixup-kwargs', 'fill=noise'], '--mixup-kwargs is of the picture'),
+    (['--deletion', '--layers', '-1'], '--layers is of the picture'),
+    (['--deletion', '--num', '6'], '--num is of the picture')])
+def test_the_table_takes_neither_the_pictures_file_nor_its_flags(flags, words, images, capsys):
+    assert run_console(main, ['--model', 'test_resnet', '--images', str(images), *flags]) == 2
+    assert capsys.readouterr().err.startswith(f'error: {words}')
+
+
+def test_the_table_is_written_only_where_a_file_is_named(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    argv = ['--model', 'test_resnet', '--num-classes', '2', '--images', str(images), '--img-size', '32']
+    short = ['--deletion', '--deletion-sides', '0.3', '--deletion-layers', 'default']
+    assert run_console(main, [*argv, *short]) == 0
+    assert '| center |' in capsys.readouterr().out
+    assert set(tmp_path.iterdir()) == before
+    assert run_console(main, argv) == 0
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {'mixes.png', 'mixes.json'}
+
+
 @pytest.mark.slow
 def test_a_checkpoint_names_the_classes_and_folders_give_the_labels(images, tmp_path):
     from tiny_training import run_tiny, write_images

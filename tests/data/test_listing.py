@@ -73,6 +73,15 @@ def test_timms_extensions_and_those_that_are_asked_for(tmp_path, caplog):
     assert len(open_dataset('', tmp_path, timm_rule=True, min_classes=1, input_key='.png;.webp;.tif')) == 3
 
 
+def test_one_file_of_another_format_is_counted_as_one(tmp_path, caplog):
+    picture(tmp_path / 'cat' / '1.png')
+    touch(tmp_path / 'cat' / '1.txt')
+    with caplog.at_level(logging.WARNING):
+        listed(tmp_path)
+    assert [record.message for record in caplog.records] == [
+        f'{tmp_path}: 1 file of another format (1 .txt) left out']
+
+
 def test_litter_and_circles_stop_no_plain_run(tmp_path):
     picture(tmp_path / 'cat' / '1.png')
     picture(tmp_path / 'dog' / '1.png')
@@ -113,8 +122,8 @@ def test_every_raster_format_counts_and_the_rest_is_counted(tmp_path, caplog):
     (line,) = [record.message for record in caplog.records]
     assert '6 files of other formats (2 .txt, 1 without extension, 1 .eps, 1 .pdf, 1 .svg)' in line
     assert '6 hidden or litter (.cache, Thumbs.db, __MACOSX, ...)' in line
-    assert '1 circular links or links to listed folders (cat/loop)' in line
-    assert '1 pipes, devices or sockets (cat/pipe.png)' in line
+    assert '1 circular link or link to a listed folder (cat/loop)' in line
+    assert '1 pipe, device or socket (cat/pipe.png)' in line
     assert {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.gif', '.ppm', '.jp2'} <= set(image_extensions())
 
 

@@ -248,6 +248,11 @@ def test_labels_that_are_no_class_are_refused_with_their_place(net):
     ({'unknown': {1: tensors(2), '1': tensors(3)}}, ValueError, "unknown={'1'"),
     ({'unknown': {'a=b': 'nowhere'}}, ValueError, "unknown={'a=b': 'nowhere'}: expected a name without"),
     ({'known_classes': 'abc'}, ValueError, r"known_classes='abc' is one text; .*known_classes=\['abc'\]"),
+    ({'known': [(np.zeros((3, 8, 8), 'f4'), 0)]}, TypeError,
+     r'an item of the data set of .* has images of type numpy\.ndarray; expected .*torch\.from_numpy.*PIL\.Image'),
+    ({'known': iter([(np.zeros((2, 3, 8, 8), 'f4'), torch.zeros(2, dtype=int))])}, TypeError,
+     r'a batch of .* has images of type numpy\.ndarray; expected .*torch\.from_numpy'),
+    ({'known': [torch.zeros(3, 8, 8)]}, TypeError, 'an item of the data set of .* is Tensor; expected a DataLoader'),
     ({'near': ('blobs',)}, ValueError, 'near= and far= name each')])
 def test_what_cannot_be_meant_is_refused(net, given, error, match):
     with pytest.raises(error, match=match):

@@ -504,6 +504,8 @@ def test_options_out_of_range(options, match):
     (torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), 'mixing follows normalisation'),
     (torch.zeros(4, 3, 8, 8), torch.arange(3), '4 images but 3 targets'),
     (torch.zeros(4, 3, 8, 8), torch.arange(4) + 8, r'labels run from 8 to 11, expected 0\.\.9'),
+    (torch.zeros(4, 3, 8, 8), torch.arange(4) + 7,
+     r'from 7 to 10, expected 0\.\.9 \(num_classes=10\); labels begin at 0, num_classes is the width of the class'),
     (torch.zeros(4, 3, 8, 8), torch.zeros(4), 'class indices'),
     (torch.zeros(4, 3, 8, 8), torch.zeros(4, 7), r'float \[B, 10\]'),
     (torch.zeros(4, 3, 8, 8), torch.ones(4, 10), 'multi-hot'),

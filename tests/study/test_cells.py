@@ -160,6 +160,8 @@ def test_flags_are_read_before_the_first_training(make, stubbed, entries, words)
     with pytest.raises(UsageError, match=words) as said:
         main([str(study.source)])
     assert str(study.source) in str(said.value)
+    with pytest.raises(UsageError, match=words):
+        main([str(study.source), '--list'])
     assert calls(study) == []
 
 

@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     elif rows:
         print(_table(rows))
         rejected = sum(not row['accepted'] for row in rows)
-        print(f'{len(rows)} images, {rejected} unknown: {classifier.score.name} below {classifier.threshold:.4f}, '
-              f'a threshold {classifier.manifest.threshold_source}')
+        print(f'{rejected} of {len(rows)} image{"s" * (len(rows) > 1)} unknown ({classifier.score.name} below '
+              f'{classifier.threshold:.4f}; threshold {classifier.manifest.threshold_source})')
     for path in (args.save, args.onnx):
         if path and not args.json:
             print(path)

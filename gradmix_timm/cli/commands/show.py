@@ -51,6 +51,21 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise UsageError(f'--deletion-sides are shares of the image in (0, 1], got {outside[0]:g}')
 
 
+def _check_output(args: argparse.Namespace) -> None:
+    """Reject a file of another kind than the command writes, and flags of the picture beside ``--deletion``."""
+    if not args.deletion:
+        if args.out is not None and Path(args.out).suffix != '.png':
+            raise UsageError(f'--out {args.out}: expected a file that ends in .png; the picture is a .png')
+        return
+    typed = [flag for flag in ('mixer', 'mixup_kwargs', 'layers', 'num') if getattr(args, flag) not in (None, {})]
+    if typed:
+        raise UsageError(f'--{typed[0].replace("_", "-")} is of the picture, and --deletion prints a table without any '
+                         'mixer; leave one of them out (the table has --deletion-layers and --deletion-images)')
+    if args.out is not None and Path(args.out).suffix != '.json':
+        raise UsageError(f'--out {args.out}: expected a file that ends in .json; --deletion writes a table and no '
+                         'picture')
+
+
 def _model(args: argparse.Namespace) -> tuple[nn.Module, Loaded | None]:
     if not args.checkpoint and not args.model:
         raise UsageError('nothing to show: give --checkpoint FILE or --model NAME')
@@ -110,7 +125,7 @@ def _labels(model: nn.Module, images: Tensor, files: Sequence[tuple[Path, str]],
 
 
 def _mixer(args: argparse.Namespace, loaded: Loaded | None, num_classes: int) -> Mixer:
-    """The requested mixer, or the checkpoint's; it mixes every image."""
+    """The requested mixer, or the checkpoint's; it mixes every image that its confidence admits."""
     record = loaded.record if loaded is not None else None
     if args.mixer is None and record is not None and record.mixer:
         name = record.mixer
@@ -191,7 +206,8 @@ def deletion_table(model: nn.Module, images: Tensor, labels: Tensor, args: argpa
         predicted = torch.cat([model(part).argmax(1) for part in images.split(64)])
     right = predicted == labels
     if right.sum() < 2:
-        raise UsageError('the model classifies fewer than two of these images rightly; give others, or a trained model')
+        raise UsageError('the model classifies fewer than two of these images correctly; give others, or a trained '
+                         'model')
     images, labels = images[right], labels[right]
     where, size = places(args.deletion_layers), images.shape[2]
     rows: dict[str, dict[str, float]] = {str(place): {} for place in where}
@@ -225,6 +241,8 @@ def run(args: argparse.Namespace) -> int:
         UsageError: An error that the user can fix; what to type is in the message.
     """
     _check_numbers(args)
+    _check_output(args)
+    num = 6 if args.num is None else args.num
     with user_errors(renamed={'--gradmix-layers': '--layers'}):
         import_modules(args.device_modules)
         model, loaded = _model(args)
@@ -235,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
         classes = list(loaded.record.known_classes) if loaded is not None and loaded.record is not None else []
         files = _files(args.images, classes)
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(args.seed)).tolist()
-        count = args.deletion_images if args.deletion else max(args.num + args.num % 2, 2)  # timm's take pairs
+        count = args.deletion_images if args.deletion else max(num + num % 2, 2)  # timm's take pairs
         files = [files[i] for i in order[:count]]
         images = _load(files, preprocessing).to(args.device)
         labels = _labels(model, images, files, classes)
@@ -249,13 +267,11 @@ def run(args: argparse.Namespace) -> int:
     if args.deletion:
         table = deletion_table(model, images, labels, args)
         _print_table(table)
-        if args.out != 'mixes.png':
+        if args.out is not None:
             write_atomic(args.out, json.dumps(table, indent=1) + '\n')
             print(args.out)
         return 0
-    out = Path(args.out)
-    if out.suffix != '.png':
-        raise UsageError(f'--out {args.out}: the picture is a .png')
-    save_mixes(out.parent, model, images, labels, mixer, classes, preprocessing.as_config(), out.stem, args.num)
+    out = Path('mixes.png' if args.out is None else args.out)
+    save_mixes(out.parent, model, images, labels, mixer, classes, preprocessing.as_config(), out.stem, num)
     print(out)
     return 0

@@ -36,13 +36,14 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'--level {args.level:g}: expected a coverage between 0 and 1')
         _check_output(args)
         study = read_study(args.study)
+    if args.list or not args.table:
+        _check_flags(study)
     if args.list:
         for cell in study.cells:
             print(f'{"done" if is_done(study.output, cell) else "    "}  {cell.name}')
         return 0
     failed: dict[str, str] = {}
     if not args.table:
-        _check_flags(study)
         # A scheduler's signal ends a study like Ctrl-C: running cells write a checkpoint.
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:

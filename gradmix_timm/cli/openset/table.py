@@ -10,7 +10,13 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from gradmix_timm.openset.reports.preset_table import preset_table
-from gradmix_timm.openset.reports.report import FPR95_WORDS, closed_set_line, operating_line, score_table
+from gradmix_timm.openset.reports.report import (
+    FPR95_WORDS,
+    closed_set_line,
+    operating_line,
+    pooled_line,
+    score_table,
+)
 from gradmix_timm.openset.reports.tables import pixel_statistics_of, pretraining_note, warnings_of
 from gradmix_timm.openset.results import OpenSetResults
 from gradmix_timm.openset.scores import list_scores
@@ -52,6 +58,8 @@ def print_results(results: OpenSetResults, width: int | None) -> None:
     for title, names in results.get('skipped', {}).items():
         print(f'skipped {len(names)} of the {title} that cannot be read: {_some(names)}')
     print(f'\n{folded(closed_set_line(results), width)}\n')
+    if line := pooled_line(results):
+        print(f'{folded(line, width)}\n')
     print(score_table(results, width=width))
     print(f'\n{folded(FPR95_WORDS, width)}\n\n{folded(operating_line(results), width)}')
     if table := preset_table(results, width):
@@ -69,8 +77,8 @@ def print_results(results: OpenSetResults, width: int | None) -> None:
     for warning in warnings_of(results):
         print(f'warning: {warning}')
     if any(part and part['warnings'] for part in pixel_statistics_of(results)):
-        print('A score may owe part of its figure to what pixels alone give away: see that both sides went through one '
-              'resize and one codec (openset ood has --codec jpeg:85).')
+        print('note: part of these scores may come from such pixel statistics; check that known and unknown images '
+              'were resized and compressed alike (gradmix-openset ood --codec jpeg:85 re-encodes both)')
     if note := pretraining_note(results['manifest']):
         print(f'note: {note}')
 

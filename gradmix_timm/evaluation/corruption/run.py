@@ -44,6 +44,8 @@ __all__ = ['CorruptionOptions', 'CorruptionPlan', 'check_scores', 'draw_examples
 _FAMILY = {name: family for family, names in FAMILIES.items() for name in names}
 # Format version of stored groups; groups of another version are ignored.
 _FORMAT = 1
+# Side of each image in the picture of examples, in pixels.
+_SIDE = 72
 Watch = Callable[[Sequence[str], int], Iterable[tuple[str, Callable[[str], None]]]]
 
 
@@ -337,18 +339,18 @@ def _measured(path: Path, plan: CorruptionPlan) -> dict[str, float]:
     return found
 
 
-def draw_examples(plan: CorruptionPlan, side: int = 72) -> bytes:
+def draw_examples(plan: CorruptionPlan) -> bytes:
     """One test image under every corruption: one row per corruption, clean first, then the severities; a PNG file."""
     severities = plan.options.severities
     clean = plan.images.known.picture(0)
     clean = clean if plan.crop is None else plan.crop(clean)
-    sheet = Image.new('RGB', ((len(severities) + 1) * side, len(plan.names) * side), 'white')
+    sheet = Image.new('RGB', ((len(severities) + 1) * _SIDE, len(plan.names) * _SIDE), 'white')
     for row, name in enumerate(plan.names):
         shown = [clean, *(plan.pair(name, severity)[0].picture(0) for severity in severities)]
         for column, image in enumerate(shown):
-            grown = image.convert('RGB').resize((side, side), Image.Resampling.NEAREST if min(image.size) < side
+            grown = image.convert('RGB').resize((_SIDE, _SIDE), Image.Resampling.NEAREST if min(image.size) < _SIDE
                                                 else Image.Resampling.LANCZOS)
-            sheet.paste(grown, (column * side, row * side))
+            sheet.paste(grown, (column * _SIDE, row * _SIDE))
     file = io.BytesIO()
     sheet.quantize(256, dither=Image.Dither.NONE).save(file, format='PNG', optimize=True)
     return file.getvalue()

@@ -201,19 +201,6 @@ class Difference:
     p: float
     n: int
 
-    @property
-    def verdict(self) -> str:
-        """``higher``, ``lower`` or ``not distinguishable``, by the interval of this one comparison.
-
-        Fewer than :data:`FEWEST_PAIRS` pairs make no verdict: ``too few pairs (n)``; nor do pairs whose differences are
-        all equal, which do not bound how far another might be: ``cannot say (no spread)``.
-        """
-        if self.n < FEWEST_PAIRS:
-            return too_few_pairs(self.n)
-        if self.value and np.isinf(self.high):
-            return NO_SPREAD
-        return 'higher' if self.low > 0 else 'lower' if self.high < 0 else 'not distinguishable'
-
 
 def too_few_pairs(count: int) -> str:
     """In place of a verdict."""
@@ -354,10 +341,9 @@ def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) 
         ValueError: Fewer than two trials, or lengths that differ.
 
     Example:
-        >>> paired_difference([0.91, 0.93, 0.95, 0.92, 0.94], [0.90, 0.91, 0.94, 0.93, 0.94]).verdict
-        'not distinguishable'
-        >>> paired_difference([0.91, 0.93, 0.95], [0.90, 0.91, 0.94]).verdict
-        'too few pairs (3)'
+        >>> found = paired_difference([0.91, 0.93, 0.95, 0.92, 0.94], [0.90, 0.91, 0.94, 0.93, 0.94])
+        >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
+        (0.006, -0.008, 0.02)
     """
     a, b = scores('first', first), scores('second', second)
     if len(a) != len(b) or len(a) < 2:

@@ -1,7 +1,7 @@
 """A comparison as text: tables for a terminal, Markdown, LaTeX and CSV; figures in percent except in CSV."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradmix_timm.openset.comparison import Compared, Comparison, Gap, GroupMean
@@ -149,18 +149,17 @@ def comparison_markdown(comparison: Comparison) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def comparison_latex(comparison: Comparison, metrics: Sequence[str] = ('auroc', 'oscr', 'top1')) -> str:
-    """A table for each of some metrics, for a paper, with p-values and verdicts.
+def comparison_latex(comparison: Comparison) -> str:
+    """A table each of AUROC, OSCR and accuracy, where some score has it, for a paper, with p-values and verdicts.
 
     Args:
         comparison: Of :func:`~gradmix_timm.openset.comparison.compare_runs`.
-        metrics: Keys; those that no score has are left out.
     """
     words = f'{comparison_title(comparison)}. {grounds(comparison)}'
     if comparison['paired']:
         words += f' {how_decided(comparison)}'
     parts = []
-    for metric in metrics:
+    for metric in ('auroc', 'oscr', 'top1'):
         heads, rows = comparison_rows(comparison, metric)
         if rows:
             parts.append(latex_table(heads, rows, f'{title_of(metric)}, percent. {words}', f'tab:compare-{metric}',

@@ -30,7 +30,7 @@ from .tables import csv_text, facts_lines, interval_of, pretraining_note, tables
 
 __all__ = [
     'FIGURES', 'FPR95_WORDS', 'MIXED', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
-    'operating_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'operating_line', 'pooled_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
@@ -79,6 +79,18 @@ def operating_line(results: JudgedFigures) -> str:
             f'{found["normalized_accuracy"]:.2%}')
 
 
+def pooled_line(results: OpenSetResults) -> str:
+    """Words above the table of ``ood`` where one of several data sets has most of the unknown images; else ''."""
+    groups = results['groups']
+    if results.get('means') is None or len(groups) < 2:
+        return ''
+    name = max(groups, key=lambda group: groups[group]['n_unknown'])
+    most, total = groups[name]['n_unknown'], results['n_unknown']
+    if most <= total / 2:
+        return ''
+    return f'All unknown images together ({100 * most // total}% are of {name}); by data set below.'
+
+
 def score_table(results: Scored, intervals: bool = False, width: int | None = None) -> str:
     """One row per score, in percent; Markdown, and readable in a terminal.
 
@@ -125,7 +137,7 @@ def results_csv(results: OpenSetResults) -> str:
 def results_markdown(results: OpenSetResults) -> str:
     """The tables with intervals, in percent, and what they were measured on."""
     lines = [f'# Open set evaluation of {results["manifest"]["model"]}', '', f'{closed_set_line(results)}.', '',
-             score_table(results, intervals=True), '']
+             *([line, ''] if (line := pooled_line(results)) else []), score_table(results, intervals=True), '']
     lines += [f'{line}.\n' for line in [operating_line(results)] if line]
     for name, group in results['groups'].items():
         lines += [f'## {name} ({group["n_unknown"]} unknown images)', '', score_table(group, intervals=True), '']

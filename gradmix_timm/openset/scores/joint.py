@@ -9,7 +9,7 @@ from typing_extensions import override
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, FewSamples, Head, Score, blocks, by_rows, feature_mean
-from .logit import positive
+from .logit import positive_temperature
 
 __all__ = ['BoundaryDistance', 'GradNorm', 'Hopfield', 'NeuralCollapse']
 
@@ -162,7 +162,7 @@ class GradNorm(Score):
     reads = ('features', 'logits')
 
     def __init__(self, temperature: float = 1.) -> None:
-        self.temperature = positive('temperature', temperature)
+        self.temperature = positive_temperature(temperature)
 
     @override
     def knownness(self, embeddings: Embeddings) -> Tensor:

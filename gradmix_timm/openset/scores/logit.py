@@ -18,8 +18,8 @@ from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Score, by_rows, checked_rows
 
-__all__ = ['Energy', 'Entropy', 'GapScore', 'Gaps', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax', 'positive',
-           'unsaturated']
+__all__ = ['Energy', 'Entropy', 'GapScore', 'Gaps', 'Gen', 'LogitScore', 'MaxLogit', 'MaxSoftmax',
+           'positive_temperature', 'unsaturated']
 
 # Below this distance from 1 a probability is continued by the logarithm of the distance.
 _CLOSE = 1e-9
@@ -105,14 +105,14 @@ def unsaturated(log_p: Tensor, log_rest: Tensor) -> Tensor:
     return torch.where(log_p < -math.log(2), log_p.exp(), 1 - rest)
 
 
-def positive(name: str, value: float) -> float:
-    """The number, where it is positive and finite.
+def positive_temperature(value: float) -> float:
+    """The temperature, where it is positive and finite.
 
     Raises:
         ValueError: It is not.
     """
     if not 0 < value < math.inf:
-        raise ValueError(f'{name} is a positive number, got {value}')
+        raise ValueError(f'temperature is a positive number, got {value}')
     return float(value)
 
 
@@ -167,7 +167,7 @@ class MaxSoftmax(GapScore):
     """
 
     def __init__(self, temperature: float = 1.) -> None:
-        self.temperature = positive('temperature', temperature)
+        self.temperature = positive_temperature(temperature)
 
     @override
     def of_gaps(self, gaps: Gaps) -> Tensor:
@@ -192,7 +192,7 @@ class Energy(LogitScore):
     """
 
     def __init__(self, temperature: float = 1.) -> None:
-        self.temperature = positive('temperature', temperature)
+        self.temperature = positive_temperature(temperature)
 
     @override
     def of(self, logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from gradmix_timm.records import Embeddings
 
 from .base import SCORES, Score
-from .logit import Gaps, positive, unsaturated
+from .logit import Gaps, positive_temperature, unsaturated
 
 __all__ = ['ModelScore', 'Odin']
 
@@ -61,7 +61,7 @@ class Odin(ModelScore):
     """
 
     def __init__(self, temperature: float = 1000., epsilon: float = 0.0014) -> None:
-        self.temperature = positive('temperature', temperature)
+        self.temperature = positive_temperature(temperature)
         if not 0 <= epsilon < math.inf:
             raise ValueError(f'odin: epsilon is the length of a step, 0 or more, got {epsilon}')
         self.epsilon = float(epsilon)
