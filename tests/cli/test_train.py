@@ -275,8 +275,15 @@ def test_a_mixer_that_cannot_serve_the_model_is_refused_before_data_is_opened(tm
     opened = []
     monkeypatch.setattr(stages, 'open_data', lambda *args: opened.append(args))
     with pytest.raises(UsageError, match='layer9'):
-        train.main(line('/nowhere', tmp_path, '--mixup-mode', 'gradmix', '--gradmix-layers', 'layer9'))
+        train.main(line(tmp_path, tmp_path, '--mixup-mode', 'gradmix', '--gradmix-layers', 'layer9'))
     assert not opened
+
+
+def test_a_folder_that_is_not_there_is_named_before_a_model_is_built(tmp_path, monkeypatch):
+    """Red before: with --pretrained a download came first, and its failure alone was told."""
+    monkeypatch.setattr(stages, 'build_model', None)
+    with pytest.raises(UsageError, match='no folder at /nowhere; --data-dir names the folder that holds the data'):
+        train.main(line('/nowhere', tmp_path))
 
 
 def test_mixing_collate_is_switched_off_in_workers_that_run():
