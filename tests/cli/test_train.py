@@ -224,7 +224,8 @@ def test_a_picture_that_fails_does_not_fail_the_run(images, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mode', [*(name for name in list_mixers() if name not in TIMM_MODES), 'gradmix+cutmix'])
+@pytest.mark.parametrize('mode', [*(name for name in list_mixers() if name not in TIMM_MODES), 'gradmix+cutmix',
+                                  'gradmix+regmixup'])
 def test_every_mixer_trains_on_an_odd_batch_and_is_recorded(mode, images, tmp_path):
     model = ('--model', 'test_vit') if mode == 'transmix' else ()
     folder = run_tiny(images, tmp_path, '--mixup-mode', mode, '-b', 7, '--mixup-prob', 0.9, '--epochs', 1, *model,

@@ -35,7 +35,7 @@ def condition(model):
     return modules, [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in model.parameters()]
 
 
-@pytest.mark.parametrize('name', [*OURS, 'gradmix+cutmix', 'mixup+transmix'])
+@pytest.mark.parametrize('name', [*OURS, 'gradmix+cutmix', 'gradmix+regmixup', 'mixup+transmix'])
 @pytest.mark.parametrize('kind', NETS)
 def test_two_steps_leave_nothing_behind(name, kind):
     torch.manual_seed(0)
