@@ -23,7 +23,8 @@ class Mixer(Protocol):
         changes_labels: Labels may change.
         rows_sum_to_one: Rows of the returned targets sum to one where the given ones do.
         tells_lam: Whether ``lam`` of a draw is the share of an image that is kept.
-        rows_per_image: Rows that a call returns for each image; 2: the clean batch, then the mix.
+        rows_per_image: Rows that a call returns for each image, the most if two mixers alternate; 2: the clean batch,
+            then the mix.
     """
 
     name: str
