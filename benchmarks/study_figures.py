@@ -386,7 +386,7 @@ def plot(studies: dict[str, str], path: Path) -> None:
             axis.barh(height, statistics.mean(rows[method]), 0.6, color=colour, alpha=0.35)
             axis.plot(rows[method], [height] * len(rows[method]), 'o', color=colour, markersize=4)
         axis.set_yticks(range(len(order)), order, fontsize=8)
-        axis.set_xlabel("accuracy in percent where the mark is another class's", fontsize=8)
+        axis.set_xlabel("accuracy in percent, another class's mark", fontsize=8)
         axis.set_title(f'{title}, {splits} class splits', fontsize=9)
     figure.savefig(path, dpi=120)
 
