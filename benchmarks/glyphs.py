@@ -2,9 +2,9 @@
 
 ``python benchmarks/glyphs.py OUT --fonts /usr/share/fonts`` writes OUT/train/CLASS/N.png and OUT/test/CLASS/N.png, of
 32 x 32 pixels. A class is a character, named by its code point. Test images have other faces than training images,
-among them another weight or slant of a family that training has; characters are turned, moved and scaled a little, in
-any colour on any other. Faces that lack one of the
-characters are left out, so the images depend on the fonts that are installed; any hundred of them will do::
+among them another weight or slant of a family that training has. Characters are turned, moved and scaled a little, in
+any colour on any other. Faces that lack one of the characters are left out, so the images depend on the fonts that are
+installed; any hundred of them will do::
 
     apt-get install fonts-dejavu fonts-liberation fonts-freefont-ttf fonts-roboto-unhinted fonts-lato fonts-open-sans
     apt-get install fonts-linuxlibertine fonts-comfortaa fonts-ebgaramond fonts-texgyre fonts-croscore fonts-junicode

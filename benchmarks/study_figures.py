@@ -176,16 +176,13 @@ def headline() -> str:
     for start, study in parts.items():
         level = 1 - 0.05 / (4 * sum(bool(gaps(study, *pair, 'conflict')) for pair in CONFIDENT))  # as its own table
         runs = by_method(study)
+        splits = len(over_splits(runs[ours], accuracy_of('conflict')))
         for method in HEADLINE:
-            if method not in runs:
-                rows[method] += [''] * 3
-                continue
             conflict, absent = (over_splits(runs[method], accuracy_of(view)) for view in ('conflict', 'absent'))
             above = '' if method == ours else interval(gaps(study, ours, method, 'conflict'), level)
-            fewer = '' if len(conflict) == len(over_splits(runs[ours], accuracy_of('conflict'))) else (
-                f' (n = {len(conflict)})')
+            fewer = '' if len(conflict) == splits else f' (n = {len(conflict)})'
             rows[method] += [f'{percent(conflict)}{fewer}', above, percent(absent)]
-        head += [f'{start} (n = {len(conflict)}): conflict', 'GradMix above it', 'no patch']
+        head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
@@ -197,8 +194,7 @@ def without_cue(shown: int | None = None) -> str:
         shown: Columns of figures, the first ones; None: all. Intervals allow for all figures of a row.
     """
     methods = {'GradMix': 'confident-90-keep', 'in turn': 'gradmix+regmixup', 'CutMix': 'cutmix',
-               'GradMix, every image': 'gradmix-small',
-               'mixed labels': 'confident-90'}
+               'GradMix, every image': 'gradmix-small', 'mixed labels': 'confident-90'}
     figures = {'accuracy': '', 'AUROC': 'mls'}
     heads = [f'{name}: {figure}' for name in methods for figure in figures][:shown]
     lines = [f'| no cue | n | {" | ".join(heads)} |', f'|{"---|" * (2 + len(heads))}']

@@ -21,7 +21,7 @@ from .readers import FolderReader, TarReader
 from .shortcut import PREFIX, ShortcutSource, inner_name, parse_shortcut
 from .subsets import as_source, class_names, stratified
 
-__all__ = ['evaluated_split', 'is_flat', 'list_splits', 'open_dataset']
+__all__ = ['check_root', 'evaluated_split', 'is_flat', 'list_splits', 'open_dataset']
 
 _logger = logging.getLogger(__name__)
 # Prefixes of timm's dataset factory.
@@ -174,14 +174,24 @@ def _check_torch(name: str, root: Any, split: str, class_map: Any) -> None:
         raise ValueError(f'no split {split!r} in {name}: {nearest(split, ("train", "test"))}')
 
 
+def check_root(root: str | os.PathLike[str]) -> Path:
+    """The path of the data, where there is something.
+
+    Raises:
+        ValueError: There is not.
+    """
+    path = Path(root)
+    if not path.exists():
+        raise ValueError(f'no folder at {path}; --data-dir names the folder that holds the data')
+    return path
+
+
 def _split_root(name: str, root: Any, split: str) -> str:
     """The folder (or tar) of a split, found as timm does; without split folders timm reads the root as every split."""
     if not root:
         hint = f' (the embedded data set is sklearn/{name})' if name == 'digits' else ''
         raise ValueError(f'no data given: --data-dir DIR, or --dataset sklearn/digits{hint}')
-    path = Path(root)
-    if not path.exists():
-        raise ValueError(f'no folder at {path}; --data-dir names the folder that holds the data')
+    path = check_root(root)
     if not path.is_dir():
         if path.suffix != '.tar':
             raise ValueError(f'{path} is a file; --data-dir names a folder of class folders or a .tar of one')

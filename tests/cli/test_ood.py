@@ -431,6 +431,8 @@ def test_a_data_set_with_most_of_the_unknown_images_is_named_above_the_table(pla
     assert told.index('closed-set accuracy') < told.index(line) < told.index('| mls') < told.index('AUROC by data set')
     page = (tmp_path / 'results.md').read_text()
     assert page.index(line) < page.index('| mls')
+    assert run_console(osr.main, ['report', str(tmp_path)]) == 0
+    assert line in (tmp_path / 'report.html').read_text()
 
 
 def test_options_are_picked_on_a_set_apart_from_the_test(places, tmp_path, capsys):

@@ -10,14 +10,8 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from gradmix_timm.openset.reports.preset_table import preset_table
-from gradmix_timm.openset.reports.report import (
-    FPR95_WORDS,
-    closed_set_line,
-    operating_line,
-    pooled_line,
-    score_table,
-)
-from gradmix_timm.openset.reports.tables import pixel_statistics_of, pretraining_note, warnings_of
+from gradmix_timm.openset.reports.report import FPR95_WORDS, closed_set_line, operating_line, score_table
+from gradmix_timm.openset.reports.tables import pixel_statistics_of, pooled_line, pretraining_note, warnings_of
 from gradmix_timm.openset.results import OpenSetResults
 from gradmix_timm.openset.scores import list_scores
 

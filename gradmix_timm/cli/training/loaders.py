@@ -40,6 +40,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.images import ImageSource
 from gradmix_timm.data.preprocessing import Preprocessing
+from gradmix_timm.data.sources import check_root
 
 from .augmentation import build_transforms, set_transforms
 from .caching import cached_loader, held_data
@@ -60,8 +61,8 @@ def plan_classes(args: argparse.Namespace) -> ClassSplit | None:
     Raises:
         ValueError: No such protocol, trial or family; --num-classes is another number; no folder at --data-dir.
     """
-    if not inner_name(args.dataset) and args.data_dir and not Path(args.data_dir).exists():
-        raise ValueError(f'no folder at {args.data_dir}; --data-dir names the folder that holds the data')
+    if not inner_name(args.dataset) and args.data_dir:
+        check_root(args.data_dir)
     if args.osr_protocol:
         split = load_split(args.osr_protocol, args.osr_trial, args.osr_family)
     elif args.known_classes:

@@ -8,7 +8,7 @@ from gradmix_timm.openset.results import Mistakes, Mixes, OpenSetResults
 
 from .figures import figure_name
 from .html import render_template, run_name
-from .tables import pretraining_note
+from .tables import pooled_line, pretraining_note
 
 __all__ = ['render_evaluation']
 
@@ -36,6 +36,7 @@ def render_evaluation(results: OpenSetResults, images: Mapping[str, bytes], mist
     return render_template(
         'evaluation.html', f'{run_name(manifest)}: {where}', results=results, images=images,
         mistakes=mistakes, mixes=mixes, files=files, warnings=_warnings(results), figures=_figures(results),
+        pooled=pooled_line(results),
         best=max(scores, key=lambda name: scores[name]['auroc']),
         fits=[(name, fit) for name, fit in results.get('fits', {}).items() if fit['options'] or fit['diagnostics']],
         statistics=[(name, part) for name, part in parts if part], statistic_words=STATISTICS, warn_above=WARN_ABOVE,

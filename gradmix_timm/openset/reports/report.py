@@ -26,11 +26,11 @@ from gradmix_timm.plots.figure import png
 
 from . import figures
 from .page import render_evaluation
-from .tables import csv_text, facts_lines, interval_of, pretraining_note, tables_within, warnings_of
+from .tables import csv_text, facts_lines, interval_of, pooled_line, pretraining_note, tables_within, warnings_of
 
 __all__ = [
     'FIGURES', 'FPR95_WORDS', 'MIXED', 'check_files', 'closed_set_line', 'draw_figures', 'means_table', 'mixes_folder',
-    'operating_line', 'pooled_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
+    'operating_line', 'render_report', 'results_csv', 'results_markdown', 'score_table']
 
 #: Folder of an evaluation's PNG files.
 FIGURES = 'figures'
@@ -77,18 +77,6 @@ def operating_line(results: JudgedFigures) -> str:
             f'{found["balanced_accuracy_with_unknown"]:.2%}, normalised accuracy ({found["lambda"]:g} times the '
             f'accuracy on known plus {1 - found["lambda"]:g} times the share of unknown images rejected) '
             f'{found["normalized_accuracy"]:.2%}')
-
-
-def pooled_line(results: OpenSetResults) -> str:
-    """Words above the table of ``ood`` where one of several data sets has most of the unknown images; else ''."""
-    groups = results['groups']
-    if results.get('means') is None or len(groups) < 2:
-        return ''
-    name = max(groups, key=lambda group: groups[group]['n_unknown'])
-    most, total = groups[name]['n_unknown'], results['n_unknown']
-    if most <= total / 2:
-        return ''
-    return f'All unknown images together ({100 * most // total}% are of {name}); by data set below.'
 
 
 def score_table(results: Scored, intervals: bool = False, width: int | None = None) -> str:

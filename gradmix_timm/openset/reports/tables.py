@@ -20,8 +20,8 @@ from gradmix_timm.openset.results import (
 )
 
 __all__ = [
-    'columns_of', 'csv_text', 'facts_lines', 'interval_of', 'padded', 'pixel_statistics_of', 'pretraining_note',
-    'tables_within', 'text_table', 'warnings_of', 'without_guard']
+    'columns_of', 'csv_text', 'facts_lines', 'interval_of', 'padded', 'pixel_statistics_of', 'pooled_line',
+    'pretraining_note', 'tables_within', 'text_table', 'warnings_of', 'without_guard']
 
 # Characters that a spreadsheet reads as the start of a formula, or strips before looking for one.
 _FORMULA = ('=', '+', '-', '@', '\t', '\n', ' ')
@@ -208,6 +208,18 @@ def without_guard(text: str) -> str:
 
 def _in_a_cell(text: str) -> str:
     return ''.join(mark if mark.isprintable() or mark in _JOINERS else '\ufffd' for mark in text).replace('|', '\\|')
+
+
+def pooled_line(results: OpenSetResults) -> str:
+    """Words above the table of ``ood`` where one of several data sets has most of the unknown images; else ''."""
+    groups = results['groups']
+    if results.get('means') is None or len(groups) < 2:
+        return ''
+    name = max(groups, key=lambda group: groups[group]['n_unknown'])
+    most, total = groups[name]['n_unknown'], results['n_unknown']
+    if most <= total / 2:
+        return ''
+    return f'All unknown images together ({100 * most // total}% are of {name}); by data set below.'
 
 
 def pretraining_note(manifest: Manifest) -> str:
