@@ -147,8 +147,9 @@ def _own_copy(model: nn.Module, images: Tensor) -> Tensor:
 
     A training step's forward may run under autocast or on images cast later; this pass meets the images as they come.
     """
-    dtypes = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
-    return images.clone() if images.dtype in dtypes or not dtypes else images.to(dtypes[0])
+    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    first = next(dtypes, images.dtype)
+    return images.clone() if images.dtype == first or images.dtype in dtypes else images.to(first)
 
 
 def _plain(tensor: Tensor) -> Tensor:

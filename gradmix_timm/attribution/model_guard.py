@@ -4,7 +4,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -95,25 +95,26 @@ def _attributes(modules: Sequence[nn.Module]) -> Iterator[None]:
     the moment, until ``train()`` is called: the next pass, or the validation after it, would meet stale ones. convit
     replaces a buffer at its first forward; other networks count their calls or average features, in evaluation too.
     """
-    # A lazy module becomes another class in its first forward, to stay so; a scripted one keeps its state elsewhere.
-    settled = [m for m in modules if not isinstance(m, nn.modules.lazy.LazyModuleMixin | torch.jit.ScriptModule)]
-    before = [(module, dict(vars(module)), dict(module._buffers)) for module in settled]
-    held = [(value, copy(value)) for module in settled for name, value in vars(module).items()
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in modules]
+    held = [(module, name, value, copy(value)) for module in modules for name, value in vars(module).items()
             if type(value) in (list, dict, set, deque) and name not in _PYTORCHS]
     try:
-        _empty_caches(settled)
-        _copy_buffers(settled)
+        for module, name, value, _ in held:
+            if name.endswith('_cache') and type(value) is dict:
+                setattr(module, name, {})
+        _copy_buffers(modules)
         yield
     finally:
         for module, attributes, buffers in before:
             now = vars(module)
-            for name in now.keys() - attributes.keys():
-                del now[name]
-            now.update({name: value for name, value in attributes.items() if now.get(name, now) is not value})
+            now.update(attributes)
+            if len(now) > len(attributes):
+                for name in now.keys() - attributes.keys():
+                    del now[name]
             if buffers:
                 module._buffers.clear()
                 module._buffers.update(buffers)
-        for value, content in held:
+        for _, _, value, content in held:
             _put_back(value, content)
 
 
@@ -128,27 +129,22 @@ def _identities(value: Any) -> list[Any]:
     return [(id(key), id(entry)) for key, entry in value.items()] if isinstance(value, dict) else [*map(id, value)]
 
 
-def _empty_caches(modules: Sequence[nn.Module]) -> None:
-    for module in modules:
-        for name in [name for name, value in vars(module).items() if name.endswith('_cache') and type(value) is dict]:
-            setattr(module, name, {})
-
-
 def _copy_buffers(modules: Sequence[nn.Module]) -> None:
     """The forward of the block writes on copies; BatchNorm writes nothing in evaluation mode and keeps its own."""
     copies: dict[int, Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
         for module in modules:
-            if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module._buffers and not isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = copies.setdefault(id(buffer), buffer.clone())
 
 
 @contextmanager
-def _streams(model: nn.Module) -> Iterator[None]:
-    """Random streams of Python, NumPy, torch's CPU and the model's GPUs, put back at the end."""
-    devices = {p.device.index for p in model.parameters() if p.device.type == 'cuda'}
+def _streams(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Random streams of Python, NumPy, torch's CPU and the modules' GPUs, put back at the end."""
+    devices = {p.device.index for module in modules for p in module._parameters.values()
+               if p is not None and p.device.type == 'cuda'}
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
@@ -174,15 +170,19 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     modules = list(inner.modules())
     if any(isinstance(module, nn.DataParallel) for module in modules):
         raise ValueError(_REPLICAS)
-    with ExitStack() as stack:
-        stack.enter_context(_streams(inner))
-        stack.enter_context(_attributes(modules))
-        stack.enter_context(swapped(modules, 'training', False))
-        # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
-        stack.enter_context(swapped(recomputing(inner), 'grad_checkpointing', False))
-        # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
-        compiled = [m for m in modules if getattr(m, '_compiled_call_impl', None) is not None]
-        stack.enter_context(swapped(compiled, '_compiled_call_impl', None))
+    # A lazy module becomes another class in its first forward, to stay so; a scripted one keeps its state elsewhere.
+    others = [m for m in modules if isinstance(m, nn.modules.lazy.LazyModuleMixin | torch.jit.ScriptModule)]
+    settled = [m for m in modules if m not in others] if others else modules
+    with _streams(modules), _attributes(settled), swapped(others, 'training', False):
+        for module in settled:  # straight into the dict, as an assignment to a module takes ten times as long
+            attributes = vars(module)
+            attributes['training'] = False
+            # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
+            if attributes.get('grad_checkpointing') is True:
+                attributes['grad_checkpointing'] = False
+            # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
+            if attributes.get('_compiled_call_impl') is not None:
+                attributes['_compiled_call_impl'] = None
         yield inner
 
 

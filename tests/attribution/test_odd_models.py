@@ -190,3 +190,39 @@ def test_a_part_that_runs_in_replicas_is_refused_by_name():
     model.stem = nn.DataParallel(model.stem)
     with pytest.raises(ValueError, match=r'nn\.DataParallel .* DistributedDataParallel'):
         create_mixer('gradmix', num_classes=4).prepare(model, (3, 32, 32))
+
+
+def test_a_value_remembered_from_the_weights_is_computed_again_for_the_pass(small):
+    class Remembers(Plain):
+        """Keeps the bias of its logits in evaluation mode, as timm's levit does with its attention's."""
+
+        def __init__(self):
+            super().__init__()
+            self.bias, self.bias_cache = nn.Parameter(torch.zeros(4)), {}
+
+        def forward(self, x):
+            bias = self.bias if self.training else self.bias_cache.setdefault('now', self.bias.detach().clone())
+            return super().forward(x) + bias
+
+    images, labels = small
+    net = Remembers().eval()
+    net(images)
+    kept = net.bias_cache['now']
+    with torch.no_grad():
+        net.bias += torch.tensor([0., 9., -9., 0.])
+    found = attribute(net, images, labels)
+    net.bias_cache.clear()
+    torch.testing.assert_close(found, attribute(net, images, labels))
+    net.bias_cache['now'] = kept
+    attribute(net, images, labels)
+    assert net.bias_cache['now'] is kept, 'what it remembered is its own affair'
+
+
+def test_a_scripted_part_is_in_evaluation_mode_for_the_pass_and_trains_again(small):
+    images, labels = small
+    net = Plain()
+    net.head = torch.jit.script(nn.Sequential(nn.Dropout(0.9), net.head))
+    net.train()
+    found = attribute(net, images, labels)
+    assert net.head.training
+    torch.testing.assert_close(found, attribute(net.eval(), images, labels))
