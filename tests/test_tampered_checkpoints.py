@@ -23,8 +23,9 @@ from gradmix_timm.checkpoint import KEY, ProjectionHead, RunRecord, build_model,
 WEIGHTS = timm.create_model('test_resnet', num_classes=2).state_dict()
 RECORD = RunRecord(
     model='test_resnet', model_kwargs={'num_classes': 2, 'in_chans': 3, 'drop_rate': 0.1}, known_classes=('cat', 'ant'),
-    unknown_classes=('bee',), data_dir='/data', splits={'train': 'train', 'test': 'test'}, val_indices=(3, 9),
-    data_config={**CONFIG, 'pipeline': None}, mixer='gradmix', mixer_options={'layers': [-1]}, seed=3,
+    unknown_classes=('bee',), data_dir='/data', splits={'train': 'train', 'test': 'test'},
+    held_out={'ant/3.png': 'a' * 32}, data_config={**CONFIG, 'pipeline': None}, mixer='gradmix',
+    mixer_options={'layers': [-1]}, seed=3,
     versions={'torch': '2'}).to_state()
 ARGS = {'model': 'test_resnet', 'num_classes': 2, 'in_chans': 3, 'input_size': [3, 32, 32], 'img_size': 32, 'gp': 'avg',
         'model_kwargs': {'drop_rate': 0.1}, 'mean': [0.5], 'std': [0.5], 'crop_pct': 0.9, 'interpolation': 'bicubic',

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from gradmix_timm.checkpoint import KEY, RunRecord
+from gradmix_timm.data import open_dataset, take
+from gradmix_timm.data.identity import identities
 
 CONFIG = {'input_size': (3, 32, 32), 'interpolation': 'bilinear', 'mean': (0.3, 0.4, 0.5), 'std': (0.3, 0.2, 0.25),
           'crop_pct': 0.9, 'crop_mode': 'center'}
@@ -27,6 +29,11 @@ def class_folders(root: Path, classes=('ant', 'bee', 'cat'), count: int = 30, sp
     return root
 
 
+def held_out(data: Path, positions) -> dict[str, str]:
+    """Images at these positions of the train split, as a record names them."""
+    return identities(take(open_dataset('', data, 'train'), [*positions])) if positions else {}
+
+
 def save_checkpoint(path: Path, data: Path, held=None, **changes) -> Path:
     """test_resnet whose head knows cat and ant (labels 2 and 0 of the folders); ``held``: positions held out."""
     torch.manual_seed(0)
@@ -36,7 +43,7 @@ def save_checkpoint(path: Path, data: Path, held=None, **changes) -> Path:
     record = RunRecord(**{
         'model': 'test_resnet', 'model_kwargs': {'num_classes': len(known)}, 'known_classes': known,
         'unknown_classes': ('bee',), 'data_dir': str(data), 'splits': {'train': 'train', 'test': 'test'},
-        'data_config': CONFIG, 'val_indices': tuple(held), 'mixer': 'gradmix', 'seed': 3, **changes})
+        'data_config': CONFIG, 'held_out': held_out(data, held), 'mixer': 'gradmix', 'seed': 3, **changes})
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'state_dict': model.state_dict(), 'epoch': 1, 'metric': 50., 'arch': 'test_resnet',
                 KEY: record.to_state()}, path)

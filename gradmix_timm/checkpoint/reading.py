@@ -121,11 +121,8 @@ class Loaded:
     def data_config(self) -> dict[str, Any]:
         """The recorded preprocessing, as arguments of timm's ``resolve_data_config``."""
         if self.record is not None:
-            config = self.record.data_config
-            # Runs of earlier versions recorded the image mode among timm's arguments alone.
-            mode = self._arg('input_img_mode')
-            return {**({'image_mode': mode} if mode else {}),
-                    **{key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}}
+            return {key: tuple(value) if isinstance(value, list) else value
+                    for key, value in self.record.data_config.items()}
         names = ('in_chans', 'input_size', 'img_size', 'interpolation', 'mean', 'std', 'crop_pct', 'crop_mode',
                  'input_img_mode')
         return {name: value for name in names if (value := self._arg(name)) is not None}

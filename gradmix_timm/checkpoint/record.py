@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from gradmix_timm.schema import Length, Plain, Range, check, naming, shown
+from gradmix_timm.schema import Length, Plain, check, naming, shown
 
 from .allowed import Count, DataConfig, Name, check_model_kwargs
 
@@ -40,11 +40,9 @@ class RunRecord:
         dataset: As in ``--dataset``.
         data_dir: Its folder.
         splits: Split names, ``{'train': ..., 'test': ...}``.
-        val_indices: Positions in the train split that were held out for validation.
-        held_out: The same images: name in the train split to a digest of the content
-            (:func:`gradmix_timm.data.identity.identities`); empty in checkpoints of earlier versions.
+        held_out: Images held out for validation: name in the train split to a digest of the content
+            (:func:`gradmix_timm.data.identity.identities`).
         flat_test: The same of images kept for the test, where the data has no split folders.
-        train_list: SHA-256 of the names and labels of the train split, '' in earlier versions.
         validation_overlap: Of a plain run whose validation images are training images: their number by 'paths' and
             'contents', of how many 'images'; else empty.
         data_config: timm's: input_size, interpolation, mean, std, crop_pct, crop_mode, ...
@@ -70,10 +68,8 @@ class RunRecord:
     dataset: Name = ''
     data_dir: Name | None = None
     splits: dict[str, Name] = field(default_factory=dict)
-    val_indices: tuple[Annotated[int, Range(0, 2 ** 40)], ...] = ()
     held_out: dict[str, Name] = field(default_factory=dict)
     flat_test: dict[str, Name] = field(default_factory=dict)
-    train_list: Name = ''
     validation_overlap: dict[str, Count] = field(default_factory=dict)
     data_config: dict[str, Any] = field(default_factory=dict)
     mixer: Name | None = None
@@ -85,7 +81,7 @@ class RunRecord:
     versions: dict[str, Name] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ('known_classes', 'unknown_classes', 'val_indices'):
+        for name in ('known_classes', 'unknown_classes'):
             object.__setattr__(self, name, tuple(_plain(tuple(getattr(self, name)), name)))
         for kind in ('known', 'unknown'):
             names = getattr(self, f'{kind}_classes')

@@ -144,7 +144,7 @@ def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
 
 
 def _check_held_out(plan: Plan, loaded: Loaded) -> None:
-    held = len(loaded.record.val_indices) if loaded.record is not None else 0
+    held = len(loaded.record.held_out) if loaded.record is not None else 0
     if not held:
         why = ('comes without a record of its training' if loaded.record is None
                else 'was trained without held-out images (--osr-val-fraction 0)')

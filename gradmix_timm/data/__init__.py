@@ -1,7 +1,7 @@
 """Data sets, and the class cuts of the open-set protocols."""
 from .class_names import find_classes, shared_classes
 from .fingerprint import fingerprint
-from .held_out import Parts, held_out_rows, recorded_parts, split_flat
+from .held_out import Parts, recorded_parts, split_flat
 from .identity import Overlap, check_apart, overlap
 from .images import ImageSource, UnreadableImageError
 from .protocols import (
@@ -48,7 +48,6 @@ __all__ = [
     'evaluated_split',
     'find_classes',
     'fingerprint',
-    'held_out_rows',
     'hold_out',
     'inner_name',
     'is_flat',

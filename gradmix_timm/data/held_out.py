@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from timm.data.readers.reader_image_folder import find_images_and_targets
 
-from .identity import digest_of, list_digest, row_names, rows_of, shared_rows
+from .identity import digest_of, row_names, rows_of, shared_rows
 from .images import ImageSource
-from .readers import FolderReader
 from .subsets import CutDataset, hold_out, take
 
-__all__ = ['FLAT_SHARE', 'Parts', 'RecordedRows', 'find_rows', 'held_out_rows', 'recorded_parts', 'split_flat']
+__all__ = ['FLAT_SHARE', 'Parts', 'RecordedRows', 'find_rows', 'recorded_parts', 'split_flat']
 
 _logger = logging.getLogger(__name__)
 #: Share of each class that a folder without splits keeps for the test, as sklearn/digits does.
@@ -26,20 +24,14 @@ class RecordedRows(Protocol):
     """A checkpoint's record of its held-out images.
 
     Attributes:
-        held_out: Name in the training split to digest; empty in old checkpoints.
+        held_out: Name in the training split to digest.
         flat_test: The same of images kept for the test, if the data had no test split.
-        val_indices: Positions of the held-out images in the training split.
-        train_list: :func:`list_digest` of the training split, '' in old checkpoints.
     """
 
     @property
     def held_out(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def flat_test(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def val_indices(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def train_list(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,41 +49,6 @@ class Parts:
     test: CutDataset | None
 
 
-def held_out_rows(images: CutDataset | ImageSource, record: RecordedRows) -> np.ndarray:
-    """Rows that a training run held out, found by name and checked by content.
-
-    A record of an early version has only positions: they are used as they are, with a warning if it has no
-    digest of the list to check.
-
-    Args:
-        images: The training split, or a cut of it, as it is now.
-        record: Of the run.
-
-    Returns:
-        Positions in the source, ascending, int64; empty if none were held out.
-
-    Raises:
-        ValueError: A held-out image is gone or has other content, or the list is another one.
-    """
-    if record.held_out:
-        return find_rows(images, record.held_out, 'held-out')
-    source, rows = rows_of(images)
-    indices = np.unique(np.asarray(record.val_indices, dtype=np.int64))
-    if len(indices) and record.train_list and list_digest(source) != record.train_list:
-        raise ValueError(f'the list of training images ({len(source)}) is not the one that held-out images were chosen '
-                         'from; restore it, or name its folder, --data-dir')
-    if len(indices) and not record.train_list and isinstance(source.reader, FolderReader):
-        indices = _from_timms_list(source.reader, indices)
-    strays = np.setdiff1d(indices, rows)
-    if len(strays):
-        raise ValueError(f'{len(strays)} of {len(indices)} held-out images are not in the data set ({len(rows)} '
-                         'images); it is not the one that they were chosen from, check --data-dir')
-    if len(indices) and not record.train_list:
-        _logger.warning('The checkpoint records its held-out images by number alone, as earlier versions did: if files '
-                        'were added, removed or renamed since training, others are taken, training images among them')
-    return indices
-
-
 def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None) -> Parts:
     """A training split divided as in the run: trained on, held out, and kept for the test.
 
@@ -100,11 +57,12 @@ def recorded_parts(images: CutDataset | ImageSource, record: RecordedRows | None
         record: Of the run; None: unknown, all are training images.
 
     Raises:
-        ValueError: As :func:`held_out_rows`.
+        ValueError: An image is gone or has other content, see :func:`find_rows`.
     """
     held = test = np.zeros(0, dtype=np.int64)
     if record is not None:
-        held, test = held_out_rows(images, record), find_rows(images, record.flat_test, 'test')
+        held, test = (find_rows(images, recorded, kind) for recorded, kind in (
+            (record.held_out, 'held-out'), (record.flat_test, 'test')))
     train = np.setdiff1d(rows_of(images)[1], np.concatenate([held, test]))
     return Parts(take(images, train.tolist()), take(images, held.tolist()) if len(held) else None,
                  take(images, test.tolist()) if len(test) else None)
@@ -160,13 +118,6 @@ def find_rows(images: CutDataset | ImageSource, recorded: Mapping[str, str], kin
                          f'training ({_some(other)}), so that training may have used them under another name; restore '
                          'the files, or name the folder with --data-dir')
     return np.array(sorted(found.values()), dtype=np.int64)
-
-
-def _from_timms_list(reader: FolderReader, indices: np.ndarray) -> np.ndarray:
-    """Convert positions in timm's list of a folder, used by earlier versions, to positions in ours."""
-    files = [path for path, _ in find_images_and_targets(reader.root)[0]]
-    place = {path: row for row, (path, _) in enumerate(reader.samples)}
-    return np.array([place.get(files[at], -1) if at < len(files) else -1 for at in indices], dtype=np.int64)
 
 
 def _root(source: ImageSource) -> str:

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .images import DigitsReader, ImageSource, TorchvisionReader
-from .subsets import CutDataset, as_source, evenly, labels_of
+from .subsets import CutDataset, as_source, evenly
 
-__all__ = ['STRAY', 'Overlap', 'check_apart', 'digest_of', 'identities', 'list_digest', 'overlap', 'row_names',
+__all__ = ['STRAY', 'Overlap', 'check_apart', 'digest_of', 'identities', 'overlap', 'row_names',
            'rows_of', 'shared_rows']
 
 # A digest covers a small file completely, and of a large one the size and a block of its start, middle and end.
@@ -100,14 +100,6 @@ def identities(images: CutDataset | ImageSource) -> dict[str, str]:
     """
     source, rows = rows_of(images)
     return {name: digest_of(source, row) for name, row in zip(row_names(images), rows.tolist(), strict=True)}
-
-
-def list_digest(images: CutDataset | ImageSource) -> str:
-    """SHA-256 of names and labels in order."""
-    digest = hashlib.sha256()
-    for name, label in zip(row_names(images), labels_of(images), strict=True):
-        digest.update(f'{name}\t{label}\n'.encode('utf-8', 'surrogateescape'))
-    return digest.hexdigest()
 
 
 # ---- overlap

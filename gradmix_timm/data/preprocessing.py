@@ -90,8 +90,7 @@ class Preprocessing:
         """The preprocessing of a configuration; missing entries are the model's own, then timm's defaults.
 
         Args:
-            config: Of :meth:`as_config`, of a checkpoint of an earlier version (which lacks ``image_mode`` and
-                ``exif``: images were RGB or grey, by the channels, and as stored), or timm's arguments of training.
+            config: Of :meth:`as_config`, or timm's arguments of training, which lack ``exif`` (images are as stored).
             model: Whose ``pretrained_cfg`` fills in, and whose input is checked.
             img_size: Side in pixels in place of the configuration's.
 

@@ -291,9 +291,10 @@ def test_the_head_is_fitted_to_the_train_images_of_known_classes_alone(name, ema
     assert loaded.record.probe['epochs'] == 20
     model = build_model(loaded)
     from gradmix_timm.data import select_classes
+    from gradmix_timm.data.identity import row_names
     dataset = select_classes(open_dataset('', images, 'train'), ('dog', 'ant', 'cat'))
-    held = set(loaded.record.val_indices)
-    kept = [row for row, place in enumerate(dataset.indices.tolist()) if place not in held]
+    held = loaded.record.held_out
+    kept = [row for row, name in enumerate(row_names(dataset)) if name not in held]
     assert len(kept) == len(dataset) - len(held) == 18
     part = copy.copy(dataset)
     part.indices, part.targets = dataset.indices[kept], dataset.targets[kept]

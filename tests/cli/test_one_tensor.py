@@ -100,7 +100,7 @@ def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, w
     assert {name: getattr(made, name) for name in changes} == changes
     train = sorted((wide / 'train').glob('[abc]*/*.png'))
     test = sorted((wide / 'test').glob('*/*.png'))
-    held = [train[row] for row in sorted(loaded.record.val_indices)]
+    held = [wide / 'train' / name for name in sorted(loaded.record.held_out)]
     contrastive = '--objective' in flags  # reads all training images for its neighbours and its head
     assert training.images(made) == by_hand(train if contrastive else held, made)
 
@@ -183,14 +183,9 @@ def test_a_run_without_an_open_set_split_validates_as_timms_script_and_records_i
     assert prediction.images(made) == by_hand([wide / 'test' / 'ant' / '00.png'], made)
 
 
-def test_a_checkpoint_that_lacks_the_image_mode_has_it_of_timms_arguments(wide, tmp_path):
-    """Runs of earlier versions kept --input-img-mode among the arguments alone."""
+def test_the_image_mode_of_timms_own_checkpoint_is_that_of_its_arguments(wide, tmp_path):
     folder = run_tiny(wide, tmp_path, '--input-img-mode', 'HSV', '--epochs', 1)
     content = torch.load(folder / 'last.pth.tar', weights_only=False)
-    for name in ('image_mode', 'exif'):
-        del content['gradmix_timm']['data_config'][name]
-    torch.save(content, folder / 'old.pth.tar')
-    assert Preprocessing.of(load_checkpoint(folder / 'old.pth.tar').data_config).image_mode == 'HSV'
     del content['gradmix_timm']
     torch.save(content, folder / 'timms.pth.tar')
     assert Preprocessing.of(load_checkpoint(folder / 'timms.pth.tar').data_config).image_mode == 'HSV'

@@ -18,11 +18,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from tiny_checkpoints import held_out
 
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import run_console
 from gradmix_timm.cli.openset import main as osr
 from gradmix_timm.data import hold_out, load_split, open_dataset, select_classes
+from gradmix_timm.data.identity import identities
 from gradmix_timm.evaluation.mistakes import find_mistakes
 from gradmix_timm.openset.extract import extract
 
@@ -45,9 +47,9 @@ def save(path, record=None, model=None, **extra):
 
 
 @cache
-def held_out():
+def held_digits():
     known = select_classes(open_dataset('sklearn/digits'), SPLIT.known)
-    return tuple(hold_out(known, 0.1, 0)[1].indices.tolist())
+    return identities(hold_out(known, 0.1, 0)[1])
 
 
 def digits(**changes):
@@ -55,7 +57,7 @@ def digits(**changes):
         'model': 'test_resnet', 'model_kwargs': {'num_classes': 6, 'in_chans': 3}, 'known_classes': SPLIT.known,
         'unknown_classes': SPLIT.unknown, 'protocol': 'digits', 'family': 'arpl2020', 'trial': 0,
         'dataset': 'sklearn/digits', 'splits': {'train': 'train', 'test': 'test'},
-        'val_indices': held_out(), 'data_config': CONFIG, 'mixer': 'gradmix', 'seed': 7, **changes})
+        'held_out': held_digits(), 'data_config': CONFIG, 'mixer': 'gradmix', 'seed': 7, **changes})
 
 
 def folders(root, classes=('ant', 'bee', 'cat', 'dog'), count=6):
@@ -124,7 +126,7 @@ def test_images_are_those_of_the_split_and_validation_stays_out(done):
     assert results['n_unknown'] == test.sum() - results['n_known']
     data, record = results['manifest']['data'], digits()
     whole = len(select_classes(open_dataset('sklearn/digits'), SPLIT.known))
-    assert (data['n_train'], data['n_validation']) == (whole - len(record.val_indices), len(record.val_indices))
+    assert (data['n_train'], data['n_validation']) == (whole - len(record.held_out), len(record.held_out))
 
 
 def test_table_is_printed_with_the_accuracy_above_and_the_page_last(done):
@@ -310,7 +312,8 @@ def test_unknown_images_that_are_known_ones_are_found(tmp_path, capsys):
 def test_a_held_out_image_among_the_unknown_is_found(tmp_path, undrawn, capsys):
     data = folders(tmp_path / 'data')
     shutil.copy(data / 'train' / 'dog' / '5.png', data / 'test' / 'cat' / 'other.png')
-    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data, val_indices=(5, 23)), two_outputs())
+    held = held_out(data, (5, 23))
+    checkpoint = save(tmp_path / 'run' / 'last.pth.tar', pictures(data, held_out=held), two_outputs())
     assert run('--checkpoint', checkpoint, '--scores', 'mls') == 0
     found = results_of(tmp_path / 'run' / 'osr')['duplicates']
     assert found['compared_with'] == {'test': 12, 'held-out': 2}
@@ -458,7 +461,7 @@ def refused(capsys, *argv):
     (('--checkpoint', '{good}', '--pretrained'), 'leave out --pretrained or --checkpoint'),
     (('--model', 'test_resnte', '--known-classes', 'a,b'), "no model 'test_resnte'")])
 def test_mistakes_end_in_one_line(argv, words, tmp_path, capsys):
-    good = save(tmp_path / 'run' / 'last.pth.tar', digits(val_indices=()))
+    good = save(tmp_path / 'run' / 'last.pth.tar', digits(held_out={}))
     (tmp_path / 'notes.txt').write_text('hello there')
     torch.save({'fc.weight': torch.zeros(2, 2)}, tmp_path / 'bare.pth')
     places = {'good': good, 'text': tmp_path / 'notes.txt', 'bare': tmp_path / 'bare.pth'}
@@ -494,9 +497,9 @@ def test_a_class_that_the_test_split_lacks(tmp_path, capsys):
 
 
 def test_validation_rows_of_other_data(tmp_path, capsys):
-    checkpoint = save(tmp_path / 'last.pth.tar', pictures(folders(tmp_path / 'data'), val_indices=(0, 999)),
-                      two_outputs())
-    assert 'check --data-dir' in refused(capsys, '--checkpoint', checkpoint)
+    record = pictures(folders(tmp_path / 'data'), held_out={'ant/99.png': '0' * 32})
+    checkpoint = save(tmp_path / 'last.pth.tar', record, two_outputs())
+    assert 'with --data-dir' in refused(capsys, '--checkpoint', checkpoint)
 
 
 def test_a_broken_image_is_named(tmp_path, capsys, workers_end):

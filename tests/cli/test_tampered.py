@@ -113,7 +113,7 @@ def test_timms_arguments_never_do_either(command, checkpoint, data, capsys, tmp_
     {'model_kwargs': {'num_classes': 2, 'pretrained': True}}, {'data_config': {'input_size': [3, 'x', 32]}},
     {'data_config': {'input_size': [3, 32, 32], 'pipeline': {'path': 'a', 'transform': {
         '__class_fullname__': 'TextImage', 'font_path': '/etc/passwd', 'p': 1.0}}, 'mean': [0.5], 'std': [0.5]}},
-    {'known_classes': 3}, {'val_indices': [[1]]}, {'data_config': {'input_size': [5, 32, 32]}}
+    {'known_classes': 3}, {'held_out': [[1]]}, {'data_config': {'input_size': [5, 32, 32]}}
     ], ['osr', 'ood', 'predict', 'show']))
 def test_a_record_never_says_what_else_is_loaded(entries, command, checkpoint, data, capsys):
     change(checkpoint, KEY, **entries)

@@ -22,6 +22,7 @@ from gradmix_timm.cli.training import loaders, loop, setup
 from gradmix_timm.cli.training import run as stages
 from gradmix_timm.cli.training.mixing import SwitchedCollate
 from gradmix_timm.cli.training.tracking import open_bar
+from gradmix_timm.data.identity import identities
 from gradmix_timm.mixers import TIMM_MODES, create_mixer, list_mixers, register_mixer
 
 
@@ -318,7 +319,7 @@ def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeyp
     record = load_checkpoint(folder / 'model_best.pth.tar').record
     assert record.known_classes == ('dog', 'ant', 'bee')
     assert record.unknown_classes == ('cat',)
-    assert record.val_indices == tuple(served[0].eval.indices)
+    assert record.held_out == identities(served[0].eval)
     assert record.splits == {'train': 'train', 'test': 'validation'}
     assert record.model_kwargs['num_classes'] == 3
     assert record.data_config['input_size'] == (3, 32, 32)
@@ -327,7 +328,7 @@ def test_an_open_set_run_sees_known_train_images_alone(images, tmp_path, monkeyp
 def test_without_a_held_out_share_every_known_image_trains_and_the_loss_picks(images, tmp_path):
     folder = run_tiny(images, tmp_path, '--known-classes', 'dog,ant', '--osr-val-fraction', 0, classes=None)
     assert 'eval_top1' not in rows(folder)[0]
-    assert load_checkpoint(folder / 'model_best.pth.tar').record.val_indices == ()
+    assert load_checkpoint(folder / 'model_best.pth.tar').record.held_out == {}
 
 
 def test_the_digits_protocol_runs_and_its_checkpoint_builds_the_model(tmp_path):

@@ -136,17 +136,6 @@ def test_the_status_is_128_and_the_signal_and_a_checkpoint_is_there(number, stat
     assert signal.getsignal(number) is before
 
 
-def test_a_position_of_an_earlier_version_counts_mixes_anew(images, tmp_path, signalled, monkeypatch):
-    """It has four sums of the mixes, of which the random boxes cannot be told apart by mixer."""
-    signalled(0, 3)
-    with pytest.raises(KeyboardInterrupt):
-        run_tiny(images, tmp_path, *GRADMIX, '--epochs', 1)
-    restore = loop._Epoch._restore
-    monkeypatch.setattr(loop._Epoch, '_restore', lambda self, meters: restore(self, {
-        **{key: meters[key] for key in ('losses', 'sums', 'counts')}, 'mixes': torch.ones(4)}))
-    assert len(rows(run_tiny(images, tmp_path, *GRADMIX, '--epochs', 1, '--resume', 'auto'))) == 1
-
-
 def test_a_position_of_other_flags_is_refused(images, tmp_path, signalled, capsys):
     signalled(0, 3)
     with pytest.raises(KeyboardInterrupt):

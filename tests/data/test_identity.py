@@ -15,7 +15,6 @@ from PIL import Image
 from gradmix_timm.checkpoint import RunRecord
 from gradmix_timm.data import (
     check_apart,
-    held_out_rows,
     hold_out,
     identity,
     open_dataset,
@@ -23,7 +22,7 @@ from gradmix_timm.data import (
     recorded_parts,
     split_flat,
 )
-from gradmix_timm.data.identity import identities, list_digest, row_names
+from gradmix_timm.data.identity import identities, row_names
 
 
 def noise(path, rng, side=8):
@@ -46,9 +45,10 @@ def data(tmp_path):
     return tmp_path
 
 
-def record_of(held, whole, **changes):
-    return RunRecord(**{'model': 'x', 'val_indices': tuple(held.indices.tolist()), 'held_out': identities(held),
-                        'train_list': list_digest(whole), **changes})
+def found_again(images, record):
+    """Rows of the source that a record holds out."""
+    held = recorded_parts(images, record).held
+    return [] if held is None else held.indices.tolist()
 
 
 # ---- held-out images
@@ -57,7 +57,7 @@ def record_of(held, whole, **changes):
 def test_the_same_files_stay_held_out_whatever_is_done_to_others(data, change):
     whole = open_dataset('', data, 'train')
     held = hold_out(whole, 0.2, 3)[1]
-    record, names = record_of(held, whole), sorted(row_names(held))
+    record, names = RunRecord(model='x', held_out=identities(held)), sorted(row_names(held))
     others = sorted(set(row_names(whole)) - set(names))
     if change == 'add':
         noise(data / 'train' / 'cat' / '000.png', np.random.default_rng(9))
@@ -66,8 +66,6 @@ def test_the_same_files_stay_held_out_whatever_is_done_to_others(data, change):
     elif change == 'rename another':
         (data / 'train' / others[0]).rename(data / 'train' / 'ship' / 'zzz.png')
     again = open_dataset('', data, 'train')
-    rows = held_out_rows(again, record)
-    assert sorted(again.filename(int(row)) for row in rows) == names
     parts = recorded_parts(again, record)
     assert sorted(row_names(parts.held)) == names
     assert not set(row_names(parts.train)) & set(names)
@@ -77,47 +75,20 @@ def test_the_same_files_stay_held_out_whatever_is_done_to_others(data, change):
 def test_a_held_out_image_that_was_renamed_or_changed_is_an_error(data):
     whole = open_dataset('', data, 'train')
     held = hold_out(whole, 0.2, 3)[1]
-    record = record_of(held, whole)
+    record = RunRecord(model='x', held_out=identities(held))
     name = row_names(held)[0]
     path = data / 'train' / name
     path.rename(path.with_name('moved.png'))
     with pytest.raises(ValueError, match=rf'1 of 6 held-out images are not in .*{name}.*--data-dir'):
-        held_out_rows(open_dataset('', data, 'train'), record)
+        recorded_parts(open_dataset('', data, 'train'), record)
     other = next(n for n in row_names(whole) if n not in record.held_out and n.startswith(name.split('/')[0]))
     shutil.copy(data / 'train' / other, path)  # two files that changed names
     with pytest.raises(ValueError, match=rf'1 of 6 held-out images in .* other content than at training \({name}\)'):
-        held_out_rows(open_dataset('', data, 'train'), record)
-
-
-def test_numbers_alone_are_checked_by_the_list_or_warned_of(data, caplog):
-    whole = open_dataset('', data, 'train')
-    held = hold_out(whole, 0.2, 3)[1]
-    with caplog.at_level(logging.WARNING):
-        rows = held_out_rows(whole, record_of(held, whole, held_out={}))
-    assert rows.tolist() == held.indices.tolist()
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        held_out_rows(whole, record_of(held, whole, held_out={}, train_list=''))
-    assert 'by number alone' in caplog.text
-    noise(data / 'train' / 'cat' / '000.png', np.random.default_rng(9))
-    with pytest.raises(ValueError, match=r'not the one that held-out images were chosen from.*--data-dir'):
-        held_out_rows(open_dataset('', data, 'train'), record_of(held, whole, held_out={}))
-
-
-def test_numbers_of_earlier_versions_count_in_timms_list(data):
-    whole = open_dataset('', data, 'train')
-    held = hold_out(whole, 0.2, 3)[1]
-    record, names = record_of(held, whole, held_out={}, train_list=''), set(row_names(held))
-    picture = Image.open(data / 'train' / 'cat' / '1.png')
-    for place in ('cat/000.webp', 'dog/000.bmp'):  # timm lists neither
-        picture.save(data / 'train' / place)
-    again = open_dataset('', data, 'train')
-    assert len(again) == 32
-    assert {again.filename(int(row)) for row in held_out_rows(again, record)} == names
+        recorded_parts(open_dataset('', data, 'train'), record)
 
 
 def test_nothing_held_out_is_no_row(data):
-    assert held_out_rows(open_dataset('', data, 'train'), RunRecord(model='x')).tolist() == []
+    assert found_again(open_dataset('', data, 'train'), RunRecord(model='x')) == []
 
 
 # ---- shared images
@@ -244,8 +215,8 @@ def test_names_that_are_not_utf8_are_told(tmp_path):
     os.rename(root + b'/cat', root + b'/caf\xe9')
     os.rename(root + b'/dog/0.png', root + b'/dog/\xff.png')
     whole = open_dataset('', tmp_path, 'train')
-    record = RunRecord(model='x', held_out=identities(whole), train_list=list_digest(whole))
+    record = RunRecord(model='x', held_out=identities(whole))
     assert {'dog/\udcff.png', 'caf\udce9/3.png'} <= set(record.held_out)
     torch.save(record.to_state(), tmp_path / 'record.pt')
     record = RunRecord.from_state(torch.load(tmp_path / 'record.pt', weights_only=True))
-    assert held_out_rows(open_dataset('', tmp_path, 'train'), record).tolist() == list(range(30))
+    assert found_again(open_dataset('', tmp_path, 'train'), record) == list(range(30))

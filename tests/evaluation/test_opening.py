@@ -10,7 +10,7 @@ from PIL import Image
 from gradmix_timm.checkpoint import RunRecord
 from gradmix_timm.checkpoint.reading import Loaded
 from gradmix_timm.data import hold_out, open_dataset, select_classes
-from gradmix_timm.data.identity import identities, list_digest, row_names
+from gradmix_timm.data.identity import identities, row_names
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation.opening import named_split, open_known, open_place, open_split, source_of
 from gradmix_timm.evaluation.settings import DataOptions
@@ -84,7 +84,7 @@ def test_names_that_are_not_utf8_open_and_the_held_out_are_found(tmp_path):
     whole = open_dataset('', root, 'train')
     held = hold_out(select_classes(whole, names), 0.25)[1]
     record = RunRecord(model='x', known_classes=names, unknown_classes=('\udcff',), data_dir=str(root),
-                       held_out=identities(held), train_list=list_digest(whole))
+                       held_out=identities(held))
     images = open_split(DataOptions(), loaded(record), named_split(DataOptions(), record), Preprocessing.of(CONFIG))
     assert set(row_names(images.held_out)) == set(record.held_out)
     assert (len(images.train), len(images.known), len(images.unknown)) == (6, 8, 4)

@@ -13,7 +13,7 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from gradmix_timm.data import ClassSplit, CutDataset
-from gradmix_timm.data.identity import identities, list_digest
+from gradmix_timm.data.identity import identities
 from gradmix_timm.data.preprocessing import Preprocessing
 
 __all__ = ['Built', 'Data', 'Hardware', 'Loaders']
@@ -82,10 +82,8 @@ class Data:
         """Entries of a ``RunRecord`` by which the same images are found again."""
         held, flat = self.held, self.flat_test
         return {
-            'val_indices': tuple(held.indices.tolist()) if held is not None else (),
             'held_out': identities(held) if held is not None else {},
             'flat_test': identities(flat) if flat is not None else {},
-            'train_list': list_digest(held.source) if held is not None else '',
             'validation_overlap': self.overlap}
 
 

@@ -180,8 +180,8 @@ class _Epoch:
         """
         device = self.run.hardware.device
         finished = position.metrics is not None  # of such an epoch the first batch is read, for the picture of mixes
-        if not finished and (self.batches < position.batches or position.total not in (0, self.batches)):
-            raise UsageError(f'--resume: the run stopped after {position.batches} of {position.total or "its"} batches '
+        if not finished and position.total != self.batches:
+            raise UsageError(f'--resume: the run stopped after {position.batches} of {position.total} batches '
                              f'of epoch {self.epoch}, and now an epoch has {self.batches}, with other images in each; '
                              'type the flags of that run')
         last = 0 if finished else position.batches - 1
@@ -212,8 +212,8 @@ class _Epoch:
         streams = own_streams(self.run.hardware.device)
         if updated and index < self.batches - 1 and self.run.interrupt.agreed():
             self.run.save_stopped(Position(
-                epoch=self.epoch, batches=index + 1, start=self.start, before=self.before, now=streams,
-                meters=self._meters(), total=self.batches))
+                epoch=self.epoch, batches=index + 1, total=self.batches, start=self.start, before=self.before,
+                now=streams, meters=self._meters()))
             self.run.interrupt.check()
         self.before = streams
 
@@ -228,7 +228,7 @@ class _Epoch:
         self.losses.avg = self.losses.sum / max(self.losses.count, 1)
         self.parts.sums = {name: value.to(device) for name, value in meters['sums'].items()}
         self.parts.counts = {name: value.to(device) for name, value in meters['counts'].items()}
-        self.mixes.sums = meters.get('mix_counts')  # none in checkpoints of earlier versions, whose sums were others
+        self.mixes.sums = meters['mix_counts']
 
     def step(self, index: int, input: Any, target: Tensor) -> None:
         """One batch: mix, forward, backward and, at the end of its window, an update."""

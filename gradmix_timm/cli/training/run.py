@@ -280,7 +280,8 @@ def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callabl
             run.interrupt.check()
             eval_metrics = validate_run(run)
         except StoppedError:
-            run.save_stopped(Position(epoch=epoch, batches=len(run.loaders.train), start=start, before=start, now=now,
+            batches = len(run.loaders.train)
+            run.save_stopped(Position(epoch=epoch, batches=batches, total=batches, start=start, before=start, now=now,
                                       metrics=dict(train_metrics)))
             raise
         metric = (eval_metrics or train_metrics)[run.args.eval_metric if eval_metrics else 'loss']

@@ -186,22 +186,22 @@ class Position:
     Attributes:
         epoch: Its index.
         batches: Trained on already.
+        total: Batches of the epoch.
         start: Streams at the start of the epoch.
         before: Streams before the last of those batches was requested.
         now: Streams when the run stopped.
         meters: State of the epoch's meters.
         metrics: Of an epoch that is trained and not validated yet; else None.
-        total: Batches of the epoch; 0 in checkpoints of earlier versions.
     """
 
     epoch: int
     batches: int
+    total: int
     start: dict[str, Any]
     before: dict[str, Any]
     now: dict[str, Any]
     meters: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
-    total: int = 0
 
     def to_state(self) -> dict[str, Any]:
         """The streams when the run stopped, with the position as an entry."""
@@ -262,9 +262,8 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         place = next(i for i, (a, b) in enumerate(zip(classes, known, strict=True)) if a != b)
         raise ValueError(f'--resume {path}: class {place} of its head is {classes[place]!r} and of this run '
                          f'{known[place]!r}; train on the same classes in the same order')
-    # A record of an earlier version has only positions.
-    names = ('held_out', 'flat_test') if section is not None and record.held_out else ('val_indices',)
-    if held is not None and section is not None and any(held[name] != getattr(record, name) for name in names):
+    if held is not None and section is not None and any(held[name] != getattr(record, name)
+                                                        for name in ('held_out', 'flat_test')):
         raise ValueError(f'--resume {path}: other images were held out for validation, so that it has trained on some '
                          'of these; type its --seed and --osr-val-fraction, and undo what was added to the training '
                          'images, renamed or removed since')
