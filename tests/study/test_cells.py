@@ -142,6 +142,16 @@ def test_pictures_that_nobody_sees_are_not_drawn(make, stubbed, monkeypatch, kep
         'osr': not kept, 'ood': not kept, 'probe': False}  # the last has no such flag
 
 
+@pytest.mark.parametrize(('threads', 'flags', 'given'), [(1, {}, '0'), (1, {'workers': 2}, '2'), (2, {}, None)])
+def test_a_cell_of_one_thread_reads_by_itself(make, stubbed, monkeypatch, threads, flags, given):
+    asked, command = [], cells_module._command
+    monkeypatch.setattr(cells_module, '_command', lambda words, *rest: (asked.append(words), command(words, *rest)))
+    study = make(axes={'mixer': ['none'], 'seed': [0]}, evaluate={'osr': flags})
+    assert run_study(study, threads=threads) == {}
+    words = asked[1]
+    assert (words[words.index('--workers') + 1] if '--workers' in words else None) == given
+
+
 @pytest.mark.parametrize(('entries', 'words'), [
     ({'train': {'epohcs': 3}}, r'train\.py in cell none-0-\w+: .*--epohcs.*did you mean --epochs'),
     ({'train': {'epochs': 'three'}}, r"argument --epochs: invalid int value: 'three'"),
