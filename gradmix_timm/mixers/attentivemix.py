@@ -23,9 +23,9 @@ class AttentiveMix(BatchMixer):
 
     Walawalkar et al., "Attentive CutMix: An Enhanced Data Augmentation Approach for Deep Learning Based Image
     Classification", arXiv:2003.13048, equations 1-2: the 6 most active cells of 49, so that an image keeps an eighth of
-    itself and of its label. Activity is the mean over channels of |A| at one layer (of a ReLU's output: the mean).
-    Theirs is a pretrained ResNet-50's last stage at 224 px; here it is the model given, by default its layer as
-    GradMix chooses it. For a frozen network pass that: ``mixer(images, labels, frozen)``. One forward, no backward.
+    itself and of its label, on every grid. Activity is the mean over channels of |A| at one layer (of a ReLU's output:
+    the mean). Theirs is a pretrained ResNet-50's last stage at 224 px; here it is the model given, by default its layer
+    as GradMix chooses it. For a frozen network pass that: ``mixer(images, labels, frozen)``. One forward, no backward.
 
     Args:
         num_classes: K.

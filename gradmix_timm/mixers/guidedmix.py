@@ -14,6 +14,9 @@ from .base import BatchMixer, to_device
 
 __all__ = ['GuidedMix', 'greedy_cycle']
 
+# Two blurs with seven taps of sigma 3 have together the spread of a Gaussian of this sigma.
+_BLUR = 2.595
+
 
 def greedy_cycle(distance: np.ndarray, start: int) -> np.ndarray:
     """A cycle through all images in which each is followed by the farthest of the remaining ones, int64 [B].
@@ -42,11 +45,12 @@ class GuidedMix(BatchMixer):
     """x~ = M * x_i + (1 - M) * x_partner with M = s_i / (s_i + s_partner), s the saliency of each; y~ by mean M.
 
     Kang & Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", AAAI 2023, arXiv:2306.16612,
-    Guided-SR, equations 2-5 and algorithm 1: s is the amplitude of the spectral residual, blurred twice with sigma 3
-    (here once with 4.2) and divided by its sum. Partners follow each other in a greedy cycle, each the image farthest
-    (L2 between saliency maps) of those that are left. Departure: their cycle begins with the pair farthest apart,
-    which is deterministic; here it begins with a random image. The distances are read on the host, which synchronises
-    with the device.
+    Guided-SR, equations 2-5 and algorithm 1: s is the amplitude of the spectral residual, blurred and divided by its
+    sum. Partners follow each other in a greedy cycle, each the image farthest (L2 between saliency maps) of those that
+    are left. Departures: their code blurs twice with seven taps of sigma 3, here one blur is as wide (2.6 pixels); it
+    works on 128 pixels and blurs the second time at full size, here on 64
+    (:func:`gradmix_timm.ops.spectral_residual`); their cycle begins with the pair farthest apart, which is
+    deterministic, here with a random image. The distances are read on the host, which synchronises with the device.
 
     Args:
         num_classes: K.
@@ -67,7 +71,7 @@ class GuidedMix(BatchMixer):
               coins: np.ndarray, partner: np.ndarray) -> MixDraw:
         device, size = images.device, image_size(images)
         # A broken image has no salient place, so its partner covers it.
-        saliency = spectral_residual(images, sigma=4.2, power=1.0).nan_to_num(0.0, 0.0, 0.0)
+        saliency = spectral_residual(images, sigma=_BLUR, power=1.0).nan_to_num(0.0, 0.0, 0.0)
         saliency = saliency / saliency.sum((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         start = int(rng.integers(len(images)))
         if self.pairing == 'greedy':

@@ -1,4 +1,4 @@
-"""OpenMix+: mixes of an image with itself are labelled unknown, beside the clean batch."""
+"""OpenMix: mixes of an image with itself are labelled unknown, beside the clean batch."""
 from __future__ import annotations
 
 import math
@@ -37,11 +37,13 @@ class OpenMix(BatchMixer):
       the middle, turned by a uniform angle.
 
     Unknown is a uniform target, or with ``unknown_output`` the last output (their code has one for each kind of mix).
-    ``ratio`` is theirs for CIFAR-10 and ImageNet (MNIST: OpenMixup alone). A step costs two: the clean rows come first
-    unless ``keep_clean`` is off; then leave some of the images alone by ``prob_elem``. Departures: the foreground is
-    the most salient part of the image (spectral residual, on the device; area uniform between the bounds that they set
-    to GrabCut's mask, which runs once over the training set on the host); OpenCutmix keeps the brightness, which their
-    code halves; holes and corners outside a turned image are 0, the mean of normalised images.
+    ``ratio`` is theirs for CIFAR-10 and ImageNet (MNIST: OpenCutmix alone, ``(0, 0, 1)``); theirs is of clean images
+    too, 1 : 4 : 1 : 1, for which type ``keep_clean=False, prob_elem=6/7``. By default the clean rows come first, as
+    many as mixes, and a step costs two. Of OpenMix+ the regulariser of the classifier is not here. Departures: the
+    foreground is the most salient part of the image (spectral residual, on the device; area uniform between the bounds
+    that they set to GrabCut's mask, which runs once over the training set on the host); OpenCutmix keeps the
+    brightness, which their code halves; holes and corners outside a turned image are 0, the mean of normalised images;
+    shapes beside the foreground may lie anywhere (theirs in one corner: the size is read off the wrong axis).
 
     ``lam`` of a draw is the share of pixels left as they are (one half for OpenMixup); labels do not follow it.
 

@@ -36,8 +36,8 @@ class PixPlan:
         level: Its strength, float64 [R + 1, B]; negative half of the time.
         multiplied: Whether the round multiplies (adds otherwise), bool [R + 1, B].
         share: (a, b) of the round, float64 [R + 1, B, 2].
-        picture: Of the bank, int64 [R + 1, B].
-        crop: Top, left and side of what is read of it, as shares, float64 [R + 1, B, 3].
+        picture: Of the bank, the same in all rounds, int64 [B].
+        crop: Top, left and side of what is read of it, as shares, float64 [B, 3].
     """
 
     rounds: np.ndarray
@@ -55,10 +55,10 @@ class PixMix(BatchMixer):
 
     Hendrycks et al., "PixMix: Dreamlike Pictures Comprehensively Improve Safety Measures", CVPR 2022, arXiv:2112.05135,
     algorithm 1, as in their code: the image, augmented half of the time; then each of U{0, ..., k} rounds takes
-    an augmented copy of the image or a picture, half each, and a x + b p on [-1, 1] or x^a p^b on [0, 2], half each,
+    an augmented copy of the image or its picture, half each, and a x + b p on [-1, 1] or x^a p^b on [0, 2], half each,
     with (a, b) = (Beta(beta, 1), Beta(1, beta)) or (1 + Beta(1, beta), -Beta(1, beta)), half each; clipped. Nine
     operations at ``severity`` 3. Their pictures are 14,230 fractals and feature visualisations from the web; ours are
-    32 iterated function systems made from a seed (:func:`gradmix_timm.mixers.fractals`), each use a crop of one.
+    32 iterated function systems made from a seed (:func:`gradmix_timm.mixers.fractals`), for each image a crop of one.
 
     Pixels have to lie in [0, 1] for that. ``mean`` and ``std`` undo the normalisation; without them the smallest and
     the largest value of each channel in the batch count as 0 and 1.
@@ -121,8 +121,8 @@ class PixMix(BatchMixer):
             level=rng.uniform(0.1, self.severity, shape) * rng.choice([-1, 1], shape),
             multiplied=rng.random(shape) < 0.5,
             share=np.stack([np.where(gentle, first, over), np.where(gentle, second, -second)], -1),
-            picture=rng.integers(0, _BANK, shape),
-            crop=np.concatenate([rng.random((*shape, 2)), rng.uniform(0.4, 1, (*shape, 1))], -1))
+            picture=rng.integers(0, _BANK, batch),
+            crop=np.concatenate([rng.random((batch, 2)), rng.uniform(0.4, 1, (batch, 1))], -1))
 
     def _paste(self, images: Tensor, draw: MixDraw) -> Tensor:
         if draw.noise_seed is None:
@@ -133,19 +133,24 @@ class PixMix(BatchMixer):
             plain = ((images.float() - low) / span).clamp(0, 1)
             start = to_device(plan.own[0], images.device)[:, None, None, None]
             mixed = torch.where(start, augmented(plain, plan.operation[0], plan.level[0]), plain)
+            fractal = self._fractals(plan, plain)
             for number in range(1, int(plan.rounds.max()) + 1):
                 active = to_device(plan.rounds >= number, images.device)[:, None, None, None]
-                mixed = torch.where(active, self._round(mixed, plain, plan, number), mixed)
+                mixed = torch.where(active, self._round(mixed, plain, fractal, plan, number), mixed)
             mixed = mixed * span + low
         return like(torch.where(draw.lam[:, None, None, None] < 1, mixed.to(images.dtype), images), images)
 
-    def _round(self, mixed: Tensor, plain: Tensor, plan: PixPlan, number: int) -> Tensor:
-        device, size = plain.device, image_size(plain)
-        bank = fractals(_BANK, _SIDE)[plan.picture[number]].to(device)
+    def _fractals(self, plan: PixPlan, plain: Tensor) -> Tensor:
+        """The picture of each image, [B, C, H, W]."""
+        device = plain.device
+        bank = fractals(_BANK, _SIDE)[plan.picture].to(device)
         bank = bank[:, torch.arange(plain.shape[1], device=device) % 3]
+        return cropped(bank, to_device(plan.crop.astype(np.float32), device), image_size(plain))
+
+    def _round(self, mixed: Tensor, plain: Tensor, fractal: Tensor, plan: PixPlan, number: int) -> Tensor:
+        device = plain.device
         own = to_device(plan.own[number], device)[:, None, None, None]
-        picture = torch.where(own, augmented(plain, plan.operation[number], plan.level[number]),
-                              cropped(bank, to_device(plan.crop[number].astype(np.float32), device), size))
+        picture = torch.where(own, augmented(plain, plan.operation[number], plan.level[number]), fractal)
         share = to_device(plan.share[number].astype(np.float32), device)
         return combine(mixed, picture, share, to_device(plan.multiplied[number], device))
 

@@ -90,7 +90,7 @@ class CutMix(AlphaMixer):
 
     Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features",
     arXiv:1905.04899, equations 1-2: the box has the sides (H, W) * sqrt(1 - lam), lam ~ Beta(alpha, alpha). Labels go
-    by the clipped box, so that uniform draws paste 0.3208 of an image on average. Theirs is one box a batch.
+    by the clipped box, so that uniform draws paste 0.32 of a large image on average. Theirs is one box a batch.
 
     Args:
         num_classes: K.

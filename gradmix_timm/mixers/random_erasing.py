@@ -23,11 +23,12 @@ _ATTEMPTS = 32
 class RandomErasing(BatchMixer):
     """A rectangle S_e = S * U(scale), aspect U(ratio), wholly inside the image, is filled; the label stays.
 
-    Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896, algorithm 1: height sqrt(S_e r), width
-    sqrt(S_e / r), the corner uniform over the image, all drawn again until the rectangle fits. They erase an image with
-    probability 0.5: type ``prob_elem=0.5``. They fill with uniform values of a pixel's range; images here are
-    normalised, so that the noise is normal, channel by channel, as timm's ``--remode pixel``. (timm's aspect is uniform
-    in its logarithm.) ``lam`` of a draw is the share that is not erased; labels do not follow it.
+    Zhong et al., "Random Erasing Data Augmentation", arXiv:1708.04896, algorithm 1: rounded sides sqrt(S_e r) and
+    sqrt(S_e / r), the corner uniform over the image, all drawn again until the rectangle fits. Ranges are
+    torchvision's; theirs go to 0.4 of the area and a ratio of 1 / 0.3. They erase an image with probability 0.5: type
+    ``prob_elem=0.5``. They fill with uniform values of a pixel's range; images here are normalised, so that the noise
+    is normal, channel by channel, as timm's ``--remode pixel``. (timm's aspect is uniform in its logarithm.) ``lam`` of
+    a draw is the share that is not erased; labels do not follow it.
 
     Args:
         num_classes: K.
@@ -69,7 +70,7 @@ class RandomErasing(BatchMixer):
         """(yl, yh, xl, xh), int64 [B, 4]."""
         shape, limit = (batch, _ATTEMPTS), np.asarray(size)
         area, ratio = rng.uniform(*self.scale, size=shape) * limit.prod(), rng.uniform(*self.ratio, size=shape)
-        sides = np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 2).astype(np.int64).clip(1)
+        sides = np.rint(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], 2)).astype(np.int64).clip(1)
         low = (rng.random((*shape, 2)) * limit).astype(np.int64)
         high = low + sides
         first = (high <= limit).all(2).argmax(1)

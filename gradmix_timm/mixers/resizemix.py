@@ -19,8 +19,9 @@ class ResizeMix(BatchMixer):
     """The partner, resized to tau H x tau W with tau ~ U(scale), pasted wholly inside at a uniform place.
 
     Qin et al., "ResizeMix: Mixing Data with Preserved Object Information and True Labels", arXiv:2012.11101, equations
-    3-5: lam = 1 - h' w' / (H W). Their code draws one tau a step (``lam='batch'``) and resizes to the nearest pixel;
-    here each image may have its own, and the resize is bilinear and antialiased.
+    3-5: lam = 1 - h' w' / (H W). Their code draws one tau a step (``lam='batch'``), resizes to the nearest pixel and
+    pushes a box with a uniform centre inside, so that two thirds touch a border; here each image may have its own tau,
+    the resize is bilinear and antialiased, and every place inside is as likely.
 
     Args:
         num_classes: K.

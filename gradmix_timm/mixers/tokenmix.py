@@ -28,7 +28,9 @@ class TokenMix(SnapMix):
     equations 3-6: M is made of rectangles on the grid of tokens (sides by area and aspect in [0.3, 1 / 0.3]) until
     a share 1 - lam of them is the partner's; with C the content map of an image's label, sum 1, the own label weighs
     sum of C_i (1 - M) and the partner's sum of C_partner M. **They do not add up to 1**: a pair that hides both objects
-    is less of either. ``share`` is 0.5, as in their code, which overwrites the drawn lam and adds one row of tokens.
+    is less of either. In a pair of one class their sum may go beyond 1, so that ``train.py`` refuses binary
+    cross-entropy, which their recipe uses. ``share`` is 0.5, as in their code, which overwrites the drawn lam and adds
+    one row of tokens.
 
     Their content maps come from a pretrained NFNet, stored beside the data. Here they are Grad-CAM of the label in the
     model that is given: the live one, or a frozen one, ``mixer(images, labels, teacher)``, of any kind that has layers.
@@ -79,7 +81,9 @@ class TokenMix(SnapMix):
 
 
 def block_mask(rng: np.random.Generator, grid: tuple[int, int], share: float) -> np.ndarray:
-    """Rectangles on a grid until they cover a share of it, bool [h, w]; their algorithm, which is BEiT's.
+    """Rectangles on a grid until they cover a share of it, bool [h, w]; BEiT's algorithm, as theirs.
+
+    Where no rectangle fits, theirs ends with fewer cells; here single cells at random places fill up the share.
 
     Args:
         rng: Of the draw.
@@ -95,13 +99,14 @@ def block_mask(rng: np.random.Generator, grid: tuple[int, int], share: float) ->
     while (missing := wanted - int(mask.sum())) > 0:
         for _ in range(_ATTEMPTS):
             area, aspect = rng.uniform(1, max(1, missing)), math.exp(rng.uniform(*np.log(_ASPECT)))
-            height = min(grid[0], max(1, round(math.sqrt(area * aspect))))
-            width = min(grid[1], max(1, round(math.sqrt(area / aspect))))
+            height, width = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
+            if height >= grid[0] or width >= grid[1]:
+                continue
             top, left = rng.integers(grid[0] - height + 1), rng.integers(grid[1] - width + 1)
             block = mask[top:top + height, left:left + width]
             if 0 < block.size - block.sum() <= missing:
                 block[:] = True
                 break
-        else:  # nothing fits: the next free cell
-            mask.flat[np.flatnonzero(~mask)[0]] = True
+        else:
+            mask.flat[rng.choice(np.flatnonzero(~mask))] = True
     return mask

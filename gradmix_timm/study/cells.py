@@ -89,12 +89,13 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         found = {}
         # Side by side on a GPU machine, 16 cells with four loader processes each took ten times as long to read as
         # without: cells of one thread read by themselves.
-        alone = {'workers': 0} if threads == 1 else {}
+        alone: dict[str, Any] = {'workers': 0} if threads == 1 else {}
         for command, flags in cell.evaluate.items():
             started = time.time()
             output = place / _WORK / command
             _command(['gradmix_timm.openset', command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
-                      *as_flags(alone | flags), *(() if keep_runs else _UNSEEN.get(command, ())), '--output', str(output)],
+                      *as_flags({**alone, **flags}), *(() if keep_runs else _UNSEEN.get(command, ())),
+                      '--output', str(output)],
                      place, environment, stop)
             seconds[command] = time.time() - started
             found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))

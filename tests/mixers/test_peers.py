@@ -61,7 +61,7 @@ def slow_erasing(rng, height, width, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
     """Algorithm 1 of the paper."""
     while True:
         area, aspect = rng.uniform(*scale) * height * width, rng.uniform(*ratio)
-        h, w = max(1, int(math.sqrt(area * aspect))), max(1, int(math.sqrt(area / aspect)))
+        h, w = max(1, round(math.sqrt(area * aspect))), max(1, round(math.sqrt(area / aspect)))
         y, x = rng.randrange(height), rng.randrange(width)
         if y + h <= height and x + w <= width:
             return y, y + h, x, x + w
@@ -278,7 +278,9 @@ def test_guidedmix_blends_in_proportion_to_saliency(pairing):
     mixer = create_mixer('guidedmix', num_classes=K, pairing=pairing)
     draw = mixer.draw(images, labels)
     mixed, targets = mixer.apply(images, labels, draw)
-    maps = [slow_residual(image, 4.2, 1) for image in images]
+    taps = np.exp(-np.arange(-3, 4) ** 2 / 18)  # their code blurs twice with these
+    width = math.sqrt(2 * (np.arange(-3, 4) ** 2 * taps).sum() / taps.sum())
+    maps = [slow_residual(image, width, 1) for image in images]
     maps = [m / m.sum() for m in maps]
     for row in range(8):
         partner = int(draw.partner[row])

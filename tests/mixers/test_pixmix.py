@@ -57,8 +57,8 @@ def slow(image, plan, row, bank, k):
         if plan.own[number, row]:
             picture = augmented(image[None], plan.operation[number, row:row + 1], plan.level[number, row:row + 1])[0]
         else:
-            crop = torch.tensor(plan.crop[number, row], dtype=torch.float32)[None]
-            picture = cropped(bank[plan.picture[number, row]][None], crop, image.shape[1:])[0]
+            crop = torch.tensor(plan.crop[row], dtype=torch.float32)[None]
+            picture = cropped(bank[plan.picture[row]][None], crop, image.shape[1:])[0]
         a, b = plan.share[number, row]
         if plan.multiplied[number, row]:
             mixed = (2 * mixed) ** a * (2 * picture).clamp(min=1e-37) ** b / 2
