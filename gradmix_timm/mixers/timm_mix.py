@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def check_timm_options(options: Mapping[str, Any]) -> None:
     """
     for option in ('mixup_alpha', 'cutmix_alpha', 'prob', 'switch_prob', 'label_smoothing'):
         value = options.get(option, 0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers too
             raise ValueError(f'{option} is a number, got {value!r}')
         if option.endswith('prob') and not 0 <= value <= 1:
             raise ValueError(f'{option} is a probability in [0, 1], got {value}')
@@ -38,7 +39,7 @@ def check_timm_options(options: Mapping[str, Any]) -> None:
     if minmax is None:
         return
     numbers = isinstance(minmax, list | tuple) and len(minmax) == 2 and all(
-        isinstance(side, int | float) for side in minmax)
+        isinstance(side, Real) for side in minmax)
     if not numbers or not 0 <= minmax[0] < minmax[1] <= 1:
         raise ValueError('cutmix_minmax is two numbers, the smallest and the largest side of the box as shares of the '
                          f"image's, 0 <= smallest < largest <= 1; got {minmax!r}")

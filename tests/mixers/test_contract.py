@@ -223,6 +223,11 @@ def test_what_is_no_number_is_named(name, option, value):
     create_mixer('tokenmix', num_classes=K, share='beta')
 
 
+@pytest.mark.parametrize(('name', 'option'), [('batch', 'mixup_alpha'), ('cutmix', 'alpha'), ('gradmix', 'confidence')])
+def test_numpys_numbers_are_numbers(name, option):
+    create_mixer(name, num_classes=K, **{option: np.float32(0.5)})
+
+
 @pytest.mark.parametrize('name', PAIRED)
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 def test_a_broken_image_spoils_no_label(name, value, toy):
