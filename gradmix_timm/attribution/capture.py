@@ -7,12 +7,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import image_size, logits_of
 from gradmix_timm.records import Captured
 
 from .dry_run import HALF_SCALE, Size, ask, called
 from .layers import TargetLayer, fold
-from .model_guard import borrow, frozen, logits_of, unwrap
+from .model_guard import borrow, frozen, unwrap
 
 __all__ = ['Watch', 'activations', 'capture', 'check_input_gradient', 'input_gradient', 'watch']
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import argmax_center, boxes_at, boxes_inside, paste, window_boxes
+from gradmix_timm.ops import argmax_center, boxes_at, boxes_inside, logits_of, paste, window_boxes
 
 from .maps import CONTROLS, attribute, evidence, to_pixels
-from .model_guard import borrow, logits_of
+from .model_guard import borrow
 
 __all__ = ['Place', 'deletion_drops', 'log_odds', 'place_boxes']
 

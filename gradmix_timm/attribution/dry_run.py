@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gradmix_timm.ops import logits_of
+
 from .grids import Hints, Reading, TargetLayer, read_grid
 from .layer_candidates import inside_attention
-from .model_guard import borrow, logits_of, swapped
+from .model_guard import borrow, swapped
 
 __all__ = ['HALF_SCALE', 'Finding', 'Size', 'ask', 'called', 'dry_run', 'hooked']
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ['borrow', 'check_classifies', 'frozen', 'logits_of', 'recomputing', 'swapped', 'unwrap']
+__all__ = ['borrow', 'check_classifies', 'frozen', 'recomputing', 'swapped', 'unwrap']
 
 _REPLICAS = ('nn.DataParallel runs its replicas in threads, where attribution hooks cannot follow; use '
              'DistributedDataParallel (torchrun), or pass model.module')
@@ -55,21 +55,6 @@ def check_classifies(model: nn.Module) -> None:
     if getattr(model, 'num_classes', None) == 0 and callable(head) and isinstance(head(), nn.Identity):
         raise ValueError(f'{type(model).__name__} was built with num_classes=0 and gives features; give the whole '
                          'classifier, with one logit a class')
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits [B, K] in a classifier's output: a tensor, the first of a tuple, a field or key ``logits``.
-
-    Raises:
-        ValueError: None of these, or not two-dimensional.
-    """
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    output = output.get('logits', output) if isinstance(output, Mapping) else getattr(output, 'logits', output)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f'expected logits [B, K] from the model, got {shape}; a classifier is needed for attribution')
-    return output
 
 
 @contextmanager

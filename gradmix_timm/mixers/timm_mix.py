@@ -26,13 +26,14 @@ def check_timm_options(options: Mapping[str, Any]) -> None:
         ValueError: Not a number, or out of range; the message names the option.
     """
     for option in ('mixup_alpha', 'cutmix_alpha', 'prob', 'switch_prob', 'label_smoothing'):
-        value = options.get(option, 0)
-        if isinstance(value, bool) or not isinstance(value, Real):  # NumPy's numbers too
-            raise ValueError(f'{option} is a number, got {value!r}')
+        given = options.get(option, 0)
+        if isinstance(given, bool) or not isinstance(given, Real):  # NumPy's numbers too
+            raise ValueError(f'{option} is a number, got {given!r}')
+        value = float(given)
         if option.endswith('prob') and not 0 <= value <= 1:
-            raise ValueError(f'{option} is a probability in [0, 1], got {value}')
+            raise ValueError(f'{option} is a probability in [0, 1], got {given}')
         if option == 'label_smoothing' and not 0 <= value < 1:
-            raise ValueError(f'label_smoothing is in [0, 1), got {value}')
+            raise ValueError(f'label_smoothing is in [0, 1), got {given}')
         if option.endswith('alpha') and not value <= 0:  # a NaN too
             check_alpha(value, option)
     minmax = options.get('cutmix_minmax')

@@ -15,11 +15,12 @@ from timm.utils import unwrap_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from gradmix_timm.ops import logits_of
 from gradmix_timm.records import Embeddings
 
 from .scores.base import Head, is_out_of_memory
 
-__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'in_precision', 'logits_of', 'watched',
+__all__ = ['Pieces', 'evaluating', 'extract', 'head_of', 'in_precision', 'watched',
            'without_unknown_output']
 
 _logger = logging.getLogger(__name__)
@@ -245,17 +246,6 @@ def _join(inputs: list[Tensor]) -> Tensor:
         return flat[0]
     same = len({read.shape[1] for read in flat}) == 1
     return torch.stack(flat).float().mean(0) if same else torch.cat(flat, dim=1)
-
-
-def logits_of(output: Any) -> Tensor:
-    """Logits [B, K] of a tensor, of two heads (their mean), of a field or key ``logits``."""
-    output = output.get('logits', output) if isinstance(output, dict) else getattr(output, 'logits', output)
-    if isinstance(output, tuple | list) and output and len({getattr(part, 'shape', None) for part in output}) == 1:
-        output = torch.stack(list(output)).float().mean(0)
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f'the model gives {got}, logits [B, K] are expected; evaluation needs a classifier')
-    return output
 
 
 class Pieces:

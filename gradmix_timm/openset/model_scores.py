@@ -9,7 +9,9 @@ import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from .extract import Pieces, evaluating, in_precision, logits_of, watched
+from gradmix_timm.ops import logits_of
+
+from .extract import Pieces, evaluating, in_precision, watched
 from .scores.odin import ModelScore
 
 __all__ = ['score_images']

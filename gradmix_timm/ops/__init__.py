@@ -14,7 +14,7 @@ from .boxes import (
 )
 from .paste import blend, like, noise_fill, paste, paste_donors, paste_resized
 from .saliency import spectral_residual
-from .targets import as_targets, check_rows, mix_targets, soft_targets
+from .targets import as_targets, check_rows, logits_of, mix_targets, soft_targets
 from .warp import rotation, warp
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     'check_rows',
     'image_size',
     'like',
+    'logits_of',
     'mix_targets',
     'noise_fill',
     'paste',

@@ -1,13 +1,14 @@
-"""Labels as float32 rows: one-hot, smoothed, mixed."""
+"""Labels as float32 rows: one-hot, smoothed, mixed; and the logits that stand against them."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['as_targets', 'check_rows', 'mix_targets', 'soft_targets']
+__all__ = ['as_targets', 'check_rows', 'logits_of', 'mix_targets', 'soft_targets']
 
 
 def as_targets(targets: Any) -> Tensor:
@@ -123,3 +124,29 @@ def mix_targets(rows: Tensor, partner: Tensor, weight: Tensor, union: bool = Fal
     if unknown_output:
         return torch.cat([mixed[:, :-1], mixed[:, -1:] + unknown[:, None]], 1)
     return mixed + unknown[:, None] / rows.shape[1]
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits [B, K] in what a classifier gives: a tensor, or a field or key ``logits``.
+
+    Of several heads with outputs of one shape it is their mean, as of timm's distilled transformers; of another tuple
+    the first.
+
+    Raises:
+        ValueError: None of these, or not two-dimensional.
+
+    Example:
+        >>> logits_of({'logits': torch.zeros(2, 5), 'loss': None}).shape
+        torch.Size([2, 5])
+        >>> logits_of((torch.zeros(1, 2), torch.ones(1, 2)))
+        tensor([[0.5000, 0.5000]])
+    """
+    output = output.get('logits', output) if isinstance(output, Mapping) else getattr(output, 'logits', output)
+    if isinstance(output, tuple | list) and output:
+        heads = [part for part in output if isinstance(part, Tensor)]
+        alike = len(heads) == len(output) and len({part.shape for part in heads}) == 1
+        output = torch.stack(heads).float().mean(0) if alike else output[0]
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f'the model gives {got}, logits [B, K] are expected: give the whole classifier')
+    return output
