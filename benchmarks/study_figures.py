@@ -89,8 +89,10 @@ LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
 OTHERS = tuple((method, 'none') for method in (
     'regmixup', 'gradmix+regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
-# Columns of shortcut-kinds.
-GRID = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
+# Columns of shortcut-kinds, and of its table by side and share.
+KINDS = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
+GRID = ('none', 'mixup', 'cutmix', 'resizemix', 'saliencymix', 'random-small', 'center-small', 'gradmix-small',
+        'confident-90-keep')
 # Levels of further axes that those pairs are of.
 PAIRED_AT = {'curve-cifar10': {'budget': 'e60'}, 'finetune-cifar10': {'budget': '50x20'}}
 
@@ -235,8 +237,8 @@ def kinds(study: str) -> str:
     for cell, results in finished(study):
         found.setdefault(cell.levels['mark'], {}).setdefault(cell.levels['method'], []).append(results['groups'])
     found = {mark: by for mark, by in found.items() if not re.fullmatch(r'side\d+-share\d+', mark)}  # those of grid
-    columns = (('accuracy, conflict', 'conflict', '', GRID), ('no mark', 'absent', '', GRID[2:]),
-               ('AUROC, conflict', 'conflict', 'mls', GRID[2:]))
+    columns = (('accuracy, conflict', 'conflict', '', KINDS), ('no mark', 'absent', '', KINDS[2:]),
+               ('AUROC, conflict', 'conflict', 'mls', KINDS[2:]))
     heads = [f'{figure}: {" | ".join(methods)}' for figure, *_, methods in columns]
     lines = [f'| mark | {" | ".join(heads)} | n |', f'|{"---|" * (2 + sum(len(methods) for *_, methods in columns))}']
     for mark, by in found.items():
