@@ -4,11 +4,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha']
+__all__ = ['OPTIONS', 'RECIPES', 'GradMixOptions', 'check_alpha', 'is_pair']
 
 
 def check_alpha(alpha: float, name: str = 'alpha') -> float:
@@ -20,6 +21,11 @@ def check_alpha(alpha: float, name: str = 'alpha') -> float:
     if not (alpha > 0 and math.isfinite(alpha)):
         raise ValueError(f'{name} of the Beta distribution is a finite number above 0, got {alpha}')
     return float(alpha)
+
+
+def is_pair(value: Any) -> bool:
+    """Whether a value is a list or tuple of two numbers."""
+    return isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(number, Real) for number in value)
 
 
 def _option(default: Any, text: str, choices: Sequence[str] | None = None, trained: Any = None) -> Any:
@@ -67,7 +73,7 @@ class GradMixOptions:
             if isinstance(option.default, bool) and not isinstance(value, bool):
                 raise ValueError(f'{option.name} is True or False, got {value!r}')
         pair = self.lam_range
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not 0 <= pair[0] < pair[1] <= 1:
+        if not is_pair(pair) or not 0 <= pair[0] < pair[1] <= 1:
             raise ValueError(f'lam_range is (lo, hi) with 0 <= lo < hi <= 1, got {self.lam_range}')
         check_alpha(self.alpha)
         for name, valid, expected in (

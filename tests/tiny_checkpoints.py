@@ -31,7 +31,8 @@ def class_folders(root: Path, classes=('ant', 'bee', 'cat'), count: int = 30, sp
 
 def held_out(data: Path, positions) -> dict[str, str]:
     """Images at these positions of the train split, as a record names them."""
-    return identities(take(open_dataset('', data, 'train'), [*positions])) if positions else {}
+    source = open_dataset('', data, 'train') if positions else ()
+    return identities(take(source, [row for row in positions if row < len(source)])) if positions else {}
 
 
 def save_checkpoint(path: Path, data: Path, held=None, **changes) -> Path:

@@ -76,9 +76,21 @@ def deletion_drops(model: nn.Module, images: Tensor, labels: Tensor, places: Seq
 
     Returns:
         float32 [len(places), B]; larger means that more evidence was hidden.
+
+    Raises:
+        ValueError: A single image, which no other can fill, no place, or a box that is larger than the images.
     """
+    batch, shorter = len(images), min(images.shape[2:])
+    if batch < 2:
+        raise ValueError(f'the deletion test fills a box from another image of the batch, got {batch} image; give two '
+                         'or more')
+    if not places or not 0 < side <= shorter or side % 1:
+        raise ValueError(f'the deletion test takes one place or more and a side of 1 to {shorter} pixels, got '
+                         f'{len(places)} places and side={side}')
     generator = torch.Generator().manual_seed(seed)
-    donors = images[torch.randperm(images.shape[0], generator=generator).to(images.device)]
+    order = torch.randperm(batch, generator=generator)
+    partner = torch.empty_like(order).scatter_(0, order, order.roll(1))  # a cycle: no image fills its own box
+    donors = images[partner.to(images.device)]
     before = log_odds(model, images, labels)
     drops = []
     for place in places:

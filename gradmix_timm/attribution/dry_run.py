@@ -344,7 +344,10 @@ def called(model: nn.Module) -> str:
 def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     """Error message for a model that rejects the images, with remedies."""
     words = ' '.join(str(error).split())[:200] or type(error).__name__
-    said = f'{called(model)} does not take images of {"x".join(map(str, input_size))} (C x H x W): {words}'
+    shape = f'{"x".join(map(str, input_size))} (C x H x W)'
+    if isinstance(error, TypeError | AttributeError | NameError | KeyError):
+        return f'{called(model)} fails in its forward, called with a batch of noise images of {shape} alone: {words}'
+    said = f'{called(model)} does not take images of {shape}: {words}'
     channels = next((m.in_channels for m in model.modules() if isinstance(m, _WEIGHTED[1:])), input_size[0])
     if channels != input_size[0]:
         return (f'{said}. It was built for {channels} channels: give the images that many, or build it with '
@@ -358,5 +361,6 @@ def _refusal(model: nn.Module, input_size: Size, error: Exception) -> str:
     # Where the model asks for another multiple, being built for this size would not help.
     kwargs = ' or '.join(f'{key}={value}' for key, value in ways.items() if key in takes and 'divisible' not in words)
     remedies += [f'build it for this one (--model-kwargs {kwargs})'] if kwargs else []
-    remedies.append('choose a multiple of its patch or stride' if remedies else 'give it larger images (--img-size)')
+    remedies.append('choose a multiple of its patch or stride' if remedies else
+                    'if it is for their size, give it larger ones (--img-size)')
     return f'{said}; {", or ".join(remedies)}'

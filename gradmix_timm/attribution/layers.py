@@ -243,7 +243,8 @@ def _usable(model: nn.Module, size: Size) -> tuple[TargetLayer, ...]:
     if not layers:
         raise ValueError(
             f'{called(model)} has no layer with a map on {size[1]}x{size[2]} pixels: none gives a grid above 1x1 '
-            'whose gradient reaches the logits. Use larger images (--img-size), a convolutional or token model, or '
+            'whose gradient reaches the logits. Where its forward cuts the gradient (torch.no_grad, detach, quantized '
+            'layers), let it through; else use larger images (--img-size), a convolutional or token model, or '
             "mixing without a model, 'random-box' or 'cutmix' (--mixup-mode)")
     layers = _with_sign(model, size, layers)
     return tuple(replace(layer, number=number) for number, layer in enumerate(layers))

@@ -6,7 +6,10 @@ import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from gradmix_timm.choices import TIMM_MODES
 from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
@@ -130,19 +133,22 @@ def create_mixer(name: str, **options: Any) -> Mixer:
     Args:
         name: A registered name, or two joined by ``+``, which alternate by ``switch_prob`` batch by batch.
         **options: ``num_classes`` and the mixer's own; every one of ours takes label_smoothing, prob, prob_elem,
-            seed and rank. For ``a+b``: these, ``switch_prob``, and ``parts={'a': {...}, 'b': {...}}`` over
-            them.
+            seed and rank. For ``a+b``: those of both, each for the mixers that take it, ``switch_prob``, and
+            ``parts={'a': {...}, 'b': {...}}`` over them.
 
     Returns:
         A mixer: ``images, targets = mixer(images, labels, model)``.
 
     Raises:
         ValueError: An unknown name or option; the message names the nearest.
+        TypeError: A name that is no text.
 
     Example:
         >>> create_mixer('mixup', num_classes=10, alpha=0.5)
         Mixup(alpha=0.5, lam='image', num_classes=10, label_smoothing=0.0, prob=1.0, prob_elem=1.0, seed=0, rank=0)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a mixer is asked for by its name, such as 'gradmix', got {name!r}")
     if '+' in name:
         return _create_switch(name, **options)
     entry = _MIXERS[name]
@@ -156,6 +162,7 @@ def create_mixer(name: str, **options: Any) -> Mixer:
     if fixed and options.get('attribution', fixed) != fixed:
         raise ValueError(f'mixer {name!r} has attribution={fixed!r}, which makes it a control, got '
                          f"{options['attribution']!r}; leave it out, or take mixer 'gradmix'")
+    options = {option: value.tolist() if isinstance(value, np.ndarray) else value for option, value in options.items()}
     for option, kind in _kinds(entry).items():
         if kind in ('int', 'float') and isinstance(options.get(option, 0), str | list | tuple | dict | None):
             raise ValueError(f'mixer {name!r}: {option} is a number, got {options[option]!r}')
@@ -187,11 +194,17 @@ def _create_switch(name: str, switch_prob: float = 0.5, parts: dict[str, dict[st
     timms = [n for n in names if n in TIMM_MODES]
     if timms:
         raise ValueError(f"{timms[0]!r} is timm's own class and cannot alternate: use 'mixup' or 'cutmix' in {name!r}")
-    parts = parts or {}
+    parts = {} if parts is None else parts
+    if not isinstance(parts, Mapping) or not all(isinstance(own, Mapping) for own in parts.values()):
+        raise ValueError(f"parts is {{'{names[0]}': {{...}}, '{names[1]}': {{...}}}}, options by mixer, got {parts!r}")
+    if not isinstance(switch_prob, Real):
+        raise ValueError(f'switch_prob is a number, got {switch_prob!r}')
     stray = [part for part in parts if part not in names]
     if stray:
         raise ValueError(f'parts names {stray[0]!r}: {nearest(stray[0], names)}')
-    made = [create_mixer(n, **{**shared, **parts.get(n, {})}) for n in names]
+    takers = {option: [n for n in names if _takes(_MIXERS[n], option)] or names for option in shared}
+    made = [create_mixer(n, **{**{option: value for option, value in shared.items() if n in takers[option]},
+                               **parts.get(n, {})}) for n in names]
     first, second = (_alternating(name, mixer) for mixer in made)
     return SwitchMixer(first, second, switch_prob)
 

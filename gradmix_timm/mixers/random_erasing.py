@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.ops import box_lam, image_size, paste
+from gradmix_timm.options import is_pair
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, kept_weight, to_device
@@ -45,9 +46,9 @@ class RandomErasing(BatchMixer):
     def __init__(self, num_classes: int, scale: Sequence[float] = (0.02, 0.33), ratio: Sequence[float] = (0.3, 3.3),
                  fill: str = 'noise', **common: Any) -> None:
         super().__init__(num_classes, **common)
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] < 1:
+        if not is_pair(scale) or not 0 < scale[0] <= scale[1] < 1:
             raise ValueError(f'scale is (lo, hi) with 0 < lo <= hi < 1, got {scale}')
-        if len(ratio) != 2 or not 0 < ratio[0] <= ratio[1] < np.inf:
+        if not is_pair(ratio) or not 0 < ratio[0] <= ratio[1] < np.inf:
             raise ValueError(f'ratio is (lo, hi) with 0 < lo <= hi, got {ratio}')
         if fill not in ('noise', 'zero'):
             raise ValueError(f"fill is 'noise' or 'zero', got {fill!r}")

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from gradmix_timm.ops import box_lam, boxes_inside, image_size, paste_resized, whole_boxes
+from gradmix_timm.options import is_pair
 from gradmix_timm.records import MixDraw
 
 from .base import BatchMixer, to_device, uniform
@@ -36,7 +37,7 @@ class ResizeMix(BatchMixer):
     def __init__(self, num_classes: int, scale: Sequence[float] = (0.1, 0.8), lam: str = 'image', **common: Any
                  ) -> None:
         super().__init__(num_classes, **common)
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        if not is_pair(scale) or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f'scale is (lo, hi) with 0 < lo <= hi <= 1, got {scale}')
         if lam not in ('image', 'batch'):
             raise ValueError(f"lam is drawn per 'image' or 'batch', got {lam!r}")

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 
 from gradmix_timm.ops import as_targets, soft_targets
-from gradmix_timm.options import check_alpha
+from gradmix_timm.options import check_alpha, is_pair
 from gradmix_timm.records import MixDraw
 
 from .base import check_images
@@ -39,9 +39,7 @@ def check_timm_options(options: Mapping[str, Any]) -> None:
     minmax = options.get('cutmix_minmax')
     if minmax is None:
         return
-    numbers = isinstance(minmax, list | tuple) and len(minmax) == 2 and all(
-        isinstance(side, Real) for side in minmax)
-    if not numbers or not 0 <= minmax[0] < minmax[1] <= 1:
+    if not is_pair(minmax) or not 0 <= minmax[0] < minmax[1] <= 1:
         raise ValueError('cutmix_minmax is two numbers, the smallest and the largest side of the box as shares of the '
                          f"image's, 0 <= smallest < largest <= 1; got {minmax!r}")
 

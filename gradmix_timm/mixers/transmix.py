@@ -1,6 +1,7 @@
 """TransMix: CutMix whose labels follow the class token's attention, known after the forward pass."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -56,6 +57,13 @@ class TransMix(CutMix):
         if not 0 <= area <= 1:
             raise ValueError(f'area is a weight in [0, 1], got {area}')
         self.area = float(area)
+
+    def __call__(self, images: Tensor, targets: Any = None, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Mix as CutMix, with a warning: labels by attention come of :meth:`watch`."""
+        warnings.warn("a plain call of mixer 'transmix' gives labels by area, as cutmix does; its own are known after "
+                      'the forward: mixed = mixer.mix(images, labels), then mixer.watch(model, mixed), see '
+                      'docs/mixers.md', stacklevel=2)
+        return super().__call__(images, targets, model)
 
     def _prepare(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
         """Reject a model whose class token's attention cannot be read."""

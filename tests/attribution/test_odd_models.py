@@ -226,3 +226,21 @@ def test_a_scripted_part_is_in_evaluation_mode_for_the_pass_and_trains_again(sma
     found = attribute(net, images, labels)
     assert net.head.training
     torch.testing.assert_close(found, attribute(net.eval(), images, labels))
+
+
+class Mistaken(Plain):
+    def forward(self, x):
+        return self.head(self.deep(self.stem(x)).mean((2, 3)), 1)
+
+
+class Cut(Plain):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize(('net', 'words'), [
+    (Mistaken, r'Mistaken fails in its forward, called with a batch of noise images of 3x32x32 .* takes 2 positional'),
+    (Cut, r'Cut has no layer with a map .* Where its forward cuts the gradient \(torch\.no_grad, detach')])
+def test_a_mistake_in_a_forward_is_not_taken_for_a_size(net, words, small):
+    with pytest.raises(ValueError, match=words):
+        create_mixer('gradmix', num_classes=4)(*small, net())

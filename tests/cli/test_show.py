@@ -135,6 +135,16 @@ def test_covering_the_evidence_hides_more_than_covering_anything_else():
     assert drops[2] > drops[1]
 
 
+def test_no_image_fills_its_own_box():
+    images = torch.arange(1, 6).view(5, 1, 1, 1).expand(5, 1, 8, 8) / 1.0
+    for seed in range(20):
+        drops = deletion_drops(Spot(), images, torch.zeros(5, dtype=torch.int64), [Place('center')], 8, seed)
+        assert (drops != 0).all()
+    for count, side, match in ((1, 4, r'got 1 image; give two'), (5, 9, r'1 to 8 pixels, got 1 places and side=9')):
+        with pytest.raises(ValueError, match=match):
+            deletion_drops(Spot(), images[:count], torch.zeros(count, dtype=torch.int64), [Place('center')], side)
+
+
 def test_the_deletion_table_is_printed_and_written(images, tmp_path, capsys):
     torch.manual_seed(0)
     model = timm.create_model('test_resnet', num_classes=2)

@@ -77,6 +77,8 @@ def test_the_attention_is_that_of_the_formula_and_the_label_follows_it(fused, op
     plain = create_mixer('cutmix', num_classes=K, label_smoothing=0.1, seed=1).mix(images, labels)
     assert torch.equal(plain.input, mixed.input)
     assert torch.equal(plain.target, mixed.target), 'until the pass, by area'
+    with pytest.warns(UserWarning, match=r'labels by area.*mixer\.watch'):
+        mixer(images, labels, model)
     assert all(block.attn.fused_attn is fused for block in model.blocks)
 
 

@@ -226,6 +226,31 @@ def test_what_is_no_number_is_named(name, option, value):
 @pytest.mark.parametrize(('name', 'option'), [('batch', 'mixup_alpha'), ('cutmix', 'alpha'), ('gradmix', 'confidence')])
 def test_numpys_numbers_are_numbers(name, option):
     create_mixer(name, num_classes=K, **{option: np.float32(0.5)})
+    assert create_mixer('gradmix', num_classes=K, lam_range=np.array([0.5, 0.75])).config.lam_range == (0.5, 0.75)
+
+
+@pytest.mark.parametrize(('name', 'options', 'match'), [
+    ('gradmix', {'lam_range': (None, 1)}, r'lam_range is \(lo, hi\) .* got \(None, 1\)'),
+    ('resizemix', {'scale': 0.3}, r'scale is \(lo, hi\) .* got 0\.3'),
+    ('random-erasing', {'ratio': ('a', 1)}, r'ratio is \(lo, hi\)'),
+    ('gradmix+cutmix', {'parts': ['gradmix']}, r"parts is .*'cutmix': .*got \['gradmix'\]"),
+    ('gradmix+cutmix', {'parts': {'gradmix': 0.9}}, 'options by mixer'),
+    ('gradmix+cutmix', {'switch_prob': 'a'}, "switch_prob is a number, got 'a'"),
+    ('gradmix+cutmix', {'confidense': 0.9}, "no option 'confidense'.*confidence")])
+def test_values_of_another_kind_are_named(name, options, match):
+    with pytest.raises(ValueError, match=match):
+        create_mixer(name, num_classes=K, **options)
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(TypeError, match=r'asked for by its name.*got None'):
+        create_mixer(None)
+
+
+def test_an_option_of_one_of_two_mixers_is_its_own():
+    mixer = create_mixer('gradmix+regmixup', num_classes=K, confidence=0.9, alpha=2.0)
+    assert mixer.first.config.confidence == 0.9
+    assert mixer.first.config.alpha == mixer.second.alpha == 2.0
 
 
 @pytest.mark.parametrize('name', PAIRED)

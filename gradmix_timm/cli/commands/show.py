@@ -211,11 +211,13 @@ def deletion_table(model: nn.Module, images: Tensor, labels: Tensor, args: argpa
     images, labels = images[right], labels[right]
     where, size = places(args.deletion_layers), images.shape[2]
     rows: dict[str, dict[str, float]] = {str(place): {} for place in where}
-    base = torch.cat([log_odds(model, *part) for part in zip(images.split(64), labels.split(64), strict=True)])
+    count = -(-len(images) // 64)  # parts of even sizes, none of a single image
+    parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
+    base = torch.cat([log_odds(model, *part) for part in parts])
     for share in args.deletion_sides:
         side = max(1, round(share * size))
-        drops = [deletion_drops(model, x, y, where, side, args.seed + i) for i, (x, y) in enumerate(
-            tqdm(list(zip(images.split(64), labels.split(64), strict=True)), desc=f'{side} px', disable=None))]
+        drops = [deletion_drops(model, x, y, where, side, args.seed + i)
+                 for i, (x, y) in enumerate(tqdm(parts, desc=f'{side} px', disable=None))]
         for place, values in zip(where, torch.cat(drops, 1), strict=True):
             rows[str(place)][str(side)] = round(float(values.mean()), 4)
             rows[str(place)][f'{side}_se'] = round(float(values.std() / len(values) ** 0.5), 4)
