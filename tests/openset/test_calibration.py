@@ -116,3 +116,10 @@ def test_what_is_no_closed_set_probability_is_refused():
         metrics.ece([[.5, .5]], [0], bins=0)
     with pytest.raises(ValueError, match='class indices'):
         metrics.ece([[.5, .5]], [0.])
+
+
+@pytest.mark.parametrize('bins', [0, 1.5])
+def test_bins_are_counted_in_whole_numbers(bins):
+    for error in (metrics.ece, metrics.adaptive_ece):
+        with pytest.raises(ValueError, match='a whole number of at least 1'):
+            error([[0.5, 0.5]], [0], bins)

@@ -281,3 +281,9 @@ def test_masked_values_are_refused_and_not_counted_in():
             metric(known, unknown)
         assert metric(np.ma.masked_array([2., 3.]), unknown) == metric([2., 3.], unknown) == metric(
             known.compressed(), unknown)
+
+
+@pytest.mark.parametrize('points', [1, -3])
+def test_a_curve_has_two_points_at_least(points):
+    with pytest.raises(ValueError, match=f'at least 2, got {points}'):
+        metrics.roc_curve([1., 2.], [0., 3.], points)

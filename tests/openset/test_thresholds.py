@@ -94,3 +94,5 @@ def test_classes_out_of_range_are_refused():
         metrics.normalized_accuracy([0], [0], .5)
     with pytest.raises(ValueError, match='2 class indices'):
         metrics.gate([0], [0., 1.], 0.)
+    with pytest.raises(ValueError, match='threshold is NaN'):
+        metrics.gate([0], [0.], float('nan'))

@@ -138,6 +138,16 @@ def fpr_at_95_unknown(known: ArrayLike, unknown: ArrayLike) -> float:
 
     tau is the smallest observed score that rejects s <= tau for at least 95% of the unknowns; nothing is interpolated.
 
+    Args:
+        known: Scores of the knowns, higher = more known, [N].
+        unknown: Scores of the unknowns, [M].
+
+    Returns:
+        Fraction in [0, 1].
+
+    Raises:
+        ValueError: An empty side, or a score that is NaN.
+
     Example:
         >>> fpr_at_95_unknown([17.5, 18., 18.5, 30.], range(20))
         0.5
@@ -147,6 +157,16 @@ def fpr_at_95_unknown(known: ArrayLike, unknown: ArrayLike) -> float:
 
 def detection_error(known: ArrayLike, unknown: ArrayLike) -> float:
     """Smallest mean of the two error rates, min over tau of (P(s_K < tau) + P(s_U >= tau)) / 2; at most 0.5.
+
+    Args:
+        known: Scores of the knowns, higher = more known, [N].
+        unknown: Scores of the unknowns, [M].
+
+    Returns:
+        Fraction in [0, 0.5].
+
+    Raises:
+        ValueError: An empty side, or a score that is NaN.
 
     Example:
         >>> detection_error([3., 1.], [2., 0.])
@@ -200,5 +220,16 @@ def ccr_at_fpr(known: ArrayLike, correct: ArrayLike, unknown: ArrayLike, fpr: fl
 
 
 def tie_share(known: ArrayLike, unknown: ArrayLike) -> float:
-    """Share of known-unknown pairs with equal scores: by half of it AUROC could move under another rule for ties."""
+    """Share of known-unknown pairs with equal scores: by half of it AUROC could move under another rule for ties.
+
+    Args:
+        known: Scores of the knowns, higher = more known, [N].
+        unknown: Scores of the unknowns, [M].
+
+    Returns:
+        Fraction in [0, 1].
+
+    Raises:
+        ValueError: An empty side, or a score that is NaN.
+    """
     return _of(counts.tie_share, known, unknown)

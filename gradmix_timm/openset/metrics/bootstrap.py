@@ -128,6 +128,9 @@ def rank_intervals(
         skewed near their ends, on a logit scale (:func:`_interval`); for OSCR and the 95% rates of fewer than
         :data:`FEW` scores on a side as described there. A metric that no draw moved gets the interval of the rule of
         three.
+
+    Raises:
+        ValueError: No draw, or a level outside (0, 1).
     """
     if draws < 1:
         raise ValueError(f'draws is the number of resamples, at least 1 (1000 is usual), got {draws}')

@@ -68,8 +68,8 @@ def _probabilities(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArra
 
 
 def _check_bins(bins: int) -> None:
-    if bins < 1:
-        raise ValueError(f'bins is the number of bins, at least 1, got {bins}')
+    if bins < 1 or bins % 1:
+        raise ValueError(f'bins is the number of bins, a whole number of at least 1, got {bins}')
 
 
 def _binned(probs: NDArray, target: NDArray[np.int64], edges: NDArray) -> Reliability:
@@ -116,7 +116,19 @@ def ece(probs: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
 
 
 def adaptive_ece(probs: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
-    """As :func:`ece` with bins that hold equally many samples; equal confidences stay in one bin."""
+    """As :func:`ece` with bins that hold equally many samples; equal confidences stay in one bin.
+
+    Args:
+        probs: Probabilities, [N, K], rows summing to 1.
+        labels: Classes 0..K-1, int [N].
+        bins: Their number.
+
+    Returns:
+        Fraction in [0, 1].
+
+    Raises:
+        ValueError: Rows that are no probabilities, labels that are no classes, or no bin.
+    """
     _check_bins(bins)
     array, target = _probabilities(probs, labels)
     ordered = np.sort(array.max(1))
@@ -148,7 +160,17 @@ def _nll(array: NDArray, target: NDArray[np.int64], scale: float) -> float:
 
 
 def brier(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over samples of the summed squared error, sum over classes of (p - y)^2; in [0, 2], not halved.
+    """Mean over samples of the summed squared error, sum over classes of (p - y)^2; not halved.
+
+    Args:
+        probs: Probabilities, [N, K], rows summing to 1.
+        labels: Classes 0..K-1, int [N].
+
+    Returns:
+        In [0, 2].
+
+    Raises:
+        ValueError: Rows that are no probabilities, or labels that are no classes.
 
     Example:
         >>> round(brier([[0.8, 0.2]], [0]), 2)

@@ -53,6 +53,8 @@ def _curve(values: NDArray, gained: NDArray, passed: NDArray, totals: tuple[floa
     x, y = np.r_[0, dx.cumsum()] / totals[1], np.r_[0, dy.cumsum()] / totals[0]
     threshold = np.r_[np.inf, values[moved]]
     keep = np.flatnonzero(_corners(dx, dy))
+    if points is not None and not points >= 2:
+        raise ValueError(f'points is the number of points of a curve, at least 2, got {points}')
     if points is not None and len(keep) > points:
         keep = keep[_thin(x[keep], y[keep], points)]
     return Curve(x[keep], y[keep], threshold[keep])

@@ -92,6 +92,9 @@ def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, f
     Returns:
         (low, high), fractions in [0, 1].
 
+    Raises:
+        ValueError: Counts that are none of a rate.
+
     Example:
         >>> [round(end, 4) for end in wilson_ci(90, 100)]
         [0.8256, 0.9448]
@@ -107,6 +110,13 @@ def wilson_ci(successes: int, total: int, level: float = 0.95) -> tuple[float, f
 
 def top1(correct: ArrayLike, level: float = 0.95) -> ClosedSet:
     """Closed set accuracy with Wilson's interval, as results.json has it.
+
+    Args:
+        correct: Which images got their class, bool [N].
+        level: Coverage aimed at, in (0, 1).
+
+    Raises:
+        ValueError: No image, or values that are not true or false.
 
     Example:
         >>> top1([True, True, False, True])['top1']
@@ -265,6 +275,16 @@ class TrialMean:
 def over_trials(values: ArrayLike, level: float = 0.95) -> TrialMean:
     """Mean, standard deviation and Student's interval over trials.
 
+    Args:
+        values: One of each trial, [n].
+        level: Coverage aimed at, in (0, 1).
+
+    Returns:
+        The interval is unbounded for one trial and for trials without any spread.
+
+    Raises:
+        ValueError: No value, or one that is NaN.
+
     Example:
         >>> summary = over_trials([0.90, 0.92, 0.94, 0.91, 0.93])
         >>> round(summary.mean, 3), round(summary.sd, 4), round(summary.low, 4)
@@ -332,6 +352,11 @@ def draws_ci(right: NDArray[np.bool_], level: float = 0.95) -> tuple[float, floa
 
 def paired_difference(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Difference:
     """Difference of two methods over the same trials (same split, same order): Student's interval of the differences.
+
+    Args:
+        first: One value of each trial, [n], n >= 2.
+        second: The same of the other method.
+        level: Coverage aimed at, in (0, 1).
 
     Returns:
         First minus second. Where all differences are the same the interval is unbounded and p is 1: without any spread

@@ -62,10 +62,23 @@ def observed_threshold(known: ArrayLike, alpha: float = 0.05) -> float:
 def gate(pred: ArrayLike, knownness: ArrayLike, threshold: float) -> NDArray[np.int64]:
     """Predicted classes with -1 (unknown) where knownness < threshold.
 
+    Args:
+        pred: Predicted class, int [N].
+        knownness: Score, [N].
+        threshold: Smallest that is accepted.
+
+    Returns:
+        int64 [N].
+
+    Raises:
+        ValueError: Lengths that differ, a score that is NaN, a threshold that is NaN, or a prediction that is no class.
+
     Example:
         >>> gate([2, 0, 1], [0.9, 0.2, 0.5], 0.5).tolist()
         [2, -1, 1]
     """
+    if math.isnan(threshold):
+        raise ValueError('threshold is NaN, which rejects everything')
     array = scores('knownness', knownness)
     return np.where(array >= threshold, as_labels('pred', pred, len(array)), -1)
 
@@ -86,6 +99,12 @@ def balanced_accuracy(pred: ArrayLike, label: ArrayLike, with_unknown: bool = Fa
         label: True class, -1 for unknown, int [N].
         with_unknown: Count the share of unknowns rejected as one more recall.
 
+    Returns:
+        Fraction in [0, 1].
+
+    Raises:
+        ValueError: Lengths that differ, or no known sample.
+
     Example:
         >>> balanced_accuracy([0, 0, -1], [0, 1, -1]), balanced_accuracy([0, 0, -1], [0, 1, -1], with_unknown=True)
         (0.5, 0.6666666666666666)
@@ -103,7 +122,19 @@ def balanced_accuracy(pred: ArrayLike, label: ArrayLike, with_unknown: bool = Fa
 
 
 def normalized_accuracy(pred: ArrayLike, label: ArrayLike, weight: float) -> float:
-    """Accuracy on knowns, times ``weight``, plus share of unknowns rejected, times 1 - weight; say which weight."""
+    """Accuracy on knowns, times ``weight``, plus share of unknowns rejected, times 1 - weight; say which weight.
+
+    Args:
+        pred: Predicted class, -1 for rejected, int [N].
+        label: True class, -1 for unknown, int [N].
+        weight: Of the knowns, in [0, 1].
+
+    Returns:
+        Fraction in [0, 1].
+
+    Raises:
+        ValueError: Lengths that differ, a weight outside [0, 1], or only knowns or unknowns.
+    """
     truth = as_labels('label', label)
     guess = as_labels('pred', pred, len(truth))
     fraction('weight', weight)
@@ -170,6 +201,9 @@ def best_f1(
 
     Returns:
         (F1, tau): accept s >= tau; tau = inf where rejecting everything is best.
+
+    Raises:
+        ValueError: Lengths that differ, a score that is NaN, or a prediction of -1.
     """
     array = scores('knownness', knownness)
     guess, truth = as_labels('pred', pred, len(array)), as_labels('label', label, len(array))
