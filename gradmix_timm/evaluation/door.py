@@ -159,9 +159,11 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
     if _is_path(known) and _is_path(train) and Path(train) == Path(known) and is_flat('', known, ('train', 'test')):
         source['flat_test'] = 'of each class a fifth, seed 0'
         fitted, test = split_flat(test)
-        return EvaluationImages(test, split, None, fitted, held, source)
-    return EvaluationImages(test, split, None, _more(model, train, names, 'known training images', 'train'), held,
-                            source)
+    else:
+        fitted = _more(model, train, names, 'known training images', 'train')
+    images = EvaluationImages(test, split, None, fitted, held, source)
+    images.check_held_out()
+    return images
 
 
 def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test') -> CutDataset | None:

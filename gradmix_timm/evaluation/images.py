@@ -116,6 +116,20 @@ class EvaluationImages:
             raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
         return message if count else ''
 
+    def check_held_out(self) -> None:
+        """Reject held-out images that are training images, which a fitted score knows better than new ones.
+
+        Raises:
+            ValueError: More than one in a hundred of them are, by path or by content.
+        """
+        if self.train is None or self.held_out is None:
+            return
+        count = shared_count(self.train, self.held_out)
+        if count > STRAY * len(self.held_out):
+            raise ValueError(f'{count} of the {len(self.held_out)} held-out images are training images, by path or by '
+                             'content, so that the threshold would be too high; pass known images that took no part '
+                             'in training as held_out=, or take them out of train=')
+
     def check_unknown(self, name: str, unknown: CutDataset) -> None:
         """Reject a set of unknown images that holds known ones.
 

@@ -187,6 +187,17 @@ def test_test_images_that_are_training_images_are_refused(net, as_loader):
         evaluate(net, train=train, known=data, unknown=tensors(2), **QUICK)
 
 
+def test_held_out_images_that_are_training_images_are_refused(net, places):
+    """Red before: each was compared with the test images alone, and the threshold was set on training images."""
+    train, some = tensors(0, 90), Subset(tensors(0, 90), range(20))
+    with pytest.raises(ValueError, match=r'20 of the 20 held-out images are training images.* as held_out='):
+        evaluate(net, train=train, held_out=some, known=tensors(1), unknown=tensors(2), **QUICK)
+    data, other, checkpoint = places
+    with pytest.raises(ValueError, match='60 of the 60 held-out images are training images'):
+        evaluate(checkpoint, train=data, held_out=data / 'train', known=data / 'test', unknown=other, device='cpu',
+                 **QUICK)
+
+
 @pytest.mark.parametrize('kind', ['test', 'training', 'held-out'])
 def test_unknown_tensors_that_are_known_images_are_refused(net, kind):
     """Red before: only training against test images was compared."""
