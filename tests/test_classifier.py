@@ -155,6 +155,16 @@ def test_a_folder_with_the_training_images_is_no_validation_set(checkpoint, file
         OpenSetClassifier.from_checkpoint(checkpoint, validation=moved, device='cpu')
 
 
+def test_images_that_a_score_is_fitted_on_are_no_validation_set(checkpoint, data, tmp_path):
+    """Red before: by content too, since a copy elsewhere set the same threshold, which new images missed."""
+    copies = shutil.copytree(data / 'train', tmp_path / 'copies')
+    for images in (data / 'train', copies, [str(path) for path in copies.rglob('*.png')]):
+        with pytest.raises(ValueError, match=r'20 of the 60 validation images are training images.*validation=\['):
+            OpenSetClassifier.from_checkpoint(checkpoint, 'knn:k=1', validation=images, device='cpu')
+    new = OpenSetClassifier.from_checkpoint(checkpoint, 'knn:k=1', validation=data / 'test', device='cpu')
+    assert new.manifest.n_validation == 60
+
+
 def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):
     path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=range(10))
     with pytest.raises(ValueError, match=r'10 held-out images are too few .* 19 are needed'):

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
-from gradmix_timm.data import CutDataset, shared_classes
+from gradmix_timm.data import CutDataset, ImageSource, shared_classes
+from gradmix_timm.data.identity import check_apart
+from gradmix_timm.data.readers import FileReader
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.opening import open_training
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, listed
@@ -97,10 +99,12 @@ def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str,
     model = EvaluatedModel.build(settings, loaded, plan.model, len(names), img_size=plan.img_size,
                                  input_img_mode=plan.input_img_mode, exif=plan.exif, device=plan.device)
     train, held = _cuts(plan, model, names)
+    if plan.validation is not None:
+        plan = replace(plan, validation=_validation(plan, loaded, names, train))
     embedded = None if train is None else model.embed(train, 'known training images')
     head = head_of(model.net) if score_kind(plan.score).needs_head else None
     score = fit_score(plan.score, embedded, head=head, **plan.score_options)
-    threshold, count, source = _threshold(plan, score, model, held, names)
+    threshold, count, source = _threshold(plan, score, model, held)
     name = str(plan.model or loaded.model)
     kwargs = dict(loaded.model_kwargs) if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
@@ -218,16 +222,27 @@ def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str])
     return kept
 
 
-def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset | None, names: Sequence[str],
-               ) -> tuple[float, int, str]:
+def _validation(plan: Plan, loaded: Loaded, names: Sequence[str], train: CutDataset | None) -> Any:
+    """Validation images of known classes.
+
+    Raises:
+        ValueError: They are files that the score is fitted on.
+    """
+    images = _of_known_classes(plan.validation, names, () if loaded.record is None else loaded.record.unknown_classes)
+    if train is not None and isinstance(images, list) and all(isinstance(item, str | os.PathLike) for item in images):
+        files = ImageSource(FileReader(os.curdir, [(os.fspath(item), 0) for item in images]))
+        check_apart(train, files, 'the threshold would be too high; pass images of known classes that took no part in '
+                                  'training, validation=[...] (--validation PATH ...)', 'validation')
+    return images
+
+
+def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset | None) -> tuple[float, int, str]:
     if plan.threshold is not None:
         return float(plan.threshold), 0, 'given by hand'
     if held is not None:
         embedded = model.embed(held, 'held-out images')
     else:
-        record = model.loaded.record if model.loaded is not None else None
-        unknown = () if record is None else record.unknown_classes
-        images = batches(_of_known_classes(plan.validation, names, unknown), model.reading(), plan.batch_size)
+        images = batches(plan.validation, model.reading(), plan.batch_size)
         embedded = model.embed_batches(images, 'validation images')
     _check_enough(len(embedded.label), plan.known_acceptance)
     values: Tensor = score(embedded)

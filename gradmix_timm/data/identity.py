@@ -119,13 +119,15 @@ def overlap(train: CutDataset | ImageSource, test: CutDataset | ImageSource) -> 
     return Overlap(n_paths, len(pairs) - n_paths, names, len(test_rows), compared)
 
 
-def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource, remedy: str) -> Overlap:
+def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource, remedy: str, kind: str = 'test',
+                ) -> Overlap:
     """Reject a test set that overlaps with training images, except for a few copies, as published sets have.
 
     Args:
         train: Images that were trained on.
         test: Images to be evaluated.
         remedy: End of the message, with what to type.
+        kind: What the message calls the images of ``test``.
 
     Returns:
         The overlap, at most one test image in a hundred, by content alone.
@@ -135,7 +137,7 @@ def check_apart(train: CutDataset | ImageSource, test: CutDataset | ImageSource,
     """
     found = overlap(train, test)
     if found.paths or found.contents > STRAY * found.compared:
-        raise ValueError(f'{found.describe()}; {remedy}')
+        raise ValueError(f'{found.describe(kind)}; {remedy}')
     return found
 
 

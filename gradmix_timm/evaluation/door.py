@@ -156,6 +156,7 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
         test = in_head_order(test, names, _KNOWN)
     split = ClassSplit(known=names, unknown=())
     held = _more(model, held_out, names, 'held-out images')
+    fitted: CutDataset | None
     if _is_path(known) and _is_path(train) and Path(train) == Path(known) and is_flat('', known, ('train', 'test')):
         source['flat_test'] = 'of each class a fifth, seed 0'
         fitted, test = split_flat(test)
