@@ -5,6 +5,7 @@ A wrong mean, crop or class order lowers accuracy, whereas the open-set figures 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +16,29 @@ from gradmix_timm.data.recode import Recoded
 from gradmix_timm.openset.results import AccuracyGate
 from gradmix_timm.records import Embeddings
 
-__all__ = ['GATES', 'SLACK', 'accuracy_block', 'as_stored', 'check_accuracy', 'recorded_top1']
+__all__ = ['GATES', 'SLACK', 'accuracy_block', 'as_stored', 'check_accuracy', 'check_gate', 'recorded_top1']
 
 #: What to do about a model that is less accurate than its reference: raise, warn, or skip the check.
 GATES = ('refuse', 'warn', 'off')
 #: Largest accepted shortfall of the accuracy from the reference: one point.
 SLACK = 0.01
+
+
+def check_gate(gate: str, reference_top1: Any) -> None:
+    """Reject settings of the gate that cannot be meant; a share in place of percent would be passed by any model.
+
+    Args:
+        gate: One of :data:`GATES`.
+        reference_top1: Percent, or None.
+
+    Raises:
+        ValueError: They are something else.
+    """
+    if gate not in GATES:
+        raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
+    number = isinstance(reference_top1, int | float | np.number)
+    if reference_top1 is not None and not (number and 1 <= reference_top1 <= 100):
+        raise ValueError(f'reference_top1={reference_top1}: expected percent, from 1 to 100; 76.5 means 76.5%')
 
 
 def check_accuracy(correct: NDArray[np.bool_], reference: float, where: str, source: str) -> AccuracyGate:

@@ -20,7 +20,7 @@ from gradmix_timm.openset.extract import without_unknown_output
 from gradmix_timm.openset.near_far import near_and_far
 from gradmix_timm.registry import nearest
 
-from .accuracy import GATES
+from .accuracy import check_gate
 from .handed import HandedImages, as_unknown, in_head_order, open_handed
 from .images import EvaluationImages, UnknownImages
 from .model import EvaluatedModel
@@ -66,7 +66,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         img_size: Side in pixels in place of the checkpoint's or the model's; not of a live module.
         device: Of a checkpoint or timm's model; a live module stays where it is.
         gate: What to do about a model that is less accurate than its reference: 'refuse', 'warn', 'off'.
-        reference_top1: Percent that it should reach on the known images.
+        reference_top1: Percent that it should reach on the known images, from 1 to 100.
         near: Names of unknown sets that count as near.
         far: The same for far.
         overlap: What to do about unknown classes named like a known one: 'refuse', 'drop', 'keep'.
@@ -77,7 +77,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         **settings: Of :class:`EvaluationSettings`: ``batch_size``, ``bootstrap``, ``seed``, ``cache``, ...
 
     Raises:
-        ValueError: Images or classes that do not fit the model, tensors and folders of two sizes, test images that are
+        ValueError: Images or classes that do not fit the model, images of two sizes, test or held-out images that are
             training images, a validation set (``tune``) that shares an image or a class with what is evaluated.
         TypeError: An unknown setting, or images of another kind.
 
@@ -93,8 +93,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
     allowed = [field.name for field in fields(EvaluationSettings)]
     if strays := [name for name in settings if name not in allowed]:
         raise TypeError(f'evaluate() has no setting {strays[0]!r}: {nearest(strays[0], allowed)}')
-    if gate not in GATES:
-        raise ValueError(f'gate={gate!r}: expected {", ".join(GATES)}')
+    check_gate(gate, reference_top1)
     if tune is not None and held_out is None:
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
@@ -241,6 +240,7 @@ def _check_sizes(model: EvaluatedModel, cuts: Mapping[str, CutDataset]) -> None:
     """Reject tensors of another size than other images are read at, which would tell the sets apart by size."""
     read = next((name for name, images in cuts.items() if not isinstance(images, HandedImages)), None)
     if read is None:
+        _check_alike({name: images.sizes for name, images in cuts.items() if isinstance(images, HandedImages)})
         return
     channels, *size = model.reading().input_size
     for name, images in cuts.items():
@@ -253,6 +253,17 @@ def _check_sizes(model: EvaluatedModel, cuts: Mapping[str, CutDataset]) -> None:
                     f'images of {name} are tensors of {height} x {width} pixels and those of {read} are read at '
                     f'{size[0]} x {size[1]}, so that their scores would not compare; read them at the size of the '
                     f'tensors, {way}, or pass tensors of {size[0]} x {size[1]}')
+
+
+def _check_alike(sizes: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+    """Reject tensors of another size than a set whose tensors are of one size."""
+    first, side = next(((name, found[0]) for name, found in sizes.items() if len(found) == 1), ('', (0, 0)))
+    for name, found in sizes.items() if first else ():
+        for other in found:
+            if other != side:
+                raise ValueError(
+                    f'images of {name} are tensors of {other[0]} x {other[1]} pixels and those of {first} of '
+                    f'{side[0]} x {side[1]}, so that their scores would not compare; pass tensors of one size')
 
 
 def _word(name: str, data: Any) -> str:

@@ -271,7 +271,7 @@ def test_a_reference_by_hand(places, tmp_path, capsys):
             tmp_path / 'out')
     assert '--reference-top1 99 says 99.00%' in refused(capsys, *argv, '--reference-top1', 99)
     assert run(*argv, '--reference-top1', 20) == 0
-    assert 'from 0 to 100' in refused(capsys, *argv, '--reference-top1', 200)
+    assert 'from 1 to 100' in refused(capsys, *argv, '--reference-top1', 200)
 
 
 def test_a_checkpoint_that_does_not_say(done):

@@ -150,7 +150,7 @@ def test_names_that_are_not_utf8_lose_nothing(name, tmp_path, capsys):
     ('osr', ('--unknown-dataset', 'nope'), "--unknown-dataset nope: the unknown classes here are of the known ones'"),
     ('osr', ('--unknown-data-dir', 'nope'), '--unknown-data-dir nope: the unknown'),
     ('osr', ('--amp-dtype', 'bfloat16'), '--amp-dtype bfloat16 has no effect without --amp'),
-    ('ood', ('--reference-top1', '-3'), 'expected percent, from 0 to 100'),
+    ('ood', ('--reference-top1', '0.99'), 'expected percent, from 1 to 100'),
     ('osr', ('--img-size', '0'), '--img-size 0: expected 1 or more'),
     ('osr', ('stray',), 'stray'), ('probe', ('--probes', ''), '--probes: got an empty word')])
 def test_words_that_would_be_ignored_are_refused(name, argv, message, place, capsys):

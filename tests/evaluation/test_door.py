@@ -330,6 +330,13 @@ def test_what_to_do_about_a_model_below_its_reference_is_up_to_the_caller(net, g
         assert ('reference_top1=99.5 says 99.50%' in found().get('warning', '')) == (gate == 'warn')
 
 
+@pytest.mark.parametrize('reference', [0.99, 0, 101, float('nan'), '99'])
+def test_a_reference_that_is_no_percentage_is_refused(net, reference):
+    """Red before: 0.99 was taken for 0.99%, which every model reaches."""
+    with pytest.raises(ValueError, match=rf'reference_top1={reference}: expected percent, from 1 to 100'):
+        evaluate(net, known=tensors(1), unknown=tensors(2), reference_top1=reference, gate='refuse', **QUICK)
+
+
 def test_sets_of_unknown_images_may_be_called_as_the_known_ones(net):
     found = evaluate(net, known=tensors(1), unknown={'known': tensors(2, 9), 'more': tensors(3, 6)}, scores='mls',
                      **QUICK)
@@ -505,6 +512,18 @@ def test_tensors_of_another_size_than_folders_are_read_at_are_refused(places, as
     alike = evaluate(net, known=Folders(data / 'test', 64), unknown={'other': Folders(folder, 64)}, scores='mls',
                      **QUICK)
     assert found.predictions.columns['mls'] == pytest.approx(alike.predictions.columns['mls'], rel=1e-4)
+
+
+def test_tensors_of_two_sizes_are_refused(net):
+    """Red before: the AUROC between 12 and 8 pixels was reported."""
+    small = TensorDataset(tensors(2).tensors[0][..., :8, :8], tensors(2).tensors[1])
+    with pytest.raises(ValueError, match='unknown are tensors of 8 x 8 pixels and those of known of 12 x 12'):
+        evaluate(net, known=tensors(1), unknown=small, **QUICK)
+    with pytest.raises(ValueError, match=r'images of far are tensors of 8 x 8 pixels'):
+        evaluate(net, known=tensors(1), unknown={'far': [*DataLoader(tensors(3), 30), *DataLoader(small, 30)]}, **QUICK)
+    each = [[*DataLoader(tensors(seed), 30), *DataLoader(small, 30)] for seed in (1, 2)]
+    each[1][2:] = [(images + 9, labels) for images, labels in each[1][2:]]
+    assert evaluate(net, known=each[0], unknown=each[1], scores='mls', **QUICK).results['n_known'] == 120
 
 
 def test_a_checkpoint_reads_folders_at_the_size_of_tensors_by_img_size(places):

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from gradmix_timm.data.image_lists import SUITES
+from gradmix_timm.evaluation.accuracy import check_gate
 from gradmix_timm.evaluation.opening import head_names, known_folders, named_split, open_known, with_sets
 from gradmix_timm.evaluation.steps import evaluate_images
 from gradmix_timm.evaluation.suites import list_order, open_suite
@@ -30,8 +31,7 @@ def run_ood(args: argparse.Namespace) -> int:
     with flag_errors(args):
         _check_suite(args)
         settings, options, unknown = settings_of(args), options_of(args), _unknown_of(args)
-        if args.reference_top1 is not None and not 0 <= args.reference_top1 <= 100:
-            raise ValueError(f'reference_top1={args.reference_top1:g}: expected percent, from 0 to 100')
+        check_gate('refuse', args.reference_top1)
         folder = output_folder(args, 'ood')
         loaded = read_checkpoint(args)
         split = named_split(options, loaded.record if loaded is not None else None)
