@@ -2,16 +2,22 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 from gradmix_timm.registry import nearest
 
-__all__ = ['find_classes', 'name_hint', 'shared_classes']
+__all__ = ['find_classes', 'found_classes', 'name_hint', 'shared_classes']
+
+_logger = logging.getLogger(__name__)
 
 _SYNONYMS = {'plane': 'airplane', 'aeroplane': 'airplane', 'car': 'automobile', 'auto': 'automobile'}
+# Alike this much, and apart by two letters at most, are a name and its misspelling; cat and bat are less alike.
+_ALIKE = 0.85
 
 
 def find_classes(names: Sequence[str], all_classes: Sequence[str]) -> tuple[int, ...]:
@@ -57,12 +63,51 @@ def shared_classes(names: Sequence[str], others: Sequence[str]) -> dict[int, str
     return {place: theirs[_key(name)] for place, name in enumerate(names) if _key(name) in theirs}
 
 
+def found_classes(known: Sequence[str], names: Sequence[str], where: str) -> list[int]:
+    """Positions in ``known`` of the classes that a data set has; a warning says how many it lacks.
+
+    Args:
+        known: Names in head order.
+        names: Of the data set's classes.
+        where: What the data set is, for messages.
+
+    Raises:
+        ValueError: It has none of them, or lacks one and has a name that differs from it by little more than a letter.
+    """
+    there = sorted(shared := shared_classes(known, names))
+    if not there:
+        raise ValueError(f'{where}: none of its classes ({", ".join(names[:5])}, ...) is known to the model '
+                         f'({", ".join(known[:5])}, ...)')
+    strays = sorted(set(names) - set(shared.values()))
+    for name in (name for place, name in enumerate(known) if place not in shared):
+        if close := _misspelt(name, strays):
+            raise ValueError(f'{where} has no class {name!r}, which the model knows: did you mean {close!r}? Correct '
+                             'known_classes=A,B,..., or rename the folder; if that is another class, take its folder '
+                             'out')
+    if len(there) < len(known):
+        _logger.warning(f'{where} has {len(there)} of the {len(known)} known classes')
+    return there
+
+
 def name_hint(name: str, known: Sequence[str]) -> str:
     """Hint for an error message: the nearest names, or the first ones."""
     if len(known) <= 30:
         return nearest(name, known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f'did you mean {" or ".join(map(repr, close))}?' if close else f'the first are {", ".join(known[:5])}'
+
+
+def _misspelt(name: str, others: Sequence[str]) -> str:
+    """The name that was meant by one with a letter too few, too many or in the wrong place; '' if there is none."""
+    apart = [other for other in others if _bare(other) != _bare(name)]  # numbered names are all alike
+    close = difflib.get_close_matches(name, apart, n=1, cutoff=_ALIKE)
+    match = difflib.SequenceMatcher(None, name, close[0] if close else '')
+    return close[0] if close and (1 - match.ratio()) * len(name + close[0]) < 2.5 else ''
+
+
+@lru_cache(2 ** 16)
+def _bare(name: str) -> str:
+    return re.sub(r'\d', '', name)
 
 
 def _key(name: str) -> str:

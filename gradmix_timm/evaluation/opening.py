@@ -30,9 +30,9 @@ from gradmix_timm.data import (
     open_dataset,
     recorded_parts,
     select_classes,
-    shared_classes,
     split_flat,
 )
+from gradmix_timm.data.class_names import found_classes
 from gradmix_timm.data.opening import image_extensions
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.schema import naming
@@ -388,13 +388,8 @@ def some_classes(dataset: ImageSource, known: Sequence[str], where: str) -> CutD
         where: What holds it, for messages.
 
     Raises:
-        ValueError: It has none of them.
+        ValueError: It has none of them, or lacks one and has a name that is nearly the same.
     """
-    there = sorted(shared_classes(known, class_names(dataset)))
-    if not there:
-        raise ValueError(f'{where}: none of its classes ({", ".join(class_names(dataset)[:5])}, ...) is known '
-                         f'to the model ({", ".join(known[:5])}, ...)')
-    if len(there) < len(known):
-        _logger.warning(f'{where} has {len(there)} of the {len(known)} known classes')
+    there = found_classes(known, class_names(dataset), where)
     cut = select_classes(dataset, [known[place] for place in there])
     return CutDataset(cut.source, cut.indices, np.asarray(there)[cut.targets], known, cut.transform)

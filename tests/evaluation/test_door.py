@@ -568,6 +568,17 @@ def test_a_class_that_the_head_does_not_know_is_refused_if_it_has_an_image(place
         evaluate(checkpoint, known=data / 'test', train=ImageFolder(other / 'test'), **given)
 
 
+def test_a_misspelt_known_class_is_not_taken_for_one_without_images(tmp_path, caplog):
+    """Red before: the class was left out with a line of the log. Names of other classes may be missing."""
+    data = class_folders(tmp_path, ('airplane', 'bird', 'cat_01'), 4, ('test',)) / 'test'
+    given = {'model': Net(), 'known': data, 'unknown': 'noise:uniform', 'scores': 'mls', 'preprocessing': SMALL,
+             **QUICK}
+    with pytest.raises(ValueError, match=r"has no class 'airplan', .*did you mean 'airplane'.*known_classes="):
+        evaluate(**given, known_classes=['airplan', 'bird', 'cat_01'])
+    assert evaluate(**given, known_classes=['airplane', 'bat', 'cat_02']).results['n_known'] == 4
+    assert 'has 1 of the 3 known classes' in caplog.text
+
+
 def test_labels_of_a_target_transform_are_positions_in_the_head(places):
     """It numbers as the caller likes, so the data set's names are no longer those of its labels."""
     data, other, checkpoint = places
