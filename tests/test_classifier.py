@@ -16,8 +16,8 @@ from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 
 import gradmix_timm
 from gradmix_timm import OpenSetClassifier
-from gradmix_timm.checkpoint import ProjectionHead
-from gradmix_timm.data import open_dataset, select_classes
+from gradmix_timm.checkpoint import ProjectionHead, build_model, load_checkpoint
+from gradmix_timm.data import open_dataset, recorded_parts, select_classes
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import opening
 from gradmix_timm.openset.scores import SCORES, Score, list_scores, score_kind
@@ -621,6 +621,62 @@ def test_a_graph_of_a_half_precision_classifier_says_so(checkpoint, tmp_path, mo
         half.export_onnx(tmp_path / 'm.onnx')
     facts = onnx_export._metadata(half.score, half.manifest, half.preprocessing, 'tensor')
     assert facts['gradmix_timm.threshold_precision'] == 'bfloat16'
+
+
+# ---- of a live module
+
+@pytest.fixture(scope='module')
+def live(checkpoint, data):
+    """The checkpoint's network, its preprocessing, and its training and held-out images."""
+    loaded = load_checkpoint(checkpoint)
+    parts = recorded_parts(select_classes(open_dataset('', data, 'train'), ('cat', 'ant')), loaded.record)
+    return build_model(loaded).train(), Preprocessing.of(loaded.data_config), parts
+
+
+@pytest.mark.parametrize('score', ['mls', 'knn:k=3', 'react'])
+def test_a_live_module_makes_the_classifier_of_its_checkpoint(live, checkpoint, files, score, tmp_path):
+    net, preprocessing, parts = live
+    wanted = OpenSetClassifier.from_checkpoint(checkpoint, score, device='cpu')
+    made = OpenSetClassifier.from_model(net, ('cat', 'ant'), score, validation=parts.held, train=parts.train,
+                                        preprocessing=preprocessing)
+    assert made.threshold == pytest.approx(wanted.threshold, abs=1e-5)
+    np.testing.assert_allclose(made.scores(files)[1], wanted.scores(files)[1], atol=1e-5)
+    assert made.predict(files)[0].label == wanted.predict(files)[0].label
+    assert net.training, 'the module is copied'
+    assert made.model is not net
+    made.save(tmp_path)
+    assert OpenSetClassifier.load(tmp_path, device='cpu').predict(files) == made.predict(files)
+
+
+def test_a_loader_of_tensors_sets_the_threshold_of_a_module_of_ones_own(live, files, tmp_path):
+    preprocessing, held = live[1], live[2].held
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(2), torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    rows = [(preprocessing.transform()(held.picture(row)), int(held.targets[row])) for row in range(len(held))]
+    loader = torch.utils.data.DataLoader(rows, 16, shuffle=True)
+    made = OpenSetClassifier.from_model(net, ['cat', 'ant'], validation=loader, preprocessing=preprocessing)
+    logits = net(torch.stack([image for image, _ in rows])).max(1).values
+    assert made.threshold == pytest.approx(float(logits.sort().values[int(0.05 * (len(rows) + 1)) - 1]), abs=1e-5)
+    assert len(made.predict(files)) == len(files)
+    with pytest.raises(ValueError, match=r"timm\.create_model\('Sequential', .*does not give this module.*export_onnx"):
+        made.save(tmp_path)
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({'validation': None}, r'nothing to set a threshold on.*validation=IMAGES, or threshold=NUMBER'),
+    ({'score': 'knn'}, r"score 'knn' is fitted; pass un-augmented training images, train=IMAGES"),
+    ({'score': 'odin'}, r"score 'odin' takes passes over the model"),
+    ({'known_classes': ('cat', 'ant', 'bee')}, r'test_resnet gives 2 logits and 3 known classes are named'),
+    ({'score': 'knn:k=3', 'train': 'held'}, r'40 of the 40 validation images are training images'),
+    ({'validation': torch.utils.data.TensorDataset(torch.rand(40, 3, 48, 48), torch.arange(40) % 2)},
+     r'tensors of 48 x 48 pixels and predictions are made at 32 x 32; pass preprocessing=Preprocessing\.of')])
+def test_what_does_not_fit_a_live_module_is_said(live, changes, words):
+    net, preprocessing, parts = live
+    given = {'known_classes': ('cat', 'ant'), 'validation': parts.held, 'preprocessing': preprocessing, **changes}
+    if 'train' in changes:
+        given['train'] = parts.held
+    with pytest.raises(ValueError, match=words):
+        OpenSetClassifier.from_model(net, **given)
 
 
 def test_the_package_gives_it_without_loading_it_first():

@@ -1,6 +1,7 @@
-"""Fit a checkpoint's score and set its threshold on held-out images of the known classes."""
+"""Fit the score of a checkpoint or a live module, and set its threshold on held-out images of the known classes."""
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -10,23 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
 from gradmix_timm.data import CutDataset, ImageSource, shared_classes
-from gradmix_timm.data.identity import check_apart
+from gradmix_timm.data.identity import STRAY, check_apart
+from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.readers import FileReader
+from gradmix_timm.evaluation.door import open_known
+from gradmix_timm.evaluation.images import shared_count
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.opening import open_training
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, listed
-from gradmix_timm.openset.extract import head_of
+from gradmix_timm.openset.extract import extract, head_of, without_unknown_output
 from gradmix_timm.openset.metrics.thresholds import conformal_threshold
 from gradmix_timm.openset.scores import Score, fit_score, score_kind
+from gradmix_timm.records import Embeddings
 from gradmix_timm.registry import nearest
 
 from .images import batches, each
 
-__all__ = ['Plan', 'Source', 'calibrate', 'source_of']
+__all__ = ['Plan', 'Source', 'calibrate', 'calibrate_module', 'source_of']
 
 _logger = logging.getLogger(__name__)
 # Levels of folders above a validation image that may be named after its class.
@@ -118,6 +124,43 @@ def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str,
         'checkpoint': _origin(loaded)}
 
 
+def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: Preprocessing | None,
+                     model_kwargs: Mapping[str, Any], unknown_output: bool) -> tuple[nn.Module, Score, dict[str, Any]]:
+    """As :func:`calibrate` of a live module: a copy of it, the score, and the manifest's entries.
+
+    Raises:
+        ValueError: As for :meth:`OpenSetClassifier.from_model`.
+    """
+    _check(plan)
+    if plan.threshold is None and plan.validation is None:
+        raise ValueError('there is nothing to set a threshold on; pass images of known classes that took no part in '
+                         'training, validation=IMAGES, or threshold=NUMBER')
+    if score_kind(plan.score).needs_train and train is None:
+        raise ValueError(f'score {plan.score!r} is fitted; pass un-augmented training images, train=IMAGES, or take a '
+                         'score that needs none, such as mls')
+    settings = EvaluationSettings(batch_size=plan.batch_size, amp_dtype=plan.amp_dtype)
+    net = without_unknown_output(module) if unknown_output else copy.deepcopy(unwrap_model(module))
+    model = EvaluatedModel.of(net, settings, preprocessing)
+    reading, names = model.reading(), tuple(listed(plan.known_classes) or ())
+    fitted = open_known(model, train, names, 'known training images', 'train')
+    held = open_known(model, plan.validation, names, 'validation images')
+    _check_module(model, reading, names, (fitted, held))
+    if fitted is not None and held is not None and (shared := shared_count(fitted, held)) > STRAY * len(held):
+        raise ValueError(f'{shared} of the {len(held)} validation images are training images, so that the threshold '
+                         'would be too high; pass images that took no part in training')
+    head = head_of(model.net) if score_kind(plan.score).needs_head else None
+    score = fit_score(plan.score, None if fitted is None else model.embed(fitted, 'known training images'), head=head,
+                      **plan.score_options)
+    threshold, count, source = _threshold(plan, score, model, None) if held is None else _threshold_of(
+        plan, score, model.embed(held, 'validation images'))
+    kwargs = {'num_classes': len(names), **({'in_chans': reading.channels} if reading.channels != 3 else {})}
+    return model.net, score, {
+        'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
+        'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': model.name,
+        'model_kwargs': {**kwargs, **model_kwargs}, 'data_config': reading.as_config(),
+        'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'), 'checkpoint': {}}
+
+
 # ---- checks that need no image
 
 def _check(plan: Plan) -> None:
@@ -133,6 +176,22 @@ def _check(plan: Plan) -> None:
         raise ValueError(f'img_size={plan.img_size}: expected 1 or more')
     if plan.threshold is not None and not math.isfinite(plan.threshold):
         raise ValueError(f'threshold={plan.threshold}; give a finite number')
+
+
+def _check_module(model: EvaluatedModel, reading: Preprocessing, names: Sequence[str],
+                  cuts: Sequence[CutDataset | None]) -> None:
+    noise = torch.zeros(1, *reading.input_size)
+    width = extract(model.net, [(noise, torch.zeros(1, dtype=torch.int64))], model.device,
+                    features_needed=False).logits.shape[1]
+    if width != len(names):
+        raise ValueError(f'{model.name} gives {width} logits and {len(names)} known classes are named; '
+                         'known_classes=[...] has a name for each, in head order')
+    for height, width in (size for cut in cuts for size in getattr(cut, 'sizes', ())):
+        if (height, width) != reading.input_size[1:]:
+            raise ValueError(f'images are tensors of {height} x {width} pixels and predictions are made at '
+                             f'{reading.input_size[1]} x {reading.input_size[2]}; pass preprocessing=Preprocessing.of('
+                             f"{{'input_size': ({reading.channels}, {height}, {width})}}, model), of "
+                             'gradmix_timm.data.preprocessing')
 
 
 def _known_names(plan: Plan, loaded: Loaded) -> tuple[str, ...]:
@@ -240,16 +299,17 @@ def _threshold(plan: Plan, score: Score, model: EvaluatedModel, held: CutDataset
     if plan.threshold is not None:
         return float(plan.threshold), 0, 'given by hand'
     if held is not None:
-        embedded = model.embed(held, 'held-out images')
-    else:
-        images = batches(plan.validation, model.reading(), plan.batch_size)
-        embedded = model.embed_batches(images, 'validation images')
+        return _threshold_of(plan, score, model.embed(held, 'held-out images'),
+                             'training images of the known classes that were held out',
+                             '; it may be fewer, since the same images pick model_best in training')
+    images = batches(plan.validation, model.reading(), plan.batch_size)
+    return _threshold_of(plan, score, model.embed_batches(images, 'validation images'))
+
+
+def _threshold_of(plan: Plan, score: Score, embedded: Embeddings, kind: str = 'validation images', doubt: str = '',
+                  ) -> tuple[float, int, str]:
     _check_enough(len(embedded.label), plan.known_acceptance)
     values: Tensor = score(embedded)
-    kind, doubt = 'validation images', ''
-    if held is not None:
-        kind = 'training images of the known classes that were held out'
-        doubt = '; it may be fewer, since the same images pick model_best in training'
     threshold = conformal_threshold(values.numpy(), 1 - plan.known_acceptance)
     if not math.isfinite(threshold):
         raise ValueError(f'{plan.score} of the held-out images gives the threshold {threshold}; choose another score')

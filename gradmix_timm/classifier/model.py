@@ -1,10 +1,9 @@
 """The open-set classifier: predicts a class name or "unknown"; made from a checkpoint, saved in two plain files."""
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,77 +20,9 @@ from gradmix_timm.schema import naming
 
 from . import calibration, hub, onnx_export, serialization
 from .images import batches, each
+from .manifest import UNKNOWN, Manifest, Prediction
 
-__all__ = ['UNKNOWN', 'Manifest', 'OpenSetClassifier', 'Prediction']
-
-UNKNOWN = 'unknown'
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The prediction for one image; ``label, knownness = prediction`` takes it apart.
-
-    Attributes:
-        label: Name of a known class, or ``'unknown'``. The class is the model's, or that of a score with a predictor of
-            its own (``class-knn``, ``class-knn-share``), and then need not be the first of ``top_k``.
-        knownness: The score; higher = more known. Accepted if at least the classifier's threshold.
-        nearest: The known class that is predicted, whether the image is accepted or not.
-        probability: Its softmax among the known classes by the model's head, in [0, 1]; it says nothing about unknown
-            ones.
-        top_k: By the same softmax the most probable known classes with their probabilities, in descending order.
-        path: File of the image; None if it was handed in as pixels. Not compared.
-    """
-
-    label: str
-    knownness: float
-    nearest: str
-    probability: float
-    top_k: tuple[tuple[str, float], ...]
-    path: Path | None = field(default=None, compare=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.label, self.knownness))
-
-    def __getitem__(self, index: int) -> Any:
-        return (self.label, self.knownness)[index]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """Everything of a classifier except its weights and its fitted score; plain values, as in the saved file.
-
-    Attributes:
-        known_classes: Names in head order.
-        threshold: An image is accepted if its knownness is at least this.
-        known_acceptance: Share of new known images that is accepted on average, at least; None: the threshold was
-            given.
-        threshold_source: Description of what the threshold was set on.
-        n_validation: Held-out images it was set on.
-        model: timm's model name.
-        model_kwargs: For ``timm.create_model``.
-        data_config: Of :meth:`~gradmix_timm.data.preprocessing.Preprocessing.as_config`.
-        amp_dtype: 'bfloat16', 'float16', or None for full precision; the threshold holds for this one.
-        checkpoint: Name and SHA-256 of the file, and the run's protocol, family, trial, mixer and seed.
-    """
-
-    known_classes: tuple[str, ...]
-    threshold: float
-    known_acceptance: float | None
-    threshold_source: str
-    n_validation: int
-    model: str
-    model_kwargs: dict[str, Any]
-    data_config: dict[str, Any]
-    amp_dtype: str | None
-    checkpoint: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        """Reject a class named like rejected images, and a threshold that is not finite."""
-        if not math.isfinite(self.threshold):
-            raise ValueError(f'threshold {self.threshold}: expected a finite number')
-        if UNKNOWN in self.known_classes:
-            raise ValueError(f'a known class is called {UNKNOWN!r}, which is what a rejected image is called; name the '
-                             'classes otherwise, known_classes=[...] in head order')
+__all__ = ['OpenSetClassifier']
 
 
 class OpenSetClassifier:
@@ -206,6 +137,67 @@ class OpenSetClassifier:
             ema=ema, source=calibration.source_of(source))
         net, projection, fitted, facts = calibration.calibrate(plan)
         return cls(net, fitted, Manifest(**facts), device, batch_size, projection)
+
+    @classmethod
+    def from_model(
+            cls,
+            model: nn.Module,
+            known_classes: Sequence[str],
+            score: str = 'mls',
+            known_acceptance: float = 0.95,
+            *,
+            validation: Any = None,
+            threshold: float | None = None,
+            train: Any = None,
+            preprocessing: Preprocessing | None = None,
+            score_options: Mapping[str, Any] | None = None,
+            model_kwargs: Mapping[str, Any] | None = None,
+            amp_dtype: torch.dtype | None = None,
+            batch_size: int = 64,
+            unknown_output: bool = False,
+    ) -> OpenSetClassifier:
+        """The classifier of a live module, as of :meth:`from_checkpoint`, from a training loop of one's own.
+
+        Args:
+            model: Gives logits [B, K]; it is copied, on its device.
+            known_classes: Names in head order.
+            score: Of :func:`~gradmix_timm.openset.scores.list_scores`.
+            known_acceptance: In (0, 1).
+            validation: Images of known classes that took no part in training, as
+                :func:`~gradmix_timm.evaluation.evaluate` takes them: a loader, a data set of (image, label), a folder.
+            threshold: A fixed threshold in their place; ``known_acceptance`` is then not guaranteed.
+            train: Un-augmented training images, for scores that are fitted.
+            preprocessing: From a picture to the model's input, for :meth:`predict`; None: as its ``pretrained_cfg``
+                says. Tensors of a loader are taken as they are.
+            score_options: The score's own.
+            model_kwargs: What ``timm.create_model`` needs besides the number of classes and channels, to load what
+                :meth:`save` writes.
+            amp_dtype: torch.bfloat16 or torch.float16: mixed precision, here and in every prediction.
+            batch_size: Images at a time.
+            unknown_output: The model's last output is for no class.
+
+        Raises:
+            ValueError: Images, classes or sizes that do not fit the model, too few validation images, or some that are
+                training images.
+            TypeError: Images of another kind.
+
+        Example:
+            >>> net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+            >>> held = [(torch.randn(3, 2, 2), label % 2) for label in range(40)]
+            >>> classifier = OpenSetClassifier.from_model(net, ['cat', 'dog'], validation=held,
+            ...                                           preprocessing=Preprocessing.of({'input_size': (3, 2, 2)}))
+            >>> classifier.known_classes, len(classifier.predict(torch.rand(5, 3, 2, 2)))
+            (('cat', 'dog'), 5)
+        """
+        plan = calibration.Plan(
+            path='', score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,
+            score_options=dict(score_options or {}), known_classes=known_classes, model=None, img_size=None,
+            input_img_mode=None, exif=None, device=None, amp_dtype=amp_dtype, batch_size=batch_size, ema=None,
+            source=calibration.Source())
+        net, fitted, facts = calibration.calibrate_module(model, plan, train, preprocessing, dict(model_kwargs or {}),
+                                                          unknown_output)
+        device = next((tensor.device for tensor in [*net.parameters(), *net.buffers()]), None)
+        return cls(net, fitted, Manifest(**facts), device, batch_size)
 
     def predict(self, images: Any, top_k: int = 5) -> list[Prediction]:
         """The class of each image or ``'unknown'``, with its knownness and the most probable known classes.

@@ -68,7 +68,7 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         path: Of the graph.
         model: In evaluation mode; takes float32 [N, C, H, W].
         score: Fitted, of logits.
-        manifest: The classifier's, see :class:`~gradmix_timm.classifier.model.Manifest`.
+        manifest: The classifier's, see :class:`~gradmix_timm.classifier.manifest.Manifest`.
         input: Of :data:`INPUTS`, see :meth:`~gradmix_timm.classifier.model.OpenSetClassifier.export_onnx`.
 
     Raises:

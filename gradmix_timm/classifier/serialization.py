@@ -68,7 +68,12 @@ def save(folder: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         score: Fitted; its arrays are stored under ``score.``.
         manifest: A dataclass of plain values.
         projection: Its state is stored under ``projection.``; None: there is none.
+
+    Raises:
+        ValueError: A live module that timm does not build again by its name.
     """
+    if not manifest.checkpoint:
+        _check_rebuilt(model, manifest)
     plain, arrays = score_state(score)
     parts = {'model': model, **({} if projection is None else {'projection': projection})}
     tensors = {f'{part}.{name}': value.detach().cpu().clone().contiguous()
@@ -106,6 +111,18 @@ def load(folder: str | os.PathLike[str]) -> tuple[nn.Module, nn.Module | None, S
     _try(model, projection, score, preprocessing, len(names), folder / JSON)
     facts['data_config'] = preprocessing.as_config()
     return model, projection, score, facts
+
+
+def _check_rebuilt(model: nn.Module, manifest: Any) -> None:
+    try:
+        build_model(Loaded(record=RunRecord(model=manifest.model, model_kwargs=manifest.model_kwargs), args=None,
+                           state_dict=model.state_dict(), epoch=None, metric=None, sha256='', path=manifest.model))
+    except Exception as error:  # timm raises any type on arguments that it does not know
+        raise ValueError(
+            f'a saved classifier is loaded by timm.create_model({manifest.model!r}, **{manifest.model_kwargs}), which '
+            f'does not give this module ({" ".join(str(error).split())[:200]}); name what it needs, '
+            'from_model(..., model_kwargs={...}), register a model of your own with timm, or use export_onnx'
+        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

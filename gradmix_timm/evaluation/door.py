@@ -31,7 +31,7 @@ from .steps import evaluate_images
 from .unknown import UnknownOptions, open_unknown
 from .validation_unknown import check_validation_unknown, open_validation_unknown
 
-__all__ = ['evaluate']
+__all__ = ['evaluate', 'open_known']
 
 _KNOWN = 'known test images'
 _SCHEMES = ('folder:', 'torchvision:', 'timm:', 'noise:', 'made:')
@@ -154,20 +154,33 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
         names = names or _handed_names(model, test)
         test = in_head_order(test, names, _KNOWN)
     split = ClassSplit(known=names, unknown=())
-    held = _more(model, held_out, names, 'held-out images')
+    held = open_known(model, held_out, names, 'held-out images')
     fitted: CutDataset | None
     if _is_path(known) and _is_path(train) and Path(train) == Path(known) and is_flat('', known, ('train', 'test')):
         source['flat_test'] = 'of each class a fifth, seed 0'
         fitted, test = split_flat(test)
     else:
-        fitted = _more(model, train, names, 'known training images', 'train')
+        fitted = open_known(model, train, names, 'known training images', 'train')
     images = EvaluationImages(test, split, None, fitted, held, source)
     images.check_held_out()
     return images
 
 
-def _more(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test') -> CutDataset | None:
-    """Training or held-out images, opened, or None."""
+def open_known(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test',
+               ) -> CutDataset | None:
+    """A caller's images of known classes, opened, as :func:`evaluate` takes them.
+
+    Args:
+        model: That they are for.
+        data: A loader, a data set or a folder; None: there are none.
+        names: Known classes in head order.
+        title: What they are, for messages.
+        split: Of a folder that has several.
+
+    Raises:
+        TypeError: Images of another kind.
+        ValueError: No image, or one of another class.
+    """
     if data is None:
         return None
     if _is_path(data):
