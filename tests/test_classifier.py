@@ -667,6 +667,7 @@ def test_a_loader_of_tensors_sets_the_threshold_of_a_module_of_ones_own(live, fi
     ({'score': 'knn'}, r"score 'knn' is fitted; pass un-augmented training images, train=IMAGES"),
     ({'score': 'odin'}, r"score 'odin' takes passes over the model"),
     ({'known_classes': ('cat', 'ant', 'bee')}, r'test_resnet gives 2 logits and 3 known classes are named'),
+    ({'preprocessing': None}, r'Sequential does not say how a picture becomes its input, which predictions need'),
     ({'score': 'knn:k=3', 'train': 'held'}, r'40 of the 40 validation images are training images'),
     ({'validation': torch.utils.data.TensorDataset(torch.rand(40, 3, 48, 48), torch.arange(40) % 2)},
      r'tensors of 48 x 48 pixels and predictions are made at 32 x 32; pass preprocessing=Preprocessing\.of')])
@@ -675,6 +676,8 @@ def test_what_does_not_fit_a_live_module_is_said(live, changes, words):
     given = {'known_classes': ('cat', 'ant'), 'validation': parts.held, 'preprocessing': preprocessing, **changes}
     if 'train' in changes:
         given['train'] = parts.held
+    if 'preprocessing' in changes:
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
     with pytest.raises(ValueError, match=words):
         OpenSetClassifier.from_model(net, **given)
 

@@ -130,7 +130,11 @@ def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: P
 
     Raises:
         ValueError: As for :meth:`OpenSetClassifier.from_model`.
+        TypeError: No module.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f'from_model takes a live module, got {type(module).__name__}; of a checkpoint it is '
+                        'OpenSetClassifier.from_checkpoint(PATH)')
     _check(plan)
     if plan.threshold is None and plan.validation is None:
         raise ValueError('there is nothing to set a threshold on; pass images of known classes that took no part in '
@@ -141,6 +145,10 @@ def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: P
     settings = EvaluationSettings(batch_size=plan.batch_size, amp_dtype=plan.amp_dtype)
     net = without_unknown_output(module) if unknown_output else copy.deepcopy(unwrap_model(module))
     model = EvaluatedModel.of(net, settings, preprocessing)
+    if model.preprocessing is None:
+        raise ValueError(f'{model.name} does not say how a picture becomes its input, which predictions need; pass '
+                         "preprocessing=Preprocessing.of({'input_size': (C, H, W), 'mean': ..., 'std': ...}), of "
+                         'gradmix_timm.data.preprocessing')
     reading, names = model.reading(), tuple(listed(plan.known_classes) or ())
     fitted = open_known(model, train, names, 'known training images', 'train')
     held = open_known(model, plan.validation, names, 'validation images')
