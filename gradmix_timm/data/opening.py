@@ -85,6 +85,8 @@ def open_image(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
         if opened is not file:
             opened.close()
         raise
+    if opened is not file:
+        image._exclusive_fp = True  # closed by Pillow as a file that it opened itself
     width, height = image.size
     if width * height > MAX_PIXELS:
         image.close()
