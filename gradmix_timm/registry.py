@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 __all__ = ['Registry', 'nearest']
 
@@ -29,6 +29,8 @@ class Registry(Generic[T]):
 
     Args:
         kind: What an entry is, for messages ('mixer', 'score').
+        check: Raises where an entry is none of this kind.
+        reserved: Characters that a name may not have, besides white space and "+".
 
     Example:
         >>> colours = Registry('colour')
@@ -39,22 +41,26 @@ class Registry(Generic[T]):
         ('#f00', {'red': 'long waves'})
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, check: Callable[[Any], None] | None = None, reserved: str = '') -> None:
+        self.kind, self._check, self._reserved = kind, check, reserved
         self._entries: dict[str, tuple[T, str]] = {}
 
     def register(self, name: str, summary: str) -> Callable[[T], T]:
         """Decorator that enters a class or function under ``name``.
 
         Raises:
-            ValueError: The name is taken, or is not a plain string without spaces or ``+``.
+            ValueError: The name is taken, or is not a plain string without spaces, ``+`` and what is reserved.
+            TypeError: The entry is of another kind.
         """
-        if not name or any(c in name for c in ' +\t\n'):
-            raise ValueError(f'a {self.kind} name is a word without spaces or "+", got {name!r}')
+        if not name or any(c in name for c in f' \t\n+{self._reserved}'):
+            signs = ''.join(f' or "{sign}"' for sign in f'+{self._reserved}')
+            raise ValueError(f'a {self.kind} name is a word without spaces{signs}, got {name!r}')
 
         def enter(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f'{self.kind} {name!r} is registered already; choose another name')
+            if self._check is not None:
+                self._check(entry)
             self._entries[name] = (entry, summary)
             return entry
 

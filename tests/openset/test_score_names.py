@@ -8,7 +8,7 @@ import torch
 
 from gradmix_timm.cli.openset.flags import join_options
 from gradmix_timm.openset.judge import check_names
-from gradmix_timm.openset.scores import SCORES, fit_score, parse_score, score_kind, score_label
+from gradmix_timm.openset.scores import SCORES, Score, fit_score, parse_score, score_kind, score_label
 from gradmix_timm.openset.scores.names import defaults_of
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
@@ -85,6 +85,27 @@ def test_every_option_can_be_written(name):
         text = f'{name}:{option}={str(default).lower()}'
         assert parse_score(text) == (name, {option: default})
         assert score_label(*parse_score(text)) == name
+
+
+def test_what_would_break_every_evaluation_is_no_score(monkeypatch):
+    """Red before: an evaluation without scores= looked at it and failed."""
+    monkeypatch.setattr(SCORES, '_entries', dict(SCORES._entries))
+
+    class Typo(Score):
+        reads = ('logit',)
+
+        def knownness(self, embeddings):
+            return embeddings.logits.double().amax(1)
+
+    for entry, words in ((type('Plain', (), {}), 'Plain: expected a class that derives from'), (len, 'len: expected'),
+                         (type('Empty', (Score,), {}), r'has a method knownness\(self, embeddings\)'),
+                         (Typo, r"Typo: reads=\('logit',\), expected a tuple of logits, features, projection")):
+        with pytest.raises(TypeError, match=words):
+            SCORES.register('mine', 'none')(entry)
+    for name in ('s:13', 'a,b'):
+        with pytest.raises(ValueError, match=r'a score name is a word without spaces or "[+]" or ":" or ",", got'):
+            SCORES.register(name, 'none')
+    assert 'mine' not in SCORES
 
 
 def test_a_file_keeps_the_name():

@@ -1,6 +1,7 @@
 """Base class of scores, their registry, the classifier's record, and evaluation of rows in pieces."""
 from __future__ import annotations
 
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from gradmix_timm.registry import Registry
 __all__ = ['SCORES', 'FewSamples', 'Head', 'Score', 'blocks', 'by_rows', 'checked_rows', 'chunks', 'feature_mean',
            'is_out_of_memory']
 
+# Fields of embeddings that a score may read.
+_FIELDS = ('logits', 'features', 'projection')
 _logger = logging.getLogger(__name__)
 # Values of one block of a fit.
 _BLOCK = 2 ** 22
@@ -227,7 +230,17 @@ class Score(ABC):
         return f'{type(self).__name__}({options})'
 
 
-SCORES: Registry[type[Score]] = Registry('score')
+def _check_kind(entry: Any) -> None:
+    """Refuse what is no score, which would break every evaluation that names none."""
+    if not (isinstance(entry, type) and issubclass(entry, Score)) or inspect.isabstract(entry):
+        raise TypeError(f'{getattr(entry, "__name__", entry)}: expected a class that derives from '
+                        'gradmix_timm.openset.scores.Score and has a method knownness(self, embeddings)')
+    if not isinstance(entry.reads, tuple) or not set(entry.reads) <= set(_FIELDS):
+        raise TypeError(f'{entry.__name__}: reads={entry.reads!r}, expected a tuple of {", ".join(_FIELDS)}')
+
+
+#: All scores by name; a colon begins the options.
+SCORES: Registry[type[Score]] = Registry('score', _check_kind, ':,')
 
 
 def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = True) -> Tensor:
