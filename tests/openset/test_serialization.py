@@ -7,7 +7,7 @@ import pytest
 import torch
 from embedded import make, make_head
 
-from gradmix_timm.openset.scores import SCORES, fit_score
+from gradmix_timm.openset.scores import SCORES, Score, fit_score
 from gradmix_timm.openset.scores.serialization import restore_score, score_state
 
 
@@ -49,6 +49,19 @@ def test_infinite_numbers_are_kept():
 def test_a_state_that_is_no_score_is_refused(state, words):
     with pytest.raises(ValueError, match=words):
         restore_score(state, {})
+
+
+def test_a_score_of_ones_own_asks_for_its_module(monkeypatch):
+    class Mine(Score):
+        def knownness(self, embeddings):
+            return embeddings.logits.double().amax(1)
+
+    monkeypatch.setattr(SCORES, '_entries', dict(SCORES._entries))
+    SCORES.register('mine', 'as mls')(Mine)
+    saved = score_state(fit_score('mine', None))
+    del SCORES._entries['mine']
+    with pytest.raises(ValueError, match=r"no score named 'mine': .*import the module that registers it"):
+        restore_score(*saved)
 
 
 def test_what_no_file_can_hold_is_refused():

@@ -13,6 +13,7 @@ from gradmix_timm.schema import Length, Plain, Range, check, shown
 from . import Head, Score, score_kind
 from .distance import Gaussian
 from .openmax import WeibullTails
+from .pytorch_ood import PREFIX
 
 __all__ = ['restore_score', 'score_state']
 
@@ -71,7 +72,12 @@ def restore_score(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sc
     """
     check(plain, dict[str, Plain], 'score')
     name = check(plain.get('name'), Annotated[str, Length(1, 100)], 'score: name')
-    kind = score_kind(name)
+    try:
+        kind = score_kind(name)
+    except ValueError as error:
+        own = '' if name.startswith(PREFIX) else ('. If it is a score of your own, import the module that registers it '
+                                                  'first (--device-modules MODULE)')
+        raise ValueError(f'{error}{own}') from error
     state = {key: _object(value, tensors, key) for key, value in plain.items()}
     check(state, _State, f'score {shown(name)}')
     for key in state:
