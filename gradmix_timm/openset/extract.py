@@ -81,7 +81,7 @@ def extract(
 
         def answer(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             images = images.to(device, non_blocking=True, memory_format=layout)
-            with cast, _refusing(images):
+            with cast, _refusing(images, progress):
                 output = inner(images if amp_dtype is not None else in_precision(images, inner))
             inputs = _inputs(read, len(images), features_needed)
             return (logits_of(output).float().cpu(), inputs.cpu(),
@@ -93,7 +93,7 @@ def extract(
                 logits.append(of_logits)
                 features.append(of_features)
                 projected += [] if of_projection is None else [of_projection]
-            _checked(torch.cat(logits[-pieces.count:]), rows, progress)
+            _checked(torch.cat(logits[-pieces.count:]), images, rows, progress)
             labels.append(target.long().cpu())
             rows += len(target)
     if not rows:
@@ -150,12 +150,13 @@ def in_precision(images: Tensor, model: nn.Module) -> Tensor:
 
 
 @contextmanager
-def _refusing(images: Tensor) -> Iterator[None]:
-    """A model's failure on whole numbers, which few take, in words that say what it was given."""
+def _refusing(images: Tensor, title: str | None) -> Iterator[None]:
+    """A model's failure on whole numbers, which few take, in words that say what it was given; others with a note."""
     try:
         yield
     except RuntimeError as error:
         if images.is_floating_point() or is_out_of_memory(error):
+            error.add_note(f'The model was given {title or "images"}, {list(images.shape)}.')
             raise
         raise ValueError(f'the model does not take images of {images.dtype} ({" ".join(str(error).split())[:200]}); '
                          'pass them as floats, normalised as in its training') from error
@@ -286,13 +287,16 @@ class Pieces:
         return None
 
 
-def _checked(logits: Tensor, start: int, title: str | None) -> None:
-    bad = logits.isnan().any(1).nonzero().flatten() + start
+def _checked(logits: Tensor, images: Tensor, start: int, title: str | None) -> None:
+    bad = logits.isnan().any(1).nonzero().flatten()
     if len(bad):
-        shown = ', '.join(str(int(row)) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
+        shown = ', '.join(str(int(row) + start) for row in bad[:5]) + (', ...' if len(bad) > 5 else '')
+        cause = ('the weights hold NaN, or half precision overflowed (then take full precision or bfloat16: '
+                 '--amp-dtype bfloat16, amp_dtype=torch.bfloat16)')
+        if not images[bad.to(images.device)].isfinite().all():
+            cause = 'the images themselves hold NaN or infinite values; correct how they are read or normalised'
         raise ValueError(f'NaN logits for {len(bad)} of the {len(logits)} images of a batch of {title or "the loader"} '
-                         f'(image {shown}): the weights hold NaN, or half precision overflowed (then take full '
-                         'precision or bfloat16: --amp-dtype bfloat16, amp_dtype=torch.bfloat16)')
+                         f'(image {shown}): {cause}')
 
 
 def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
