@@ -190,6 +190,24 @@ class Embeddings:
     label: Tensor
     index: Tensor
 
+    def __post_init__(self) -> None:
+        """Refuse arrays, and fields of different lengths.
+
+        Raises:
+            TypeError: A field is no tensor.
+            ValueError: Fields have different numbers of rows.
+        """
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.name == 'projection':
+                continue
+            if not isinstance(value, Tensor):
+                raise TypeError(f'{field.name} of Embeddings is {type(value).__name__}; expected a tensor, '
+                                'torch.as_tensor(...)')
+            if len(value) != len(self.logits):
+                raise ValueError(f'Embeddings of {len(self.logits)} logits and {len(value)} rows of {field.name}; '
+                                 'expected one of each an image')
+
     def rows(self, chosen: Tensor | slice) -> Embeddings:
         """Some of the rows: a view for a slice, a copy for a mask (bool [N]) or positions (int64)."""
         projection = None if self.projection is None else self.projection[chosen]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradmix_timm.openset import metrics
-from gradmix_timm.openset.scores import SCORES, Head, fit_score, list_scores
+from gradmix_timm.openset.scores import SCORES, Embeddings, Head, fit_score, list_scores
 
 NAMES = [name for name in list_scores() if not SCORES[name].requires_model]
 FITTED = [name for name in NAMES if SCORES[name].needs_train]
@@ -149,6 +149,15 @@ def test_the_head_is_asked_for_and_checked(name, train):
         fit_score(name, train, Head(head.weight[:, 1:], head.bias))
     noisy = replace(train, logits=train.logits.bfloat16().float())  # an evaluation in half precision is no other head
     fit_score(name, noisy, head)
+
+
+def test_embeddings_are_tensors_of_one_length():
+    whole = {'logits': torch.zeros(3, 2), 'features': torch.zeros(3, 4), 'projection': None,
+             'label': torch.zeros(3, dtype=torch.int64), 'index': torch.arange(3)}
+    with pytest.raises(TypeError, match=r'features of Embeddings is ndarray; expected a tensor, torch\.as_tensor'):
+        Embeddings(**{**whole, 'features': np.zeros((3, 4))})
+    with pytest.raises(ValueError, match='Embeddings of 3 logits and 2 rows of label; expected one of each an image'):
+        Embeddings(**{**whole, 'label': torch.zeros(2, dtype=torch.int64)})
 
 
 def test_head_shapes():
