@@ -1,9 +1,11 @@
 """The open-set classifier: its promise on new images, what its threshold may see, its files, its graph."""
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,7 @@ def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):
 
 @pytest.mark.parametrize(('options', 'words'), [
     ({'score': 'mlss'}, "did you mean 'mls'"), ({'known_acceptance': 95}, 'between 0 and 1'),
+    ({'known_acceptance': '0.9'}, "between 0 and 1, got '0.9'"), ({'threshold': 'a'}, "threshold='a'; give a finite"),
     ({'threshold': 1., 'validation': []}, 'give one'), ({'threshold': float('nan')}, 'finite'),
     ({'known_classes': ['ant', 'cat']}, 'class 0 of the head'), ({'device': 'nowhere'}, "'cpu'"),
     ({'amp_dtype': torch.float64}, 'bfloat16'), ({'data_dir': 'nowhere'}, 'data_dir=FOLDER')])
@@ -208,6 +211,11 @@ def test_weights_alone_serve_at_the_size_that_is_typed(name, files, tmp_path):
     again = OpenSetClassifier.load(tmp_path / 'saved', device='cpu')
     assert again.preprocessing.input_size == (3, 96, 96)
     assert [one.knownness for one in again.predict(files)] == [one.knownness for one in classifier.predict(files)]
+
+
+def test_a_score_of_another_type_is_refused(checkpoint):
+    with pytest.raises(TypeError, match='score=None: expected a name'):
+        OpenSetClassifier.from_checkpoint(checkpoint, None, device='cpu')
 
 
 def test_a_misspelt_keyword_names_the_method_and_the_nearest(checkpoint):
@@ -249,7 +257,7 @@ def test_a_record_holds_probabilities_and_the_file(classifier, files):
         assert sum(value for _, value in record.top_k) == pytest.approx(1)
     assert [record.top_k for record in classifier.predict(files, top_k=1)] == [record.top_k[:1] for record in records]
     assert classifier.predict(pixels(files[0]))[0].path is None
-    with pytest.raises(ValueError, match='top_k is at least 1'):
+    with pytest.raises(ValueError, match='top_k is a whole number, at least 1, got'):
         classifier.predict(files, top_k=0)
 
 
@@ -377,6 +385,13 @@ def test_a_bad_image_is_named(classifier, image, kind, words):
         classifier.predict([image])
 
 
+def test_the_bytes_of_a_file_are_no_image(classifier, files):
+    with pytest.raises(TypeError, match=r'expected images .*, got bytes'):
+        classifier.predict(files[0].read_bytes())
+    with pytest.raises(ValueError, match="top_k is a whole number, at least 1, got 'a'"):
+        classifier.predict(files[:1], top_k='a')
+
+
 def test_a_broken_file_is_named_with_its_position(classifier, files, tmp_path):
     (tmp_path / 'broken.png').write_bytes(b'\x89PNG nothing')
     with pytest.raises(ValueError, match=r'image 1: .*broken\.png cannot be read'):
@@ -395,6 +410,17 @@ def test_half_precision_stays_near_and_is_kept_in_the_file(checkpoint, classifie
     np.testing.assert_allclose(half.scores(files)[1], classifier.scores(files)[1], rtol=0.05, atol=0.02)
     half.save(tmp_path)
     assert OpenSetClassifier.load(tmp_path, 'cpu').predict(files) == half.predict(files)
+
+
+def test_image_files_are_closed_once_they_are_read(classifier, files, monkeypatch):
+    """Red before: each stayed open until the garbage was collected."""
+    seen = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda found: seen.append(found.exc_value))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', ResourceWarning)
+        classifier.scores(files[:3])
+        gc.collect()
+    assert not seen
 
 
 def test_the_model_keeps_its_mode_and_weights(classifier, files):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from timm.utils import unwrap_model
@@ -172,18 +172,20 @@ def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: P
 # ---- checks that need no image
 
 def _check(plan: Plan) -> None:
+    if not isinstance(plan.score, str):
+        raise TypeError(f"score={plan.score!r}: expected a name, score='mls'")
     if score_kind(plan.score).requires_model:  # an unknown name raises, with the nearest
         raise ValueError(f'score {plan.score!r} takes passes over the model of its own, and a classifier makes one for '
                          'each prediction; take a score that is computed from that one, such as mls')
-    if not 0 < plan.known_acceptance < 1:
+    if not (isinstance(plan.known_acceptance, SupportsFloat) and 0 < plan.known_acceptance < 1):
         raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
-                         f'{plan.known_acceptance}')
+                         f'{plan.known_acceptance!r}')
     if plan.threshold is not None and plan.validation is not None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
     if plan.img_size is not None and plan.img_size < 1:
         raise ValueError(f'img_size={plan.img_size}: expected 1 or more')
-    if plan.threshold is not None and not math.isfinite(plan.threshold):
-        raise ValueError(f'threshold={plan.threshold}; give a finite number')
+    if plan.threshold is not None and not (isinstance(plan.threshold, SupportsFloat) and math.isfinite(plan.threshold)):
+        raise ValueError(f'threshold={plan.threshold!r}; give a finite number')
 
 
 def _check_module(model: EvaluatedModel, reading: Preprocessing, names: Sequence[str],

@@ -34,7 +34,7 @@ def each(images: Any) -> Iterator[Any]:
         images = [images]
     elif isinstance(images, np.ndarray | Tensor):
         images = [images] if images.ndim in (2, 3) else images
-    elif not isinstance(images, Iterable):
+    elif isinstance(images, bytes) or not isinstance(images, Iterable):
         raise TypeError(f'expected images ({_KINDS}; one or many), got {type(images).__name__}')
     for item in images:
         if isinstance(item, str | os.PathLike) and os.fspath(item) and Path(item).is_dir():

@@ -215,8 +215,8 @@ class OpenSetClassifier:
         Raises:
             ValueError: An image that cannot be read, with its position; a folder without images.
         """
-        if top_k < 1:
-            raise ValueError(f'top_k is at least 1, got {top_k}')
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise ValueError(f'top_k is a whole number, at least 1, got {top_k!r}')
         paths: list[Path | None] = []
 
         def noted() -> Iterator[Any]:
