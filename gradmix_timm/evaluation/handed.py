@@ -13,7 +13,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, Subset
 from torchvision.datasets import VisionDataset
 from torchvision.transforms.functional import to_pil_image
 
@@ -82,11 +82,11 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
 
     Raises:
         TypeError: ``data`` is of another type.
-        ValueError: There is no image, or labels are not whole numbers.
+        ValueError: There is no image, labels are not whole numbers, or a DistributedSampler leaves a part.
     """
     if isinstance(data, CutDataset | ImageSource):
         return _pictures(data, model.preprocessing)
-    loader, dataset = _in_order(data)
+    loader, dataset = _in_order(data, title)
     if loader is None:
         first = _first(dataset, title)
         if isinstance(first, Image.Image):
@@ -151,9 +151,14 @@ def as_unknown(images: CutDataset) -> CutDataset:
     return CutDataset(images.source, images.indices, np.full(len(images), -1), there)
 
 
-def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:
+def _in_order(data: Any, title: str) -> tuple[Iterable[Any] | None, Any]:
     """The loader, if batches were passed, and the data set whose rows it yields in order, if any."""
     if isinstance(data, DataLoader):
+        sampler = getattr(data.batch_sampler, 'sampler', data.sampler)
+        if isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise ValueError(f'{title}: the DataLoader has a DistributedSampler, which leaves this process one of '
+                             f'{sampler.num_replicas} parts of the images; pass a loader without it, or the data set: '
+                             'the process that evaluates reads all of them')
         plain = type(data) is DataLoader and type(data.batch_sampler) is BatchSampler and data.batch_size and (
             type(data.sampler) is SequentialSampler or (
                 type(data.sampler) is RandomSampler and not data.sampler.replacement
@@ -168,7 +173,7 @@ def _in_order(data: Any) -> tuple[Iterable[Any] | None, Any]:
         return (data, None) if isinstance(first, Tensor) and first.dim() == 4 else (None, data)
     if isinstance(data, Iterable) and not isinstance(data, str | bytes | dict | Tensor):
         return data, None
-    raise TypeError(f'got {type(data).__name__}; {_KINDS}')
+    raise TypeError(f'{title}: got {type(data).__name__}; {_KINDS}')
 
 
 def _first(dataset: Any, title: str) -> Any:
