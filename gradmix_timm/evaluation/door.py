@@ -26,7 +26,7 @@ from .images import EvaluationImages, UnknownImages
 from .model import EvaluatedModel
 from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
 from .result import Evaluation
-from .settings import EvaluationSettings, listed
+from .settings import EvaluationSettings, listed, one_or_more
 from .steps import evaluate_images
 from .unknown import UnknownOptions, open_unknown
 from .validation_unknown import check_validation_unknown, open_validation_unknown
@@ -98,6 +98,8 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         raise ValueError('tune= is set against known images that were held out from training; add held_out=IMAGES, or '
                          'leave out tune=')
     chosen, known_classes = EvaluationSettings(scores=scores, **settings), listed(known_classes)
+    if unknown_output not in (True, False):
+        raise ValueError(f'unknown_output={unknown_output!r}: expected True or False')
     if unknown_output:
         if not isinstance(model, nn.Module):
             raise ValueError('unknown_output=True is for live modules; a checkpoint of train.py --unknown-output '
@@ -107,7 +109,7 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
         subject = _model_of(model, chosen, preprocessing, pretrained, img_size, device, known_classes)
         images = _images_of(subject, known, train, held_out, known_classes)
         images = _with_unknown(subject, images, unknown, UnknownOptions(
-            sets=(), overlap=overlap, made_seed=chosen.seed, near=tuple(near), far=tuple(far)))
+            sets=(), overlap=overlap, made_seed=chosen.seed, near=one_or_more(near), far=one_or_more(far)))
         picked = None if tune is None else _validation_unknown(subject, images, tune)
         _check_sizes(subject, {**images.cuts(), **({} if picked is None else {'tune': picked[1]})})
         return evaluate_images(subject, images, gate=gate, reference_top1=reference_top1, tune=picked,

@@ -1,7 +1,7 @@
 """Settings of an evaluation, apart from the model and the images; checked on construction."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from gradmix_timm.openset.judge import check_names
 from gradmix_timm.openset.presets import PRESETS
 
-__all__ = ['DataOptions', 'EvaluationSettings', 'check_counts', 'listed']
+__all__ = ['DataOptions', 'EvaluationSettings', 'check_counts', 'listed', 'one_or_more']
 
 _ZERO_IS_NONE = ('bootstrap', 'workers', 'seed', 'trivial_images', 'feature_map', 'duplicates', 'made_seed')
 
@@ -61,7 +61,7 @@ class EvaluationSettings:
         """Reject values out of range, before anything is opened."""
         preset = None if self.preset is None else PRESETS[self.preset]
         if self.scores is not None:
-            names = check_names((self.scores,) if isinstance(self.scores, str) else self.scores)
+            names = check_names(one_or_more(self.scores))
             if not names:
                 raise ValueError('scores=(): name one score or more; None means all')
             object.__setattr__(self, 'scores', names if preset is None else preset.named(names))
@@ -131,12 +131,20 @@ def check_counts(settings: Any) -> None:
             raise ValueError(f'{field.name}={value}: expected {least} or more')
 
 
+def one_or_more(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of which a single one may be a text, which is no sequence of letters here."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def listed(known_classes: Sequence[str] | None) -> tuple[str, ...] | None:
     """Names of classes as a caller gave them; None as it is.
 
     Raises:
         ValueError: A text, which would be a class a letter.
+        TypeError: Something that holds no names.
     """
+    if known_classes is not None and not isinstance(known_classes, Iterable):
+        raise TypeError(f'known_classes={known_classes!r}: expected a list of names in head order')
     if isinstance(known_classes, str):
         raise ValueError(f'known_classes={known_classes!r} is one text; expected a list of names in head order, '
                          f'known_classes={known_classes.split(",")}')

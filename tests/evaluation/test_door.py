@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import gradmix_timm
@@ -234,6 +234,32 @@ def test_a_loader_that_shuffles_or_drops_is_read_whole_and_in_order(net):
     assert one.predictions.columns['mls'] == two.predictions.columns['mls']
 
 
+def test_a_loader_of_one_process_part_is_refused(net):
+    """Red before: each process reported figures of its own part as those of the whole."""
+    data = tensors(1)
+    sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+    for loader in (DataLoader(data, 16, sampler=sampler),
+                   DataLoader(data, batch_sampler=BatchSampler(sampler, 16, drop_last=False))):
+        with pytest.raises(ValueError, match=r'known test images: .* DistributedSampler, .* one of 2 parts'):
+            evaluate(net, known=loader, unknown=tensors(2), **QUICK)
+    whole = DataLoader(data, 16, sampler=DistributedSampler(data, num_replicas=1, rank=0, shuffle=False))
+    assert evaluate(net, known=whole, unknown=tensors(2), scores='mls', **QUICK).results['n_known'] == 60
+
+
+def test_images_that_hold_nan_are_not_blamed_on_the_weights(net):
+    images, labels = tensors(1).tensors
+    images[7, 0, 0, 0] = float('nan')
+    with pytest.raises(ValueError, match=r'known test images \(image 7\): the images themselves hold NaN'):
+        evaluate(net, known=TensorDataset(images, labels), unknown=tensors(2), **QUICK)
+
+
+def test_a_failure_of_the_model_says_on_which_images(net):
+    grey = TensorDataset(tensors(2).tensors[0][:, :1], tensors(2).tensors[1])
+    with pytest.raises(RuntimeError) as caught:
+        evaluate(net, known=tensors(1), unknown={'grey': grey}, **QUICK)
+    assert caught.value.__notes__ == ['The model was given images of grey, [60, 1, 12, 12].']
+
+
 def test_only_the_rows_of_a_subset_are_read(net):
     batches = [(tensors(2).tensors[0], torch.zeros(60).long())]
     found = evaluate(net, known=Subset(tensors(1), range(0, 30)), unknown=batches, scores='mls', **QUICK)
@@ -242,13 +268,19 @@ def test_only_the_rows_of_a_subset_are_read(net):
 
 def test_labels_that_are_no_class_are_refused_with_their_place(net):
     images, labels = tensors(1).tensors
-    with pytest.raises(ValueError, match='label 3 of known image 5 is no class: expected 0 to 2'):
+    with pytest.raises(ValueError, match=(
+            r'label 3 of known image 5 is no class: expected 0 to 2, .*; where the data set names its classes, '
+            r'known_classes=\[\.\.\.\].* Subset')):
         evaluate(net, known=TensorDataset(images, labels.index_fill(0, torch.tensor(5), 3)), unknown=tensors(2),
                  **QUICK)
 
 
 @pytest.mark.parametrize(('given', 'error', 'match'), [
-    ({'known': 7}, TypeError, 'expected a DataLoader'), ({'bootstrp': 3}, TypeError, "did you mean 'bootstrap'"),
+    ({'known': 7}, TypeError, 'known test images: got int; expected a DataLoader'),
+    ({'train': 7}, TypeError, 'known training images: got int'),
+    ({'held_out': 7}, TypeError, 'held-out images: got int'),
+    ({'unknown': {'far': 7}}, TypeError, 'images of far: got int'),
+    ({'bootstrp': 3}, TypeError, "did you mean 'bootstrap'"),
     ({'gate': 'shut'}, ValueError, 'refuse, warn, off'), ({'scores': ('mlz',)}, ValueError, "did you mean 'mls'"),
     ({'scores': ()}, ValueError, 'one score or more'), ({'model': 7}, TypeError, 'expected a module'),
     ({'model': 'resnet19'}, ValueError, 'did you mean'), ({'known': 'nowhere'}, ValueError, 'say how a picture'),
@@ -264,7 +296,10 @@ def test_labels_that_are_no_class_are_refused_with_their_place(net):
     ({'known': iter([(np.zeros((2, 3, 8, 8), 'f4'), torch.zeros(2, dtype=int))])}, TypeError,
      r'a batch of .* has images of type numpy\.ndarray; expected .*torch\.from_numpy'),
     ({'known': [torch.zeros(3, 8, 8)]}, TypeError, 'an item of the data set of .* is Tensor; expected a DataLoader'),
-    ({'near': ('blobs',)}, ValueError, 'near= and far= name each')])
+    ({'unknown_output': 'no'}, ValueError, "unknown_output='no': expected True or False"),
+    ({'known_classes': 4}, TypeError, 'known_classes=4: expected a list of names'),
+    ({'near': ('blobs',)}, ValueError, 'near= and far= name each'),
+    ({'near': 'blobs'}, ValueError, "they are unknown, got 'blobs'")])
 def test_what_cannot_be_meant_is_refused(net, given, error, match):
     with pytest.raises(error, match=match):
         evaluate(**{'model': net, 'known': tensors(1), 'unknown': tensors(2), **QUICK, **given})

@@ -69,6 +69,7 @@ def test_an_evaluation_is_printed_within_80_columns(evaluation):
 def test_scores_are_chosen_by_name(evaluation):
     labels = evaluation.plot_roc(['mls']).axes[0].get_legend_handles_labels()[1]
     assert [label.split()[0] for label in labels] == ['mls', 'chance']
+    assert len(evaluation.plot_roc('mls').axes[0].lines) == len(evaluation.plot_roc(['mls']).axes[0].lines)
     assert evaluation.plot_scores('msp').axes[0].get_xlabel() == 'msp: knownness'
     with pytest.raises(ValueError, match=r"no score 'mlz' in this evaluation.*mls"):
         evaluation.plot_scores('mlz')

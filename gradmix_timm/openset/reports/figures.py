@@ -314,6 +314,7 @@ def _chosen(results: Results, scores: Sequence[str] | None, default: str | None 
     have = list(results['scores'])
     if scores is None:
         return have if default is None else [default]
+    scores = [scores] if isinstance(scores, str) else scores
     for name in scores:
         if name not in have:
             raise ValueError(f'no score {name!r} in this evaluation: {nearest(name, have)}')
