@@ -117,9 +117,41 @@ evaluate(torch.nn.Flatten(), known=known, unknown=unknown, scores=('mls', 'margi
          feature_map=0)
 
 # %% [markdown]
-# A score that is fitted sets `needs_train = True` and takes what it needs in `fit(train, head)`. `--device-modules
-# my_scores` makes the name known to `gradmix-openset` and `gradmix-predict`. One that is to go into an ONNX graph
-# derives from `gradmix_timm.openset.scores.logit.LogitScore` and writes `of(logits)` in place of `knownness`.
+# A score that is fitted sets `needs_train = True` and keeps what it needs in `fit(train, head)`. `train` has the
+# fields of `Embeddings`: `logits` [N, K], `features` [N, D] (the input of the classifier), `projection` [N, P] or None,
+# `label` [N] (positions in the known classes) and `index` [N]. With `needs_head = True`, `head` is the classifier,
+# `head.weight` [K, D] and `head.bias` [K]; without it, `head` may be None.
+
+# %%
+@SCORES.register('class-mean', 'minus the distance to the nearest mean of a class')
+class ClassMean(Score):
+    """Minus the distance between the logits and the nearest class's mean of them."""
+
+    reads = ('logits',)
+    needs_train = True
+    least = 1  # training images that every class must have
+
+    def fit(self, train, head):
+        classes = range(train.logits.shape[1])
+        self.means = torch.stack([train.logits[train.label == k].double().mean(0) for k in classes])
+
+    def knownness(self, embeddings):
+        return -(embeddings.logits.double()[:, None] - self.means).norm(dim=2).amin(1)
+
+
+more = torch.randn(90, 3, generator=generator) + 3 * torch.eye(3).repeat(30, 1)
+train = TensorDataset(more[:, :, None, None], torch.arange(90) % 3)
+evaluate(torch.nn.Flatten(), train=train, known=known, unknown=unknown, scores=('mls', 'class-mean'), bootstrap=0,
+         feature_map=0)
+
+# %% [markdown]
+# `--device-modules my_scores` makes the name known to `gradmix-openset` and `gradmix-predict`; in Python, import the
+# module before `OpenSetClassifier.load`. One that is to go into an ONNX graph derives from
+# `gradmix_timm.openset.scores.logit.LogitScore` and writes `of(logits)` in place of `knownness`.
+#
+# Metrics and objectives have no registry. A metric of your own is a function of `evaluation.predictions`, one row an
+# image with `known`, `label`, `predicted` and its knownness by each score. An objective of your own is the loss of
+# [your loop](mix_in_my_loop.md), which takes any mixer and whose model `evaluate` takes as it is.
 #
 # ## A protocol
 #
