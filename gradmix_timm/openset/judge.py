@@ -91,7 +91,7 @@ class EmbeddedSets:
             if len(bad):
                 raise ValueError(f'label {int(label[bad[0]])} of {name} image {int(bad[0])} is no class: expected 0 to '
                                  f'{count - 1}, positions in {side}_classes; where the data set names its classes, '
-                                 f'{side}_classes=[...] matches them by name, else pass a Subset without the others')
+                                 f'{side}_classes=[...] matches them by name, else number labels in that order')
         for side, embeddings in (('known', self.known), ('unknown', self.unknown)):
             if embeddings.logits.shape[1] != len(self.known_classes):
                 raise ValueError(f'{embeddings.logits.shape[1]} logits of the {side} images and '

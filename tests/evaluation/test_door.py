@@ -270,7 +270,7 @@ def test_labels_that_are_no_class_are_refused_with_their_place(net):
     images, labels = tensors(1).tensors
     with pytest.raises(ValueError, match=(
             r'label 3 of known image 5 is no class: expected 0 to 2, .*; where the data set names its classes, '
-            r'known_classes=\[\.\.\.\].* Subset')):
+            r'known_classes=\[\.\.\.\] matches them by name')):
         evaluate(net, known=TensorDataset(images, labels.index_fill(0, torch.tensor(5), 3)), unknown=tensors(2),
                  **QUICK)
 
