@@ -45,10 +45,11 @@ def evaluate(model: nn.Module | str | os.PathLike[str], *, known: Any, unknown: 
              unknown_output: bool = False, **settings: Any) -> Evaluation:
     """Evaluate how well a model classifies known images and separates unknown images from them.
 
-    Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), or a
-    folder of class folders. Tensors are read as they are, pictures and folders through the model's own preprocessing,
-    at the same size. Labels of a data set that names its classes (``classes`` or ``class_to_idx``, as those of
-    torchvision and timm) are matched with the head's by name, as class folders are; others are positions in the head.
+    Images are a DataLoader (or any iterable of batches of images and labels), a data set of (image, label), tensors or
+    arrays (images [N, C, H, W], labels [N]), unknown ones also without labels, or a folder of class folders. Tensors
+    are read as they are, pictures and folders through the model's own preprocessing, at the same size. Labels of a data
+    set that names its classes (``classes`` or ``class_to_idx``, as those of torchvision and timm) are matched with the
+    head's by name, as class folders are; others are positions in the head.
 
     Args:
         model: A live module that gives logits [B, K], which is left as it was (mode, hooks, requires_grad, device);
@@ -227,7 +228,7 @@ def _with_unknown(model: EvaluatedModel, images: EvaluationImages, unknown: Any,
             given, sets[name] = of_word[name]
             facts[name] = opened.facts[given]
         else:
-            sets[name] = as_unknown(open_handed(data, f'images of {name}', model))
+            sets[name] = as_unknown(open_handed(_labelled(data), f'images of {name}', model))
             images.check_unknown(name, sets[name])
             facts[name] = {'source': _described(data), 'kind': None, 'dropped_classes': [], 'dropped_images': 0,
                            'known_classes_kept': []}
@@ -246,9 +247,15 @@ def _validation_unknown(model: EvaluatedModel, images: EvaluationImages, data: A
     if _is_path(data):
         word = _word('validation', data)
         return word, open_validation_unknown(word, images, model.reading())
-    found = as_unknown(open_handed(data, 'validation images of unknown classes', model))
+    found = as_unknown(open_handed(_labelled(data), 'validation images of unknown classes', model))
     check_validation_unknown(_described(data), found, images, found.classes)
     return _described(data), found
+
+
+def _labelled(data: Any) -> Any:
+    """Unknown images alone, [N, C, H, W], with the labels that a data set has."""
+    alone = isinstance(data, torch.Tensor | np.ndarray) and data.ndim == 4
+    return (torch.as_tensor(data), torch.zeros(len(data), dtype=torch.int64)) if alone else data
 
 
 def _check_sizes(model: EvaluatedModel, cuts: Mapping[str, CutDataset]) -> None:

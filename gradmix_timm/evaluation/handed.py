@@ -13,7 +13,15 @@ from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 from torchvision.datasets import VisionDataset
 from torchvision.transforms.functional import to_pil_image
 
@@ -27,7 +35,7 @@ from .model import EvaluatedModel
 __all__ = ['HandedImages', 'as_unknown', 'in_head_order', 'open_handed']
 
 _KINDS = ('expected a DataLoader or another iterable of batches (images [B, C, H, W], labels [B]), a data set of '
-          '(image, label), or a folder')
+          '(image, label), (images, labels) as tensors or arrays, or a folder')
 
 
 class HandedImages(CutDataset):
@@ -75,8 +83,9 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
     A DataLoader that only shuffles is read in the order of its data set, without dropping the last batch.
 
     Args:
-        data: A loader, an iterable of batches, or a data set of (image, label); images are tensors [C, H, W] as the
-            model reads them, or PIL images.
+        data: A loader, an iterable of batches, a data set of (image, label), or (images [N, C, H, W], labels [N]);
+            images are tensors [C, H, W] as the model reads them, or in a data set PIL images. Batches are pairs, or
+            dicts with ``pixel_values`` or ``image`` and ``labels`` or ``label``.
         title: What they are: 'known test images'.
         model: That they are for.
 
@@ -86,6 +95,11 @@ def open_handed(data: Any, title: str, model: EvaluatedModel) -> CutDataset:
     """
     if isinstance(data, CutDataset | ImageSource):
         return _pictures(data, model.preprocessing)
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
+        images, labels = (torch.as_tensor(part) for part in data)
+        if len(images) != len(labels):
+            raise ValueError(f'{title}: {len(images)} images and {len(labels)} labels; expected as many')
+        data = TensorDataset(images, labels)
     loader, dataset = _in_order(data, title)
     if loader is None:
         first = _first(dataset, title)
@@ -179,7 +193,7 @@ def _in_order(data: Any, title: str) -> tuple[Iterable[Any] | None, Any]:
 def _first(dataset: Any, title: str) -> Any:
     if not len(dataset):
         raise ValueError(f'the data set of {title} holds no image')
-    item = dataset[0]
+    item = _pair(dataset[0])
     if not isinstance(item, tuple | list) or len(item) < 2 or not isinstance(item[0], Tensor | Image.Image):
         raise _without_images(item, f'an item of the data set of {title}')
     return item[0]
@@ -198,6 +212,7 @@ def _without_images(found: Any, what: str) -> TypeError:
 def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, checked; a digest of each image's pixels is kept on the way."""
     for batch in loader:
+        batch = _pair(batch)
         if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[0], Tensor):
             raise _without_images(batch, f'a batch of {title}')
         images, labels = batch[0], torch.as_tensor(batch[1])
@@ -207,6 +222,15 @@ def _digested(loader: Iterable[Any], digests: list[bytes], title: str) -> Iterat
         digests += [hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
                     for image in images.detach().cpu().float()]
         yield images, labels
+
+
+def _pair(found: Any) -> Any:
+    """Images and labels of a batch or an item that is a dict with Hugging Face's keys; others as they are."""
+    if not isinstance(found, Mapping):
+        return found
+    images, labels = (next((found[key] for key in keys if key in found), None) for keys in (
+        ('pixel_values', 'image'), ('labels', 'label')))
+    return found if images is None or labels is None else (images, labels)
 
 
 def _measured(batches: Iterable[tuple[Tensor, Tensor]], sizes: dict[tuple[int, int], None],
@@ -232,7 +256,7 @@ def _pictures(dataset: Any, reading: Preprocessing | None) -> CutDataset:
             source.input_img_mode, source.exif = mode, exif
         whole = CutDataset(source, np.arange(len(source)), labels_of(source), _names_in(source))
         return whole if rows is None else whole.rows(rows)
-    labels = np.array([int(dataset[row][1]) for row in range(len(dataset))])
+    labels = np.array([int(_pair(dataset[row])[1]) for row in range(len(dataset))])
     source = ImageSource(_Rows(dataset, type(dataset).__name__, len(dataset)), mode, exif)
     return CutDataset(source, np.arange(len(labels)), labels, _names_of(dataset))
 
@@ -290,7 +314,7 @@ class _Rows(Reader):
         return self.count
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        image, label = self._inner[index if self._rows is None else int(self._rows[index])][:2]
+        image, label = _pair(self._inner[index if self._rows is None else int(self._rows[index])])[:2]
         return image if isinstance(image, Image.Image) else _picture(torch.as_tensor(image)), int(label)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:

@@ -200,7 +200,6 @@ def test_held_out_images_that_are_training_images_are_refused(net, places):
 
 @pytest.mark.parametrize('kind', ['test', 'training', 'held-out'])
 def test_unknown_tensors_that_are_known_images_are_refused(net, kind):
-    """Red before: only training against test images was compared."""
     parts = {'test': tensors(1), 'training': tensors(0, 90), 'held-out': tensors(3)}
     mixed = torch.cat([tensors(2).tensors[0], parts[kind].tensors[0][:5]])
     unknown = DataLoader(TensorDataset(mixed, torch.zeros(len(mixed), dtype=torch.int64)), 16)
@@ -232,6 +231,24 @@ def test_a_loader_that_shuffles_or_drops_is_read_whole_and_in_order(net):
                    **QUICK)
     two = evaluate(net, known=known, unknown=tensors(2), scores='mls', batch_size=16, **QUICK)
     assert one.predictions.columns['mls'] == two.predictions.columns['mls']
+
+
+@pytest.mark.parametrize('form', ['tensors', 'arrays', 'dicts', 'image dicts'])
+def test_images_and_labels_come_in_every_usual_form(net, form):
+    known, unknown = tensors(1).tensors, tensors(2).tensors
+    wanted = evaluate(net, known=TensorDataset(*known), unknown=TensorDataset(*unknown), **QUICK)
+    if form == 'tensors':
+        given = known, unknown[0]
+    elif form == 'arrays':
+        given = tuple(part.numpy() for part in known), unknown[0].numpy()
+    else:
+        keys = ('pixel_values', 'labels') if form == 'dicts' else ('image', 'label')
+        given = tuple(DataLoader([dict(zip(keys, row, strict=True)) for row in zip(*part, strict=True)], 16)
+                      for part in (known, unknown))
+    found = evaluate(net, known=given[0], unknown=given[1], **QUICK)
+    assert found.scores == wanted.scores
+    with pytest.raises(ValueError, match=r'known test images: 3 images and 2 labels'):
+        evaluate(net, known=(known[0][:3], known[1][:2]), unknown=unknown[0], **QUICK)
 
 
 def test_a_loader_of_one_process_part_is_refused(net):
