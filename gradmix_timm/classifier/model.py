@@ -127,8 +127,9 @@ class OpenSetClassifier:
                 ``class_map``, ``workers``.
 
         Raises:
-            ValueError: Held-out images, or entries of the checkpoint or the data, are missing; with the remedy.
-            TypeError: An unknown keyword; the message names the nearest.
+            ValueError: Held-out images, or entries of the checkpoint or the data, are missing, with the remedy;
+                validation files that the score is fitted on.
+            TypeError: An unknown keyword, with the nearest; a score that is no name.
         """
         plan = calibration.Plan(
             path=path, score=score, known_acceptance=known_acceptance, validation=validation, threshold=threshold,

@@ -199,7 +199,7 @@ def _neighbours(task: _Task, fitted: Arrays) -> ProbeGroup:
     part = fit_neighbours(task.fit.features, task.fit.label, task.num_classes, task.options.knn_k)
     fitted |= {f'knn/{name}': value for name, value in probe.parameters().items()}
     held = part.logits(task.held.features).argmax(1) == task.held.label
-    score = fit_score('knn', replace(task.fit, features=rows, label=labels), k=probe.k)
+    score = fit_score('knn', Embeddings.cat([task.fit, task.held]), k=probe.k)
     found = _group(task, 'knn', len(labels), {'k': probe.k}, probe.logits(task.known.features),
                    {} if task.unknown is None else {'knn': (score(task.known), score(task.unknown))})
     found['held_out_top1'] = float(held.double().mean())
