@@ -110,5 +110,25 @@ print(Evaluation.load(folder).scores['mls']['auroc'] == metrics['auroc'])
 # %% [markdown]
 # ## A classifier with a threshold
 #
-# An evaluation ranks images. To *use* the model, a threshold has to be chosen on known images that are neither
-# trained on nor tested on: see [Fine-tune to a classifier that says "unknown"](finetune_open_set.md).
+# An evaluation ranks images. To *use* the model, a threshold is set on known images that are neither trained on nor
+# tested on, here on half of the test images. `preprocessing` says how `predict` makes the model's input of a picture:
+# these digits went in as they are.
+
+# %%
+from torch.utils.data import random_split
+
+from gradmix_timm import OpenSetClassifier
+from gradmix_timm.data.preprocessing import Preprocessing
+
+as_it_is = {'input_size': (3, 32, 32), 'mean': 0., 'std': 1., 'crop_pct': 1.}
+validation, rest = random_split(test, [0.5, 0.5], torch.Generator().manual_seed(0))
+classifier = OpenSetClassifier.from_model(
+    model, [f'digit {k}' for k in range(6)], validation=validation, preprocessing=Preprocessing.of(as_it_is, model))
+print(classifier)
+for name, data in (('known', rest), ('unknown', unknown)):
+    labels = [found.label for found in classifier.predict([image for image, _ in data])]
+    print(f'{name}: {1 - labels.count("unknown") / len(labels):.0%} accepted')
+
+# %% [markdown]
+# `classifier.save('folder')` and `OpenSetClassifier.load('folder')` keep it; of a checkpoint of `gradmix-train` see
+# [Fine-tune to a classifier that says "unknown"](finetune_open_set.md).
