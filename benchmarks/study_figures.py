@@ -226,7 +226,8 @@ def in_turn(method: str = 'gradmix+regmixup') -> str:
                  for other in others.values() for score in figures.values()]
         if found[0]:
             level = 1 - 0.05 / sum(map(bool, found))
-            cells = [interval(splits, level) if splits else '' for splits in found]
+            fewer = ['' if len(splits) == len(found[0]) else f' (n = {len(splits)})' for splits in found]
+            cells = [interval(splits, level) + few if splits else '' for splits, few in zip(found, fewer, strict=True)]
             lines.append(f'| {setting} | {len(found[0])} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
