@@ -132,7 +132,6 @@ def test_without_held_out_images_the_error_offers_what_to_pass(data, tmp_path, f
 
 
 def test_validation_images_of_unknown_classes_are_left_out_however_they_are_named(data, tmp_path, caplog):
-    """Red before: where no folder had the name of a known class, all images were taken."""
     path = save_checkpoint(tmp_path / 'm.pth.tar', data, held=())
     bees, cats = (sorted((data / 'test' / name).iterdir()) for name in ('bee', 'cat'))
     with pytest.raises(ValueError, match=r'all 30 validation images lie in folders of classes .* not known \(bee\)'):
@@ -158,7 +157,6 @@ def test_a_folder_with_the_training_images_is_no_validation_set(checkpoint, file
 
 
 def test_images_that_a_score_is_fitted_on_are_no_validation_set(checkpoint, data, tmp_path):
-    """Red before: by content too, since a copy elsewhere set the same threshold, which new images missed."""
     copies = shutil.copytree(data / 'train', tmp_path / 'copies')
     for images in (data / 'train', copies, [str(path) for path in copies.rglob('*.png')]):
         with pytest.raises(ValueError, match=r'20 of the 60 validation images are training images.*validation=\['):
@@ -242,7 +240,6 @@ def test_labels_follow_the_threshold(classifier, files):
 
 
 def test_a_record_holds_probabilities_and_the_file(classifier, files):
-    """Red before: a label and its knownness were all."""
     with torch.inference_mode():
         inputs = torch.stack([classifier.preprocessing.transform()(Image.open(path).convert('RGB')) for path in files])
         shares = classifier.model(inputs).double().softmax(1)
@@ -270,7 +267,6 @@ def test_a_score_with_a_predictor_of_its_own_names_the_class_and_the_model_its_p
 
 
 def test_a_folder_stands_for_its_images(classifier, data, checkpoint, tmp_path):
-    """Red before: refused, 'name the images in it'; a single path of validation images was read letter by letter."""
     files = sorted((data / 'test').rglob('*.png'))
     whole = classifier.predict(data / 'test')
     assert [record.path for record in whole] == files
@@ -413,7 +409,6 @@ def test_half_precision_stays_near_and_is_kept_in_the_file(checkpoint, classifie
 
 
 def test_image_files_are_closed_once_they_are_read(classifier, files, monkeypatch):
-    """Red before: each stayed open until the garbage was collected."""
     seen = []
     monkeypatch.setattr(sys, 'unraisablehook', lambda found: seen.append(found.exc_value))
     with warnings.catch_warnings():
@@ -466,7 +461,6 @@ def sorting(data, tmp_path_factory):
 @pytest.mark.parametrize('projected', [False, True])
 @pytest.mark.parametrize('score', [name for name in list_scores() if not score_kind(name).requires_model])
 def test_every_score_serves_and_is_kept_in_the_files(sorting, files, tmp_path, score, projected):
-    """Red before: relation could not be loaded, and class-knn not asked where there was a projection head."""
     options = {'vim': {'dim': 4}, 'residual': {'dim': 4}, 'nnguide': {'k': 5}}.get(score)
     found = OpenSetClassifier.from_checkpoint(sorting[projected], score, device='cpu', score_options=options,
                                               known_acceptance=0.8)
@@ -615,7 +609,6 @@ def test_a_score_of_features_says_which_scores_have_a_graph(checkpoint, tmp_path
 
 
 def test_a_score_of_ones_own_says_what_it_has_to_be_for_a_graph(checkpoint, tmp_path, monkeypatch):
-    """Red before: the message said that a function of the logits does not fit into a graph of the logits."""
     class Second(Score):
         def knownness(self, embeddings):
             return embeddings.logits.double().amax(1)

@@ -150,7 +150,6 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
 @pytest.mark.parametrize(('text', 'expected'), [
     ('cat,"a,b", dog', ['cat', 'a,b', 'dog']), ('x,5" disk', ['x', '5" disk']), ('a\nb,c', ['a\nb', 'c'])])
 def test_a_class_name_with_a_comma_can_be_typed(text, expected):
-    """Red before: every comma ended a name."""
     assert parse('--known-classes', text, '--data-dir', '.').known_classes == expected
 
 

@@ -88,7 +88,6 @@ SLOW = pytest.mark.slow
     pytest.param('border', ('--objective', 'simclr', '--objective-dim', 8, '--probe-epochs', 20), {}, marks=SLOW)],
     ids=['plain', 'exif', 'cached hsv', 'rgba', 'probe'])
 def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, wide, tmp_path, undrawn):
-    """Red before: training, its cache and its probe cut out the center, and the mode of PIL was forgotten."""
     with Seen() as training:
         folder = run_tiny(wide, tmp_path, '--known-classes', ','.join(KNOWN), '--osr-val-fraction', 0.5,
                           *overlay(mode), '--epochs', 4, '--scale', 1, 1, '--ratio', 3, 3, '--hflip', 0,
@@ -127,7 +126,6 @@ def test_every_reader_of_images_sees_what_validation_saw(mode, flags, changes, w
 
 
 def test_image_mode_and_orientation_may_be_typed_over_what_the_checkpoint_records(wide, tmp_path, undrawn):
-    """Red before: no flag of ``openset`` and ``predict`` said how files are decoded."""
     checkpoint = save_checkpoint(tmp_path / 'x.pth.tar', wide, (), known_classes=KNOWN, unknown_classes=('dog',))
     made = Preprocessing.of({**CONFIG, 'image_mode': 'HSV', 'exif': 'apply'})
     test = sorted((wide / 'test').glob('*/*.png'))

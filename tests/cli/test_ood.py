@@ -201,7 +201,6 @@ def test_a_model_by_name_and_folders_alone(places, tmp_path, capsys):
 @pytest.mark.parametrize(('split', 'name', 'kind', 'link'), [
     ('train', 'cat', '(training|held-out)', False), ('test', 'ant', 'test', True)])
 def test_known_images_under_another_name_are_refused(places, tmp_path, capsys, split, name, kind, link):
-    """Red before: a copy of the training images was evaluated as unknown."""
     _, data, checkpoint = places
     (shutil.copytree, lambda source, to: to.symlink_to(source))[link](data / split / name, tmp_path / 'pets')
     line = refused(capsys, '--checkpoint', checkpoint, '--unknown', f'folder:pets={tmp_path}', '--scores', 'mls')

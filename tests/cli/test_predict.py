@@ -99,7 +99,6 @@ def test_a_saved_classifier_is_taken_as_a_checkpoint(checkpoint, expected, tmp_p
 
 
 def test_scores_of_ones_own_are_known_once_imported(checkpoint, expected, tmp_path, monkeypatch, capsys):
-    """Red before: --device-modules was no flag here."""
     (tmp_path / 'margin_of_mine.py').write_text(
         'from gradmix_timm.openset.scores import SCORES\n'
         'from gradmix_timm.openset.scores.logit import LogitScore\n\n\n'

@@ -282,7 +282,6 @@ def test_a_mixer_that_cannot_serve_the_model_is_refused_before_data_is_opened(tm
 
 
 def test_a_folder_that_is_not_there_is_named_before_a_model_is_built(tmp_path, monkeypatch):
-    """Red before: with --pretrained a download came first, and its failure alone was told."""
     monkeypatch.setattr(stages, 'build_model', None)
     with pytest.raises(UsageError, match='no folder at /nowhere; --data-dir names the folder that holds the data'):
         train.main(line('/nowhere', tmp_path))

@@ -40,7 +40,6 @@ def test_a_palette_with_transparency_keeps_it_in_rgba_alone():
     ((255 * RAMP).astype(np.uint16), 0), ((65535 * RAMP).astype(np.int32), 1)],
     ids=['floats to 1', 'floats to 255', '16 bits', '8 bits in 16', '16 bits in 32'])
 def test_deep_pixels_keep_their_picture(pixels, kept, mode, monkeypatch, caplog):
-    """Red before: floats to 1 were black, 16 bits white."""
     monkeypatch.setattr(decoding, '_warned_of_deep', False)
     found = decode(Image.fromarray(pixels), mode, name='deep.tif')
     grey = np.asarray(found.convert('RGB'))[..., 0]
@@ -97,7 +96,6 @@ def test_a_change_of_colours_reaches_every_mode_and_spares_alpha(mode):
 
 @pytest.mark.parametrize('mode', ['HSV', 'RGBA', 'LA', 'CMYK'])
 def test_codecs_and_corruptions_work_on_every_mode(mode, tmp_path):
-    """Red before: no JPEG of HSV or alpha, and a corruption took hue for red."""
     smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 4), dtype=np.uint8)).resize((32, 32))
     for name in 'ab':
         (tmp_path / 'test' / name).mkdir(parents=True)

@@ -141,7 +141,6 @@ def test_what_cannot_be_applied_is_refused(changes, message):
 
 @pytest.mark.parametrize('mode', ['HSV', 'RGBA', 'CMYK'])
 def test_pixel_statistics_are_of_colours_whatever_the_model_reads(mode):
-    """Red before: the hue stood for red, and of four channels the first alone was looked at."""
     colours = np.random.default_rng(0).integers(60, 200, (4, 4, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
     picture = Image.fromarray(colours)
     sizes = {'crop_pct': 1.0, 'interpolation': 'nearest'}
@@ -167,7 +166,6 @@ def test_a_pipeline_is_recorded_and_its_crop_keeps_the_mode(mode):
 
 
 def test_a_picture_that_shrinks_to_nothing_is_named(tmp_path):
-    """Red before: 'height and width must be > 0', of no file."""
     for name in 'ab':
         (tmp_path / name).mkdir()
         Image.new('RGB', (300, 2)).save(tmp_path / name / 'line.png')

@@ -60,7 +60,6 @@ def net():
 
 
 def test_a_compiled_model_is_evaluated_as_the_one_inside():
-    """Red before: torch.compile's wrapper was asked for the attributes of timm's model."""
     torch.manual_seed(0)
     net = timm.create_model('test_resnet', num_classes=3).eval()
     images = TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) % 3)
@@ -72,7 +71,6 @@ def test_a_compiled_model_is_evaluated_as_the_one_inside():
 
 
 def test_a_backbone_without_its_classifier_is_refused():
-    """Red before: its features were taken for the logits of as many classes."""
     net = timm.create_model('test_resnet', num_classes=0)
     with pytest.raises(ValueError, match='num_classes=0 and gives features; give the whole classifier'):
         evaluate(net, known=tensors(1), unknown=tensors(2), scores='mls', **QUICK)
@@ -188,7 +186,6 @@ def test_test_images_that_are_training_images_are_refused(net, as_loader):
 
 
 def test_held_out_images_that_are_training_images_are_refused(net, places):
-    """Red before: each was compared with the test images alone, and the threshold was set on training images."""
     train, some = tensors(0, 90), Subset(tensors(0, 90), range(20))
     with pytest.raises(ValueError, match=r'20 of the 20 held-out images are training images.* as held_out='):
         evaluate(net, train=train, held_out=some, known=tensors(1), unknown=tensors(2), **QUICK)
@@ -252,7 +249,6 @@ def test_images_and_labels_come_in_every_usual_form(net, form):
 
 
 def test_a_loader_of_one_process_part_is_refused(net):
-    """Red before: each process reported figures of its own part as those of the whole."""
     data = tensors(1)
     sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
     for loader in (DataLoader(data, 16, sampler=sampler),
@@ -384,7 +380,6 @@ def test_what_to_do_about_a_model_below_its_reference_is_up_to_the_caller(net, g
 
 @pytest.mark.parametrize('reference', [0.99, 0, 101, float('nan'), '99'])
 def test_a_reference_that_is_no_percentage_is_refused(net, reference):
-    """Red before: 0.99 was taken for 0.99%, which every model reaches."""
     with pytest.raises(ValueError, match=rf'reference_top1={reference}: expected percent, from 1 to 100'):
         evaluate(net, known=tensors(1), unknown=tensors(2), reference_top1=reference, gate='refuse', **QUICK)
 
@@ -448,7 +443,6 @@ def test_the_public_names_are_listed():
 
 
 def test_errors_of_python_name_keywords_and_those_of_the_command_flags(places, tmp_path, capsys):
-    """Red before: evaluate() answered with --overlap drop."""
     data, _, checkpoint = places
     with pytest.raises(ValueError, match=r"unknown=other: it has 2 of 3 .*; overlap='drop' leaves") as refused:
         evaluate(checkpoint, known=data / 'test', unknown={'other': data / 'test'}, device='cpu', **QUICK)
@@ -463,7 +457,6 @@ def test_errors_of_python_name_keywords_and_those_of_the_command_flags(places, t
 
 @pytest.mark.parametrize('name', ["'=x", "''=x", '=x', "'80s", "'", ' x', "' x"])
 def test_names_come_back_from_predictions_as_they_were(tmp_path, name):
-    """Red before: a class called '=x was read as =x, since the guard against formulas did not mark its own."""
     rows = Predictions({'file': [name], 'label': [name], 'known': [True], 'predicted': [name], 'probability': [.5]})
     (tmp_path / 'p.csv').write_text(rows.to_csv())
     assert Predictions.read_csv(tmp_path / 'p.csv')[0]['label'] == name
@@ -548,7 +541,6 @@ class Folders(ImageFolder):
 
 @pytest.mark.parametrize('as_known', [False, True])
 def test_tensors_of_another_size_than_folders_are_read_at_are_refused(places, as_known):
-    """Red before: one side was scored at 64 pixels, the other at 160, and nothing said so."""
     data, other, _ = places
     net = timm.create_model('test_resnet', num_classes=3)
     handed, folder = Folders(data / 'test', 64), other / 'test'
@@ -567,7 +559,6 @@ def test_tensors_of_another_size_than_folders_are_read_at_are_refused(places, as
 
 
 def test_tensors_of_two_sizes_are_refused(net):
-    """Red before: the AUROC between 12 and 8 pixels was reported."""
     small = TensorDataset(tensors(2).tensors[0][..., :8, :8], tensors(2).tensors[1])
     with pytest.raises(ValueError, match='unknown are tensors of 8 x 8 pixels and those of known of 12 x 12'):
         evaluate(net, known=tensors(1), unknown=small, **QUICK)
@@ -589,7 +580,6 @@ def test_a_checkpoint_reads_folders_at_the_size_of_tensors_by_img_size(places):
 
 @pytest.mark.parametrize('form', ['tensors', 'loader', 'pictures'])
 def test_a_data_set_that_names_its_classes_is_matched_by_name(places, form):
-    """Red before: labels were taken for positions in the head, whose order is cat, ant; the folders': ant, bee, cat."""
     data, other, checkpoint = places
 
     def handed(split, take):
@@ -621,7 +611,6 @@ def test_a_class_that_the_head_does_not_know_is_refused_if_it_has_an_image(place
 
 
 def test_a_misspelt_known_class_is_not_taken_for_one_without_images(tmp_path, caplog):
-    """Red before: the class was left out with a line of the log. Names of other classes may be missing."""
     data = class_folders(tmp_path, ('airplane', 'bird', 'cat_01'), 4, ('test',)) / 'test'
     given = {'model': Net(), 'known': data, 'unknown': 'noise:uniform', 'scores': 'mls', 'preprocessing': SMALL,
              **QUICK}

@@ -43,7 +43,6 @@ def test_a_file_chooses_no_reader_and_the_user_may():
 
 @pytest.mark.parametrize('name', ['sklearn/digits', 'shortcut:sklearn/digits'])
 def test_a_folder_for_images_that_are_of_none_is_refused(name):
-    """Red before: it was recorded in the manifest and never read."""
     recorded = loaded(RunRecord(model='x', dataset=name))
     with pytest.raises(ValueError, match=r'data_dir=photos: the images of .*digits come with scikit-learn'):
         source_of(DataOptions(data_dir='photos'), recorded)

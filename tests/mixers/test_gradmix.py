@@ -533,7 +533,6 @@ def test_a_confidence_is_a_probability_and_needs_a_model(options):
 
 @pytest.mark.parametrize(('width', 'name'), [(0, 'gradmix'), (10, 'gradmix'), (10, 'snapmix'), (10, 'puzzlemix')])
 def test_a_model_of_another_width_than_the_labels_is_refused(width, name):
-    """Red before: a backbone mixed nothing, or its features were taken for logits, and nothing was said."""
     net = timm.create_model('test_resnet', num_classes=width)
     options = {'confidence': 0.9} if name == 'gradmix' else {}
     mixer = create_mixer(name, num_classes=3, prob=1.0, **options)

@@ -95,7 +95,6 @@ def test_a_temperature_at_the_end_of_the_range_warns():
 
 
 def test_logits_that_are_equal_have_no_temperature():
-    """Red before: 0.01, as of samples that are all classified right."""
     with pytest.warns(UserWarning, match='changes nothing'):
         assert metrics.fit_temperature(np.ones((5, 3)), [0, 1, 2, 0, 1]) == 1
 

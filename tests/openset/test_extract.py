@@ -305,7 +305,6 @@ def test_the_cpus_allocator_says_it_in_other_words():
 @pytest.mark.parametrize('handed', [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
 def test_images_are_taken_into_the_precision_of_the_weights(dtype, handed):
-    """Red before: 'mat1 and mat2 must have the same dtype' of PyTorch, where a folder gave float32."""
     model = randomise(timm.create_model('test_resnet', num_classes=3)).to(dtype)
     images, labels, _ = batches(count=4)
     found = extract(model, [(images.to(handed), labels)], 'cpu')

@@ -63,7 +63,6 @@ def test_figures_are_those_of_the_metrics(judged, name):
 
 
 def test_labels_at_the_threshold_are_of_the_predictor_whose_score_it_is():
-    """Red before: neighbours stood for the score, and a head that was never trained for the classes."""
     given = subjects()
     given = replace(given, known=replace(given.known, logits=-given.known.logits),
                     unknown=replace(given.unknown, logits=-given.unknown.logits))
@@ -90,7 +89,6 @@ def test_labels_at_the_threshold_are_of_the_predictor_whose_score_it_is():
 @pytest.mark.parametrize(('part', 'title'), [('train', 'training'), ('held_out', 'held-out'), ('known', 'known')])
 @pytest.mark.parametrize('label', [-1, 4])
 def test_labels_that_are_no_class_are_refused_in_every_set(part, title, label):
-    """Red before: in the training images they cost the 22 scores that are fitted, without a warning."""
     images = getattr(subjects(), part)
     images.label[5] = label
     with pytest.raises(ValueError, match=f'label {label} of {title} image 5 is no class: expected 0 to 3'):

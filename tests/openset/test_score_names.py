@@ -88,7 +88,6 @@ def test_every_option_can_be_written(name):
 
 
 def test_what_would_break_every_evaluation_is_no_score(monkeypatch):
-    """Red before: an evaluation without scores= looked at it and failed."""
     monkeypatch.setattr(SCORES, '_entries', dict(SCORES._entries))
 
     class Typo(Score):

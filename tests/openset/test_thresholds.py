@@ -18,7 +18,6 @@ def test_conformal_threshold_is_an_order_statistic(n, rank):
 
 @pytest.mark.parametrize('alpha', [1 - 1e-9, 1 - 1e-12])
 def test_conformal_threshold_near_one_is_the_largest_score(alpha):
-    """Red before: a share that is 1 up to rounding asked for the score after the last."""
     assert metrics.conformal_threshold(np.arange(100.), alpha) == 99
 
 
