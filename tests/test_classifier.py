@@ -19,6 +19,7 @@ from tiny_checkpoints import CONFIG, class_folders, save_checkpoint
 import gradmix_timm
 from gradmix_timm import OpenSetClassifier
 from gradmix_timm.checkpoint import ProjectionHead, build_model, load_checkpoint
+from gradmix_timm.classifier.model_card import model_card
 from gradmix_timm.data import open_dataset, recorded_parts, select_classes
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.evaluation import opening
@@ -677,6 +678,9 @@ def test_a_loader_of_tensors_sets_the_threshold_of_a_module_of_ones_own(live, fi
     logits = net(torch.stack([image for image, _ in rows])).max(1).values
     assert made.threshold == pytest.approx(float(logits.sort().values[int(0.05 * (len(rows) + 1)) - 1]), abs=1e-5)
     assert len(made.predict(files)) == len(files)
+    card = model_card('net', made.manifest, made.score, '')
+    assert '| network | `Sequential`, a live module |' in card
+    assert '| checkpoint |' not in card
     with pytest.raises(ValueError, match=r"timm\.create_model\('Sequential', .*does not give this module.*export_onnx"):
         made.save(tmp_path)
 
@@ -687,7 +691,7 @@ def test_a_loader_of_tensors_sets_the_threshold_of_a_module_of_ones_own(live, fi
     ({'score': 'odin'}, r"score 'odin' takes passes over the model"),
     ({'known_classes': ('cat', 'ant', 'bee')}, r'test_resnet gives 2 logits and 3 known classes are named'),
     ({'preprocessing': None}, r'Sequential does not say how a picture becomes its input, which predictions need'),
-    ({'score': 'knn:k=3', 'train': 'held'}, r'40 of the 40 validation images are training images'),
+    ({'score': 'knn:k=3', 'train': 'held'}, r'40 of the 40 held-out images are training.*as validation=, or take'),
     ({'validation': torch.utils.data.TensorDataset(torch.rand(40, 3, 48, 48), torch.arange(40) % 2)},
      r'tensors of 48 x 48 pixels and predictions are made at 32 x 32; pass preprocessing=Preprocessing\.of')])
 def test_what_does_not_fit_a_live_module_is_said(live, changes, words):

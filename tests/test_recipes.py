@@ -61,6 +61,14 @@ def test_a_header_says_command_source_and_cost(path):
     assert all(len(line) <= 120 for line in path.read_text().splitlines())
 
 
+def test_a_folder_of_its_name_does_not_hide_a_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'quickstart').mkdir()
+    assert Path(find_recipe('quickstart')).is_file()
+    (tmp_path / 'mine').mkdir()
+    assert find_recipe('mine') == 'mine', 'its reader says that it is a folder'
+
+
 def test_recipes_go_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = [name.removesuffix('.yaml') for name in NAMES]

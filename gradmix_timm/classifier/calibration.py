@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
 from gradmix_timm.data import CutDataset, ImageSource, shared_classes
-from gradmix_timm.data.identity import STRAY, check_apart
+from gradmix_timm.data.identity import check_apart
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.readers import FileReader
 from gradmix_timm.evaluation.door import open_known
-from gradmix_timm.evaluation.images import shared_count
+from gradmix_timm.evaluation.images import check_held_out
 from gradmix_timm.evaluation.model import EvaluatedModel
 from gradmix_timm.evaluation.opening import open_training
 from gradmix_timm.evaluation.settings import DataOptions, EvaluationSettings, listed
@@ -153,9 +153,7 @@ def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: P
     fitted = open_known(model, train, names, 'known training images', 'train')
     held = open_known(model, plan.validation, names, 'validation images')
     _check_module(model, reading, names, (fitted, held))
-    if fitted is not None and held is not None and (shared := shared_count(fitted, held)) > STRAY * len(held):
-        raise ValueError(f'{shared} of the {len(held)} validation images are training images, so that the threshold '
-                         'would be too high; pass images that took no part in training')
+    check_held_out(fitted, held, 'validation')
     head = head_of(model.net) if score_kind(plan.score).needs_head else None
     score = fit_score(plan.score, None if fitted is None else model.embed(fitted, 'known training images'), head=head,
                       **plan.score_options)

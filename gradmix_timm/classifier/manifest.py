@@ -56,7 +56,8 @@ class Manifest:
         model_kwargs: For ``timm.create_model``.
         data_config: Of :meth:`~gradmix_timm.data.preprocessing.Preprocessing.as_config`.
         amp_dtype: 'bfloat16', 'float16', or None for full precision; the threshold holds for this one.
-        checkpoint: Name and SHA-256 of the file, and the run's protocol, family, trial, mixer and seed.
+        checkpoint: Name and SHA-256 of the file, and the run's protocol, family, trial, mixer and seed; empty of a live
+            module.
     """
 
     known_classes: tuple[str, ...]

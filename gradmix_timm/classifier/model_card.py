@@ -40,14 +40,14 @@ def model_card(title: str, manifest: Any, score: Score, use: str, results: OpenS
     more = len(manifest.known_classes) - len(names)
     origin: Mapping[str, Any] = manifest.checkpoint
     rows = {
-        'network': f'`{manifest.model}` of timm',
+        'network': f'`{_cell(manifest.model)}`' + (' of timm' if origin else ', a live module'),
         f'known classes ({len(manifest.known_classes)})': ', '.join(names) + (f', and {more} more' if more else ''),
         'score': f'`{_cell(score.name)}`{_options(score.options)}; higher = more known',
         'threshold': f'{manifest.threshold:.6g}, {_cell(manifest.threshold_source)}',
         'preprocessing': f'{made.image_mode}, {_resizing(made)} to {made.input_size[1]} x {made.input_size[2]} pixels, '
                          f'mean {_numbers(made.mean)}, std {_numbers(made.std)}, EXIF orientation: {made.exif}',
         'training': ', '.join(f'{key} {_cell(origin[key])}' for key in _TRAINED if origin.get(key) is not None),
-        'checkpoint': f'{_cell(origin.get("file", ""))}, SHA-256 `{_cell(origin.get("sha256", ""))}`',
+        'checkpoint': origin and f'{_cell(origin.get("file", ""))}, SHA-256 `{_cell(origin.get("sha256", ""))}`',
         'made with': ', '.join(f'{name} {version}' for name, version in versions().items())}
     share = manifest.known_acceptance
     promise = ('The threshold was given by hand: no share of accepted images is promised.' if share is None else

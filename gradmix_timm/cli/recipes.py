@@ -41,17 +41,19 @@ def find_recipe(name: str, flag: str = '--config') -> str:
     """The path of a file, or of the recipe of that name: ``finetune``, ``osr/cifar10``, also ``configs/finetune.yaml``.
 
     Args:
-        name: As typed; a file of that name comes first.
+        name: As typed; a file of that name comes first, a folder does not.
         flag: ``--config`` or ``--aug-config``.
 
     Raises:
         ValueError: Neither a file nor a recipe; the message names the nearest.
     """
-    if Path(name).exists():
+    if Path(name).exists() and not Path(name).is_dir():
         return name
     recipes = list_recipes(pipelines=flag == '--aug-config')
     short = Path(name).as_posix().removeprefix('configs/').removesuffix('.yaml')
     if short not in recipes:
+        if Path(name).exists():
+            return name  # a folder, which its reader refuses
         raise ValueError(f'{flag} {name}: no such file, and no recipe of that name: {nearest(short, recipes)}')
     return str(recipe_folder() / f'{short}.yaml')
 

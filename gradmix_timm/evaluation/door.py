@@ -22,7 +22,7 @@ from gradmix_timm.registry import nearest
 
 from .accuracy import check_gate
 from .handed import HandedImages, as_unknown, in_head_order, open_handed
-from .images import EvaluationImages, UnknownImages
+from .images import EvaluationImages, UnknownImages, check_held_out
 from .model import EvaluatedModel
 from .opening import head_is_imagenet, head_names, open_place, some_classes, with_sets
 from .result import Evaluation
@@ -164,9 +164,8 @@ def _images_of(model: EvaluatedModel, known: Any, train: Any, held_out: Any, kno
         fitted, test = split_flat(test)
     else:
         fitted = open_known(model, train, names, 'known training images', 'train')
-    images = EvaluationImages(test, split, None, fitted, held, source)
-    images.check_held_out()
-    return images
+    check_held_out(fitted, held)
+    return EvaluationImages(test, split, None, fitted, held, source)
 
 
 def open_known(model: EvaluatedModel, data: Any, names: Sequence[str], title: str, split: str = 'test',

@@ -15,7 +15,7 @@ from gradmix_timm.data.identity import STRAY, check_apart, overlap
 from gradmix_timm.data.subsets import evenly
 from gradmix_timm.openset.results import UnknownSet
 
-__all__ = ['EvaluationImages', 'UnknownImages', 'list_hash', 'shared_count', 'thinned']
+__all__ = ['EvaluationImages', 'UnknownImages', 'check_held_out', 'list_hash', 'shared_count', 'thinned']
 
 _logger = logging.getLogger(__name__)
 
@@ -116,20 +116,6 @@ class EvaluationImages:
             raise ValueError(f'{message}; a model knows what it was trained on: pass other images as known=')
         return message if count else ''
 
-    def check_held_out(self) -> None:
-        """Reject held-out images that are training images, which a fitted score knows better than new ones.
-
-        Raises:
-            ValueError: More than one in a hundred of them are, by path or by content.
-        """
-        if self.train is None or self.held_out is None:
-            return
-        count = shared_count(self.train, self.held_out)
-        if count > STRAY * len(self.held_out):
-            raise ValueError(f'{count} of the {len(self.held_out)} held-out images are training images, by path or by '
-                             'content, so that the threshold would be too high; pass known images that took no part '
-                             'in training as held_out=, or take them out of train=')
-
     def check_unknown(self, name: str, unknown: CutDataset) -> None:
         """Reject a set of unknown images that holds known ones.
 
@@ -165,6 +151,26 @@ class EvaluationImages:
             return self
         train, held = (None if images is None else recode(images, codec) for images in (self.train, self.held_out))
         return replace(self, known=recode(self.known, codec), train=train, held_out=held)
+
+
+def check_held_out(train: CutDataset | None, held: CutDataset | None, argument: str = 'held_out') -> None:
+    """Reject held-out images that are training images, which a fitted score knows better than new ones.
+
+    Args:
+        train: Training images, if any.
+        held: Images that a threshold is set on, if any.
+        argument: The caller's name of these, for the message.
+
+    Raises:
+        ValueError: More than one in a hundred of them are, by path or by content.
+    """
+    if train is None or held is None:
+        return
+    count = shared_count(train, held)
+    if count > STRAY * len(held):
+        raise ValueError(f'{count} of the {len(held)} held-out images are training images, by path or by content, so '
+                         'that the threshold would be too high; pass known images that took no part in training as '
+                         f'{argument}=, or take them out of train=')
 
 
 def shared_count(one: CutDataset, other: CutDataset) -> int:
