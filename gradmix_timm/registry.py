@@ -67,8 +67,8 @@ class Registry(Generic[T]):
         return enter
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
-            raise ValueError(f'no {self.kind} named {name!r}: {nearest(name, self._entries)}')
+        if not isinstance(name, str) or name not in self._entries:
+            raise ValueError(f'no {self.kind} named {name!r}: {nearest(str(name), self._entries)}')
         return self._entries[name][0]
 
     def __contains__(self, name: object) -> bool:

@@ -120,7 +120,7 @@ assert model.training
 #
 # - timm's script calls `mixup_fn(input, target)`: `mixup_fn = create_mixer(...).bound_to(model)`.
 # - `mixer.set_step(epoch, step)` makes a resumed run draw what an uninterrupted one would.
-# - Under DDP pass `rank=`, so that each process draws mixes of its own.
+# - Under DDP create the mixer after `init_process_group`, so that each process draws mixes of its own.
 # - [Lightning](../howto/lightning.md), [Hugging Face Trainer](../howto/trainer.md), or no loop at all: `gradmix-train
 #   --mixup-mode gradmix` ([Train](../training.md)).
 # - `help(create_mixer)` lists all mixers and their options.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
@@ -16,10 +17,10 @@ from gradmix_timm.ops import as_targets, like, mix_targets, paste_donors, soft_t
 from gradmix_timm.ops.boxes import SHARE_UNIT
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
-from .contract import BoundMixer
+from .contract import BoundMixer, check_images
 from .serving import ADVICE, serving
 
-__all__ = ['BatchMixer', 'check_images', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
+__all__ = ['BatchMixer', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -76,7 +77,8 @@ class BatchMixer:
         prob: Probability that a batch is mixed.
         prob_elem: Probability that an image of a mixed batch is mixed.
         seed: Of the draws.
-        rank: Of the process, so that ranks draw differently.
+        rank: Of the process, so that ranks draw differently; None: that of ``torch.distributed``'s default group where
+            it is initialised as the mixer is made, else 0.
         multi_label_mix: Take multi-hot targets, rows in [0, 1] that need not sum to one, and mix them as 'weight' (as
             other labels) or 'union' (every label of which something is seen). None: rows sum to one.
         unknown_output: The last of the K columns means no class: the share that a mixer gives to no class goes there
@@ -107,8 +109,8 @@ class BatchMixer:
     advice: Mapping[str, str] = ADVICE
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False
-                 ) -> None:
+                 seed: int = 0, rank: int | None = None, multi_label_mix: str | None = None,
+                 unknown_output: bool = False) -> None:
         if multi_label_mix not in (None, 'weight', 'union'):
             raise ValueError(f"multi_label_mix is 'weight', 'union' or None, got {multi_label_mix!r}")
         for field, value in (('prob', prob), ('prob_elem', prob_elem)):
@@ -121,13 +123,16 @@ class BatchMixer:
                              'them out')
         if num_classes % 1 != 0 or num_classes < 1:
             raise ValueError(f'num_classes is a whole number of at least 1, got {num_classes!r}')
+        if not isinstance(unknown_output, bool):
+            raise ValueError(f'unknown_output is True or False, got {unknown_output!r}')
+        rank = _rank() if rank is None else rank
         for field, value in (('seed', seed), ('rank', rank)):
             if value % 1 != 0:  # infinity too
                 raise ValueError(f'{field} is a whole number, got {value!r}')
         self.num_classes, self.label_smoothing = int(num_classes), float(label_smoothing)
         self.prob, self.prob_elem = float(prob), float(prob_elem)
         self.seed, self.rank = int(seed), int(rank)
-        self.multi_label_mix, self.unknown_output = multi_label_mix, bool(unknown_output)
+        self.multi_label_mix, self.unknown_output = multi_label_mix, unknown_output
         self.mixup_enabled = True
         self._epoch, self._step = 0, 0
         self._stepped_in: int | None = None
@@ -375,26 +380,12 @@ class BatchMixer:
                              '(--multi-label-mix)')
 
 
-def check_images(images: Any) -> None:
-    """Check images.
-
-    Raises:
-        TypeError: They are not a tensor.
-        ValueError: Not float [B, C, H, W].
-    """
-    if isinstance(images, list | tuple | dict):
-        raise TypeError(f'expected images and labels apart, got a {type(images).__name__} in place of the images; '
-                        'unpack a batch: mixer(*batch), or mixer(*batch, model)')
-    if not isinstance(images, Tensor):
-        raise TypeError(f'expected images as a float tensor [B, C, H, W], got {type(images).__name__}')
-    if images.dim() != 4:
-        raise ValueError(f'expected images [B, C, H, W], got {list(images.shape)}')
-    if not images.is_floating_point():
-        raise ValueError(f'expected float images, got {images.dtype}: mixing follows normalisation '
-                         '(uint8 batches come from a loader without it)')
-
-
 def _worker_seed() -> int | None:
     """The seed of this worker of a data loader, new in every epoch; None outside of workers."""
     info = get_worker_info()
     return None if info is None else int(info.seed)
+
+
+def _rank() -> int:
+    """Of this process in the default group, 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

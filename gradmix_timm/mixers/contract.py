@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gradmix_timm.ops import soft_targets
 
-__all__ = ['BoundMixer', 'Mixer', 'adopt']
+__all__ = ['BoundMixer', 'Mixer', 'adopt', 'check_images']
 
 
 @runtime_checkable
@@ -176,3 +176,22 @@ def adopt(name: str, made: Any, num_classes: int) -> Mixer:
         raise TypeError(f'mixer {name!r} should be callable, (images, targets, model) -> (images, soft targets); got '
                         f'{type(made).__name__}')
     return _Adopted(name, made, num_classes)
+
+
+def check_images(images: Any) -> None:
+    """Check images.
+
+    Raises:
+        TypeError: They are not a tensor.
+        ValueError: Not float [B, C, H, W].
+    """
+    if isinstance(images, list | tuple | dict):
+        raise TypeError(f'expected images and labels apart, got a {type(images).__name__} in place of the images; '
+                        'unpack a batch: mixer(*batch), or mixer(*batch, model)')
+    if not isinstance(images, Tensor):
+        raise TypeError(f'expected images as a float tensor [B, C, H, W], got {type(images).__name__}')
+    if images.dim() != 4:
+        raise ValueError(f'expected images [B, C, H, W], got {list(images.shape)}')
+    if not images.is_floating_point():
+        raise ValueError(f'expected float images, got {images.dtype}: mixing follows normalisation '
+                         '(uint8 batches come from a loader without it)')

@@ -89,7 +89,7 @@ class GradMix(BatchMixer):
         prob: Unmixed batches cost no attribution.
         prob_elem: Unmixed images cost no attribution.
         seed: Of the draws.
-        rank: Of the process.
+        rank: Of the process; None: that of ``torch.distributed``.
         multi_label_mix: Of multi-hot targets, whose evidence is the sum of the log-odds of the positive labels: their
             logits, as each label has a sigmoid of its own.
         **options: Fields of :class:`GradMixOptions`; ``score`` also takes a callable ``(logits, labels) -> [B]``.
@@ -110,8 +110,8 @@ class GradMix(BatchMixer):
     advice: Mapping[str, str] = {}
 
     def __init__(self, num_classes: int, label_smoothing: float = 0.0, prob: float = 1.0, prob_elem: float = 1.0,
-                 seed: int = 0, rank: int = 0, multi_label_mix: str | None = None, unknown_output: bool = False,
-                 **options: Any) -> None:
+                 seed: int = 0, rank: int | None = None, multi_label_mix: str | None = None,
+                 unknown_output: bool = False, **options: Any) -> None:
         super().__init__(num_classes, label_smoothing, prob, prob_elem, seed, rank, multi_label_mix, unknown_output)
         unknown = [name for name in options if name not in OPTIONS]
         if unknown:

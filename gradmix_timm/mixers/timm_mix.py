@@ -13,8 +13,7 @@ from gradmix_timm.ops import as_targets, soft_targets
 from gradmix_timm.options import check_alpha, is_pair
 from gradmix_timm.records import MixDraw
 
-from .base import check_images
-from .contract import BoundMixer
+from .contract import BoundMixer, check_images
 
 __all__ = ['TimmMixup', 'check_timm_options']
 

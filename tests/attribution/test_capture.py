@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -260,6 +261,13 @@ def test_maps_of_a_linear_model_by_hand(method):
     want = torch.tensor(cells).relu().view(1, 2, 2)
     got = attribute(Linear3(), image, torch.tensor([0]), 'grid', method, 'logit').map
     assert torch.allclose(got, want / want.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize('option', ['method', 'score'])
+@pytest.mark.parametrize('name', [None, 3, ['layercam'], 'layercan'])
+def test_what_is_no_name_of_a_map_or_a_score_is_told_the_names(option, name, tiny_cnn, batch):
+    with pytest.raises(ValueError, match=rf'^no \w+ named {re.escape(repr(name))}: .*Available: '):
+        attribute(tiny_cnn, *batch, **{option: name})
 
 
 def test_input_gradient_of_a_linear_model_is_its_weights():

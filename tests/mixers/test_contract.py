@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gradmix_timm import create_mixer, list_mixers, register_mixer
 from gradmix_timm.mixers import TIMM_MODES, GradMix, Mixer, SwitchMixer
@@ -130,6 +132,19 @@ def test_a_draw_replays_and_depends_on_seed_rank_epoch_and_step_alone(name, toy)
         assert not torch.equal(first, other[0][0])
     with pytest.raises(AttributeError):
         draw.lam = None
+
+
+@pytest.mark.parametrize('name', ['gradmix', 'cutmix', 'gradmix+cutmix'])
+def test_each_process_of_a_group_draws_for_itself_without_being_told_its_rank(name):
+    assert create_mixer(name, num_classes=K).rank == 0
+    dist.init_process_group('fake', store=FakeStore(), rank=1, world_size=2)
+    try:
+        made, told = create_mixer(name, num_classes=K), create_mixer(name, num_classes=K, rank=3)
+    finally:
+        dist.destroy_process_group()
+    assert (made.rank, told.rank) == (1, 3)
+    assert {part.rank for part in made.parts} == {1}
+    assert create_mixer(name, **made.options).rank == 1
 
 
 @pytest.mark.parametrize('name', PAIRED)
@@ -521,6 +536,7 @@ def test_a_layer_that_cannot_be_used_names_the_mixers_own_flag(name, flag, toy):
     ({'lam_range': 0.5}, r'lam_range is \(lo, hi\)'),
     ({'correct_lam': 'false'}, 'correct_lam is True or False'),
     ({'keep_clean': 1}, 'keep_clean is True or False'),
+    ({'unknown_output': 'no'}, "unknown_output is True or False, got 'no'"),
     ({'num_classes': 0}, 'a whole number of at least 1'),
     ({'num_classes': 9.5}, 'a whole number of at least 1'),
 ])
