@@ -33,18 +33,20 @@ HEADLINE = {'none': 'none', 'cutmix': 'CutMix', 'random-small': 'random box', 'g
 # Settings without a cue: study and levels.
 WITHOUT_CUE = {
     '450 images a class, 20 epochs': ('small-cifar10', {}),
+    'the same, 60 epochs': ('curve-cifar10', {'budget': 'e60'}),
     'the same, 200 epochs': ('curve-cifar10', {'budget': 'e200'}),
     'the same, `classifier32`, 200 epochs': ('budget-cifar10', {}),
     '4,500 images a class, 10 epochs': ('full-cifar10', {}),
     'pretrained, 45 images a class, 20 epochs': ('finetune-cifar10', {'budget': '50x20'}),
-    'the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'}),
+    'pretrained, the same, 60 epochs': ('finetune-cifar10', {'budget': '50x60'}),
     'pretrained at 128 px, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-128px'}),
     'a larger pretrained net, 20 epochs': ('finetune-cifar10-nets', {'setting': '50x20-lite2'}),
     'a small transformer, 40 epochs': ('small-vit', {}),
     '80 printed characters, 40 epochs': ('glyphs', {})}
-# Of CIFAR-10 and of few_images.py.
-IMAGES_A_CLASS = {'data/cifar10': 5000, 'data/cifar10-few': 500, 'data/cifar10-50': 50, 'data/textures-split': 14,
-                  'data/glyphs': 50}
+
+# A class, without those held out for validation: of CIFAR-10, of few_images.py and of glyphs.py.
+TRAINING_IMAGES = {'data/cifar10': 4500, 'data/cifar10-few': 450, 'data/cifar10-50': 45, 'data/textures-split': 13,
+                   'data/glyphs': 45}
 # Of mixing images alone whose label the model is sure of.
 CONFIDENT = (*(('confident-90-keep', other) for other in (
     'cutmix', 'saliencymix', 'random-small', 'center-small', 'resizemix', 'none', 'mixup', 'regmixup', 'gradmix-small',
@@ -183,7 +185,7 @@ def headline() -> str:
             conflict, absent = (over_splits(runs[method], accuracy_of(view)) for view in ('conflict', 'absent'))
             above = '' if method == ours else interval(gaps(study, ours, method, 'conflict'), level)
             fewer = '' if len(conflict) == splits else f' (n = {len(conflict)})'
-            rows[method] += [f'{percent(conflict)}{fewer}', above, percent(absent)]
+            rows[method] += [f'{percent(conflict)}{fewer}', above, f'{percent(absent)}{fewer}']
         head += [f'{start} (n = {splits}): conflict', 'GradMix above it', 'no patch']
     lines = [head, ['---'] * len(head), *rows.values()]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -356,9 +358,9 @@ def machine_time() -> str:
             continue
         spent = [results['manifest']['study']['seconds'] for _, results in done]
         total = sum(sum(seconds.values()) for seconds in spent)
-        speeds = [IMAGES_A_CLASS[images] * len(results['known_classes']) * cell.train['epochs'] / seconds['train']
+        speeds = [TRAINING_IMAGES[images] * len(results['known_classes']) * cell.train['epochs'] / seconds['train']
                   for (cell, results), seconds in zip(done, spent, strict=True)
-                  if (images := cell.train.get('data_dir')) in IMAGES_A_CLASS]
+                  if (images := cell.train.get('data_dir')) in TRAINING_IMAGES]
         speed = f'{statistics.median(speeds):,.0f}' if speeds else ''
         evaluated = 1 - sum(seconds['train'] for seconds in spent) / total
         devices = ', '.join(sorted({results['device'] for _, results in done}))
