@@ -33,8 +33,8 @@ test = TensorDataset(images[1000:], torch.from_numpy(labels)[1000:])
 #
 # `num_classes` is the width of the classifier. `confidence=0.9` mixes only images whose label the model is already sure
 # of, and they keep it, as `gradmix-train --mixup-mode gradmix` does; without it every image is mixed, which gains more
-# where a small cue misleads and costs accuracy where there is none ([when to use which](../results/study.md)). The mixer
-# returns new images and soft targets [B, K], so the loss has to accept soft targets, as with timm's Mixup.
+# where a small cue misleads and costs accuracy where there is none ([when to use which](../results/study.md)). The
+# mixer returns new images and soft targets [B, K], so the loss has to accept soft targets, as with timm's Mixup.
 
 # %%
 model = timm.create_model('test_resnet', num_classes=10, in_chans=1)

@@ -135,9 +135,11 @@ def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: 
         if key in former:
             continue
         if key not in actions:
-            close = difflib.get_close_matches(key, actions, n=1, cutoff=0.5)
-            hint = f'did you mean {close[0]}?' if close else 'keys are flags without their dashes'
-            raise ValueError(f'{path}: no flag is called {shown(key)} ({hint})')
+            close = difflib.get_close_matches(key, (*actions, *_FORMER), n=1, cutoff=0.8)
+            if close:  # misspelt; other keys are ignored as by timm's script
+                raise ValueError(f'{path}: no flag is called {shown(key)} (did you mean {close[0]}?)')
+            _logger.warning(f'{path}: ignored, as no flag is called so: {shown(key)}')
+            continue
         try:
             converted[key] = _convert(actions[key], value)
         except ValueError as error:

@@ -1,7 +1,8 @@
-"""timm's data set over any source, except that an unreadable image is an error with its name."""
+"""timm's data set over any source, where an unreadable image is an error with its name unless it is to be replaced."""
 from __future__ import annotations
 
 import io
+import logging
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from timm.data import ImageDataset
+from timm.data.dataset import _ERROR_RETRY as RETRIES
 from timm.data.readers.reader import Reader
 from torchvision.datasets.folder import default_loader
 
@@ -20,6 +22,8 @@ __all__ = ['DIGITS_SPLITS', 'DigitsReader', 'ImageSource', 'TorchvisionReader', 
 
 DIGITS_SPLITS = ('train', 'test')
 
+_logger = logging.getLogger(__name__)
+
 
 class UnreadableImageError(ValueError):
     """An image file is missing, truncated or not an image; the message names it. An error the user can fix."""
@@ -28,10 +32,14 @@ class UnreadableImageError(ValueError):
 
 
 class ImageSource(ImageDataset):
-    """timm's ``ImageDataset`` over a reader, bit for bit, except that no image is skipped silently.
+    """timm's ``ImageDataset`` over a reader, bit for bit, except for what an unreadable image does.
 
-    timm replaces an unreadable image by the next one, label included; in a subset of the classes, that next image may
-    be of an unknown class.
+    timm replaces it by the next one, label included, with a warning. In an evaluation that counts another image twice,
+    and in a subset of the classes that next image may be of an unknown class, so here it is an error unless
+    ``replaces_unreadable`` is set.
+
+    Attributes:
+        replaces_unreadable: Do as timm does, up to its number of retries in a row; False at first.
 
     Args:
         reader: timm's reader, or one that yields PIL images.
@@ -39,6 +47,8 @@ class ImageSource(ImageDataset):
         exif: 'ignore' or 'apply' the orientation that a camera wrote beside the pixels.
         **options: timm's: load_bytes, transform, target_transform, additional_features.
     """
+
+    replaces_unreadable: bool = False
 
     def __init__(self, reader: Reader, input_img_mode: str | None = 'RGB', exif: str = 'ignore', **options: Any
                  ) -> None:
@@ -61,13 +71,23 @@ class ImageSource(ImageDataset):
                                        'it') from error
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        image, target, *features = self.read(index)
+        index, (image, target, *features) = self._readable(index)
         image = self.transformed(index, image, self.transform)
         if target is None:
             target = -1
         elif self.target_transform is not None:
             target = self.target_transform(target)
         return (image, target) if self.additional_features is None else (image, target, *features)
+
+    def _readable(self, index: int) -> tuple[int, tuple[Any, ...]]:
+        """The image at the index, or the next one that can be read if unreadable ones are replaced; and its index."""
+        for _ in range(RETRIES - 1 if self.replaces_unreadable else 0):
+            try:
+                return index, self.read(index)
+            except UnreadableImageError as error:
+                _logger.warning(f'Skipped sample (index {index}). {error}')
+                index = (index + 1) % len(self.reader)
+        return index, self.read(index)
 
     def transformed(self, index: int, image: Any, transform: Any) -> Any:
         """Apply a transform, if any, to an image of :meth:`read`.

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from gradmix_timm.registry import nearest
 
 from .images import DIGITS_SPLITS, DigitsReader, ImageSource, digits
+from .listing import said_once
 from .opening import expected_files
 from .readers import FolderReader, TarReader
 from .shortcut import PREFIX, ShortcutSource, inner_name, parse_shortcut
@@ -97,7 +98,7 @@ def open_dataset(name: str, root: str | os.PathLike[str] | None = None, split: s
             source = as_source(dataset)
     source.input_img_mode, source.exif = img_mode, exif  # torchvision's sets know neither
     if folder and min_classes > 1:
-        _check_classes(Path(str(root)), source, min_classes, mapped=bool(class_map))
+        _check_classes(Path(str(root)), source, min_classes, takes_empty=timm_rule or bool(class_map))
     return source
 
 
@@ -260,14 +261,18 @@ def _opening_errors(name: str, root: Any, split: str) -> Iterator[None]:
                          f'{text or type(error).__name__}') from error
 
 
-def _check_classes(root: Path, source: ImageSource, least: int, mapped: bool) -> None:
+def _check_classes(root: Path, source: ImageSource, least: int, takes_empty: bool) -> None:
     """Reject folders that yield wrong classes: a folder without images, images beside the folders, a single folder."""
     names = class_names(source)
     if '' in names:
         raise ValueError(f'images lie in {root} itself; expected one folder a class: CLASS/IMAGE.png')
     empty = getattr(source.reader, 'empty', ())
-    if empty and not mapped:
+    if empty and not takes_empty:
         raise ValueError(f'class folder {empty[0]} holds no image ({expected_files()}); fill or remove it')
+    if empty:
+        left_out = sorted(Path(folder).name for folder in empty)
+        said_once(f'{root}: left out, as they hold no image: {", ".join(left_out[:5])}'
+                  f'{", ..." if left_out[5:] else ""}')
     if len(names) < least:
         raw = (root / 'val_annotations.txt').exists()
         hint = '; sort the images of TinyImageNet into class folders by val_annotations.txt' if raw else ''

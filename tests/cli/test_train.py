@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -509,13 +510,14 @@ def test_milestones_and_the_stop_force_a_checkpoint(images, tmp_path):
     assert yaml.safe_load((folder / 'args.yaml').read_text())['epochs'] == 4
 
 
-def test_a_bar_stands_for_the_train_lines_on_a_terminal(images, tmp_path, monkeypatch, caplog, capsys):
+def test_a_terminal_shows_a_bar_below_the_log(images, tmp_path, monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
     run_tiny(images, tmp_path)
     assert 'epoch 2/2' in capsys.readouterr().err
-    assert not any(r.message.startswith('Train: ') for r in caplog.records)
-    assert any(r.message.startswith('Test: ') for r in caplog.records)
+    assert any(r.message.startswith('Train: ') for r in caplog.records)
+    assert any(re.search(r'^Test: .*Loss: +\S+ \( *\S+\)  Acc@1: +\S+ \( *\S+\)  Acc@5: +\S+ \( *\S+\)$', r.message)
+               for r in caplog.records)
 
 
 class Tiny(nn.Module):

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import re
+import shutil
 import signal
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +19,8 @@ from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import RunFailedError, UsageError
 from gradmix_timm.cli.training import mixing
 from gradmix_timm.cli.training.interrupt import StoppedError
-from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver
+from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver, check_resume
+from gradmix_timm.data import UnreadableImageError
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +88,58 @@ def test_a_recovery_file_in_mid_epoch_has_no_streams(images, tmp_path, monkeypat
     run_tiny(images, tmp_path, '--recovery-interval', 2)
     assert kept
     assert all(STREAMS not in state[KEY] for state in kept)
+
+
+def test_auto_starts_afresh_where_a_run_was_killed_in_its_first_epoch(images, tmp_path):
+    straight = run_tiny(images, tmp_path, name='straight')
+    folder = run_tiny(images, tmp_path, '--recovery-interval', 1)
+    for path in folder.iterdir():
+        if not path.name.startswith('recovery-'):
+            path.unlink()
+    assert list(folder.iterdir())
+    run_tiny(images, tmp_path, '--resume', 'auto')
+    assert rows(folder) == rows(straight)
+
+
+@pytest.mark.parametrize(('stored', 'now', 'fits'), [
+    ('test_resnet', ('test_resnet', 'test_resnet'), True),
+    ('test_resnet', ('test_resnet.r160_in1k', 'test_resnet.r160_in1k'), True),
+    ('local-dir:/a.b/net', ('test_resnet', 'local-dir:/a.b/net'), True),
+    ('local-dir:/a.c/net', ('test_resnet', 'local-dir:/a.b/net'), False),
+    ('test_resnet', ('test_vit', 'test_vit'), False)])
+def test_a_checkpoint_of_timms_script_is_compared_by_architecture(stored, now, fits, tmp_path):
+    file = tmp_path / 'last.pth.tar'
+    torch.save({'epoch': 0, 'state_dict': {}, 'args': argparse.Namespace(model=stored, num_classes=4)}, file)
+    with nullcontext() if fits else pytest.raises(ValueError, match=f'it is of --model {re.escape(stored)}'):
+        check_resume(str(file), now, (), 4)
+
+
+def test_the_loader_that_draws_its_order_at_once_is_said_not_to_go_on_exactly(images, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_tiny(images, tmp_path, '--use-multi-epochs-loader', '--stop-epoch', 1)
+    run_tiny(images, tmp_path, '--use-multi-epochs-loader', '--resume', 'auto')
+    assert 'the order of images starts anew (leave the flag out' in caplog.text
+
+
+def test_a_plain_run_replaces_an_unreadable_image_and_an_open_set_run_names_it(tmp_path, caplog):
+    images = write_images(tmp_path / 'images')
+    broken = images / 'train' / 'bee' / '6.png'
+    broken.write_bytes(b'')
+    run_tiny(images, tmp_path, '--epochs', 1)
+    assert f'Skipped sample (index 14). {broken}' in caplog.text
+    with pytest.raises(UnreadableImageError, match=re.escape(str(broken))):
+        run_tiny(images, tmp_path, '--epochs', 1, '--known-classes', 'ant,bee,cat', name='open', classes=None)
+
+
+def test_classes_that_validation_lacks_at_the_end_are_warned_of_and_others_are_an_error(tmp_path, caplog):
+    images = write_images(tmp_path / 'images')
+    first, *_, last = sorted(path for path in (images / 'validation').iterdir())
+    shutil.rmtree(last)
+    run_tiny(images, tmp_path, '--epochs', 1)
+    assert f'{last.name} are not validated' in caplog.text
+    shutil.rmtree(first)
+    with pytest.raises(ValueError, match=f'their labels differ.*{first.name}'):
+        run_tiny(images, tmp_path, '--epochs', 1, name='other')
 
 
 def test_auto_starts_afresh_where_nothing_is_and_changes_nothing_when_done(images, tmp_path, capsys):

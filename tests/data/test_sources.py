@@ -279,6 +279,39 @@ def test_corrupt_image_is_named_where_timm_takes_the_next(folders):
         dataset[5]
 
 
+def test_a_corrupt_image_is_replaced_where_asked_for_as_timm_does(folders, caplog):
+    path = break_image(folders)
+    (folders / 'train' / 'red' / '3.png').write_bytes(b'')  # the last row, whose next one is the first
+    theirs = list(create_dataset('', folders, split='train'))
+    caplog.clear()
+    ours = open_dataset('', folders, 'train')
+    ours.replaces_unreadable = True
+    found = list(ours)
+    assert [(image.tobytes(), label) for image, label in found] == [(image.tobytes(), label) for image, label in theirs]
+    assert [record.levelname for record in caplog.records] == ['WARNING'] * 2
+    assert f'Skipped sample (index 5). {path} cannot be read' in caplog.text
+
+
+def test_a_data_set_of_corrupt_images_ends_after_as_many_retries_as_timms(folders):
+    for path in (folders / 'train').rglob('*.png'):
+        path.write_bytes(b'')
+    dataset = open_dataset('', folders, 'train')
+    dataset.replaces_unreadable = True
+    with pytest.raises(UnreadableImageError):
+        dataset[0]
+
+
+def test_timms_rule_leaves_out_folders_without_images_as_timm_does(folders, caplog):
+    (folders / 'train' / 'yellow').mkdir()
+    (folders / 'train' / 'grey').mkdir()
+    (folders / 'train' / 'grey' / 'notes.csv').write_text('1')
+    ours = open_dataset('', folders, 'train', timm_rule=True)
+    theirs = create_dataset('', folders, split='train')
+    assert labels_of(ours).tolist() == [label for _, label in theirs]
+    assert list(class_names(ours)) == list(theirs.reader.class_to_idx)
+    assert 'left out, as they hold no image: grey, yellow' in caplog.text
+
+
 def test_corrupt_image_is_named_out_of_a_worker(folders, workers_end):
     path = break_image(folders)
     cut = select_classes(open_dataset('', folders, 'train'), ['red', 'green'])

@@ -164,7 +164,12 @@ def _check_same_classes(args: argparse.Namespace, train: Any, evaluated: Any) ->
         known, names = class_names(train, numbers=False), class_names(evaluated, numbers=False)
     except (TypeError, ValueError):  # streamed, without names, or a class map with gaps, which both splits share
         return
-    if names != known:
+    if names and names == known[:len(names)]:
+        if names != known:
+            _logger.warning(f'--val-split {args.val_split} has {len(names)} of the {len(known)} classes: '
+                            f'{", ".join(known[len(names):][:5])}{", ..." if known[len(names) + 5:] else ""} are not '
+                            'validated')
+    else:
         stray = sorted(set(names) ^ set(known)) or [a for a, b in zip(names, known, strict=True) if a != b]
         raise ValueError(f'--train-split {args.train_split} has {len(known)} classes and --val-split {args.val_split} '
                          f'{len(names)}, and their labels differ ({", ".join(stray[:3])}{", ..." if stray[3:] else ""}'
@@ -183,8 +188,11 @@ def _open(args: argparse.Namespace, built: Built, split: str, training: bool) ->
         options['target_transform'] = MultiLabelTarget(args.num_classes, dense=args.target_format == 'multihot')
     # A plain run equals timm's script; in an open-set run the top folder is the class.
     plain = not (args.osr_protocol or args.known_classes)
-    return open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
-                        timm_rule=plain, **built.preprocessing.reading_options(), **options)
+    dataset = open_dataset(args.dataset, args.data_dir, split, class_map=args.class_map, download=args.dataset_download,
+                           timm_rule=plain, **built.preprocessing.reading_options(), **options)
+    if plain and isinstance(dataset, ImageSource):
+        dataset.replaces_unreadable = True
+    return dataset
 
 
 def _plain_classes(args: argparse.Namespace, dataset: Any) -> tuple[str, ...]:

@@ -384,14 +384,13 @@ class _Epoch:
                                for value in (average, newest))
         if not utils.is_primary(self.args):
             return
-        if run.bar is None:
-            total, took, data = run.updates_per_epoch, self.update_time, self.data_time
-            mix = f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})' if self.mix_time.count else ''
-            _logger.info(
-                f'Train: {self.epoch} [{number:>4d}/{total} ({100. * (number + 1) / total:>3.0f}%)]  '
-                f'Loss: {newest:#.3g} ({average:#.3g})  Time: {took.val:.3f}s, {self.images / took.val:>7.2f}/s  '
-                f'({took.avg:.3f}s, {self.images / took.avg:>7.2f}/s)  LR: {run.rate:.3e}  '
-                f'Data: {data.val:.3f} ({data.avg:.3f}){mix}{self.mixes.line()}')
+        total, took, data = run.updates_per_epoch, self.update_time, self.data_time
+        mix = f'  Mix: {self.mix_time.val:.3f} ({self.mix_time.avg:.3f})' if self.mix_time.count else ''
+        _logger.info(
+            f'Train: {self.epoch} [{number:>4d}/{total} ({100. * (number + 1) / total:>3.0f}%)]  '
+            f'Loss: {newest:#.3g} ({average:#.3g})  Time: {took.val:.3f}s, {self.images / took.val:>7.2f}/s  '
+            f'({took.avg:.3f}s, {self.images / took.avg:>7.2f}/s)  LR: {run.rate:.3e}  '
+            f'Data: {data.val:.3f} ({data.avg:.3f}){mix}{self.mixes.line()}')
         if self.args.save_images and run.output_dir and isinstance(input, Tensor):
             path = Path(run.output_dir) / f'train-batch-{index}.jpg'
             torchvision.utils.save_image(input, path, padding=0, normalize=True)

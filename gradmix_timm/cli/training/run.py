@@ -141,7 +141,7 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
     resumed = resume_path(args)
     built = build_model(args, hardware, create_model)
     if resumed:
-        check_resume(resumed, built.name, split.known if split else (), built.kwargs['num_classes'],
+        check_resume(resumed, (built.name, args.model), split.known if split else (), built.kwargs['num_classes'],
                      objective=args.objective)
     if args.objective != 'ce':
         check_head(args, built.model)
@@ -149,7 +149,8 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
     mixer = build_mixer(args, plan, built)
     data = open_data(args, built, split)
     if resumed:
-        check_resume(resumed, built.name, data.known, built.kwargs['num_classes'], data.record, args.objective)
+        check_resume(resumed, (built.name, args.model), data.known, built.kwargs['num_classes'], data.record,
+                     args.objective)
     loaders = build_loaders(args, hardware, built, plan, data)
     set_learning_rate(args, loaders)
     task = build_task(args, plan, built, hardware, mixer)
@@ -173,6 +174,9 @@ def _set_up(args: argparse.Namespace, args_text: str, folder: RunFolder,
     _wind_on(args, scheduler, span.first, updates, position)
     _continue_folder(span, saver, output_dir)
     if resumed and span.first == first:
+        if args.use_multi_epochs_loader:
+            _logger.info('The loader of --use-multi-epochs-loader draws its order before streams are restored: the '
+                         'order of images starts anew (leave the flag out to go on exactly).')
         _continue_streams(streams, position, hardware,
                           exact=args.workers == 0 or plan.in_step or data.split is not None)
     bar = open_bar(max(span.stop - span.first, 0) * updates) if utils.is_primary(args) else None

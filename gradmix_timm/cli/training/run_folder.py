@@ -170,7 +170,7 @@ class RunFolder:
         if self.args.overwrite or inside or not results:
             return
         if self.args.resume == 'auto':
-            if not any(name.endswith('.pth.tar') for name in results):
+            if not any(name.endswith('.pth.tar') and not name.startswith('recovery-') for name in results):
                 return  # it ended in its first epoch
             raise ValueError(f'--resume auto: {path} has no {_LAST}; name the file to continue from, --resume '
                              f'{path / results[-1]}, or type --overwrite to start again')

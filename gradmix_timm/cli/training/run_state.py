@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm import utils
+from timm.models import split_model_name_tag
 from timm.task import (
     ClassificationTask,
     FeatureDistillationTask,
@@ -218,13 +219,14 @@ class Position:
 
 # ---- resuming
 
-def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int,
+def check_resume(path: str, models: Sequence[str], known: tuple[str, ...], num_classes: int,
                  held: Mapping[str, Any] | None = None, objective: str = 'ce') -> None:
     """Reject a file of another model or other classes, or one that was trained on images now held out.
 
     Args:
         path: The file.
-        model: Name of the model now.
+        models: Names of the model now, timm's and that of --model, which may have a source before it; weights' tags
+            are not compared.
         known: Its classes in head order, as far as they are known.
         num_classes: Width of its head.
         held: The record of this run's held-out images; None: not known yet.
@@ -254,8 +256,8 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
     if was != objective and {was, objective} != {'supcon+ssl', 'simclr'}:  # the same parts, weighed otherwise
         raise ValueError(f'--resume {path}: it is of --objective {was} and this run is of --objective {objective}; to '
                          'start from its weights alone type --initial-checkpoint in place of --resume')
-    if stored is not None and stored != model:
-        raise ValueError(f'--resume {path}: it is of --model {stored} and this run is of --model {model}')
+    if stored is not None and _architecture(stored) not in map(_architecture, models):
+        raise ValueError(f'--resume {path}: it is of --model {stored} and this run is of --model {models[0]}')
     if width is not None and width != num_classes:
         raise ValueError(f'--resume {path}: its head has {width} classes and this one {num_classes}')
     if classes and known and classes != known:
@@ -267,6 +269,11 @@ def check_resume(path: str, model: str, known: tuple[str, ...], num_classes: int
         raise ValueError(f'--resume {path}: other images were held out for validation, so that it has trained on some '
                          'of these; type its --seed and --osr-val-fraction, and undo what was added to the training '
                          'images, renamed or removed since')
+
+
+def _architecture(name: str) -> str:
+    """The name without the tag of its weights; one with a source (hf-hub:, local-dir:) as it is."""
+    return name if ':' in name else str(split_model_name_tag(name)[0])
 
 
 def resume(path: str, args: argparse.Namespace, task: TrainingTask, optimizer: torch.optim.Optimizer,

@@ -243,10 +243,10 @@ _MISC = (
 #: timm's losses, timm.loss.LOSS_TYPES.
 LOSSES = ('ce', 'bce', 'asl', 'poly', 'jsd', 'twoway', 'zlpr', 'db')
 
-#: Flags whose empty value has a meaning in timm: no such split, data in folders, the default, off. Any other empty
-#: path or name comes from an unset variable.
+#: Flags whose empty value has a meaning in timm: no such split, data in folders, the default, off, a fresh start. Any
+#: other empty path or name comes from an unset variable.
 TAKES_EMPTY = (
-    'val_split', 'dataset', 'interpolation', 'train_interpolation', 'fuser', 'lr_base_scale', 'dist_bn', 'aa')
+    'val_split', 'dataset', 'interpolation', 'train_interpolation', 'fuser', 'lr_base_scale', 'dist_bn', 'aa', 'resume')
 
 #: Flags outside any group, in order.
 UNGROUPED = (

@@ -119,9 +119,8 @@ def validate(args: argparse.Namespace, task: TrainingTask, model: nn.Module, loa
             batch_time.update(time.time() - began)
             began = time.time()
             if utils.is_primary(args) and (index == last or index % args.log_interval == 0):
-                figures = '  '.join(f'{_title(name)}: {value:>7.3f}' for name, value in evaluator.summary().items())
                 _logger.info(f'Test{suffix}: [{index:>4d}/{last}]  '
-                             f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {figures}')
+                             f'Time: {batch_time.val:.3f} ({batch_time.avg:.3f})  {_figures(evaluator)}')
     metrics: OrderedDict[str, float] = evaluator.compute(distributed=args.distributed)
     return metrics
 
@@ -143,8 +142,14 @@ def _judge(args: argparse.Namespace, model: nn.Module, batch: Any, hardware: Har
         evaluator.update(output, target)
 
 
-def _title(name: str) -> str:
-    return {'loss': 'Loss', 'top1': 'Acc@1', 'top5': 'Acc@5'}.get(name, name)
+def _figures(evaluator: Any) -> str:
+    """For the log: each figure of the newest batch, and in brackets that of all so far, in timm's form."""
+    if not isinstance(evaluator, _BatchMeans):  # timm's, of several labels, which has no figure of a batch
+        return '  '.join(f'{"Loss" if name == "loss" else name}: {value:>7.3f}'
+                         for name, value in evaluator.summary().items())
+    loss, top1, top5 = evaluator.meters.values()
+    return (f'Loss: {loss.val:>7.3f} ({loss.avg:>6.3f})  Acc@1: {top1.val:>7.3f} ({top1.avg:>7.3f})  '
+            f'Acc@5: {top5.val:>7.3f} ({top5.avg:>7.3f})')
 
 
 # ---- of a run
