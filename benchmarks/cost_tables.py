@@ -115,6 +115,19 @@ def start_table(page: dict) -> str:
                       *(f'| {name} | {part["seconds"]:.2f} | {part["modules"]:,} |' for name, part in stages.items())])
 
 
+def _of_cuda(date: str) -> list[str]:
+    """What the table of the CUDA machine says, and what has changed since that day."""
+    said = ['In bfloat16 by autocast, timed by events. ResNet-50 keeps this GPU busy, and GradMix costs what its FLOPs '
+            'say. The other two wait for Python to launch kernels, whatever the batch: there a pass costs its '
+            "launches, a smaller copy of the images saves nothing, and a mixer that loops over images (timm's `elem`) "
+            'costs most.\n']
+    if date < _LIGHTER:
+        said += ['Since then the attribution pass borrows the model in a third of the time (a ResNet-18 0.6 for 1.6 ms '
+                 'of a processor, an EfficientNet-B0 1.8 for 5.6): where launches decide, read the rows of `gradmix` '
+                 'as bounds from above.\n']
+    return said
+
+
 def main() -> None:
     parts = ['# What mixing costs\n\nMade by `make bench` and `python benchmarks/cost_tables.py` from '
              '`benchmarks/results/*.json`. Ratios are medians over rounds in which every variant runs once; the '
@@ -133,14 +146,7 @@ def main() -> None:
                       'rule for layers (a grid side of at least 7) chooses an earlier layer, behind which more of the '
                       'forward lies, so the pass costs more.\n']
             if kind:
-                parts += ['In bfloat16 by autocast, timed by events. ResNet-50 keeps this GPU busy, and GradMix costs '
-                          'what its FLOPs say. The other two wait for Python to launch kernels, whatever the batch: '
-                          'there a pass costs its launches, a smaller copy of the images saves nothing, and a mixer '
-                          "that loops over images (timm's `elem`) costs most.\n"]
-                if page['date'] < _LIGHTER:
-                    parts += ['Since then the attribution pass borrows the model in a third of the time (a ResNet-18 '
-                              '0.6 for 1.6 ms of a processor, an EfficientNet-B0 1.8 for 5.6): where launches decide, '
-                              'read the rows of `gradmix` as bounds from above.\n']
+                parts += _of_cuda(page['date'])
     path = HERE / 'results' / 'mixer_cost.json'
     if path.exists():
         page = json.loads(path.read_text())
