@@ -101,7 +101,7 @@ def _text(pixels: Pixels, brush: Brush) -> tuple[Pixels, Mask]:
 def _texture(pixels: Pixels, brush: Brush) -> tuple[Pixels, Mask]:
     mask = np.zeros(pixels.shape[:2], dtype=bool)
     mask[brush.box(mask.shape, brush.side, brush.side)] = True
-    angle = np.pi * brush.number / brush.classes
+    angle = np.pi / 2 * brush.number / brush.classes  # of a quarter turn: a flipped mark is no other class's
     y, x = np.indices(mask.shape)
     waves = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / 4)  # 4 pixels a wave
     return np.repeat(np.rint(127.5 * (1 + waves)).astype(np.uint8)[..., None], 3, 2), mask
