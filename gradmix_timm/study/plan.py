@@ -26,7 +26,7 @@ _FLAG_OF_AXIS = {'trial': 'osr_trial', 'mixer': 'mixup_mode', 'protocol': 'osr_p
 # Flags that the engine sets itself.
 _RESERVED = ('output', 'experiment', 'resume', 'overwrite', 'checkpoint')
 _MAX_CELLS = 100_000
-# Flags of train.py whose value is a file that decides what is trained.
+# Flags whose value is a file that decides what is trained or evaluated.
 _FILES = ('config', 'aug_config', 'osr_protocol', 'class_map')
 
 Flags = dict[str, Any]
@@ -129,11 +129,14 @@ def read_study(path: str | Path) -> Study:
     processes = given.get('processes', 1)
     if not isinstance(processes, int) or isinstance(processes, bool) or processes < 1:
         raise ValueError(f'{path}: processes: {processes!r}; expected the number of processes of a training, 1 or more')
-    cells = tuple(replace(cell, processes=processes, files=_digests(cell.train))
+    cells = tuple(replace(cell, processes=processes, files=_digests(cell.train, cell.evaluate))
                   for cell in _cells(path, axes, train, evaluate, checkpoint, excluded))
+    if not cells:
+        raise ValueError(f'{path}: exclude: no cell is left of the {math.prod(map(len, axes.values()))} combinations; '
+                         'take a rule out')
     output = given.get('output') or path.with_suffix('')
-    if not isinstance(output, str | Path):
-        raise ValueError(f'{path}: output: {output!r}; expected the name of a folder')
+    if not isinstance(output, str | Path) or Path(output).is_file():
+        raise ValueError(f'{path}: output: {output}; expected the name of a folder (output: DIR)')
     return Study(str(given.get('name') or path.stem), Path(output),
                  {axis: tuple(levels) for axis, levels in axes.items()}, base, cells, path)
 
@@ -156,9 +159,10 @@ def _cells(path: Path, axes: Mapping[str, Mapping[str, Flags]], train: Flags, ev
         yield Cell(levels, train | flags, evaluate, checkpoint)
 
 
-def _digests(train: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of files that flags name, and of those that a file of flags is based on; recipes by name belong to the code."""
-    named = [Path(value) for key in _FILES if isinstance(value := train.get(key), str)]
+def _digests(train: Mapping[str, Any], evaluate: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Of files that flags name, and of those that a file of flags names; recipes by name belong to the code."""
+    named = [Path(value) for flags in (train, *evaluate.values()) for key in _FILES
+             if isinstance(value := flags.get(key), str)]
     found: dict[Path, str] = {}
     while named:
         file = named.pop(0)
@@ -166,8 +170,9 @@ def _digests(train: Mapping[str, Any]) -> tuple[str, ...]:
             continue
         found[file] = hashlib.sha256(file.read_bytes()).hexdigest()
         content = read_yaml(file) if file.suffix in ('.yaml', '.yml') else None
-        if isinstance(content, Mapping) and isinstance(content.get('base'), str):
-            named.append(file.parent / content['base'])
+        if isinstance(content, Mapping):
+            named += [file.parent / value if key == 'base' else Path(value) for key in ('base', *_FILES)
+                      if isinstance(value := content.get(key), str)]
     return tuple(found.values())
 
 
@@ -209,6 +214,8 @@ def _flags(path: Path, where: str, flags: Any, command: str | None = None) -> Fl
     if not isinstance(flags, Mapping):
         raise ValueError(f'{path}: {where}: expected flags and their values (epochs: 10), got {type(flags).__name__}')
     named = {str(key).lstrip('-').replace('-', '_'): value for key, value in flags.items()}
+    if len(named) < len(flags):
+        raise ValueError(f'{path}: {where}: a flag is there twice, with dashes and with underscores; leave one out')
     for key, value in named.items():
         if key in _RESERVED:
             raise ValueError(f'{path}: {where}: {key} is set for each cell; leave it out')

@@ -21,6 +21,8 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
+# Figures whose smaller value is better: the rest of the name is of the shortcut's evaluation.
+_LOWER = (*LOWER_IS_BETTER, 'mass on the mark', 'fall without the mark')
 # Parts of an evaluation by `openset shortcut`, each with its own table.
 _VIEWS: dict[str | None, str] = {
     'own': "images with their own class's mark", 'absent': 'images without a mark',
@@ -56,9 +58,9 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
 
     Means are over all cells of a level that are done. Differences are over the pairs of the same trial, seed and fold
     that a level and the base both have, averaged over the seeds and folds of a class split first; their intervals hold
-    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five pairs none is given.
-    ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio of median training
-    seconds.
+    simultaneously for all differences of the study's tables (Bonferroni); of fewer than five class splits, or runs of
+    one split, none is given. ``wins`` counts the pairs in which a level is better than the base; ``cost`` is the ratio
+    of median training seconds. Of several evaluations the tables are those of the first.
 
     Args:
         study: Cells that are not done are left out, and counted.
@@ -71,12 +73,12 @@ def study_tables(study: Study, scores: Sequence[str] | None = None, metrics: Seq
     """
     blocks = list(_blocks(study, scores, metrics, level))
     done = sum(is_done(study.output, cell) for cell in study.cells)
-    heading = f'{done} of {len(study.cells)} cells'
+    heading = f'{done} of {len(study.cells)} cells{_of_command(study)}'
     gaps = [gap for block in blocks for row in block.differences.values() for gap in row.values()]
     if gaps:
         heading += f'; differences to {study.base}'
     if any(map(_has_interval, gaps)):
-        heading += f' with simultaneous {level:.0%} intervals'
+        heading += f' with simultaneous {100 * level:g}% intervals'
     lines = [heading, f'commits: {", ".join(_commits(study))}']
     for block in blocks:
         lines += ['', *([f'**{block.title}**', ''] if block.title else []), *_table(study, block)]
@@ -124,8 +126,10 @@ def _values(study: Study, block: _Block, key: _Key) -> dict[str, list[float]]:
     for run in block.runs:
         if key in run.values:
             found.setdefault(run.group, []).append(run.values[key])
-    if not found:
-        raise ValueError(f'no {key[1]} of {key[0] or "the closed set"} in the cells of {study.source}')
+    if key not in block.means:
+        there = sorted({score for run in block.runs for score, _ in run.values} - {CLOSED_SET})
+        raise ValueError(f'not all cells of {study.source} have {key[1]} of {key[0] or "the closed set"}; scores of '
+                         f'some: {", ".join(there)}')
     return found
 
 
@@ -183,24 +187,38 @@ def _read(study: Study, cells: Sequence[Cell], first: str, part: str | None, sco
             raise ValueError(f'{file} has no score {lacking}')
         if part == 'own' and 'evidence' in results:  # of the attribution map, as a share and in log-odds
             name = results['evidence']['attribution']
-            values |= {(name, 'mass on the mark'): results['evidence']['mass'],
-                       (name, 'fall without the mark'): results['evidence']['fall_difference']}
-        runs.append(replace(run, group=cell.levels[first], values=values,
-                            seed=_number(cell, 'seed', run.seed), trial=_number(cell, 'trial', run.trial)))
+            shown = {'mass on the mark': results['evidence']['mass'],
+                     'fall without the mark': results['evidence']['fall_difference']}
+            values |= {(name, key): value for key, value in shown.items() if value is not None}
+        if 'corruption' in results:
+            values['of corrupted images', 'accuracy'] = 1 - results['corruption']['mean_error']
+        runs.append(replace(run, group=cell.levels[first], values=values, seed=_number(study, cell, 'seed', run.seed),
+                            trial=_number(study, cell, 'trial', run.trial)))
         seconds.setdefault(cell.levels[first], []).append(float(results['manifest']['study']['seconds']['train']))
     return runs, seconds
 
 
-def _number(cell: Cell, axis: str, recorded: int | None) -> int | None:
-    """A replicate's number: the level of the axis of that name if it is a number, else as recorded."""
-    level = cell.levels.get(axis, '')
-    return int(level) if level.lstrip('-').isdecimal() else recorded
+def _number(study: Study, cell: Cell, axis: str, recorded: int | None) -> int | None:
+    """Number of a replicate: the level of that axis, or its place among the levels; as recorded without an axis."""
+    if axis not in cell.levels:
+        return recorded
+    level = cell.levels[axis]
+    return int(level) if level.lstrip('-').isdecimal() else study.axes[axis].index(level)
 
 
 def _figures(comparison: Comparison) -> dict[_Key, Compared]:
     """Each figure by score and metric, the accuracy first."""
     return {(score, metric): entry for score, row in ((CLOSED_SET, comparison['closed_set']),
                                                       *comparison['scores'].items()) for metric, entry in row.items()}
+
+
+def _of_command(study: Study) -> str:
+    """For the heading: whose figures the tables show, where that is not plain."""
+    first, *others = next(cell for cell in study.cells if is_done(study.output, cell)).evaluate
+    also = f' (also done: {", ".join(others)})' if others else ''
+    if first == 'corrupt':
+        return f'; corrupt{also}: accuracy of clean images, and the mean over the corruptions'
+    return f'; {first}{also}' if others else ''
 
 
 def _commits(study: Study) -> list[str]:
@@ -241,12 +259,12 @@ def _entry(study: Study, block: _Block, key: _Key, name: str) -> str:
 
 
 def _has_interval(gap: Gap) -> bool:
-    return gap['n_pairs'] >= FEWEST_PAIRS and gap['low'] is not None
+    return gap['n'] >= FEWEST_PAIRS and gap['low'] is not None
 
 
 def _wins(study: Study, block: _Block, key: _Key, name: str) -> tuple[int, int]:
     """Pairs of equal trial, seed and fold in which a level is better than the base, and all pairs."""
     bases = {run.cell: run.values[key] for run in block.runs if run.group == study.base}
     gaps = [run.values[key] - bases[run.cell] for run in block.runs if run.group == name and run.cell in bases]
-    sign = -1 if key[1] in LOWER_IS_BETTER else 1
+    sign = -1 if key[1] in _LOWER else 1
     return sum(sign * gap > 0 for gap in gaps), len(gaps)

@@ -161,8 +161,21 @@ def test_a_cell_of_one_thread_reads_by_itself(make, stubbed, monkeypatch, thread
      r'cell cutmix-sure-\w+: .*--gradmix-confidence'),
     ({'train': {'lr': False}}, r'lr: false; expected a value\. YAML reads off, no'),
     ({'axes': {'mixer': [False, 'gradmix']}}, r'mixup_mode: false; expected a value'),
-    ({'evaluate': {'osr': {'scores': 'nope'}}}, r"evaluate\.osr: scores=nope: no score named 'nope'"),
-    ({'evaluate': {'ood': {}}}, r'evaluate\.ood: expected sets of unknown images'),
+    ({'evaluate': {'osr': {'scores': 'nope'}}}, r"evaluate\.osr: --scores nope: no score named 'nope'"),
+    ({'evaluate': {'osr': {'preset': 'opennood'}}}, r'evaluate\.osr: .*opennood'),
+    ({'evaluate': {'osr': {'bootstrap': -1}}}, r'evaluate\.osr: .*bootstrap -1'),
+    ({'evaluate': {'osr': {'amp_dtype': 'bfloat16'}}}, r'evaluate\.osr: --amp-dtype bfloat16 has no effect'),
+    ({'evaluate': {'ood': {'unknown': 'nois:uniform'}}}, r'evaluate\.ood: .*nois:uniform'),
+    ({'evaluate': {'ood': {'ood_suite': 'cifar10'}}}, r'evaluate\.ood: .*--ood-suite-root'),
+    ({'evaluate': {'corrupt': {'corruptions': 'fogg'}}}, r'evaluate\.corrupt: .*fogg'),
+    ({'evaluate': {'corrupt': {'scores': 'knn'}}}, r'evaluate\.corrupt: .*knn'),
+    ({'evaluate': {'probe': {'probes': 'lineer'}}}, r'evaluate\.probe: .*lineer'),
+    ({'evaluate': {'shortcut': {'attribution': 'layercamm'}}}, r'evaluate\.shortcut: .*layercamm'),
+    ({'evaluate': {'shortcut': {}}}, r'evaluate\.shortcut: cell none-0-\w+ trains without a shortcut'),
+    ({'axes': {'mixer': [['none', 'gradmix']]}}, r"mixup_mode: \['none', 'gradmix'\]; expected one value"),
+    ({'axes': {'start': {'scratch': {}, 'pretrained': {'pretrained': True}}, 'seed': [0]}},
+     r'axes\.start: some levels set pretrained'),
+    ({'evaluate': {'ood': {}}}, r'evaluate\.ood: --unknown: name a set of unknown images'),
     ({'evaluate': {'osr': {'bootstarp': 0}}}, r'evaluate\.osr: unrecognized arguments: --bootstarp'),
 ])
 def test_flags_are_read_before_the_first_training(make, stubbed, entries, words):
@@ -186,6 +199,9 @@ def test_a_flag_of_the_config_that_no_flag_switches_off_is_told(make, stubbed, t
 
 
 @pytest.mark.parametrize(('flags', 'words'), [
+    (['--scores', 'mlss'], "--scores: .*'mlss': did you mean 'mls'"),
+    (['--plot-score', 'mlss'], '--plot-score: .*mls'),
+    (['--engine-kwargs', 'timeout_min=9'], '--engine-kwargs is of another engine; add --engine submitit'),
     (['--metrics', 'aurok'], '--metrics aurok: .*auroc'),
     (['--metrics', 'auroc,top1'], '--metrics top1: the accuracy heads every table'),
     (['--plot', 'a.png', '--plot-metric', 'top'], '--plot-metric top: '),
@@ -211,6 +227,13 @@ def test_a_study_whose_cells_all_fail_is_a_run_that_failed(make, stubbed, monkey
     study = make(axes={'mixer': ['broken'], 'seed': [0]})
     assert main([str(study.source)]) == 1
     assert capsys.readouterr().out == f'failed: {study.cells[0].name}\n'
+
+
+def test_a_study_whose_cells_are_all_held_elsewhere_is_no_failure(make, stubbed, capsys):
+    study = make(axes={'mixer': ['none'], 'seed': [0]})
+    with claimed(study.output / study.cells[0].name):
+        assert main([str(study.source)]) == 0
+    assert capsys.readouterr().out == ''
 
 
 def test_a_cell_that_another_process_holds_is_left_to_it(make, stubbed, caplog):

@@ -40,6 +40,26 @@ def test_a_cell_whose_file_of_flags_changed_has_another_name(make, tmp_path):
     assert make(train={'config': str(config)}).cells[0].name != before
 
 
+def test_a_cell_has_another_name_when_a_file_changed_that_a_file_of_flags_or_an_evaluation_names(make, tmp_path):
+    config, base, protocol, classes = (tmp_path / name for name in ('config.yaml', 'base.yaml', 'own.yaml', 'map.txt'))
+    base.write_text(f'osr_protocol: {protocol}')
+    config.write_text('base: base.yaml')
+    names = set()
+    for file in (None, protocol, classes):
+        if file is not None:
+            file.write_text('known: [a]')
+        entries = {'train': {'config': str(config)}, 'evaluate': {'osr': {'class_map': str(classes)}}}
+        names.add(make(**entries).cells[0].name)
+    assert len(names) == 3
+
+
+def test_a_study_file_without_a_suffix_is_not_its_own_folder(tmp_path):
+    file = tmp_path / 'study'
+    file.write_text('axes: {seed: [0]}')
+    with pytest.raises(ValueError, match=f'output: {file}; expected the name of a folder'):
+        read_study(file)
+
+
 def test_cells_of_several_processes_are_other_cells(make):
     assert make(processes=1).cells == make().cells
     assert not {cell.name for cell in make(processes=2).cells} & {cell.name for cell in make().cells}
@@ -68,6 +88,8 @@ def test_cells_can_be_excluded(make):
      r'axes\.lr: level 2 sets lr: 2, and one of another axis lr: 1; leave lr to one axis'),
     ({'exclude': [{'mixr': 'none'}]}, "exclude: no axis 'mixr'.*mixer"),
     ({'exclude': [{'mixer': 'nine'}]}, "exclude: mixer has no level 'nine'"),
+    ({'exclude': [{'mixer': 'none'}, {'mixer': 'gradmix'}]}, 'exclude: no cell is left of the 6 combinations'),
+    ({'train': {'batch_size': 8, 'batch-size': 16}}, 'train: a flag is there twice'),
     ({'exclude': 5}, 'exclude: expected a list of mappings .*got int'),
     ({'exclude': {'mixer': 'none'}}, 'exclude: expected a list of mappings .*got dict'),
     ({'output': 5}, 'output: 5; expected the name of a folder'),

@@ -65,6 +65,60 @@ def test_a_lower_rate_of_false_positives_is_a_win(finished):
     assert re.search(r'fpr_at_95_known mls +\| .*\(-0\.100.*wins 5/5', table)
 
 
+@pytest.mark.parametrize(('mass', 'row'), [
+    ({'none': .6, 'gradmix': .2}, r'mass on the mark layercam +\| 0\.600.*\(-0\.400.*wins 2/2\)'), ({'none': None, 'gradmix': .2}, None)])
+def test_less_evidence_on_the_mark_is_a_win_and_none_is_left_out(make, stubbed, mass, row):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
+    run_study(study, jobs=2)
+    for mixer, share in mass.items():
+        change(study, {'mixer': mixer}, evidence={'attribution': 'layercam', 'mass': share, 'fall_difference': 1.})
+    table = study_tables(study, scores=['mls'], metrics=['auroc'])
+    assert re.search(row, table) if row else 'mass on the mark' not in table
+
+
+@pytest.mark.parametrize(('trials', 'has'), [(range(2), False), (range(5), True)])
+def test_intervals_are_of_five_class_splits_and_not_of_their_seeds(make, stubbed, trials, has):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'trial': list(trials), 'seed': [0, 1, 2]})
+    run_study(study, jobs=2)
+    for trial in trials:
+        change(study, {'trial': str(trial)}, trial=trial, known_classes=[f'{trial}a', f'{trial}b'])
+        change(study, {'trial': str(trial), 'mixer': 'gradmix'}, .01 * trial)
+    assert ('intervals' in study_tables(study)) == has
+
+
+def test_levels_of_a_trial_may_have_names(make, stubbed):
+    trials = {'animals': {'known_classes': ['a', 'b']}, 'vehicles': {'known_classes': ['c', 'd']}}
+    study = make(axes={'mixer': ['none', 'gradmix'], 'trial': trials, 'seed': [0]})
+    run_study(study, jobs=2)
+    for name, flags in trials.items():
+        change(study, {'trial': name}, known_classes=flags['known_classes'])
+    assert rows_of(study_tables(study))['cells'] == ['2', '2']
+
+
+def test_a_table_of_corruptions_says_which_images_its_figures_are_of(make, stubbed):
+    study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0]}, evaluate={'corrupt': {}, 'osr': {}})
+    run_study(study, jobs=2)
+    change(study, {'mixer': 'gradmix'}, corruption={'mean_error': .25})
+    change(study, {'mixer': 'none'}, corruption={'mean_error': .5})
+    table = study_tables(study)
+    assert 'corrupt (also done: osr): accuracy of clean images, and the mean over the corruptions' in table
+    assert rows_of(table)['accuracy of corrupted images'][1].startswith('0.750 (+0.250')
+
+
+def test_a_plot_of_a_score_that_a_cell_lacks_is_refused(finished):
+    file = finished.output / finished.cells[0].name / 'results.json'
+    told = json.loads(file.read_text())
+    del told['scores']['mls']
+    file.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match='not all cells of .* have auroc of mls'):
+        draw_study(finished)
+
+
+def test_the_level_is_said_as_it_is(finished):
+    change(finished, {'mixer': 'gradmix', 'seed': '1'}, .05)
+    assert 'simultaneous 99.5% intervals' in study_tables(finished, level=.995)
+
+
 def test_unfinished_cells_are_counted_and_left_out(finished):
     shutil.rmtree(finished.output / finished.cells[0].name)
     assert '9 of 10 cells' in study_tables(finished)

@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from gradmix_timm.checkpoint import atomic_path, write_atomic
-from gradmix_timm.choices import SWITCHES
+from gradmix_timm.choices import COMMA_LISTS, SWITCHES
 from gradmix_timm.cli.errors import UsageError, user_errors
+from gradmix_timm.cli.openset.corrupt import corruption_options
+from gradmix_timm.cli.openset.from_flags import flag_errors, options_of, settings_of
 from gradmix_timm.cli.openset.main import build_parser
+from gradmix_timm.cli.openset.ood import unknown_options
+from gradmix_timm.cli.openset.probe import probe_options
+from gradmix_timm.cli.openset.shortcut import shortcut_options
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
 from gradmix_timm.cli.training.args import build_parser as build_train_parser
+from gradmix_timm.data.shortcut import PREFIX
+from gradmix_timm.evaluation.corruption import check_scores
 from gradmix_timm.openset.judge import check_names
 from gradmix_timm.openset.metrics import RANK_METRICS
 from gradmix_timm.registry import nearest
@@ -23,6 +30,10 @@ from gradmix_timm.study import Study, draw_study, read_study, run_study, study_t
 from gradmix_timm.study.cells import as_flags, is_done
 
 __all__ = ['run']
+
+# Command to what reads the flags that are its own.
+_OPTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    'corrupt': corruption_options, 'ood': unknown_options, 'probe': probe_options, 'shortcut': shortcut_options}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(signal.SIGTERM, previous)
     for name in failed:  # the message was logged when the cell failed
         print(f'failed: {name}')
-    if failed and not any(is_done(study.output, cell) for cell in study.cells):
-        return 1
+    if not args.table and not any(is_done(study.output, cell) for cell in study.cells):
+        return 1 if failed else 0  # cells that other processes hold were named
     with user_errors():
         tables = study_tables(study, args.scores, args.metrics, args.level)
         print(tables, end='')
@@ -68,11 +79,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Names of metrics and of the plot's file, before hours of training.
+    """Names of scores, metrics, options and of the plot's file, before hours of training.
 
     Raises:
         ValueError: One that no table and no plot can have.
     """
+    if args.engine_kwargs and args.engine == 'local':
+        raise ValueError('--engine-kwargs is of another engine; add --engine submitit')
+    for flag, names in (('--scores', args.scores), ('--plot-score', [args.plot_score])):
+        try:
+            check_names(names)
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
     for flag, names, known in (('--metrics', args.metrics, RANK_METRICS),
                                ('--plot-metric', [args.plot_metric], (*RANK_METRICS, 'top1'))):
         for name in names:
@@ -96,8 +114,10 @@ def _check_flags(study: Study) -> None:
     Raises:
         UsageError: A flag that a command does not have, or a value that it does not take.
     """
+    _check_starts(study)
     config, training, evaluation = build_config_parser(), build_train_parser(), build_parser()
     valued = {action.dest for action in training._actions if action.nargs != 0} - set(SWITCHES)
+    single = {action.dest for action in training._actions if action.nargs is None} - set(COMMA_LISTS)
     seen: set[tuple[tuple[str, str], ...]] = set()
     for cell in study.cells:
         pairs: set[tuple[tuple[str, str], ...]] = {*itertools.combinations(cell.levels.items(), 2)}
@@ -114,6 +134,8 @@ def _check_flags(study: Study) -> None:
             if isinstance(value, bool) and key in valued:
                 raise UsageError(f'{study.source}: {where}: {key}: {str(value).lower()}; expected a value. YAML reads '
                                  'off, no, on and yes as false and true: quote such a word')
+            if isinstance(value, list) and key in single:
+                raise UsageError(f'{study.source}: {where}: {key}: {value}; expected one value')
         flags, _ = _read(lambda words: parse_args(config, training, words), as_flags(cell.train), study, where)
         off = [key for key, value in cell.train.items() if value is False]
         on = next((key for key in off if getattr(flags, key, None) is True), None)
@@ -123,15 +145,37 @@ def _check_flags(study: Study) -> None:
 
 
 def _check_evaluation(flags: argparse.Namespace, study: Study) -> None:
-    """Values that a command would refuse only once it has read the checkpoint."""
+    """Values that a command would refuse only once the training is done."""
     where = f'{study.source}: evaluate.{flags.command}'
-    if not getattr(flags, 'device_modules', None):  # a module may define further scores
-        try:
-            check_names(getattr(flags, 'scores', None))
-        except ValueError as error:
-            raise UsageError(f'{where}: {error}') from error
-    if flags.command == 'ood' and not flags.unknown and not flags.ood_suite:
-        raise UsageError(f'{where}: expected sets of unknown images: unknown: "folder:NAME=DIR", or ood_suite: NAME')
+    try:
+        with flag_errors(flags):
+            settings = settings_of(flags)
+            options_of(flags)
+            if flags.command in _OPTIONS:
+                _OPTIONS[flags.command](flags)
+            if flags.command == 'corrupt':
+                check_scores(settings)
+    except UsageError as error:
+        raise UsageError(f'{where}: {error}') from error
+    plain = next((cell for cell in study.cells if not str(cell.train.get('dataset', '')).startswith(PREFIX)), None)
+    if flags.command == 'shortcut' and plain is not None and 'config' not in plain.train:
+        raise UsageError(f'{where}: cell {plain.name} trains without a shortcut; expected dataset: {PREFIX}NAME')
+
+
+def _check_starts(study: Study) -> None:
+    """A table compares trainings of one kind.
+
+    Raises:
+        UsageError: Of the levels of the first axis, which a table compares, some start from pretrained weights.
+    """
+    first = next(iter(study.axes))
+    starts: dict[tuple[str, ...], set[bool]] = {}
+    for cell in study.cells:
+        others = tuple(level for axis, level in cell.levels.items() if axis != first)
+        starts.setdefault(others, set()).add(bool(cell.train.get('pretrained')))
+    if any(len(kinds) > 1 for kinds in starts.values()):
+        raise UsageError(f'{study.source}: axes.{first}: some levels set pretrained, whose weights may have seen the '
+                         'unknown classes, and a table compares the levels of the first axis; put another axis first')
 
 
 def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, where: str) -> Any:

@@ -40,7 +40,7 @@ from .from_flags import (
 )
 from .table import folded, table_width
 
-__all__ = ['draw_corrupt', 'run_corrupt']
+__all__ = ['corruption_options', 'draw_corrupt', 'run_corrupt']
 
 _GROUPS, _EXAMPLES = 'groups.jsonl', 'examples.png'
 _TELL_EVERY = 10.
@@ -51,9 +51,7 @@ def run_corrupt(args: argparse.Namespace) -> int:
     with flag_errors(args):
         settings, options = settings_of(args), options_of(args)
         check_scores(settings)
-        chosen = CorruptionOptions(
-            official=args.official, corruptions=args.corruptions, severities=args.severities, scale=args.scale,
-            corrupt_at=args.corrupt_at, baseline=args.baseline, images=args.images)
+        chosen = corruption_options(args)
         official, names = open_files(chosen)
         folder = output_folder(args, 'corrupt')
         loaded = read_checkpoint(args)
@@ -73,6 +71,13 @@ def run_corrupt(args: argparse.Namespace) -> int:
             print(f'note: {results["corruption"][key]}')
     print(folder / REPORT)
     return 0
+
+
+def corruption_options(args: argparse.Namespace) -> CorruptionOptions:
+    """The corruptions that the flags give."""
+    return CorruptionOptions(
+        official=args.official, corruptions=args.corruptions, severities=args.severities, scale=args.scale,
+        corrupt_at=args.corrupt_at, baseline=args.baseline, images=args.images)
 
 
 def draw_corrupt(folder: Path) -> None:

@@ -23,14 +23,14 @@ from .from_flags import (
 )
 from .table import print_results, score_bar, table_width
 
-__all__ = ['run_ood']
+__all__ = ['run_ood', 'unknown_options']
 
 
 def run_ood(args: argparse.Namespace) -> int:
     """Open, check the accuracy, evaluate, print the tables, write the files; the report's path comes last."""
     with flag_errors(args):
-        _check_suite(args)
-        settings, options, unknown = settings_of(args), options_of(args), _unknown_of(args)
+        unknown = unknown_options(args)
+        settings, options = settings_of(args), options_of(args)
         check_gate('refuse', args.reference_top1)
         folder = output_folder(args, 'ood')
         loaded = read_checkpoint(args)
@@ -81,7 +81,9 @@ def _check_suite(args: argparse.Namespace) -> None:
     args.preset = args.preset or 'openood'
 
 
-def _unknown_of(args: argparse.Namespace) -> UnknownOptions:
+def unknown_options(args: argparse.Namespace) -> UnknownOptions:
+    """The sets of unknown images that the flags give, none beside a suite, which sets the preset."""
+    _check_suite(args)
     return UnknownOptions(
         sets=tuple(args.unknown), overlap=args.overlap, near=tuple(args.near), far=tuple(args.far), codec=args.codec,
         unknown_codec=args.unknown_codec, made_images=args.made_images, made_seed=args.seed, download=args.download,

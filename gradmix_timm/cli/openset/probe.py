@@ -28,13 +28,13 @@ from .from_flags import (
 )
 from .table import folded, table_width
 
-__all__ = ['draw_probe', 'run_probe']
+__all__ = ['draw_probe', 'probe_options', 'run_probe']
 
 
 def run_probe(args: argparse.Namespace) -> int:
     """Embed, fit, evaluate, print the table, write the files; the report's path comes last."""
     with flag_errors(args):
-        settings, options, chosen = settings_of(args), options_of(args), _probes_of(args)
+        settings, options, chosen = settings_of(args), options_of(args), probe_options(args)
         folder = output_folder(args, 'probe')
         loaded = read_checkpoint(args)
         model = build_model(args, settings, loaded, None)  # features are read: the head need not fit the classes
@@ -55,7 +55,8 @@ def run_probe(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probes_of(args: argparse.Namespace) -> ProbeOptions:
+def probe_options(args: argparse.Namespace) -> ProbeOptions:
+    """The probes that the flags give."""
     if any(not part.isdecimal() for part in args.shots):
         raise ValueError(f'shots={",".join(args.shots)}: expected training images of a class, as in 1,5,10')
     return ProbeOptions(probes=args.probes, shots=[int(part) for part in args.shots], draws=args.draws,

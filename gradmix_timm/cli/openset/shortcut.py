@@ -28,14 +28,14 @@ from .from_flags import (
 )
 from .table import folded, table_width
 
-__all__ = ['draw_shortcut', 'run_shortcut']
+__all__ = ['draw_shortcut', 'run_shortcut', 'shortcut_options']
 
 
 def run_shortcut(args: argparse.Namespace) -> int:
     """Embed, score, measure the evidence, print the table, write the files; the report's path comes last."""
     with flag_errors(args):
         settings, options = settings_of(args), options_of(args)
-        chosen = ShortcutOptions(attribution=args.attribution, layers=args.layers, images=args.images)
+        chosen = shortcut_options(args)
         folder = output_folder(args, 'shortcut')
         loaded = read_checkpoint(args)
         split = plan_split(options, loaded.record if loaded is not None else None)
@@ -53,6 +53,11 @@ def run_shortcut(args: argparse.Namespace) -> int:
         print(line)
     print(folder / REPORT)
     return 0
+
+
+def shortcut_options(args: argparse.Namespace) -> ShortcutOptions:
+    """The options of the evaluation that the flags give."""
+    return ShortcutOptions(attribution=args.attribution, layers=args.layers, images=args.images)
 
 
 def draw_shortcut(folder: Path) -> None:
