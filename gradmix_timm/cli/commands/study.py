@@ -22,7 +22,7 @@ from gradmix_timm.cli.openset.shortcut import shortcut_options
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
 from gradmix_timm.cli.training.args import build_parser as build_train_parser
 from gradmix_timm.data.shortcut import PREFIX
-from gradmix_timm.evaluation.corruption import check_scores
+from gradmix_timm.evaluation.corruption import check_scores, open_files
 from gradmix_timm.openset.judge import check_names
 from gradmix_timm.openset.metrics import RANK_METRICS
 from gradmix_timm.registry import nearest
@@ -33,7 +33,7 @@ __all__ = ['run']
 
 # Command to what reads the flags that are its own.
 _OPTIONS: dict[str, Callable[[argparse.Namespace], Any]] = {
-    'corrupt': corruption_options, 'ood': unknown_options, 'probe': probe_options, 'shortcut': shortcut_options}
+    'ood': unknown_options, 'probe': probe_options, 'shortcut': shortcut_options}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,10 +151,11 @@ def _check_evaluation(flags: argparse.Namespace, study: Study) -> None:
         with flag_errors(flags):
             settings = settings_of(flags)
             options_of(flags)
-            if flags.command in _OPTIONS:
-                _OPTIONS[flags.command](flags)
             if flags.command == 'corrupt':
                 check_scores(settings)
+                open_files(corruption_options(flags))
+            elif flags.command in _OPTIONS:
+                _OPTIONS[flags.command](flags)
     except UsageError as error:
         raise UsageError(f'{where}: {error}') from error
     plain = next((cell for cell in study.cells if not str(cell.train.get('dataset', '')).startswith(PREFIX)), None)
