@@ -66,7 +66,8 @@ def test_a_lower_rate_of_false_positives_is_a_win(finished):
 
 
 @pytest.mark.parametrize(('mass', 'row'), [
-    ({'none': .6, 'gradmix': .2}, r'mass on the mark layercam +\| 0\.600.*\(-0\.400.*wins 2/2\)'), ({'none': None, 'gradmix': .2}, None)])
+    ({'none': .6, 'gradmix': .2}, r'mass on the mark layercam +\| 0\.600.*\(-0\.400.*wins 2/2\)'),
+    ({'none': None, 'gradmix': .2}, None)])
 def test_less_evidence_on_the_mark_is_a_win_and_none_is_left_out(make, stubbed, mass, row):
     study = make(axes={'mixer': ['none', 'gradmix'], 'seed': [0, 1]}, evaluate={'shortcut': {}})
     run_study(study, jobs=2)
@@ -110,7 +111,7 @@ def test_a_plot_of_a_score_that_a_cell_lacks_is_refused(finished):
     told = json.loads(file.read_text())
     del told['scores']['mls']
     file.write_text(json.dumps(told))
-    with pytest.raises(ValueError, match='not all cells of .* have auroc of mls'):
+    with pytest.raises(ValueError, match=r'not all cells of .* have auroc of mls'):
         draw_study(finished)
 
 
