@@ -136,6 +136,18 @@ def test_two_patches_lie_apart_and_a_mark_larger_than_the_image_covers_it():
         assert mask.any()
 
 
+def test_flipped_stripes_are_no_other_classs():
+    image = Image.new('L', (64, 64))
+    place = np.array([[0.5, 0.5]])
+    marks = [np.asarray(Shortcut('texture', side=64).draw(image, n, 10, place)[0], float) for n in range(10)]
+    spectra = np.abs([np.fft.fft2(mark - mark.mean()) for mark in marks])
+    flipped = np.abs([np.fft.fft2(mark[:, ::-1] - mark.mean()) for mark in marks])
+    apart = np.linalg.norm(spectra[:-1] - spectra[1:], axis=(1, 2)).min()
+    for number, spectrum in enumerate(flipped):
+        others = np.delete(spectra, number, 0)
+        assert np.linalg.norm(others - spectrum, axis=(1, 2)).min() > 0.8 * apart
+
+
 def test_grey_images_bear_grey_marks_alone():
     image = Image.new('L', (12, 12))
     marked, _ = Shortcut('texture').draw(image, 1, 4, np.array([[0.5, 0.5]]))
