@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from contextlib import redirect_stdout
 
 import numpy as np
@@ -185,6 +186,18 @@ def test_a_store_serves_no_line_that_was_changed(old, new, tmp_path):
     assert GroupStore(store.path, {'a': 1}).groups == {}
 
 
+def test_a_store_drops_lines_of_another_run_in_its_folder(tmp_path):
+    theirs = GroupStore(tmp_path / 'groups.jsonl', {'weights': 'best'})
+    theirs.add('fog/1', {'error': 0.1})
+    ours = GroupStore(theirs.path, {'weights': 'last'})
+    ours.add('fog/1', {'error': 0.9})
+    theirs.add('fog/2', {'error': 0.1})
+    again = GroupStore(theirs.path, {'weights': 'last'})
+    assert again.groups == {'fog/1': {'error': 0.9}}
+    again.add('fog/2', {'error': 0.8})
+    assert GroupStore(theirs.path, {'weights': 'last'}).groups == {'fog/1': {'error': 0.9}, 'fog/2': {'error': 0.8}}
+
+
 # ---- official files and baselines
 
 @pytest.mark.slow
@@ -222,6 +235,14 @@ def test_a_model_is_as_good_as_itself(place, tmp_path, capsys):
     assert 'other seed (0, here 4)' in capsys.readouterr().err
     assert run(*argv, folder, quick=('--device', 'cpu', '--corruptions', 'fog', '--severities', '1,2')) == 2
     assert 'lacks fog at severity 2' in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_name_is_refused_as_the_folder_holds_other_results(place, tmp_path, capsys):
+    for name in ('results.json', 'other-model.json'):
+        other = shutil.copy(place[0] / 'run' / 'corrupt' / 'results.json', tmp_path / name)
+    checkpoint = place[0] / 'run' / 'model_best.pth.tar'
+    assert run('--checkpoint', checkpoint, '--output', tmp_path / 'o', '--baseline', other) == 2
+    assert f'--baseline {other}: expected the folder' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('argv', 'words'), [

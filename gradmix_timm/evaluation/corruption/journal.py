@@ -17,8 +17,8 @@ __all__ = ['GroupStore']
 class GroupStore:
     """A file with one JSON line per group, under a key of everything that the groups depend on.
 
-    A file with another key is started anew; from the first truncated or altered line on (each has a digest) groups are
-    computed again.
+    A file with another key is started anew; from the first line on that is truncated, altered or of another key, as
+    two runs in one folder leave them (each has a digest), groups are computed again.
 
     Args:
         path: The file; made when the first group is added.
@@ -38,7 +38,7 @@ class GroupStore:
         self.groups[name] = group
         if not is_first():
             return
-        line = json.dumps([name, group, _digest(name, group)], allow_nan=False) + '\n'
+        line = json.dumps([name, group, _digest(self.key, name, group)], allow_nan=False) + '\n'
         if len(self.groups) == 1:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path, json.dumps({'key': self.key}) + '\n')
@@ -60,19 +60,19 @@ class GroupStore:
             if place == 0:
                 if not isinstance(value, dict) or value.get('key') != self.key:
                     return {}
-            elif _is_whole(value):
+            elif _is_whole(value, self.key):
                 groups[value[0]] = value[1]
-            else:  # truncated or altered: dropped, so that later groups follow a complete line
+            else:  # truncated, altered or of another key: dropped, so that later groups follow a complete line
                 write_atomic(self.path, ''.join(lines[:place]))
                 break
         return groups
 
 
-def _digest(name: str, group: Any) -> str:
-    return hashlib.sha256(json.dumps([name, group]).encode()).hexdigest()
+def _digest(key: str, name: str, group: Any) -> str:
+    return hashlib.sha256(json.dumps([key, name, group]).encode()).hexdigest()
 
 
-def _is_whole(line: Any) -> bool:
+def _is_whole(line: Any, key: str) -> bool:
     if not isinstance(line, list) or len(line) != 3 or not isinstance(line[0], str):
         return False
-    return bool(line[2] == _digest(*line[:2]))
+    return bool(line[2] == _digest(key, *line[:2]))

@@ -32,7 +32,7 @@ from gradmix_timm.evaluation.processes import rest_by_first
 from gradmix_timm.evaluation.settings import EvaluationSettings, check_counts
 from gradmix_timm.openset.cache import weights_hash
 from gradmix_timm.openset.judge import needs_train, refuse_model_scores
-from gradmix_timm.openset.results import Corruption, CorruptionGroup, CorruptionResults, read_results
+from gradmix_timm.openset.results import RESULTS, Corruption, CorruptionGroup, CorruptionResults, read_results
 from gradmix_timm.records import Embeddings
 
 from .errors import judge_corrupted, summarize_corruptions
@@ -322,6 +322,8 @@ def _measured(path: Path, plan: CorruptionPlan) -> dict[str, float]:
     """The baseline's errors from the results of another such evaluation on the same images."""
     if not path.exists():
         raise ValueError(f'baseline={path}: no such file; expected results.json of `openset corrupt`, or alexnet')
+    if not path.is_dir() and path.name != RESULTS:
+        raise ValueError(f'baseline={path}: expected the folder that `openset corrupt` wrote, or {RESULTS} in it')
     other = read_results(path if path.is_dir() else path.parent, CorruptionResults)
     part: Mapping[str, object] = other['corruption']
     for key, value in plan.compared().items():
