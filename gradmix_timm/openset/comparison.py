@@ -242,7 +242,7 @@ def _keys(runs: Sequence[Run]) -> tuple[list[Key], dict[str, str]]:
         if score not in scores and score != CLOSED_SET:
             count = sum(not any(score == other for other, _ in run.values) for run in runs)
             lacking[score] = f'not in {count} of {len(runs)} runs'
-    if not scores - {CLOSED_SET}:
+    if lacking and not scores - {CLOSED_SET}:
         raise ValueError('no score that all runs have; evaluate them with the same --scores')
     return everywhere, lacking
 

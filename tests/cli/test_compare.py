@@ -274,3 +274,43 @@ def test_runs_without_partners_are_left_out_on_demand(runs, tmp_path, capsys):
     evaluation(tmp_path / 'single' / 'osr', 'gradmix', 2, 9, 0.)
     assert run(runs, tmp_path / 'single', '--paired', '--common', output=tmp_path / 'out') == 0
     assert f'left out: {tmp_path / "single" / "osr"}: no partner' in capsys.readouterr().out
+
+
+# ---- evaluations of other commands
+
+def of_shortcut(folder, mixer, top1, scores):
+    """What `openset shortcut` writes, as far as a comparison reads it; its arrays.npz holds predictions alone."""
+    closed = {'top1': top1, 'top1_ci': [0., 1.]}
+    whole = evaluation(folder, mixer, 0, 0, 0.2, command='shortcut', closed_set=closed)
+    kept = whole['scores'] if scores else {}
+    whole |= {'scores': kept, 'n_unknown': 40 if scores else 0, 'unknown_classes': ['dog'] if scores else []}
+    whole['groups'] = {view: {'view': view, 'n_known': 60, 'n_unknown': whole['n_unknown'], 'scores': kept,
+                              'closed_set': {**closed, 'top1': top1 - lower}}
+                       for view, lower in (('own', 0.), ('conflict', 0.3))}
+    (folder / RESULTS).write_text(json.dumps(whole))
+    np.savez(folder / 'arrays.npz', known_index=np.arange(60), known_label=np.zeros(60, int))
+
+
+def test_a_pair_of_evaluations_that_keep_no_scores_of_images_has_no_intervals(tmp_path, capsys):
+    for mixer, top1 in (('none', 0.5), ('gradmix', 0.75)):
+        of_shortcut(tmp_path / mixer / 'shortcut', mixer, top1, scores=True)
+    folders = (tmp_path / 'none', tmp_path / 'gradmix')
+    for part in ((), ('--part', 'conflict')):
+        assert run(*folders, '--paired', *part, '--wide', output=tmp_path / 'out') == 0
+        assert 'need arrays.npz of `openset osr` or `ood`' in capsys.readouterr().out
+        gap = json.loads((tmp_path / 'out' / 'comparison.json').read_text())['scores']['mls']['auroc']['differences']
+        assert gap['gradmix']['low'] is None
+
+
+@pytest.mark.parametrize(('part', 'lower'), [((), 0.), (('--part', 'conflict'), 0.3)])
+def test_evaluations_without_unknown_images_are_compared_by_accuracy(tmp_path, capsys, part, lower):
+    for mixer, top1 in (('none', 0.5), ('gradmix', 0.75)):
+        of_shortcut(tmp_path / mixer / 'shortcut', mixer, top1, scores=False)
+    assert run(tmp_path / 'none', tmp_path / 'gradmix', '--paired', *part, output=tmp_path / 'out') == 0
+    comparison = json.loads((tmp_path / 'out' / 'comparison.json').read_text())
+    assert comparison['closed_set']['top1']['groups']['gradmix']['mean'] == pytest.approx(0.75 - lower)
+    assert comparison['closed_set']['top1']['differences']['gradmix']['value'] == pytest.approx(0.25)
+    assert comparison['scores'] == {}
+    assert '+25.00' in capsys.readouterr().out
+    page = (tmp_path / 'out' / 'comparison.html').read_text()
+    assert 'By accuracy, <b>gradmix</b> against (too few pairs (1)) none (+25.00 points of accuracy)' in page

@@ -56,7 +56,7 @@ def run_compare(args: argparse.Namespace) -> int:
         comparison['part'] = args.part
         known = metrics_of(comparison)
         for metric in args.metrics:
-            if metric not in known:
+            if known and metric not in known:  # without unknown images there is no score, and accuracy alone
                 raise UsageError(f'--metrics: no metric {metric!r}: {nearest(metric, known)}')
     _print(comparison, args.metrics, table_width(args))
     _write(folder, comparison)
@@ -77,7 +77,8 @@ def _with_scores(runs: list[Run], names: list[str] | None) -> list[Run]:
 
 
 def _arrays(run: Run) -> dict[str, Any] | None:
-    if not (run.folder / ARRAYS).is_file():
+    """arrays.npz; None where there is none, and of the commands that keep no scores of images there."""
+    if run.facts.get('command') != 'osr' or not (run.folder / ARRAYS).is_file():
         return None
     arrays = read_arrays(run.folder, {score for score, _ in run.values if score})
     if run.part is None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gradmix_timm.openset.comparison import Comparison
+from gradmix_timm.openset.runs import CLOSED_SET
 
 from .comparison_tables import (
     comparison_rows,
@@ -34,7 +35,7 @@ def render_comparison(comparison: Comparison, images: Mapping[str, bytes]) -> st
     Returns:
         HTML that needs no other file and no network.
     """
-    score = 'mls' if 'mls' in comparison['scores'] else next(iter(comparison['scores']))
+    score = 'mls' if 'mls' in comparison['scores'] else next(iter(comparison['scores']), CLOSED_SET)
     metrics = metrics_of(comparison)
     notes = [*comparison['notes'], *(f'left out: {line}' for line in left_out_scores(comparison)),
              *(f'{folder} is left out: it has no partner' for folder in comparison['left_out_runs'])]
@@ -47,18 +48,22 @@ def render_comparison(comparison: Comparison, images: Mapping[str, bytes]) -> st
 
 
 def _findings(comparison: Comparison, score: str) -> Iterator[tuple[str, str]]:
-    """Of the headline score: a group or a verdict, and what is to say of it; without pairs groups and their means."""
-    entry, base = comparison['scores'][score]['auroc'], comparison['base']
+    """Of the headline score: a group or a verdict, and what is to say of it; without pairs groups and their means.
+
+    Of the accuracy where there is no score.
+    """
+    entry = comparison['scores'][score]['auroc'] if score else comparison['closed_set']['top1']
+    base, metric = comparison['base'], 'AUROC' if score else 'accuracy'
     gaps = entry['differences']
     verdicts = {group: gap['verdict'] or 'no verdict asked for' for group, gap in gaps.items()}
     if not gaps:
         for group, mean in entry['groups'].items():
-            yield group, f' has an AUROC of {100 * mean["mean"]:.2f}%'
+            yield group, f' has an {metric} of {100 * mean["mean"]:.2f}%'
     elif is_long(comparison):
         for verdict in dict.fromkeys(verdicts.values()):
             members = [f'{group} ({signed(gap["value"])})' for group, gap in gaps.items() if verdicts[group] == verdict]
             than = {'better': ' than', 'worse': ' than', 'not distinguishable': ' from'}.get(verdict, ', against')
-            yield f'{verdict}{than} {base}', f' in points of AUROC: {", ".join(members)}'
+            yield f'{verdict}{than} {base}', f' in points of {metric}: {", ".join(members)}'
     else:
         for group, gap in gaps.items():
             low, high = gap['low'], gap['high']
@@ -66,7 +71,7 @@ def _findings(comparison: Comparison, score: str) -> Iterator[tuple[str, str]]:
             words = {'better': 'is better than', 'worse': 'is worse than',
                      'not distinguishable': 'is not distinguishable from'}.get(
                          verdicts[group], f'against ({verdicts[group]})')
-            yield group, f' {words} {base} ({signed(gap["value"])} points of AUROC{ends})'
+            yield group, f' {words} {base} ({signed(gap["value"])} points of {metric}{ends})'
 
 
 def _parts(comparison: Comparison, metrics: list[str]) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,8 @@ def grounds(comparison: Comparison) -> str:
     if unit == 'image':
         figures = (f'{level} intervals of AUROC are over images, so they say nothing of another training run'
                    if _has_intervals(comparison) else
-                   'no intervals: those of AUROC over images need arrays.npz beside both results.json')
+                   'no intervals: those of AUROC over images need arrays.npz of `openset osr` or `ood` beside both '
+                   'results.json')
         words = f'Figures of one run each; {figures}'
     else:
         words = f'Mean ± standard deviation and {level} intervals {_over(comparison)}'

@@ -94,6 +94,22 @@ class Group(UnknownSet):
     trivial: NotRequired[PixelStatistics | None]
 
 
+class _Part(TypedDict):
+    """What ``compare --part`` reads of a group; without unknown images it has its accuracy alone.
+
+    Attributes:
+        n_unknown: Unknown images of the group.
+        unknown_classes: Their classes.
+        closed_set: ``shortcut``: accuracy on the known images of this view; else that of the evaluation.
+        scores: Metrics by name of the score.
+    """
+
+    n_unknown: Count
+    unknown_classes: NotRequired[Names]
+    closed_set: NotRequired[ClosedSet]
+    scores: dict[Name, ScoreFigures]
+
+
 class PartResults(RunResults):
     """What ``compare --part`` reads of an evaluation.
 
@@ -101,7 +117,7 @@ class PartResults(RunResults):
         groups: Parts of the unknown images by name.
     """
 
-    groups: dict[Name, Group]
+    groups: dict[Name, _Part]
 
 
 class Mean(TypedDict):
