@@ -146,13 +146,16 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
     """Mass of the map on the mark, and drop of the label's log-odds when it is hidden, of images with their own."""
     size = model.reading().input_size
     found: dict[str, list[Floats]] = {}
-    for pixels, labels, mask, rolled in _batches(model, images):
+    cut_off = 0
+    for pixels, labels, mask, rolled, drawn in _batches(model, images):
         made = attribute(model.net, pixels, labels, options.layers, options.attribution)
         maps = to_pixels(made.map, size[1:]).cpu().double()
         total = maps.sum((1, 2)).clamp_min(1e-30)
         peak = maps.flatten(1).argmax(1)
         before = log_odds(model.net, pixels, labels)
-        kept = (mask.any((1, 2)) & ~made.degenerate.cpu()).numpy()
+        shown = mask.any((1, 2))
+        cut_off += int((drawn & ~shown).sum())
+        kept = (shown & ~made.degenerate.cpu()).numpy()
         rows = {
             'area': mask.double().mean((1, 2)), 'mass': (maps * mask).sum((1, 2)) / total,
             'peak': mask.flatten(1).gather(1, peak[:, None])[:, 0].double(),
@@ -166,7 +169,7 @@ def _evidence(model: EvaluatedModel, images: CutDataset, options: ShortcutOption
     figures: dict[str, Any] = {}
     for name, column in columns.items():
         figures |= _mean(name, column, share=name in ('area', 'mass', 'peak'))
-    return {'n': count, 'left_out': len(images) - count, **figures}
+    return {'n': count, 'left_out': len(images) - count, 'cut_off': cut_off, **figures}
 
 
 def _mean(name: str, values: Floats, share: bool) -> dict[str, Any]:
@@ -178,10 +181,10 @@ def _mean(name: str, values: Floats, share: bool) -> dict[str, Any]:
     return {name: found.mean, f'{name}_ci': list(ends) if all(map(math.isfinite, ends)) else None}
 
 
-def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Normalised images [B, C, H, W] and labels [B] on the model's device; the mark, bool [B, H, W], and it elsewhere.
 
-    Elsewhere is the mark's own shape, shifted by a random number of rows and columns (wrapping around at the border),
+    Last whether a mark is on the image as stored, bool [B], of which resize and crop may leave nothing. Elsewhere is the mark's own shape, shifted by a random number of rows and columns (wrapping around at the border),
     so that as many pixels are hidden.
     """
     transform, crop = model.reading().transform(), model.reading().crop()
@@ -189,14 +192,16 @@ def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor
     rng = np.random.default_rng(model.settings.seed)
     for first in range(0, len(images), model.settings.batch_size):
         rows = range(first, min(first + model.settings.batch_size, len(images)))
-        masks = []
+        masks, drawn = [], []
         for row in rows:
             mark, _ = source.mark(int(images.indices[row]))
+            drawn.append(mark.getbbox() is not None)
             masks.append(np.asarray(crop(mark.convert('RGB')).convert('L')) >= 128)
         mask = torch.from_numpy(np.stack(masks))
         rolled = torch.stack([torch.roll(one, tuple(rng.integers(0, one.shape).tolist()), (0, 1)) for one in mask])
         pixels = torch.stack([transform(images.picture(row)) for row in rows]).to(model.device)
-        yield pixels, torch.from_numpy(images.targets[rows.start:rows.stop]).to(model.device), mask, rolled
+        labels = torch.from_numpy(images.targets[rows.start:rows.stop]).to(model.device)
+        yield pixels, labels, mask, rolled, torch.tensor(drawn)
 
 
 def _hidden(model: EvaluatedModel, pixels: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -209,7 +214,7 @@ def _hidden(model: EvaluatedModel, pixels: Tensor, labels: Tensor, mask: Tensor)
 def draw_shortcut_examples(model: EvaluatedModel, images: EvaluationImages, options: ShortcutOptions) -> bytes:
     """A row an image: with its own mark, without, with another class's, and the map of the first; a PNG file."""
     chosen = thinned(images.known, _SHOWN)
-    pixels, labels, _, _ = next(_batches(model, viewed(chosen, 'own')))
+    pixels, labels, *_ = next(_batches(model, viewed(chosen, 'own')))
     made = attribute(model.net, pixels, labels, options.layers, options.attribution)
     maps = to_pixels(made.map, (pixels.shape[2], pixels.shape[3])).cpu()
     maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-30)

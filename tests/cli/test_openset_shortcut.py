@@ -164,6 +164,32 @@ def test_a_checkpoint_without_unknown_classes_has_accuracies_alone(tmp_path):
     assert (results['n_unknown'], results['scores']) == (0, {})
 
 
+@pytest.mark.parametrize(('mark', 'cut'), [('border,side=2', 16), ('background', 0)])
+def test_marks_that_the_crop_cuts_off_are_counted_and_told(tmp_path, capsys, mark, cut):
+    class_folders(tmp_path / 'data')
+    config = {**CONFIG, 'crop_pct': 0.5, 'crop_mode': 'squash'}
+    checkpoint = save_checkpoint(tmp_path / 'a.pth.tar', tmp_path / 'data', dataset=f'shortcut::kind={mark},size=32',
+                                 data_config=config)
+    assert run('--checkpoint', checkpoint, '--output', tmp_path / 'out') == 0
+    evidence = read_results(tmp_path / 'out')['evidence']
+    assert evidence['cut_off'] == cut
+    assert evidence['cut_off'] <= evidence['left_out']
+    words = f'leave nothing of the mark in {cut} of 16 test images'
+    for text in (' '.join(capsys.readouterr().out.split()), (tmp_path / 'out' / 'results.md').read_text(),
+                 (tmp_path / 'out' / 'report.html').read_text()):
+        assert (words in text) == bool(cut)
+        assert ('train with `--crop-pct 1`' in text) == bool(cut)
+        assert 'is informative about the mark' not in text
+
+
+def test_files_of_before_marks_were_counted_that_are_cut_off_are_read(place, tmp_path):
+    copied = shutil.copytree(place[0] / 'run' / 'shortcut', tmp_path / 'shortcut')
+    results = json.loads((copied / 'results.json').read_text())
+    assert results['evidence'].pop('cut_off') == 0
+    (copied / 'results.json').write_text(json.dumps(results))
+    assert osr.main(['report', str(copied)]) == 0
+
+
 @pytest.mark.parametrize(('argv', 'words'), [
     (('--attribution', 'gradcm'), "'gradcam'"), (('--attribution', 'random'), 'control'),
     (('--dataset', ''), 'shortcut:NAME'), (('--layers', 'layer9'), '(--layers) takes'), (('--scores', 'mss'), "'msp'"),

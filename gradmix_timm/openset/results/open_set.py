@@ -8,7 +8,7 @@ from .conventions import PresetFigures, Tuning
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
-    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
+    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartGroup', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
     'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
@@ -94,7 +94,7 @@ class Group(UnknownSet):
     trivial: NotRequired[PixelStatistics | None]
 
 
-class _Part(TypedDict):
+class PartGroup(TypedDict):
     """What ``compare --part`` reads of a group; without unknown images it has its accuracy alone.
 
     Attributes:
@@ -117,7 +117,7 @@ class PartResults(RunResults):
         groups: Parts of the unknown images by name.
     """
 
-    groups: dict[Name, _Part]
+    groups: dict[Name, PartGroup]
 
 
 class Mean(TypedDict):

@@ -1,5 +1,5 @@
 """What ``shortcut`` writes into results.json besides, as types."""
-from typing import Annotated, TypedDict
+from typing import Annotated, NotRequired, TypedDict
 
 from .base import ClosedSet, Count, Interval, Name, Results, ScoreFigures, Share, Size
 
@@ -56,7 +56,8 @@ class Evidence(TypedDict):
         attribution: Method of the map.
         layers: Target layers of the map.
         n: Images.
-        left_out: Images without a mark, or whose map is degenerate.
+        left_out: Images without a mark in the model's input, or whose map is degenerate.
+        cut_off: Of those, images with a mark of which the model's resize and crop leave nothing.
         area: Share of the pixels that are the mark: the mass that a uniform map has there.
         area_ci: 95% interval, as all that follow.
         mass: Share of the map on the mark.
@@ -75,6 +76,7 @@ class Evidence(TypedDict):
     layers: list[Name]
     n: Count
     left_out: Count
+    cut_off: NotRequired[Count]
     area: Share | None
     area_ci: Interval | None
     mass: Share | None
