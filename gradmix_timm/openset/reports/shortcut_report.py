@@ -71,8 +71,9 @@ def evidence_lines(results: ShortcutResults) -> list[str]:
     """Mass of the map on the mark and the deletion test, in words; first, how many images lose their mark."""
     part = results['evidence']
     cut, whole = part.get('cut_off', 0), part['n'] + part['left_out']  # older files do not count them
-    lost = [f"the model's resize and crop leave nothing of the mark in {cut} of {whole} test images, so that no "
-            "row tells how far the model relies on it there; train with `--crop-pct 1` or a larger side, which keep it"] if cut else []
+    lost = [f"the model's resize and crop leave nothing of the mark in {cut} of {whole} test images, so that no row "
+            'tells how far the model relies on it there; train with `--crop-pct 1` or a larger side, which keep it'
+            ] if cut else []
     if part['mass'] is None:
         return lost if cut == whole else [
             *lost, f'no map of {part["attribution"]} is informative about the mark on any image']

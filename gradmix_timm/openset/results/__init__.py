@@ -62,8 +62,8 @@ __all__ = [
     'Calibration', 'CalibrationErrors', 'ClosePair', 'ClosedSet', 'CorruptedFigures', 'Corruption', 'CorruptionGroup',
     'CorruptionMeans', 'CorruptionResults', 'Duplicates', 'Evidence', 'Facts', 'Figures', 'Fit', 'Group', 'Interval',
     'JudgedFigures', 'KnownClass', 'Manifest', 'Mean', 'Mistake', 'Mistakes', 'Mixes', 'NearPair', 'OpenSetResults',
-    'PartGroup', 'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters', 'ProbeResults',
-    'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup', 'ShortcutOfRun',
-    'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
+    'PartGroup', 'PartResults', 'PerClass', 'PixelStatistics', 'PresetFigures', 'ProbeGroup', 'ProbeParameters',
+    'ProbeResults', 'RankMetric', 'Results', 'RunResults', 'ScoreFigures', 'Scored', 'Sensitivity', 'ShortcutGroup',
+    'ShortcutOfRun', 'ShortcutResults', 'Statistic', 'Statistics', 'Threshold', 'TunedScore', 'Tuning', 'UnknownClass',
     'UnknownSet', 'is_figures', 'read_arrays', 'read_figures', 'read_mistakes', 'read_mixes', 'read_parts',
     'read_results', 'read_run']

@@ -8,8 +8,8 @@ from .conventions import PresetFigures, Tuning
 
 __all__ = [
     'AccuracyGate', 'AtThreshold', 'Calibration', 'CalibrationErrors', 'Duplicates', 'Fit', 'Group', 'JudgedFigures',
-    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartGroup', 'PartResults', 'PerClass', 'PixelStatistics', 'Sensitivity',
-    'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
+    'KnownClass', 'Mean', 'NearPair', 'OpenSetResults', 'PartGroup', 'PartResults', 'PerClass', 'PixelStatistics',
+    'Sensitivity', 'Statistic', 'Statistics', 'Threshold', 'UnknownClass', 'UnknownSet']
 
 Scores = Annotated[dict[Name, ScoreFigures], Length(1)]
 
