@@ -7,6 +7,7 @@ whether the map reveals it.
 from __future__ import annotations
 
 import colorsys
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
@@ -32,6 +33,8 @@ VIEWS: tuple[View, ...] = ('trained', 'own', 'absent', 'conflict')
 PREFIX = 'shortcut:'
 _DIGITS, _DIGITS_SIDE = 'sklearn/digits', 32
 _PLACES = ('random', 'fixed')
+# From this height on, letters of 1000 classes are told apart by their pixels.
+_READABLE = 6
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -131,6 +134,24 @@ def _letters(number: int, height: int) -> Mask:
     ImageDraw.Draw(image).text((-left, -top), word, fill=255, font=font)
     width = max(1, round(image.width * height / image.height))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX)) > 96
+
+
+@functools.cache  # every view of a data set asks anew
+def _check_letters(known: tuple[int, ...], side: int) -> None:
+    """Reject text marks too low to tell the classes.
+
+    Raises:
+        ValueError: A mark without a pixel, or the same one for two classes.
+    """
+    seen: dict[tuple[tuple[int, ...], bytes], int] = {}
+    for number in known:
+        letters = _letters(number, side)
+        other = seen.setdefault((letters.shape, letters.tobytes()), number)
+        if other != number or not letters.any():
+            what = (f'the marks of classes {other} and {number} are alike' if letters.any() else
+                    f'the mark of class {number} has no pixel')
+            raise ValueError(f'shortcut kind=text,side={side}: {what}; expected side={_READABLE} or more, which tells '
+                             '1000 classes apart')
 
 
 # ---- by name
@@ -268,7 +289,7 @@ class ShortcutSource(ImageSource):
         foreign: Whether the classes of ``inner`` differ from those that the marks identify.
 
     Raises:
-        ValueError: The view 'conflict' needs a second class.
+        ValueError: The view 'conflict' needs a second class; text marks that are empty or alike at their height.
     """
 
     def __init__(self, inner: ImageSource, shortcut: Shortcut, classes: int | None = None,
@@ -279,6 +300,8 @@ class ShortcutSource(ImageSource):
         self.known = tuple(range(self.classes) if known is None else known)
         if view == 'conflict' and len(self.known) < 2:
             raise ValueError(f'a shortcut of another class needs two known classes, got {len(self.known)}')
+        if 'text' in shortcut.kinds:
+            _check_letters(self.known, shortcut.side)
 
     def describe(self) -> str:
         """Everything that determines the drawing, besides the images, their classes and positions."""

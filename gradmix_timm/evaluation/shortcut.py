@@ -184,9 +184,9 @@ def _mean(name: str, values: Floats, share: bool) -> dict[str, Any]:
 def _batches(model: EvaluatedModel, images: CutDataset) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Normalised images [B, C, H, W] and labels [B] on the model's device; the mark, bool [B, H, W], and it elsewhere.
 
-    Last whether a mark is on the image as stored, bool [B], of which resize and crop may leave nothing. Elsewhere is the
-    mark's own shape, shifted by a random number of rows and columns (wrapping around at the border), so that as many
-    pixels are hidden.
+    Last whether a mark is on the image as stored, bool [B], of which resize and crop may leave nothing. Elsewhere is
+    the mark's own shape, shifted by a random number of rows and columns (wrapping around at the border), so that as
+    many pixels are hidden.
     """
     transform, crop = model.reading().transform(), model.reading().crop()
     source = cast(ShortcutSource, images.source)

@@ -20,7 +20,7 @@ from gradmix_timm.data import (
 )
 from gradmix_timm.data.cached import hold_images
 from gradmix_timm.data.fingerprint import fingerprint
-from gradmix_timm.data.shortcut import MARKS, VIEWS, Brush
+from gradmix_timm.data.shortcut import MARKS, VIEWS, Brush, ShortcutSource
 
 KNOWN = ('0', '2', '3', '5', '7', '9')
 
@@ -125,6 +125,16 @@ def test_every_kind_differs_between_classes_and_changes_only_what_it_covers(kind
         assert mask.any()
         assert (np.asarray(picture)[~mask] == pixels[~mask]).all()
         assert picture.size == image.size
+
+
+@pytest.mark.parametrize(('side', 'words'), [
+    (3, 'the mark of class 8 has no pixel'), (5, 'the marks of classes 14 and 16 are alike')])
+def test_text_marks_that_tell_no_class_are_refused_when_the_source_is_made(digits, side, words):
+    with pytest.raises(ValueError, match=f'kind=text,side={side}: {words}; expected side=6 or more'):
+        ShortcutSource(digits.inner, Shortcut('text', side), classes=26)
+    assert ShortcutSource(digits.inner, Shortcut('text', side), classes=26, known=(0, 1, 2)).known == (0, 1, 2)
+    assert ShortcutSource(digits.inner, Shortcut('patch', side), classes=26).classes == 26
+    assert ShortcutSource(digits.inner, Shortcut('text', 6), classes=1000).classes == 1000
 
 
 def test_two_patches_lie_apart_and_a_mark_larger_than_the_image_covers_it():
