@@ -11,6 +11,7 @@ import shutil
 import sys
 from contextlib import redirect_stdout
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,6 +240,17 @@ def test_reports_of_several_runs_and_to_another_folder(done, tmp_path, undrawn, 
     assert not list((tmp_path / 'runs').rglob('report.html'))
     assert run_console(osr.main, ['report', *runs]) == 0
     assert len(list((tmp_path / 'runs').rglob('report.html'))) == 4
+
+
+def test_the_report_of_a_study_s_cell_says_where_its_details_are(tmp_path, capsys):
+    kept = next((Path(__file__).parents[2] / 'benchmarks' / 'results' / 'quickstart').glob('*/results.json'))
+    (tmp_path / 'study' / 'cell').mkdir(parents=True)
+    shutil.copy(kept, tmp_path / 'study' / 'cell')
+    assert run_console(osr.main, ['report', str(tmp_path / 'study')]) == 2
+    error = capsys.readouterr().err
+    assert 'cell/results.json is of a cell of a study, which keeps no details' in error
+    assert '--keep-runs' in error
+    assert 'name DIR/CELL/work/osr' in error
 
 
 # ---- several checkpoints

@@ -57,6 +57,10 @@ def read_results(folder: Path, kind: Any = None) -> Any:
         wanted = next((f'openset {name}' for name, other in _KINDS.items() if other is kind), 'openset osr')
         raise ValueError(f'{folder / RESULTS} is of `openset {command if found in _KINDS.values() else "osr"}`, '
                          f'expected results of `{wanted}`')
+    manifest = value['manifest']
+    if found is OpenSetResults and 'per_class' not in value and isinstance(manifest, dict) and 'study' in manifest:
+        raise ValueError(f'{folder / RESULTS} is of a cell of a study, which keeps no details to draw; run the study '
+                         'with --keep-runs and another folder (`output: DIR`), then name DIR/CELL/work/osr (or ood)')
     results = check(value, found, str(folder / RESULTS))
     for problem in _inconsistent(results, found):
         raise ValueError(f'{folder / RESULTS}: {problem}')
