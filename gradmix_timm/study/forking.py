@@ -72,6 +72,10 @@ def _end_with_study() -> None:
 
 
 def _run(words: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
+    # The start method of the server holds for the processes that this one starts, too: workers of loaders would each
+    # import PyTorch, in a server of their own that outlives an interrupt.
+    methods = multiprocessing.get_all_start_methods()
+    multiprocessing.set_start_method('fork' if sys.platform == 'linux' else methods[0], force=True)
     with open(log, 'ab') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -6,6 +6,7 @@ the time is nearly up (Slurm: ``--signal=USR1@300``); by default they end a proc
 """
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -118,6 +119,7 @@ def leave_signals_to_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    main = multiprocessing.parent_process()  # os.getppid() is that of the server where one starts the workers
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (os.getppid() if main is None else main.pid):
         pass
     os._exit(0)

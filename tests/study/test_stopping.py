@@ -1,0 +1,76 @@
+"""A command that is stopped ends soon, with the processes that it started."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gradmix_timm.study import forking
+
+# Its loader's workers are shielded from signals as those of a training are.
+LOADING = """
+import os, pathlib, sys, time
+import torch
+from gradmix_timm.cli.training.interrupt import Interrupt, held_signals, leave_signals_to_parent
+
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10 ** 6
+
+    def __getitem__(self, place):
+        time.sleep(0.01)
+        return place
+
+def shield(number):
+    leave_signals_to_parent()
+    pathlib.Path(sys.argv[1]).write_text(f'{os.getpid()} {os.getppid()}')
+
+if __name__ == '__main__':
+    interrupt = Interrupt()
+    with held_signals(interrupt):
+        method = {'multiprocessing_context': sys.argv[2]} if sys.argv[2:] else {}
+        for _ in torch.utils.data.DataLoader(Numbers(), num_workers=1, worker_init_fn=shield, **method):
+            interrupt.check()
+"""
+
+
+def alive(number: int) -> bool:
+    with suppress(OSError):
+        return ' Z ' not in Path(f'/proc/{number}/stat').read_text()
+    return False
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='looks processes up in /proc')
+@pytest.mark.parametrize('method', [[], pytest.param(['forkserver'], marks=pytest.mark.slow)])
+def test_a_command_with_workers_ends_when_it_is_stopped(tmp_path, monkeypatch, method):
+    (tmp_path / 'loading.py').write_text(LOADING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(forking, '_PRELOADED', [])
+    stop, found = threading.Event(), tmp_path / 'processes'
+    asked: list[float] = []
+
+    def stop_once_it_loads() -> None:
+        while not (found.exists() and found.read_text()):
+            time.sleep(0.05)
+        time.sleep(1)
+        asked.append(time.monotonic())
+        stop.set()
+
+    threading.Thread(target=stop_once_it_loads, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        forking.run_module(['loading', str(found), *method], tmp_path / 'log', dict(os.environ), stop)
+    assert time.monotonic() - asked[0] < 60
+    time.sleep(1)
+    assert not any(alive(int(number)) for number in found.read_text().split())
+
+
+def test_workers_of_a_command_are_started_as_those_of_one_typed_by_hand(tmp_path, monkeypatch):
+    (tmp_path / 'asked.py').write_text('import multiprocessing\nprint(multiprocessing.get_start_method())\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(forking, '_PRELOADED', [])
+    assert forking.run_module(['asked'], tmp_path / 'log', dict(os.environ), threading.Event()) == 0
+    assert (tmp_path / 'log').read_text().strip() in ('fork', 'spawn')
