@@ -12,11 +12,12 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gradmix_timm import __version__
 from gradmix_timm.checkpoint import write_atomic
 from gradmix_timm.choices import COMMA_LISTS, SWITCHES
 
@@ -74,44 +75,54 @@ def run_cell(folder: Path, cell: Cell, threads: int | None = None, keep_runs: bo
         CellFailedError: A command ended with an error.
         KeyboardInterrupt: ``stop`` was set.
     """
-    stop = stop or threading.Event()
+    stop, lost = stop or threading.Event(), threading.Event()
+    try:
+        with claimed(folder / cell.name, lost) as mine:
+            if not mine or is_done(folder, cell):
+                return False
+            _fill(folder, cell, threads, keep_runs, lambda: stop.is_set() or lost.is_set())
+            return True
+    except KeyboardInterrupt:
+        if stop.is_set() or not lost.is_set():
+            raise
+        return False
+
+
+def _fill(folder: Path, cell: Cell, threads: int | None, keep_runs: bool, stopped: Callable[[], bool]) -> None:
+    """Run the commands of a cell that this process holds, and keep their results."""
     place = folder / cell.name
-    with claimed(place) as mine:
-        if not mine or is_done(folder, cell):
-            return False
-        environment = {**os.environ, **({} if threads is None else {
-            name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')})}
-        run = place / _WORK / 'run'
-        train = [*_launched('gradmix_timm.cli.train', cell.processes), *as_flags(cell.train),
-                 '--output', str(place / _WORK), '--experiment', 'run']
-        shown = _shown(train, place)
-        seconds = _train(train, run, environment, stop)
-        found = {}
-        # Side by side on a GPU machine, 16 cells with four loader processes each took ten times as long to read as
-        # without: cells of one thread read by themselves.
-        alone: dict[str, Any] = {'workers': 0} if threads == 1 else {}
-        for command, flags in cell.evaluate.items():
-            started = time.time()
-            output = place / _WORK / command
-            _command(['gradmix_timm.openset', command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
-                      *as_flags({**alone, **flags}), *(() if keep_runs else _UNSEEN.get(command, ())),
-                      '--output', str(output)],
-                     place, environment, stop)
-            seconds[command] = time.time() - started
-            found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))
-        commands = [shown, *(f'openset {command} {" ".join(as_flags(flags))}'.rstrip()
-                                            for command, flags in cell.evaluate.items())]
-        for command, file in result_files(folder, cell).items():
-            kept = {key: value for key, value in found[command].items() if key not in _LEFT_OUT}
-            kept['manifest'] = {**kept['manifest'], 'study': {
-                'levels': dict(cell.levels), 'commands': commands, 'commit': _commit(),
-                'seconds': {key: round(value, 3) for key, value in seconds.items()},
-                'machine': f'{os.cpu_count()} cores', 'threads': threads}}
-            write_atomic(file, _without_folders(json.dumps(kept, indent=1, allow_nan=False), place) + '\n')
-        (place / _LOG).unlink(missing_ok=True)
-        if not keep_runs:
-            shutil.rmtree(place / _WORK, ignore_errors=True)
-        return True
+    environment = {**os.environ, **({} if threads is None else {
+        name: str(threads) for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS')})}
+    run = place / _WORK / 'run'
+    train = [*_launched('gradmix_timm.cli.train', cell.processes), *as_flags(cell.train),
+             '--output', str(place / _WORK), '--experiment', 'run']
+    shown = _shown(train, place)
+    seconds = _train(train, run, environment, stopped)
+    found = {}
+    # Side by side on a GPU machine, 16 cells with four loader processes each took ten times as long to read as
+    # without: cells of one thread read by themselves.
+    alone: dict[str, Any] = {'workers': 0} if threads == 1 else {}
+    for command, flags in cell.evaluate.items():
+        started = time.time()
+        output = place / _WORK / command
+        _command(['gradmix_timm.openset', command, '--checkpoint', str(_checkpoint(run, cell.checkpoint)),
+                  *as_flags({**alone, **flags}), *(() if keep_runs else _UNSEEN.get(command, ())),
+                  '--output', str(output)],
+                 place, environment, stopped)
+        seconds[command] = time.time() - started
+        found[command] = json.loads((output / _RESULTS).read_text(encoding='utf-8'))
+    commands = [shown, *(f'openset {command} {" ".join(as_flags(flags))}'.rstrip()
+                                        for command, flags in cell.evaluate.items())]
+    for command, file in result_files(folder, cell).items():
+        kept = {key: value for key, value in found[command].items() if key not in _LEFT_OUT}
+        kept['manifest'] = {**kept['manifest'], 'study': {
+            'levels': dict(cell.levels), 'commands': commands, 'commit': _commit(),
+            'seconds': {key: round(value, 3) for key, value in seconds.items()},
+            'machine': f'{os.cpu_count()} cores', 'threads': threads}}
+        write_atomic(file, _without_folders(json.dumps(kept, indent=1, allow_nan=False), place) + '\n')
+    (place / _LOG).unlink(missing_ok=True)
+    if not keep_runs:
+        shutil.rmtree(place / _WORK, ignore_errors=True)
 
 
 def as_flags(flags: Mapping[str, Any]) -> list[str]:
@@ -150,12 +161,12 @@ def _with_commas(values: Sequence[Any]) -> str:
 # ---- claims
 
 @contextmanager
-def claimed(place: Path) -> Iterator[bool]:
+def claimed(place: Path, lost: threading.Event | None = None) -> Iterator[bool]:
     """Hold a cell's folder; yields False where another process does.
 
     The claim is a file made by exclusive creation, which is atomic on shared file systems too, and renewed while it is
-    held. A claim of a process that ended on this host, or that was not renewed for ten minutes, is taken over, whatever
-    is in it, by one process.
+    held. A claim of a process that ended on this machine, or that was not renewed for ten minutes, is taken over,
+    whatever is in it, by one process; ``lost`` is set where that happens to this one, as after a suspension.
     """
     place.mkdir(parents=True, exist_ok=True)
     file = place / _CLAIM
@@ -165,8 +176,14 @@ def claimed(place: Path) -> Iterator[bool]:
     ended = threading.Event()
 
     def renew() -> None:
-        while not ended.wait(_BEAT) and _is_ours(file):
-            with suppress(FileNotFoundError):
+        while not ended.wait(_BEAT):
+            if _names_us(file) is False:
+                _logger.warning(f'{place.name}: left to another process, which has taken over the claim: it was not '
+                                f'renewed for {_DEAD_AFTER:g} s')
+                if lost is not None:
+                    lost.set()
+                return
+            with suppress(OSError):  # of a network file system, for a moment
                 os.utime(file)
 
     keeper = threading.Thread(target=renew, daemon=True)
@@ -176,7 +193,7 @@ def claimed(place: Path) -> Iterator[bool]:
     finally:
         ended.set()
         keeper.join()
-        if _is_ours(file):  # else it was taken over while this process was suspended
+        if _names_us(file):  # else it was taken over while this process was suspended
             file.unlink(missing_ok=True)
 
 
@@ -219,24 +236,38 @@ def _made(file: Path) -> bool:
 
 
 def _holder() -> dict[str, Any]:
-    return {'host': socket.gethostname(), 'pid': os.getpid(), 'process': _PROCESS}
+    return {**_numbering(), 'pid': os.getpid(), 'process': _PROCESS}
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether a claim names this process."""
+def _numbering() -> dict[str, str]:
+    """What numbers of processes belong to: containers and copies of a machine may have one host name.
+
+    Without /proc, the name alone.
+    """
+    found = {'host': socket.gethostname()}
+    with suppress(OSError):
+        found['boot'] = Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    with suppress(OSError):
+        found['namespace'] = os.readlink('/proc/self/ns/pid')
+    return found
+
+
+def _names_us(file: Path) -> bool | None:
+    """Whether a claim names this process; None where it cannot be read."""
     try:
-        return bool(json.loads(file.read_text()) == _holder())
-    except (OSError, ValueError):
-        return False
+        holder = json.loads(file.read_text())
+        return (holder.get('pid'), holder.get('process')) == (os.getpid(), _PROCESS)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _abandoned(file: Path) -> bool:
-    """Whether the process that made a claim has ended on this host, or has not renewed it for ten minutes."""
+    """Whether the process that made a claim has ended, where its number is of this machine, or has not renewed it."""
     try:
         if time.time() - file.stat().st_mtime > _DEAD_AFTER:
             return True
         holder = json.loads(file.read_text())
-        if holder['host'] == socket.gethostname():
+        if all(holder.get(name) == value for name, value in _numbering().items()):
             if int(holder['pid']) == os.getpid():  # or of an earlier one of that number, as in a container
                 return bool(holder.get('process') != _PROCESS)
             os.kill(int(holder['pid']), 0)
@@ -249,7 +280,8 @@ def _abandoned(file: Path) -> bool:
 
 # ---- commands
 
-def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: threading.Event) -> dict[str, float]:
+def _train(words: list[str], run: Path, environment: Mapping[str, str],
+           stopped: Callable[[], bool]) -> dict[str, float]:
     """Train, or resume from the last checkpoint; returns the seconds of all attempts by command."""
     trained, place = run.parent / _TRAINED, run.parent.parent
     spent = json.loads(trained.read_text()) if trained.is_file() else {'train': 0., 'finished': False}
@@ -260,7 +292,7 @@ def _train(words: list[str], run: Path, environment: Mapping[str, str], stop: th
             shutil.rmtree(run)  # interrupted before its first checkpoint
         began = time.time()
         try:
-            _command(words, place, environment, stop)
+            _command(words, place, environment, stopped)
             spent['finished'] = True
         finally:
             spent['train'] += time.time() - began
@@ -280,10 +312,11 @@ def _checkpoint(run: Path, which: str) -> Path:
     return chosen if chosen.is_file() else run / CHECKPOINTS['last']  # 'best' needs validation images
 
 
-def _command(words: Sequence[str], place: Path, environment: Mapping[str, str], stop: threading.Event) -> None:
+def _command(words: Sequence[str], place: Path, environment: Mapping[str, str],
+             stopped: Callable[[], bool]) -> None:
     """Run a module with flags; its output goes to a log that is kept where it fails."""
     log = place / _LOG
-    if code := run_module(words, log, environment, stop):
+    if code := run_module(words, log, environment, stopped):
         lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
         raise CellFailedError(f'{_shown(words, place)} ended with status {code}: {" / ".join(lines[-3:])[-500:]} '
                               f'(all of it: {log})')
@@ -299,13 +332,15 @@ def _without_folders(text: str, place: Path) -> str:
     return text.replace(f'{work.resolve()}', _WORK).replace(f'{work}', _WORK).replace(f'{Path.cwd()}/', '')
 
 
-def _commit() -> str | None:
-    """Git commit of the running code, with a plus if files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parent
-    try:
-        found = [subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True, check=True,
-                                timeout=10).stdout.strip()
-                 for words in (('rev-parse', '--short=12', 'HEAD'), ('status', '--porcelain', '-uno', '--', str(root)))]
+def _commit() -> str:
+    """Git commit of the running code, with a plus if files differ from it; where no repository has it, its version."""
+    file = Path(__file__).resolve()
+    try:  # a repository around an environment, which has this file untracked, is another's
+        _, commit, changed = [subprocess.run(['git', '-C', str(file.parent), *words], capture_output=True, text=True,
+                                             check=True, timeout=10).stdout.strip()
+                              for words in (('ls-files', '--error-unmatch', file.name),
+                                            ('rev-parse', '--short=12', 'HEAD'),
+                                            ('status', '--porcelain', '-uno', '--', str(file.parent)))]
     except (OSError, subprocess.SubprocessError):
-        return None
-    return found[0] + ('+' if found[1] else '')
+        return __version__
+    return commit + ('+' if changed else '')

@@ -7,7 +7,7 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,20 +24,20 @@ _PRELOADED = ['sklearn.linear_model', 'matplotlib.figure', 'gradmix_timm.cli.tra
 _CHILDREN = threading.Lock()
 
 
-def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], stop: threading.Event) -> int:
+def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], stopped: Callable[[], bool]) -> int:
     """``python -m WORDS`` in a process of its own.
 
     Args:
         words: A module and its flags.
         log: File that its output is appended to.
         environment: All variables of the process.
-        stop: Once set, the process gets SIGTERM, and two minutes later SIGKILL.
+        stopped: Asked each second; once true, the process gets SIGTERM, and two minutes later SIGKILL.
 
     Returns:
         Its exit status; of a process that a signal ended, minus the signal's number.
 
     Raises:
-        KeyboardInterrupt: ``stop`` was set.
+        KeyboardInterrupt: ``stopped`` was true.
     """
     context: ForkServerContext | SpawnContext
     if 'forkserver' in multiprocessing.get_all_start_methods():
@@ -50,7 +50,7 @@ def run_module(words: Sequence[str], log: Path, environment: Mapping[str, str], 
         process.start()
     try:
         while not wait([process.sentinel], 1):
-            if stop.is_set():
+            if stopped():
                 raise KeyboardInterrupt
     except BaseException:
         process.terminate()  # training ends at the next batch, with a checkpoint

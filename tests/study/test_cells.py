@@ -256,7 +256,7 @@ def hold(place, counts, all_have_tried) -> None:
 def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
     with subprocess.Popen([sys.executable, '-c', 'pass']) as gone:
         gone.wait()
-    (tmp_path / 'claim.json').write_text(json.dumps({'host': os.uname().nodename, 'pid': gone.pid}))
+    (tmp_path / 'claim.json').write_text(json.dumps({**cells_module._numbering(), 'pid': gone.pid}))
     fork = multiprocessing.get_context('fork')
     counts, all_have_tried = fork.SimpleQueue(), fork.Barrier(4)
     processes = [fork.Process(target=hold, args=(tmp_path, counts, all_have_tried)) for _ in range(4)]
@@ -269,8 +269,8 @@ def test_one_of_many_processes_takes_over_a_claim_that_a_kill_left(tmp_path):
 
 
 def test_a_claim_of_an_earlier_process_of_the_same_number_is_taken_over(tmp_path):
-    """A container that is started anew has its old name and numbers its processes from 1 again."""
-    (tmp_path / 'claim.json').write_text(json.dumps({'host': os.uname().nodename, 'pid': os.getpid()}))
+    """A system that is started anew numbers its processes from 1 again."""
+    (tmp_path / 'claim.json').write_text(json.dumps({**cells_module._numbering(), 'pid': os.getpid()}))
     with claimed(tmp_path) as mine, claimed(tmp_path) as again:
         assert (mine, again) == (True, False)
 
@@ -280,7 +280,7 @@ def test_a_training_ends_with_a_study_that_was_killed(tmp_path):
         'import os, pathlib, time\npathlib.Path("pid").write_text(str(os.getpid()))\ntime.sleep(60)\n')
     code = ('import os, pathlib, threading\nfrom gradmix_timm.study import forking\nforking._PRELOADED = []\n'
             'if __name__ == "__main__":\n'
-            '    forking.run_module(["sleeper"], pathlib.Path("log"), dict(os.environ), threading.Event())\n')
+            '    forking.run_module(["sleeper"], pathlib.Path("log"), dict(os.environ), threading.Event().is_set)\n')
     (tmp_path / 'study.py').write_text(code)
     paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')])
     study = subprocess.Popen([sys.executable, 'study.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': paths})

@@ -62,7 +62,7 @@ def test_a_command_with_workers_ends_when_it_is_stopped(tmp_path, monkeypatch, m
 
     threading.Thread(target=stop_once_it_loads, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        forking.run_module(['loading', str(found), *method], tmp_path / 'log', dict(os.environ), stop)
+        forking.run_module(['loading', str(found), *method], tmp_path / 'log', dict(os.environ), stop.is_set)
     assert time.monotonic() - asked[0] < 60
     time.sleep(1)
     assert not any(alive(int(number)) for number in found.read_text().split())
@@ -72,5 +72,5 @@ def test_workers_of_a_command_are_started_as_those_of_one_typed_by_hand(tmp_path
     (tmp_path / 'asked.py').write_text('import multiprocessing\nprint(multiprocessing.get_start_method())\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(forking, '_PRELOADED', [])
-    assert forking.run_module(['asked'], tmp_path / 'log', dict(os.environ), threading.Event()) == 0
+    assert forking.run_module(['asked'], tmp_path / 'log', dict(os.environ), threading.Event().is_set) == 0
     assert (tmp_path / 'log').read_text().strip() in ('fork', 'spawn')
