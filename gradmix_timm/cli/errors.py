@@ -1,6 +1,7 @@
 """Exit status of commands (0, 1, 2 or 128 + a signal's number) and their single ``error:`` line with the remedy.
 
-2: an error the user can fix. 1: a run that failed. 130: Ctrl-C. 143, 138: a training run after SIGTERM, SIGUSR1.
+2: an error the user can fix. 1: a run that failed. 130: Ctrl-C. 143, 138: a training run after SIGTERM,
+SIGUSR1; 143: a study after SIGTERM, too.
 """
 from __future__ import annotations
 

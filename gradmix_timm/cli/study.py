@@ -20,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
     add('study', metavar='STUDY.yaml', help='axes, flags of train.py, evaluations; see docs/study.md')
     add('--engine', choices=tuple(ENGINES), default='local',
         help='where cells run: on this machine, or by submitit, as Slurm jobs (default: local)')
-    add('--jobs', type=int, default=1, metavar='N', help='cells at a time (default: 1)')
+    add('--jobs', type=int, default=1, metavar='N',
+        help='cells at a time; with Slurm: tasks of the array at a time, --engine-kwargs slurm_array_parallelism=N '
+             '(default: 1)')
     add('--threads', type=int, metavar='N', help='threads of each cell (default: the cores shared out among --jobs)')
     add('--keep-runs', action='store_true', help='keep run folders with their checkpoints (default: results alone)')
     add('--engine-kwargs', nargs='*', default={}, action=ParseKwargs, metavar='K=V',

@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ __all__ = ['list_engines', 'run_study']
 _logger = logging.getLogger(__name__)
 # Cells that a message names at most.
 _NAMED = 3
+# Seconds between looks at the jobs of an executor that does not queue them.
+_LOOK = 0.5
 
 
 def list_engines() -> dict[str, str]:
@@ -38,7 +41,8 @@ def run_study(study: Study, engine: str = 'local', jobs: int = 1, threads: int |
     Args:
         study: Of :func:`~gradmix_timm.study.plan.read_study`.
         engine: A name of :func:`list_engines`.
-        jobs: Cells at a time: processes here, or ``slurm_array_parallelism``.
+        jobs: Cells at a time: processes here, jobs of submitit, or tasks of a Slurm array (unless ``options`` has
+            ``slurm_array_parallelism``).
         threads: Of each process; None: the cores of this machine shared out among ``jobs``.
         keep_runs: Keep the run folders with their checkpoints.
         options: Of submitit's executor (``cluster``, ``timeout_min``, ``slurm_partition``, ...).
@@ -127,13 +131,28 @@ def _submit(study: Study, cells: list[Cell], jobs: int, threads: int | None, kee
         options.setdefault('slurm_array_parallelism', jobs)
     executor.update_parameters(name=study.name, **options)
     calls: list[Callable[[], bool]] = [_Job(study.output, cell, threads, keep_runs) for cell in cells]
-    with executor.batch():
-        submitted = [executor.submit(call) for call in calls]
+    if executor.cluster in ('slurm', 'debug'):  # the latter runs a job here once its result is asked for
+        with executor.batch():
+            submitted = iter([executor.submit(call) for call in calls])
+    else:
+        submitted = _in_turn(executor, calls, jobs)
     failed = {}
-    for cell, job in zip(cells, tqdm(submitted, desc=study.name, disable=None, file=sys.stderr), strict=True):
+    for cell, job in zip(cells, tqdm(submitted, total=len(cells), desc=study.name, disable=None, file=sys.stderr),
+                         strict=True):
         try:
             job.result()
         except Exception as error:  # submitit wraps the job's exception
             failed[cell.name] = ' '.join(str(error).split())[-500:]
             _logger.error(f'{cell.name}: {failed[cell.name]}')
     return failed
+
+
+def _in_turn(executor: Any, calls: Sequence[Callable[[], bool]], jobs: int) -> Iterator[Any]:
+    """Jobs in the order of their calls, of which ``jobs`` run at a time: this machine has no queue of its own."""
+    submitted: list[Any] = []
+    for place in range(len(calls)):
+        while place == len(submitted) or not submitted[place].done():
+            running = sum(not job.done() for job in submitted[place:])
+            submitted += [executor.submit(call) for call in calls[len(submitted):len(submitted) + jobs - running]]
+            time.sleep(_LOOK)
+        yield submitted[place]

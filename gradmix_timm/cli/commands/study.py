@@ -21,6 +21,7 @@ from gradmix_timm.cli.openset.probe import probe_options
 from gradmix_timm.cli.openset.shortcut import shortcut_options
 from gradmix_timm.cli.training.args import build_config_parser, parse_args
 from gradmix_timm.cli.training.args import build_parser as build_train_parser
+from gradmix_timm.cli.training.interrupt import StoppedError
 from gradmix_timm.data.shortcut import PREFIX
 from gradmix_timm.evaluation.corruption import check_scores, open_files
 from gradmix_timm.openset.judge import check_names
@@ -189,5 +190,5 @@ def _read(parse: Callable[[list[str]], Any], words: list[str], study: Study, whe
         raise UsageError(f'{study.source}: {where}: {text}') from stop
 
 
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
+def _interrupt(number: int, _: Any) -> None:
+    raise StoppedError(number)
