@@ -273,7 +273,7 @@ def _abandoned(file: Path) -> bool:
             os.kill(int(holder['pid']), 0)
     except ProcessLookupError:
         return True
-    except (OSError, LookupError, ValueError, TypeError):  # gone, being written, or of another user
+    except (OSError, LookupError, ValueError, TypeError, AttributeError):  # gone, being written, or of another user
         return False
     return False
 
