@@ -138,7 +138,7 @@ def _convert_all(values: dict[str, Any], parser: argparse.ArgumentParser, path: 
             close = difflib.get_close_matches(key, (*actions, *_FORMER), n=1, cutoff=0.8)
             if close:  # misspelt; other keys are ignored as by timm's script
                 raise ValueError(f'{path}: no flag is called {shown(key)} (did you mean {close[0]}?)')
-            _logger.warning(f'{path}: ignored, as no flag is called so: {shown(key)}')
+            _logger.warning(f'{path}: {shown(key)} is ignored: there is no such flag')
             continue
         try:
             converted[key] = _convert(actions[key], value)

@@ -21,7 +21,7 @@ __all__ = ['REPLICATES', 'draw_study', 'study_tables']
 #: Axes whose levels repeat the same experiment; a table is made for each combination of the other axes.
 REPLICATES = ('seed', 'trial', 'fold')
 _METRICS = ('auroc', 'oscr')
-# Figures whose smaller value is better: the rest of the name is of the shortcut's evaluation.
+# Figures whose smaller value is better.
 _LOWER = (*LOWER_IS_BETTER, 'mass on the mark', 'fall without the mark')
 # Parts of an evaluation by `openset shortcut`, each with its own table.
 _VIEWS: dict[str | None, str] = {

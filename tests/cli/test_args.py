@@ -149,7 +149,7 @@ def test_flags_that_timms_script_had_once_are_left_out_with_one_warning(tmp_path
 
 def test_a_key_that_is_no_flag_is_ignored_aloud_as_by_timm_unless_it_looks_misspelt(tmp_path, capsys, caplog):
     assert parse('-c', config(tmp_path, lr=0.3, my_note='baseline')).lr == 0.3
-    assert "config.yaml: ignored, as no flag is called so: 'my_note'" in caplog.text
+    assert "config.yaml: 'my_note' is ignored: there is no such flag" in caplog.text
     assert 'did you mean epochs?' in refused(capsys, '-c', config(tmp_path, epohcs=3))
     assert 'did you mean gradmix_fill?' in refused(capsys, '-c', config(tmp_path, gradmix_fil='mean'))
 

@@ -213,6 +213,12 @@ def test_what_no_table_has_is_refused_before_the_first_training(make, stubbed, f
     assert calls(study) == []
 
 
+def test_a_score_of_a_module_that_an_evaluation_imports_may_be_named(make, stubbed, capsys):
+    study = make(axes={'mixer': ['none'], 'seed': [0]}, evaluate={'osr': {'device_modules': ['json']}})
+    assert main([str(study.source), '--list', '--scores', 'mine', '--plot-score', 'mine']) == 0
+    assert study.cells[0].name in capsys.readouterr().out
+
+
 def test_an_error_is_told_once(make, stubbed, monkeypatch, capsys, caplog):
     monkeypatch.setattr(study_command, '_check_flags', lambda study: None)
     study = make(axes={'mixer': ['none', 'broken'], 'seed': [0]})

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f'--level {args.level:g}: expected a coverage between 0 and 1')
         _check_output(args)
         study = read_study(args.study)
+        _check_scores(args, study)
     if args.list or not args.table:
         _check_flags(study)
     if args.list:
@@ -80,18 +81,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Names of scores, metrics, options and of the plot's file, before hours of training.
+    """Names of metrics, of the engine's options and of the plot's file, before hours of training.
 
     Raises:
         ValueError: One that no table and no plot can have.
     """
     if args.engine_kwargs and args.engine == 'local':
         raise ValueError('--engine-kwargs is of another engine; add --engine submitit')
-    for flag, names in (('--scores', args.scores), ('--plot-score', [args.plot_score])):
-        try:
-            check_names(names)
-        except ValueError as error:
-            raise ValueError(f'{flag}: {error}') from error
     for flag, names, known in (('--metrics', args.metrics, RANK_METRICS),
                                ('--plot-metric', [args.plot_metric], (*RANK_METRICS, 'top1'))):
         for name in names:
@@ -104,6 +100,21 @@ def _check_output(args: argparse.Namespace) -> None:
         endings = FigureCanvasBase.get_supported_filetypes()
         if Path(args.plot).suffix.lstrip('.').lower() not in endings:
             raise ValueError(f'--plot {args.plot}: expected a file that ends in .{", .".join(endings)}')
+
+
+def _check_scores(args: argparse.Namespace, study: Study) -> None:
+    """Names of scores, before hours of training.
+
+    Raises:
+        ValueError: No such score, and no module of an evaluation that could define it.
+    """
+    if any('device_modules' in flags for cell in study.cells for flags in cell.evaluate.values()):
+        return
+    for flag, names in (('--scores', args.scores), ('--plot-score', [args.plot_score])):
+        try:
+            check_names(names)
+        except ValueError as error:
+            raise ValueError(f'{flag}: {error}') from error
 
 
 def _check_flags(study: Study) -> None:
