@@ -24,11 +24,6 @@ NETS = {
         'layercam evidence default window', 'layercam evidence blocks.4 window', 'layercam loss default window',
         'input-gradient evidence default window', 'layercam evidence blocks.4.norm1 window',
         'layercam evidence blocks.3.norm1 window', 'layercam evidence blocks.2.norm1 window')),
-    'ViT (8 blocks, patch 4) trained without mixing': ('deletion-vit8-unmixed', (
-        'layercam evidence default window', 'layercam evidence blocks.6 window', 'layercam loss default window',
-        'input-gradient evidence default window', 'layercam evidence blocks.6.norm1 window',
-        'layercam evidence blocks.5.norm1 window', 'layercam evidence blocks.4.norm1 window',
-        'layercam evidence blocks.3.norm1 window')),
     'ViT (6 blocks, patch 4, average pooling behind the norm) trained without mixing': ('deletion-vitavg-unmixed', (
         'layercam evidence default window', 'layercam evidence blocks.5 window', 'layercam loss default window',
         'input-gradient evidence default window', 'layercam evidence blocks.5.norm1 window',
