@@ -157,13 +157,22 @@ def test_a_folder_with_the_training_images_is_no_validation_set(checkpoint, file
         OpenSetClassifier.from_checkpoint(checkpoint, validation=moved, device='cpu')
 
 
-def test_images_that_a_score_is_fitted_on_are_no_validation_set(checkpoint, data, tmp_path):
+@pytest.mark.parametrize('score', ['knn:k=1', 'mls'])
+def test_training_images_are_no_validation_set(checkpoint, data, tmp_path, score):
     copies = shutil.copytree(data / 'train', tmp_path / 'copies')
     for images in (data / 'train', copies, [str(path) for path in copies.rglob('*.png')]):
         with pytest.raises(ValueError, match=r'20 of the 60 validation images are training images.*validation=\['):
-            OpenSetClassifier.from_checkpoint(checkpoint, 'knn:k=1', validation=images, device='cpu')
-    new = OpenSetClassifier.from_checkpoint(checkpoint, 'knn:k=1', validation=data / 'test', device='cpu')
+            OpenSetClassifier.from_checkpoint(checkpoint, score, validation=images, device='cpu')
+    new = OpenSetClassifier.from_checkpoint(checkpoint, score, validation=data / 'test', device='cpu')
     assert new.manifest.n_validation == 60
+
+
+def test_numbers_of_numpy_and_torch_are_kept_in_the_file(checkpoint, tmp_path):
+    for share in (np.float32(0.9), torch.tensor(0.9)):
+        OpenSetClassifier.from_checkpoint(checkpoint, known_acceptance=share, device='cpu').save(tmp_path)
+        assert OpenSetClassifier.load(tmp_path, 'cpu').manifest.known_acceptance == pytest.approx(0.9)
+    OpenSetClassifier.from_checkpoint(checkpoint, threshold=0., img_size=np.int64(40), device='cpu').save(tmp_path)
+    assert OpenSetClassifier.load(tmp_path, 'cpu').preprocessing.input_size == (3, 40, 40)
 
 
 def test_too_few_held_out_images_say_how_many_are_needed(data, tmp_path, files):
@@ -220,8 +229,9 @@ def test_a_score_of_another_type_is_refused(checkpoint):
 def test_a_misspelt_keyword_names_the_method_and_the_nearest(checkpoint):
     with pytest.raises(TypeError, match=r"from_checkpoint has no keyword 'known_aceptance': .*known_acceptance"):
         OpenSetClassifier.from_checkpoint(checkpoint, known_aceptance=0.9)
-    with pytest.raises(ValueError, match='img_size=0: expected 1 or more'):
-        OpenSetClassifier.from_checkpoint(checkpoint, img_size=0)
+    for size in (0, 40., '40'):
+        with pytest.raises(ValueError, match=f'img_size={size!r}: expected a side in pixels'):
+            OpenSetClassifier.from_checkpoint(checkpoint, img_size=size)
 
 
 def test_a_class_called_unknown_is_refused(data, tmp_path):
@@ -373,6 +383,7 @@ def test_images_are_read_as_they_are_needed(checkpoint, files):
 @pytest.mark.parametrize(('image', 'kind', 'words'), [
     ('nowhere.png', ValueError, 'image 0: there is no file nowhere.png'),
     (np.zeros((4, 4, 5), np.uint8), ValueError, r'shape \[4, 4, 5\]'),
+    (Image.new('RGB', (0, 5)), ValueError, 'image 0: an image of 0 x 5 pixels'),
     (np.zeros((4, 4, 3), np.int64), ValueError, 'int64; expected uint8'),
     (torch.randn(3, 8, 8), ValueError, 'not yet normalised'),
     (np.full((4, 4), np.nan), ValueError, 'expected 0 to 1'),
@@ -703,6 +714,12 @@ def test_what_does_not_fit_a_live_module_is_said(live, changes, words):
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2))
     with pytest.raises(ValueError, match=words):
         OpenSetClassifier.from_model(net, **given)
+
+
+def test_names_that_are_no_texts_are_said(live):
+    net, preprocessing, parts = live
+    with pytest.raises(TypeError, match=r"expected texts, known_classes=\['0', '1'\]"):
+        OpenSetClassifier.from_model(net, [0, 1], validation=parts.held, preprocessing=preprocessing)
 
 
 def test_the_package_gives_it_without_loading_it_first():

@@ -6,16 +6,18 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from gradmix_timm.checkpoint import Loaded, check_known, load_checkpoint
-from gradmix_timm.data import CutDataset, ImageSource, shared_classes
+from gradmix_timm.data import CutDataset, ImageSource, Parts, shared_classes
 from gradmix_timm.data.identity import check_apart
 from gradmix_timm.data.preprocessing import Preprocessing
 from gradmix_timm.data.readers import FileReader
@@ -106,7 +108,7 @@ def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str,
                                  input_img_mode=plan.input_img_mode, exif=plan.exif, device=plan.device)
     train, held = _cuts(plan, model, names)
     if plan.validation is not None:
-        plan = replace(plan, validation=_validation(plan, loaded, names, train))
+        plan = replace(plan, validation=_validation(plan, model, names, train))
     embedded = None if train is None else model.embed(train, 'known training images')
     head = head_of(model.net) if score_kind(plan.score).needs_head else None
     score = fit_score(plan.score, embedded, head=head, **plan.score_options)
@@ -115,10 +117,10 @@ def calibrate(plan: Plan) -> tuple[nn.Module, nn.Module | None, Score, dict[str,
     kwargs = dict(loaded.model_kwargs) if name == loaded.model else {
         key: value for key, value in loaded.model_kwargs.items() if key in ('in_chans',)}
     if plan.img_size is not None and hasattr(model.net, 'set_input_size'):
-        kwargs['img_size'] = plan.img_size  # position embeddings fit one size
+        kwargs['img_size'] = int(plan.img_size)  # position embeddings fit one size
     return model.net, model.projection, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
-        'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': name,
+        'known_acceptance': float(plan.known_acceptance) if plan.threshold is None else None, 'model': name,
         'model_kwargs': {**kwargs, 'num_classes': len(names)}, 'data_config': model.reading().as_config(),
         'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'),
         'checkpoint': _origin(loaded)}
@@ -162,7 +164,7 @@ def calibrate_module(module: nn.Module, plan: Plan, train: Any, preprocessing: P
     kwargs = {'num_classes': len(names), **({'in_chans': reading.channels} if reading.channels != 3 else {})}
     return model.net, score, {
         'known_classes': names, 'threshold': threshold, 'threshold_source': source, 'n_validation': count,
-        'known_acceptance': plan.known_acceptance if plan.threshold is None else None, 'model': model.name,
+        'known_acceptance': float(plan.known_acceptance) if plan.threshold is None else None, 'model': model.name,
         'model_kwargs': {**kwargs, **model_kwargs}, 'data_config': reading.as_config(),
         'amp_dtype': None if plan.amp_dtype is None else str(plan.amp_dtype).removeprefix('torch.'), 'checkpoint': {}}
 
@@ -180,8 +182,8 @@ def _check(plan: Plan) -> None:
                          f'{plan.known_acceptance!r}')
     if plan.threshold is not None and plan.validation is not None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
-    if plan.img_size is not None and plan.img_size < 1:
-        raise ValueError(f'img_size={plan.img_size}: expected 1 or more')
+    if plan.img_size is not None and not (isinstance(plan.img_size, int | np.integer) and plan.img_size >= 1):
+        raise ValueError(f'img_size={plan.img_size!r}: expected a side in pixels, a whole number of 1 or more')
     if plan.threshold is not None and not (isinstance(plan.threshold, SupportsFloat) and math.isfinite(plan.threshold)):
         raise ValueError(f'threshold={plan.threshold!r}; give a finite number')
 
@@ -241,16 +243,20 @@ def _cuts(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> tuple[CutD
     train_wanted = score_kind(plan.score).needs_train
     if not held_wanted and not train_wanted:
         return None, None
-    source = plan.source
-    options = DataOptions(
-        data_dir=None if source.data_dir is None else os.fspath(source.data_dir), dataset=source.dataset,
-        train_split=source.train_split, class_map=source.class_map)
     try:
-        parts = open_training(options, model.loaded, names, model.reading())
+        parts = _training(plan, model, names)
     except ValueError as error:
         raise ValueError(f'the training images, of which the threshold and the score are made, could not be opened: '
                          f'{error}. Where they moved: data_dir=FOLDER (--data-dir)') from error
     return parts.train if train_wanted else None, parts.held if held_wanted else None
+
+
+def _training(plan: Plan, model: EvaluatedModel, names: Sequence[str]) -> Parts:
+    source = plan.source
+    options = DataOptions(
+        data_dir=None if source.data_dir is None else os.fspath(source.data_dir), dataset=source.dataset,
+        train_split=source.train_split, class_map=source.class_map)
+    return open_training(options, model.loaded, names, model.reading())
 
 
 def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str]) -> Any:
@@ -289,14 +295,20 @@ def _of_known_classes(images: Any, names: Sequence[str], unknown: Sequence[str])
     return kept
 
 
-def _validation(plan: Plan, loaded: Loaded, names: Sequence[str], train: CutDataset | None) -> Any:
+def _validation(plan: Plan, model: EvaluatedModel, names: Sequence[str], train: CutDataset | None) -> Any:
     """Validation images of known classes.
 
     Raises:
-        ValueError: They are files that the score is fitted on.
+        ValueError: They are files that were trained on.
     """
-    images = _of_known_classes(plan.validation, names, () if loaded.record is None else loaded.record.unknown_classes)
-    if train is not None and isinstance(images, list) and all(isinstance(item, str | os.PathLike) for item in images):
+    record = None if model.loaded is None else model.loaded.record
+    images = _of_known_classes(plan.validation, names, () if record is None else record.unknown_classes)
+    if not isinstance(images, list) or not all(isinstance(item, str | os.PathLike) for item in images):
+        return images
+    if train is None:
+        with suppress(ValueError):  # training images that are not here cannot be compared
+            train = _training(plan, model, names).train
+    if train is not None:
         files = ImageSource(FileReader(os.curdir, [(os.fspath(item), 0) for item in images]))
         check_apart(train, files, 'the threshold would be too high; pass images of known classes that took no part in '
                                   'training, validation=[...] (--validation PATH ...)', 'validation')

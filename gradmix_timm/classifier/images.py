@@ -54,10 +54,12 @@ def as_image(item: Any, preprocessing: Preprocessing) -> Image.Image:
         preprocessing: Of the model.
 
     Raises:
-        ValueError: A file is not an image, or pixels are neither uint8 nor floats from 0 to 1.
+        ValueError: A file is not an image, one has no pixels, or they are neither uint8 nor floats from 0 to 1.
         TypeError: ``item`` is of another kind.
     """
     if isinstance(item, Image.Image):
+        if 0 in item.size:
+            raise ValueError(f'an image of {item.width} x {item.height} pixels; expected 1 or more on each side')
         return preprocessing.decode(item)
     if isinstance(item, str | os.PathLike):
         return _read(Path(item), preprocessing)

@@ -128,7 +128,7 @@ class OpenSetClassifier:
 
         Raises:
             ValueError: Held-out images, or entries of the checkpoint or the data, are missing, with the remedy;
-                validation files that the score is fitted on.
+                validation files that are training images.
             TypeError: An unknown keyword, with the nearest; a score that is no name.
         """
         plan = calibration.Plan(

@@ -58,11 +58,13 @@ class Preprocessing:
     pipeline: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Reject values that cannot be applied; messages name the training flag.
+        """Take values as plain numbers and reject those that cannot be applied; messages name the training flag.
 
         Raises:
             ValueError: A value is invalid; the message gives the expected ones.
         """
+        object.__setattr__(self, 'input_size', tuple(map(int, self.input_size)))  # NumPy's numbers fit no file
+        object.__setattr__(self, 'crop_pct', float(self.crop_pct))
         channels, *sides = self.input_size
         if self.image_mode not in MODES:
             raise ValueError(f'--input-img-mode {self.image_mode}: expected a mode of PIL with 8 bits a channel: '
@@ -75,10 +77,9 @@ class Preprocessing:
         if min(sides) < 1 or not self.crop_pct > 0:
             raise ValueError(f'input_size {self.input_size} with crop_pct {self.crop_pct}: expected positive numbers')
         for name in ('mean', 'std'):
-            values = getattr(self, name)
-            if len(values) == 1:
-                object.__setattr__(self, name, values * channels)
-            elif len(values) != channels:
+            values = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, values * channels if len(values) == 1 else values)
+            if len(values) not in (1, channels):
                 raise ValueError(f'{name} {values} with {channels} channels: expected one number, or one a channel')
         for name, allowed in (('interpolation', FILTERS), ('crop_mode', CROP_MODES), ('exif', EXIF_RULES)):
             if getattr(self, name) not in allowed:

@@ -141,11 +141,14 @@ def listed(known_classes: Sequence[str] | None) -> tuple[str, ...] | None:
 
     Raises:
         ValueError: A text, which would be a class a letter.
-        TypeError: Something that holds no names.
+        TypeError: Something that holds no names, or other than texts.
     """
     if known_classes is not None and not isinstance(known_classes, Iterable):
         raise TypeError(f'known_classes={known_classes!r}: expected a list of names in head order')
     if isinstance(known_classes, str):
         raise ValueError(f'known_classes={known_classes!r} is one text; expected a list of names in head order, '
                          f'known_classes={known_classes.split(",")}')
-    return None if known_classes is None else tuple(known_classes)
+    names = None if known_classes is None else tuple(known_classes)
+    if not all(isinstance(name, str) for name in names or ()):
+        raise TypeError(f'known_classes={known_classes!r}: expected texts, known_classes={list(map(str, names or ()))}')
+    return names

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import shutil
 import signal
@@ -17,8 +18,9 @@ from tiny_training import TINY, rows, run_tiny, write_images
 from gradmix_timm.checkpoint import KEY, load_checkpoint
 from gradmix_timm.cli import train
 from gradmix_timm.cli.errors import RunFailedError, UsageError
-from gradmix_timm.cli.training import mixing
+from gradmix_timm.cli.training import loop, mixing, run
 from gradmix_timm.cli.training.interrupt import StoppedError
+from gradmix_timm.cli.training.run_folder import resume_path
 from gradmix_timm.cli.training.run_state import STREAMS, AtomicSaver, check_resume
 from gradmix_timm.data import UnreadableImageError
 
@@ -80,25 +82,39 @@ def test_the_checkpoint_loads_without_running_code_and_keeps_its_streams(images,
     assert load_checkpoint(folder / 'last.pth.tar').record.known_classes == ('ant', 'bee', 'cat', 'dog')
 
 
-def test_a_recovery_file_in_mid_epoch_has_no_streams(images, tmp_path, monkeypatch):
-    kept = []
-    save = AtomicSaver.save_recovery
-    monkeypatch.setattr(AtomicSaver, 'save_recovery', lambda self, *a, **k: (
-        save(self, *a, **k), kept.append(content(self.curr_recovery_file))))
-    run_tiny(images, tmp_path, '--recovery-interval', 2)
-    assert kept
-    assert all(STREAMS not in state[KEY] for state in kept)
+@pytest.mark.parametrize('updates', [2, 3], ids=['in an epoch', 'after its last update'])
+def test_a_run_goes_on_exactly_from_a_recovery_file(updates, images, tmp_path, monkeypatch):
+    flags = ('--model-ema', '--drop', 0.3, '--grad-accum-steps', 2, '--recovery-interval', updates)
+    straight = run_tiny(images, tmp_path, *flags, name='straight')
+
+    def killed(*args):
+        raise SystemExit
+
+    monkeypatch.setattr(run, '_save', killed)
+    with pytest.raises(SystemExit):
+        run_tiny(images, tmp_path, *flags, name='parts')
+    monkeypatch.undo()
+    assert {path.name for path in (tmp_path / 'parts').glob('*.pth.tar')} == {f'recovery-0-{updates - 1}.pth.tar'}
+    steps, step = [], loop._Epoch.step
+    monkeypatch.setattr(loop._Epoch, 'step', lambda self, *args: (steps.append(self.epoch), step(self, *args)))
+    parts = run_tiny(images, tmp_path, *flags, '--resume', 'auto', name='parts')
+    assert steps == [0] * (5 - min(2 * updates, 5)) + [1] * 5
+    assert rows(parts) == rows(straight)
+    left, right = (content(folder / 'last.pth.tar') for folder in (straight, parts))
+    assert equal(left['state_dict'], right['state_dict'])
+    assert equal(left['state_dict_ema'], right['state_dict_ema'])
 
 
-def test_auto_starts_afresh_where_a_run_was_killed_in_its_first_epoch(images, tmp_path):
-    straight = run_tiny(images, tmp_path, name='straight')
+def test_auto_goes_on_from_the_newest_file(images, tmp_path):
     folder = run_tiny(images, tmp_path, '--recovery-interval', 1)
-    for path in folder.iterdir():
-        if not path.name.startswith('recovery-'):
-            path.unlink()
-    assert list(folder.iterdir())
-    run_tiny(images, tmp_path, '--resume', 'auto')
-    assert rows(folder) == rows(straight)
+    args = argparse.Namespace(resume='auto', output=str(tmp_path), experiment='run')
+    assert resume_path(args) == str(folder / 'last.pth.tar')
+    newest = max(folder.glob('recovery-*'))
+    os.utime(newest)
+    assert resume_path(args) == str(newest)
+    for path in folder.glob('*.pth.tar'):
+        path.unlink()
+    assert resume_path(args) == ''
 
 
 @pytest.mark.parametrize(('stored', 'now', 'fits'), [

@@ -168,9 +168,9 @@ def test_the_first_epoch_is_not_skipped_where_the_position_is_not_read(images, t
 
 # ---- several processes
 
-def start(rank, port, images, out, *flags):
+def start(rank, port, images, out, *flags, script=ROOT / 'train.py'):
     """One of two processes of a run, as a launcher starts it."""
-    command = [sys.executable, str(ROOT / 'train.py'), '--data-dir', str(images), '--num-classes', '4', *TINY,
+    command = [sys.executable, str(script), '--data-dir', str(images), '--num-classes', '4', *TINY,
                '--output', str(out), '--experiment', 'run', *map(str, flags)]
     world = {'RANK': str(rank), 'LOCAL_RANK': str(rank), 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1',
              'MASTER_PORT': str(port), 'OMP_NUM_THREADS': '1'}
@@ -203,6 +203,40 @@ def test_a_signal_to_one_process_stops_all_at_the_same_batch(images, tmp_path):
     told = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert len(rows(tmp_path / 'run')) == done + 1
+
+
+SIGNALLED = """
+import os, signal, sys
+from gradmix_timm.cli import train
+from gradmix_timm.cli.training import loop
+learn, asked = loop._Epoch._learn, []
+def noticed(self, *rest):
+    asked.append(self.epoch)
+    if os.environ['RANK'] == '1' and asked.count(1) == 2:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return learn(self, *rest)
+loop._Epoch._learn = noticed
+sys.exit(train.console(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_in_an_epoch_go_on_with_the_norms_of_each(images, tmp_path):
+    """Red before: the moving average of the second one's BatchNorm went on from that of the first."""
+    script = tmp_path / 'signalled.py'
+    script.write_text(SIGNALLED)
+    for out, steps in (('straight', [(ROOT / 'train.py', 0)]), ('parts', [(script, 138), (ROOT / 'train.py', 0)])):
+        for run, status in steps:
+            port = free_port()
+            both = [start(rank, port, images, tmp_path / out, *GRADMIX, '-b', 4, '--model-ema', '--resume', 'auto',
+                          script=run) for rank in range(2)]
+            told = [process.communicate(timeout=240)[1] for process in both]
+            assert [process.returncode for process in both] == [status, status], told
+    left, right = (tmp_path / out / 'run' for out in ('straight', 'parts'))
+    assert rows(right) == rows(left)
+    left, right = (content(folder / 'last.pth.tar') for folder in (left, right))
+    assert same(left['state_dict'], right['state_dict'])
+    assert same(left['state_dict_ema'], right['state_dict_ema'])
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from gradmix_timm.objectives import TemperedLoss
 from .context import Hardware, Loaders
 from .interrupt import Interrupt
 from .mixing import set_temperature
-from .run_state import AtomicSaver, Position, Section, gather_streams, own_streams, set_streams
+from .run_state import AtomicSaver, Position, Section, gather_position, own_streams, set_streams
 from .setup import trainable
 from .tracking import LossParts, MixStats, Tracker
 
@@ -83,11 +83,11 @@ class Run:
     tracker: Tracker | None = None
     mixes: dict[str, float] = field(default_factory=dict)
 
-    def save_stopped(self, position: Position) -> None:
-        """Write the run's position in an epoch; all processes call it."""
-        self.section.streams = gather_streams(self.args, position.to_state())
+    def save_position(self, position: Position, update: int | None = None) -> None:
+        """Write the run's position in an epoch, as a recovery file if it has an update; all processes call it."""
+        self.section.streams = gather_position(self.args, self.task, position)
         if self.saver is not None:
-            self.saver.save_stopped(position.epoch)
+            self.saver.save_position(position.epoch, update)
         self.section.streams = None
 
     @property
@@ -131,7 +131,7 @@ def train_one_epoch(run: Run, epoch: int) -> OrderedDict[str, float]:
             return OrderedDict(run.position.metrics)
     for index, (input, target) in batches:
         pass_.step(index, input, target)
-        pass_.stop_if_asked(index)
+        pass_.save_if_due(index)
     if hasattr(run.optimizer, 'sync_lookahead'):
         run.optimizer.sync_lookahead()
     if not pass_.losses.count:
@@ -196,26 +196,31 @@ class _Epoch:
                 self._keep_sample(*self._placed(input, target))
             if index == last - 1:
                 set_streams(position.before, device)
-        set_streams(position.now, device)
+        position.restore(self.run.task, device)
         if not finished:
             self.before = position.now
             self.updates += -(-position.batches // self.args.grad_accum_steps)
             self._restore(position.meters)
 
-    def stop_if_asked(self, index: int) -> None:
-        """After an update, stop if a signal requested it, with a checkpoint of this position.
+    def save_if_due(self, index: int) -> None:
+        """After an update, write a recovery file where one is due, and stop with a checkpoint if a signal requested it.
 
         Raises:
             StoppedError: A stop was requested.
         """
         updated = index == self.batches - 1 or (index + 1) % self.args.grad_accum_steps == 0
+        number, interval = index // self.args.grad_accum_steps, self.args.recovery_interval
         streams = own_streams(self.run.hardware.device)
+        if updated and interval and (number + 1) % interval == 0:
+            self.run.save_position(self._position(index, streams), number)
         if updated and index < self.batches - 1 and self.run.interrupt.agreed():
-            self.run.save_stopped(Position(
-                epoch=self.epoch, batches=index + 1, total=self.batches, start=self.start, before=self.before,
-                now=streams, meters=self._meters()))
+            self.run.save_position(self._position(index, streams))
             self.run.interrupt.check()
         self.before = streams
+
+    def _position(self, index: int, streams: dict[str, Any]) -> Position:
+        return Position(epoch=self.epoch, batches=index + 1, total=self.batches, start=self.start, before=self.before,
+                        now=streams, meters=self._meters())
 
     def _meters(self) -> dict[str, Any]:
         """The state of the epoch's meters, as plain values and tensors."""
@@ -348,7 +353,7 @@ class _Epoch:
             '--lr, --clip-grad 1 or --amp-dtype bfloat16 may help; --skip-nonfinite drops such updates')
 
     def _updated(self, index: int, last: bool, loss: Tensor, input: Any) -> None:
-        """After an update: moving average, logs, recovery file, schedule."""
+        """After an update: moving average, logs, schedule."""
         run, args = self.run, self.args
         self.updates += 1
         number = index // args.grad_accum_steps
@@ -369,8 +374,6 @@ class _Epoch:
             run.bar.set_description(f'epoch {self.epoch + 1}/{run.epochs}', refresh=False)
             run.bar.set_postfix(loss=f'{self.losses.avg:#.3g}', lr=f'{run.rate:.2e}', refresh=False)
             run.bar.update()
-        if run.saver is not None and args.recovery_interval and (number + 1) % args.recovery_interval == 0:
-            run.saver.save_recovery(self.epoch, batch_idx=number)
         if run.scheduler is not None:
             run.scheduler.step_update(num_updates=self.updates, metric=self.losses.avg)
         self.images = 0

@@ -285,8 +285,8 @@ def _train(run: Run, span: Span, results: list[dict[str, Any]], picture: Callabl
             eval_metrics = validate_run(run)
         except StoppedError:
             batches = len(run.loaders.train)
-            run.save_stopped(Position(epoch=epoch, batches=batches, total=batches, start=start, before=start, now=now,
-                                      metrics=dict(train_metrics)))
+            run.save_position(Position(epoch=epoch, batches=batches, total=batches, start=start, before=start, now=now,
+                                       metrics=dict(train_metrics)))
             raise
         metric = (eval_metrics or train_metrics)[run.args.eval_metric if eval_metrics else 'loss']
         run.section.streams = gather_streams(run.args, own_streams(device))

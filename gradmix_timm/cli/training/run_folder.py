@@ -58,14 +58,15 @@ def check_writable(args: argparse.Namespace) -> None:
 
 
 def resume_path(args: argparse.Namespace) -> str:
-    """The file to resume from, '' for a fresh run; 'auto' is last.pth.tar of the run folder, if there is one.
+    """The file to resume from, '' for a fresh run; 'auto' is the newest checkpoint or recovery file in its folder.
 
     Raises:
         ValueError: No such file.
     """
     if args.resume == 'auto':
-        path = Path(output_root(args)) / args.experiment / _LAST
-        return str(path) if path.is_file() else ''
+        folder = Path(output_root(args)) / args.experiment
+        files = [*folder.glob(_LAST), *folder.glob('recovery-*.pth.tar')]
+        return str(max(files, key=lambda path: path.stat().st_mtime_ns)) if files else ''
     if args.resume and not Path(args.resume).is_file():
         raise ValueError(f'--resume {args.resume}: no such file; give a checkpoint of a run (last.pth.tar)')
     return str(args.resume)
@@ -170,7 +171,7 @@ class RunFolder:
         if self.args.overwrite or inside or not results:
             return
         if self.args.resume == 'auto':
-            if not any(name.endswith('.pth.tar') and not name.startswith('recovery-') for name in results):
+            if not any(name.endswith('.pth.tar') for name in results):
                 return  # it ended in its first epoch
             raise ValueError(f'--resume auto: {path} has no {_LAST}; name the file to continue from, --resume '
                              f'{path / results[-1]}, or type --overwrite to start again')

@@ -9,7 +9,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from timm.task import (
     resume_task_checkpoint,
 )
 from timm.utils import CheckpointSaver, load_checkpoint_metadata, unwrap_model
+from torch import Tensor
 
 from gradmix_timm.checkpoint import KEY, RunRecord
 from gradmix_timm.cli.errors import RunFailedError, shortened
@@ -36,8 +37,8 @@ from gradmix_timm.options import OPTIONS
 from gradmix_timm.schema import shown
 
 __all__ = [
-    'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Position', 'Recorded', 'Section', 'check_resume', 'gather_streams',
-    'own_streams', 'recorded_streams', 'resume', 'set_streams', 'set_up_average']
+    'RECORDED_TASKS', 'STREAMS', 'AtomicSaver', 'Position', 'Recorded', 'Section', 'check_resume', 'gather_position',
+    'gather_streams', 'own_streams', 'recorded_streams', 'resume', 'set_streams', 'set_up_average']
 
 _logger = logging.getLogger('train')
 
@@ -116,16 +117,23 @@ class AtomicSaver(CheckpointSaver):
             shutil.copy2(src, temporary)
         Path(temporary).replace(dst)
 
-    def save_stopped(self, epoch: int) -> None:
-        """Save the run's present state, within an epoch, as its newest checkpoint.
+    def save_position(self, epoch: int, update: int | None = None) -> None:
+        """Save the run's present state, within an epoch, as its newest checkpoint or as a recovery file.
 
         Args:
             epoch: In which it is. What is written names the one before, -1 for the first, so that a reader that knows
                 no position trains it from its start.
+            update: Of the epoch, for timm's recovery files, of which the newest two are kept; None: the checkpoint.
         """
-        temporary, last = (str(Path(self.checkpoint_dir) / f'{stem}{self.extension}') for stem in ('tmp', 'last'))
-        self._save(temporary, epoch - 1)
-        self._replace(temporary, last)
+        names = ('tmp', 'last') if update is None else (
+            f'{self.recovery_prefix}_tmp', f'{self.recovery_prefix}-{epoch}-{update}')
+        part, whole = (str(Path(self.checkpoint_dir) / f'{name}{self.extension}') for name in names)
+        self._save(part, epoch - 1)
+        self._replace(part, whole)
+        if update is not None:
+            if self.prev_recovery_file:
+                Path(self.prev_recovery_file).unlink(missing_ok=True)
+            self.prev_recovery_file, self.curr_recovery_file = self.curr_recovery_file, whole
 
     def last_good(self) -> str | None:
         """Path of the newest checkpoint of this run, or None."""
@@ -177,9 +185,10 @@ def recorded_streams(path: str, args: argparse.Namespace) -> dict[str, Any] | No
 
 # ---- the place in an epoch
 
+
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Position in an epoch at which a signal stopped a run, kept for each process beside its random streams.
+    """Position in an epoch at which a run was saved, kept for each process beside its random streams.
 
     A resumed run reads the epoch's batches again from ``start`` on, without training on those that are done. For the
     last of them the streams of ``before`` are set: loaders read one batch ahead.
@@ -190,9 +199,11 @@ class Position:
         total: Batches of the epoch.
         start: Streams at the start of the epoch.
         before: Streams before the last of those batches was requested.
-        now: Streams when the run stopped.
+        now: Streams when it was saved.
         meters: State of the epoch's meters.
         metrics: Of an epoch that is trained and not validated yet; else None.
+        norms: Of several processes, running statistics of the norms and of their moving average by buffer: within an
+            epoch each process has its own, and the checkpoint's are those of the first one.
     """
 
     epoch: int
@@ -203,9 +214,10 @@ class Position:
     now: dict[str, Any]
     meters: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
+    norms: dict[str, Tensor] = field(default_factory=dict)
 
     def to_state(self) -> dict[str, Any]:
-        """The streams when the run stopped, with the position as an entry."""
+        """The streams when the run was saved, with the position as an entry."""
         state = {item.name: getattr(self, item.name) for item in fields(self)}
         return {**state.pop('now'), _POSITION: state}
 
@@ -215,6 +227,20 @@ class Position:
         now = dict(streams)
         state = now.pop(_POSITION, None)
         return cls(now=now, **state) if state is not None else None
+
+    def restore(self, task: TrainingTask, device: torch.device) -> None:
+        """Set the random streams and the norms."""
+        set_streams(self.now, device)
+        for name, buffer in task.named_buffers():
+            if name in self.norms:
+                buffer.copy_(self.norms[name])
+
+
+def gather_position(args: argparse.Namespace, task: TrainingTask, position: Position) -> list[dict[str, Any]]:
+    """The position of every process, by rank, as :func:`gather_streams` has their streams; a collective."""
+    norms = {name: buffer.cpu().clone() for name, buffer in task.named_buffers()
+             if args.distributed and 'running_' in name}
+    return gather_streams(args, replace(position, norms=norms).to_state())
 
 
 # ---- resuming
@@ -325,7 +351,7 @@ class Section:
 
     Attributes:
         record: What the run is.
-        streams: Set while the checkpoint of an epoch or of a stopped run is saved; timm's recovery file has none.
+        streams: Set while a checkpoint is saved.
     """
 
     def __init__(self, record: RunRecord) -> None:

@@ -200,7 +200,8 @@ _MISC = (
               '"Random boxes: 3/64" says that the maps of 3 of 64 mixed images were flat, so that their boxes were '
               'drawn at random'),
     flag('--val-interval', type=int, default=1, metavar='N', text='epochs between validations and checkpoints'),
-    flag('--recovery-interval', type=int, default=0, metavar='N', text='updates between recovery files, 0: none'),
+    flag('--recovery-interval', type=int, default=0, metavar='N',
+         text='updates between recovery files, which --resume auto goes on from; 0: none'),
     flag('--checkpoint-hist', type=int, default=10, metavar='N', text='checkpoints kept'),
     flag('-j', '--workers', type=int, default=4, metavar='N', text='loader processes'),
     switch('--save-images', 'save the batch at every log line'),
