@@ -108,6 +108,9 @@ def parse_unknown(text: str) -> UnknownSpec:
         return UnknownSpec(kind, name.rpartition('/')[2], name, place, text)
     if name not in list_made():
         raise ValueError(f'unknown={text}: {nearest(name, list_made())}')
+    if equals:
+        raise ValueError(f'unknown={text}: images of {kind}:{name} are made and lie in no folder; leave out '
+                         f'{equals}{place} (--made-images N says how many there are)')
     return UnknownSpec(kind, name, name, '', text)
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -122,13 +122,13 @@ class EmbeddingCache:
             _logger.warning(f'{self.folder} cannot be written to ({error}); this run keeps its own embeddings')
             return make(0, count)
         with _claimed(partial) as ours:
-            if not ours:
-                _logger.warning(f'{partial} is being filled by another run; this one keeps its own embeddings')
-                return make(0, count)
-            # Another run may have finished the entry between the first lookup and taking the lock.
+            # Another run may have finished the entry since the first lookup.
             found = self._read(whole, parts, count)
             if found is not None:
                 return found
+            if not ours:
+                _logger.warning(f'{partial} is being filled by another run; this one keeps its own embeddings')
+                return make(0, count)
             self._fill(partial, parts, count, make)
             shutil.rmtree(whole, ignore_errors=True)  # an entry that could not be read
             os.replace(partial, whole)
@@ -252,10 +252,11 @@ def _claimed(partial: Path) -> Iterator[bool]:
     except ImportError:  # Windows has no such locks
         yield True
         return
-    with open(partial / _LOCK, 'w') as lock:
+    with ExitStack() as stack:
         try:
+            lock = stack.enter_context(open(partial / _LOCK, 'w'))
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError:  # of another process, or gone with a folder that is finished and renamed
             yield False
             return
         yield True

@@ -246,8 +246,6 @@ def _unservable(sets: EmbeddedSets, name: str) -> str:
     kind = score_kind(name)
     if kind.needs_train and sets.train is None and not (kind.fits_on_held_out and sets.held_out is not None):
         return 'it is fitted on training images, and there are none'
-    if sets.known.features.shape[1] == 0 and (kind.needs_head or 'features' in kind.reads):
-        return 'the model has no layer at which features could be read: give it a get_classifier()'
     return ''
 
 

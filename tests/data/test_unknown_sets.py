@@ -78,7 +78,8 @@ def test_made_images_refuse_what_makes_none():
 
 @pytest.mark.parametrize(('text', 'words'), [
     ('textures', 'expected folder:NAME=DIR'), ('foldr:a=b', "did you mean 'folder'"), ('noise:unifrom', 'uniform'),
-    ('torchvision:svnh', "did you mean 'svhn'"), ('folder:a=', 'a name for the results'), ('noise:', 'expected')])
+    ('torchvision:svnh', "did you mean 'svhn'"), ('folder:a=', 'a name for the results'), ('noise:', 'expected'),
+    ('noise:uniform=500', r'leave out =500 \(--made-images N')])
 def test_a_word_that_names_nothing(text, words):
     with pytest.raises(ValueError, match=words):
         parse_unknown(text)

@@ -174,7 +174,8 @@ def test_a_model_without_a_layer_of_features_is_evaluated_by_its_logits():
     net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     found = evaluate(net, train=tensors(0, 90), known=tensors(1), unknown=tensors(2), **QUICK)
     assert {'msp', 'mls', 'energy'} <= set(found.scores)
-    assert 'no layer at which features' in found.left_out['knn']
+    for name in ('knn', 'vim', 'gradnorm', 'class-knn', 'class-knn-share'):  # class-knn was 0.5 of features 0 wide
+        assert 'no layer at which features could be read: give it a get_classifier()' in found.left_out[name]
 
 
 @pytest.mark.parametrize('as_loader', [False, True])

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,21 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path):
     assert not (tmp_path / entry_key(PARTS)).exists()
     same(EmbeddingCache(tmp_path, block=4).fetch(PARTS, 11, counting(calls)), rows(0, 11))
     assert calls[2:] == [(8, 11)]
+
+
+def test_an_entry_that_another_run_finishes_just_before_the_lock_is_taken_is_read(tmp_path, monkeypatch):
+    """Red before: FileNotFoundError for the lock of a folder that had been renamed meanwhile."""
+    touch = Path.touch
+
+    def late(path):
+        monkeypatch.undo()
+        touch(path)
+        EmbeddingCache(tmp_path).fetch(PARTS, 5, rows)
+
+    monkeypatch.setattr(Path, 'touch', late)
+    calls = []
+    same(EmbeddingCache(tmp_path).fetch(PARTS, 5, counting(calls)), rows(0, 5))
+    assert calls == []
 
 
 def test_a_killed_process_leaves_what_it_had(tmp_path):

@@ -13,6 +13,7 @@ from scipy import stats
 
 from gradmix_timm.evaluation.corruption import mean_error_ci
 from gradmix_timm.openset.metrics import RANK_METRICS, delong_ci, summarize
+from gradmix_timm.openset.metrics.bootstrap import rank_intervals
 from gradmix_timm.openset.metrics.intervals import over_trials, paired_delong, paired_difference, share_ci, top1
 from gradmix_timm.openset.operating import at_threshold
 
@@ -116,6 +117,19 @@ def test_delong_covers_near_the_border(n, m, auroc, least):
         held += low <= auroc <= high
     assert held / count >= least - .01  # two standard errors of a thousand are .014
     assert delong_ci(rng.normal(9, 1, n), rng.normal(0, 1, m))[1] == 1.
+
+
+@pytest.mark.parametrize(('side', 'auroc'), [(30, .5), (100, .5), (100, .58)])
+def test_the_interval_of_the_least_error_covers_near_chance(side, auroc):
+    """Red before: 3, 2 and 83% in place of 95%."""
+    rng, gap = np.random.default_rng(0), stats.norm.ppf(auroc) * 2 ** .5
+    truth, held = stats.norm.cdf(-gap / 2), 0
+    metric = {'detection_error': RANK_METRICS['detection_error']}
+    for seed in range(120):
+        known, unknown = rng.normal(gap, 1, side), rng.normal(0, 1, side)
+        low, high = rank_intervals(metric, known, unknown, draws=200, seed=seed)['detection_error']
+        held += low <= truth <= high
+    assert held >= .88 * 120
 
 
 @pytest.mark.parametrize(('images', 'unknown', 'recall'), [

@@ -23,6 +23,7 @@ _CELLS = 1 << 17
 # sample changes the metric (a pair out of order changes average precision by about 1 / size^2), and how many times the
 # resamples' bias the estimate's own is: of the least error, whose threshold is chosen on the same samples, about twice
 # (-.12 for -.066 with 215 and 144 scores of AUROC .75, -.36 for -.17 with 30 a side, -.045 for -.024 with 1,000).
+# Its largest value is chance, which a score may well have and the logit scale leaves out.
 _SCALES = {'aupr_in': (1., 2, 1), 'aupr_out': (1., 2, 1), 'detection_error': (0.5, 1, 2)}
 #: Scores of the smaller side below which percentiles hold too few true values (90% of 95% at 30) and OSCR is taken on
 #: the logit scale as well, the 95% rates by :func:`_rates_at_95`.
@@ -36,7 +37,9 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
 
     Percentiles, or with a scale, for a figure in (0, scale) that is skewed near its ends: a normal interval of
     log(value / (scale - value)), once round the value and once round the value less its bias, from the lower of the low
-    ends to the upper of the high ends. The bias is that of the draws, times what the scale says.
+    ends to the upper of the high ends. The bias is that of the draws, times what the scale says. Where the largest
+    value is below 1 (chance), the high end without logits counts as well: of 30 or 400 scores a side that did not
+    differ the interval on logits held 0.5 in at most 3% of the cases, with this end it does in 90 to 97%.
 
     Args:
         draws: Of resamples, float64 [R].
@@ -55,9 +58,12 @@ def _interval(draws: NDArray[np.float64], value: float, size: int, level: float,
         top, power, times = scale
         room = top / (2 * size ** power + 2)  # half a step from the ends, at which the logit is infinite
         odds, middle = (logit(np.clip(x, room, top - room) / top) for x in (draws, value))
-        half = NormalDist().inv_cdf((1 + level) / 2) * odds.std(ddof=1)
-        bias = times * (odds.mean() - middle)
+        wide = NormalDist().inv_cdf((1 + level) / 2)
+        half, bias = wide * odds.std(ddof=1), times * (odds.mean() - middle)
         low, high = (float(top * expit(end)) for end in (middle - max(bias, 0) - half, middle - min(bias, 0) + half))
+        if top < 1:
+            plain = value - times * min(draws.mean() - value, 0) + wide * draws.std(ddof=1)
+            high = max(high, min(top, float(plain)))
     return min(low, value), max(high, value)
 
 

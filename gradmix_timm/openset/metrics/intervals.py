@@ -152,7 +152,8 @@ def delong_ci(known: ArrayLike, unknown: ArrayLike, level: float = 0.95) -> tupl
     log(AUROC / (1 - AUROC)), as there the plain interval leaves [0, 1] and covers too little (30 and 30 samples at .97:
     85% for 95%; on this scale 94%). Where the samples show no spread (perfect separation, constant scores, one sample
     on a side) the standard error is 0 without meaning; the rule of three then gives an interval from min(N, M)
-    disjoint pairs: perfect separation of 100 and 100 gives (0.970, 1).
+    disjoint pairs: perfect separation of 100 and 100 gives (0.970, 1). With 20 samples on one side and many on the
+    other it still covers too little: 92% for 95% at .75, 91% at .9, 87% at .97.
 
     Args:
         known: Knownness of known samples, [N].

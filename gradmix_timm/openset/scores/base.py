@@ -244,7 +244,7 @@ SCORES: Registry[type[Score]] = Registry('score', _check_kind, ':,')
 
 
 def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = True) -> Tensor:
-    """A field as rows that are there, of floats, and finite (not looked at without ``values``).
+    """A field as rows that are there, of floats, not 0 wide, and finite (not looked at without ``values``).
 
     Raises:
         ValueError: They are not; ``name`` is the score's.
@@ -255,6 +255,9 @@ def checked_rows(name: str, embeddings: Embeddings, field: str, values: bool = T
                          'take both from the same model')
     if rows.dim() != 2 or not rows.is_floating_point():
         raise ValueError(f'{name} reads {field} as float [N, width], got {rows.dtype} {list(rows.shape)}')
+    if not rows.shape[1]:
+        raise ValueError(f'{name} reads {field}, and the model has no layer at which {field} could be read: '
+                         'give it a get_classifier()')
     # The sum is finite only if all terms are; checking row by row takes a hundred times as long, so it comes second.
     bad = (~rows.isfinite().all(1)).nonzero()[:, 0] if values and not rows.sum().isfinite() else ()
     if len(bad):

@@ -190,7 +190,8 @@ class Mahalanobis(_Distances):
         return -self.within.nearest(self._features(embeddings))
 
 
-@SCORES.register('rmahalanobis', 'Mahalanobis distance to the nearest class less that to all (arXiv:2106.09022)')
+@SCORES.register('rmahalanobis', 'Mahalanobis distance to the mean of all less that to the nearest class '
+                                 '(arXiv:2106.09022)')
 class RelativeMahalanobis(_Distances):
     """-(min over c of MD_c - MD_0), MD_0 the squared distance by the mean and covariance of all classes together.
 
