@@ -240,6 +240,7 @@ class BatchMixer:
         clean = self._rows(targets, images.device)
         return torch.cat([images.detach(), mixed]), torch.cat([clean, rows])
 
+    @torch.compiler.disable
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         """Draw all random parts of the mix of this batch; advances the step counter unless ``generator`` is given.
