@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -161,7 +161,8 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     Evaluation mode, so that BatchNorm statistics do not move, dropout draws nothing, and the map of an image does not
     depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
     user-defined ``train()`` is not called. Buffers, other attributes of the modules and random streams are restored,
-    whatever the forward pass does to them.
+    whatever the forward pass does to them. A user's forward hooks run, as they may be a part of the model; the backward
+    hooks of its modules do not.
 
     Raises:
         ValueError: See :func:`unwrap`; also where a part of the model is an nn.DataParallel.
@@ -180,6 +181,9 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
             # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
             if attributes.get('grad_checkpointing') is True:
                 attributes['grad_checkpointing'] = False
+            # A user's backward hooks collect or count the gradients of the training (K-FAC, Opacus).
+            if attributes['_backward_hooks'] or attributes['_backward_pre_hooks']:
+                attributes['_backward_hooks'], attributes['_backward_pre_hooks'] = OrderedDict(), OrderedDict()
         # Compiled parts run eagerly: they would not call hooks added later, and be compiled again for this pass.
         with torch.compiler.set_stance('force_eager'):
             yield inner

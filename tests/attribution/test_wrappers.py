@@ -85,6 +85,18 @@ def test_a_step_compiled_as_a_whole_leaves_the_draw_out(name, batch):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize('method', ['layercam', 'input-gradient'])
+def test_backward_hooks_see_the_training_alone(method, tiny_cnn, batch):
+    plain, seen = attribute(tiny_cnn, *batch, method=method).map, []
+    for place in ('layer4', 'fc'):
+        tiny_cnn.get_submodule(place).register_full_backward_pre_hook(lambda *args: seen.append('before'))
+        tiny_cnn.get_submodule(place).register_full_backward_hook(lambda *args: seen.append('after'))
+    assert torch.equal(attribute(tiny_cnn, *batch, method=method).map, plain)
+    assert seen == []
+    loss_of(tiny_cnn, *create_mixer('gradmix', num_classes=10)(*batch, tiny_cnn)).backward()
+    assert sorted(seen) == ['after', 'after', 'before', 'before']
+
+
 def test_cached_weights_of_parametrizations_are_those_of_the_training(tiny_cnn, batch):
     parametrizations.weight_norm(tiny_cnn.fc)
     mixer = create_mixer('gradmix', num_classes=10)
