@@ -51,7 +51,8 @@ def place_boxes(model: nn.Module, images: Tensor, labels: Tensor, place: Place, 
     size = (images.shape[2], images.shape[3])
     sides = torch.full((images.shape[0], 2), side, dtype=torch.int64, device=images.device)
     if place.attribution == 'random':
-        return boxes_inside(torch.rand(images.shape[0], 2, generator=generator).to(images.device), sides, size)
+        u = torch.rand(images.shape[0], 2, generator=generator, dtype=torch.float32, device=generator.device)
+        return boxes_inside(u.to(images.device), sides, size)
     if place.attribution == 'center':
         middle = torch.tensor([n // 2 for n in size], device=images.device).expand(images.shape[0], 2)
         return boxes_at(middle, sides, size, 'shift')
@@ -88,7 +89,7 @@ def deletion_drops(model: nn.Module, images: Tensor, labels: Tensor, places: Seq
         raise ValueError(f'the deletion test takes one place or more and a side of 1 to {shorter} pixels, got '
                          f'{len(places)} places and side={side}')
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(batch, generator=generator)
+    order = torch.randperm(batch, generator=generator, device=generator.device)
     partner = torch.empty_like(order).scatter_(0, order, order.roll(1))  # a cycle: no image fills its own box
     donors = images[partner.to(images.device)]
     before = log_odds(model, images, labels)

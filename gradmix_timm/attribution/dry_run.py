@@ -139,7 +139,8 @@ def ask(model: nn.Module, input_size: Size, batch: int = _BATCH, requires_grad: 
         ValueError: The model fails; the message has its error and the remedy.
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.randn(batch, *input_size, generator=torch.Generator().manual_seed(_SEED))
+    generator = torch.Generator().manual_seed(_SEED)
+    noise = torch.randn(batch, *input_size, generator=generator, dtype=torch.float32, device=generator.device)
     noise = noise.to(like.device, like.dtype).requires_grad_(requires_grad)
     try:
         # A clone, so that a model which writes on its input does not meet a leaf.
@@ -319,7 +320,8 @@ def _substituted(modules: Sequence[nn.Module]) -> Iterator[None]:
         for module in modules:
             twin = copy.deepcopy(module).requires_grad_(False)
             for weight in twin.parameters():
-                weight.copy_(torch.randn(weight.shape, generator=generator) * _HEAD_STD)
+                fresh = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device=generator.device)
+                weight.copy_(fresh * _HEAD_STD)
             handles.append(module.register_forward_hook(lambda _, args, __, twin=twin: twin(*args)))
         yield
     finally:

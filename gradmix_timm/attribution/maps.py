@@ -196,6 +196,7 @@ def capture_for(model: nn.Module, images: Tensor, labels: Tensor, layers: object
     return capture(model, images, labels, targets, function)
 
 
+@torch.compiler.disable
 def attribute(model: nn.Module, images: Tensor, labels: Tensor, layers: object = None, method: str = 'layercam',
               score: str | Callable = 'evidence') -> AttributionMap:
     """Attribution map of each image for its label; the model is left bit for bit unchanged.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import parametrize
 
 __all__ = ['borrow', 'check_classifies', 'frozen', 'recomputing', 'swapped', 'unwrap']
 
@@ -140,13 +141,28 @@ def _streams(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
+def _no_cached_weights() -> Iterator[None]:
+    """Weights that PyTorch computes from parametrizations are not kept for a caller's ``parametrize.cached()``.
+
+    Those of the pass have no path to the parameters, and in evaluation mode they may be others.
+    """
+    before = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = before
+
+
+@contextmanager
 def borrow(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in evaluation mode, without checkpointing or compilation; all of it restored at the end.
 
     Evaluation mode, so that BatchNorm statistics do not move, dropout draws nothing, and the map of an image does not
     depend on the rest of its batch. Flags are set and restored module by module: a frozen BatchNorm stays frozen, a
     user-defined ``train()`` is not called. Buffers, other attributes of the modules and random streams are restored,
-    whatever the forward pass does to them.
+    whatever the forward pass does to them. A user's forward hooks run, as they may be a part of the model; the backward
+    hooks of its modules do not.
 
     Raises:
         ValueError: See :func:`unwrap`; also where a part of the model is an nn.DataParallel.
@@ -158,17 +174,19 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     # A lazy module becomes another class in its first forward, to stay so; a scripted one keeps its state elsewhere.
     others = [m for m in modules if isinstance(m, nn.modules.lazy.LazyModuleMixin | torch.jit.ScriptModule)]
     settled = [m for m in modules if m not in others] if others else modules
-    with _streams(modules), _attributes(settled), swapped(others, 'training', False):
+    with _streams(modules), _attributes(settled), _no_cached_weights(), swapped(others, 'training', False):
         for module in settled:  # straight into the dict, as an assignment to a module takes ten times as long
             attributes = vars(module)
             attributes['training'] = False
             # A checkpointed stage runs its blocks past the stage's own hooks (timm's ResNet).
             if attributes.get('grad_checkpointing') is True:
                 attributes['grad_checkpointing'] = False
-            # `module.compile()` compiles in place; a hook added later would not be seen by the compiled call.
-            if attributes.get('_compiled_call_impl') is not None:
-                attributes['_compiled_call_impl'] = None
-        yield inner
+            # A user's backward hooks collect or count the gradients of the training (K-FAC, Opacus).
+            if attributes['_backward_hooks'] or attributes['_backward_pre_hooks']:
+                attributes['_backward_hooks'], attributes['_backward_pre_hooks'] = OrderedDict(), OrderedDict()
+        # Compiled parts run eagerly: they would not call hooks added later, and be compiled again for this pass.
+        with torch.compiler.set_stance('force_eager'):
+            yield inner
 
 
 def recomputing(model: nn.Module) -> list[nn.Module]:

@@ -35,12 +35,13 @@ def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.devi
 
 def kept_draw(batch: int, device: torch.device, name: str) -> MixDraw:
     """The draw that leaves a batch unchanged."""
-    return MixDraw.of(name, torch.arange(batch, device=device), torch.ones(batch, device=device))
+    kept = torch.ones(batch, dtype=torch.float32, device=device)
+    return MixDraw.of(name, torch.arange(batch, device=device), kept)
 
 
 def kept_weight(partner: Tensor) -> Tensor:
     """Label weights (1, 0) of images that keep their labels, float32 [B, 2]."""
-    own = torch.ones(len(partner), device=partner.device)
+    own = torch.ones(len(partner), dtype=torch.float32, device=partner.device)
     return torch.stack([own, torch.zeros_like(own)], 1)
 
 
@@ -240,6 +241,7 @@ class BatchMixer:
         clean = self._rows(targets, images.device)
         return torch.cat([images.detach(), mixed]), torch.cat([clean, rows])
 
+    @torch.compiler.disable
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         """Draw all random parts of the mix of this batch; advances the step counter unless ``generator`` is given.

@@ -156,7 +156,7 @@ class TorchvisionMixer(BatchMixer):
         self.transform = getattr(v2, kind)(alpha=self.alpha, num_classes=self.num_classes)
 
     def _params(self, images: Tensor, seed: int) -> dict[str, Any]:
-        with seeded_streams(seed, torch.device('cpu')):
+        with torch.device('cpu'), seeded_streams(seed, torch.device('cpu')):
             return {'labels': None, 'batch_size': len(images), **self.transform.make_params([images])}
 
     def _draw(self, images: Tensor, targets: Tensor, model: nn.Module | None, rng: np.random.Generator,

@@ -30,9 +30,10 @@ def grey_noise(batch: int, size: tuple[int, int], decay: float, generator: torch
     """
     height, width = size
     device = generator.device
-    fy, fx = torch.fft.fftfreq(height, device=device), torch.fft.rfftfreq(width, device=device)
+    fy = torch.fft.fftfreq(height, dtype=torch.float32, device=device)
+    fx = torch.fft.rfftfreq(width, dtype=torch.float32, device=device)
     frequency = (fy[:, None].square() + fx.square()).sqrt().clamp_min(1 / max(size))
-    parts = torch.randn(batch, height, len(fx), 2, generator=generator, device=device)
+    parts = torch.randn(batch, height, len(fx), 2, generator=generator, dtype=torch.float32, device=device)
     return torch.fft.irfft2(torch.view_as_complex(parts) / frequency ** decay, s=size)
 
 

@@ -157,7 +157,8 @@ class PixMix(BatchMixer):
     def _range(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The value that counts as 0, and its distance to that of 1: float32 [1, C, 1, 1]."""
         if self.mean is not None and self.std is not None:
-            mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (self.mean, self.std))
+            mean, std = (torch.tensor(value, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+                         for value in (self.mean, self.std))
             return -mean / std, 1 / std
         sound = images.float().nan_to_num(0.0, 0.0, 0.0)
         low, high = sound.amin((0, 2, 3), keepdim=True), sound.amax((0, 2, 3), keepdim=True)
@@ -187,7 +188,7 @@ def cropped(pictures: Tensor, crop: Tensor, size: tuple[int, int]) -> Tensor:
         crop: Place of the corner among all that fit, and side, as shares, float32 [B, 3].
         size: (H, W).
     """
-    y, x = (torch.linspace(0.5 / n, 1 - 0.5 / n, n, device=pictures.device) for n in size)
+    y, x = (torch.linspace(0.5 / n, 1 - 0.5 / n, n, dtype=torch.float32, device=pictures.device) for n in size)
     top, left, side = crop.unbind(1)
     rows = (top * (1 - side))[:, None] + side[:, None] * y
     cols = (left * (1 - side))[:, None] + side[:, None] * x
@@ -215,7 +216,7 @@ def _photometric(images: Tensor, name: str, level: np.ndarray) -> Tensor:
     if name == 'autocontrast':
         return TF.autocontrast(grey)[:, 0].view_as(images)
     if name == 'equalize':
-        return TF.equalize((grey * 255).round().byte())[:, 0].view_as(images) / 255
+        return TF.equalize((grey * 255).round().byte())[:, 0].view_as(images).float() / 255
     if name == 'posterize':
         step = to_device((2.0 ** (4 + np.trunc(level * 0.4))).astype(np.float32), images.device)[:, None, None, None]
         return ((images * 255).round() / step).floor() * step / 255

@@ -19,7 +19,6 @@ from .plain import AlphaMixer, draw_lam
 
 __all__ = ['Energy', 'PuzzleMix', 'move_blocks', 'transport']
 
-_LEVELS = (0.0, 0.5, 1.0)
 _GRIDS = (2, 4, 8, 16)
 _SWEEPS = 4
 # Their colour jumps are of images in [0, 1]; this is the usual standard deviation of a normalisation.
@@ -37,7 +36,7 @@ class Energy:
 
     def __init__(self, cost: Tensor, down: Tensor, right: Tensor) -> None:
         self.cost, self.down, self.right = cost, down, right
-        self.levels = torch.arange(3, device=cost.device) / 2
+        self.levels = torch.arange(3, dtype=torch.float32, device=cost.device) / 2
 
     def __call__(self, mask: Tensor) -> Tensor:
         """The energy of masks [B, g, g]: float [B]."""
@@ -49,7 +48,7 @@ class Energy:
         """Masks float [B, g, g]: the minimum where g is 2 (of 81), else a local one, no worse than cell by cell."""
         batch, _, grid, _ = self.cost.shape
         if grid == 2:
-            every = [torch.tensor(levels, device=self.cost.device).view(2, 2) for levels in product(_LEVELS, repeat=4)]
+            every = [torch.stack(levels).view(2, 2) for levels in product(self.levels, repeat=4)]
             energies = torch.stack([self(mask.expand(batch, 2, 2)) for mask in every])
             return torch.stack(every)[energies.argmin(0)]
         mask = self.levels[self.cost.argmin(1)]

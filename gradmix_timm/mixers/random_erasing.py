@@ -83,5 +83,5 @@ class RandomErasing(BatchMixer):
         fill = images.new_zeros(())
         if draw.noise_seed is not None:
             generator = torch.Generator(images.device).manual_seed(draw.noise_seed)
-            fill = torch.randn(images.shape, generator=generator, device=images.device)
+            fill = torch.randn(images.shape, generator=generator, dtype=torch.float32, device=images.device)
         return paste(images, fill, draw.dst)

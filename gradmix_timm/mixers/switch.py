@@ -68,6 +68,7 @@ class SwitchMixer(BatchMixer):
         self.first.prepare(model, input_size)
         self.second.prepare(model, input_size)
 
+    @torch.compiler.disable
     def draw(self, images: Tensor, targets: Tensor, model: nn.Module | None = None,
              generator: torch.Generator | np.random.Generator | None = None) -> MixDraw:
         """The draw of one of the two, identified by its ``name``."""

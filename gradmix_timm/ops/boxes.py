@@ -186,7 +186,7 @@ def _distance(table: Tensor, double_y: Tensor, double_x: Tensor) -> Tensor:
     # Mean coordinate of the mass = size - (sum of the cumulative sums) / total, less half a pixel.
     mean_y = height + 0.5 - table[:, :, -1].sum(1) / total
     mean_x = width + 0.5 - table[:, -1, :].sum(1) / total
-    y, x = double_y / 2 - mean_y[:, None], double_x / 2 - mean_x[:, None]
+    y, x = double_y.float() / 2 - mean_y[:, None], double_x.float() / 2 - mean_x[:, None]
     return (y.square()[:, :, None] + x.square()[:, None, :]) / (height * height + width * width)
 
 

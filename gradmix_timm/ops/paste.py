@@ -63,7 +63,8 @@ def noise_fill(images: Tensor, seed: int) -> Tensor:
     """Uniform noise in [0, 1), one channel for all, [B, 1, H, W], drawn from its own generator on the device."""
     generator = torch.Generator(images.device).manual_seed(seed)
     shape = (images.shape[0], 1, *images.shape[2:])
-    return torch.rand(shape, generator=generator, device=images.device).to(images.dtype)
+    noise = torch.rand(shape, generator=generator, dtype=torch.float32, device=images.device)
+    return noise.to(images.dtype)
 
 
 def _resize_matrix(src: Tensor, dst: Tensor, src_size: int, dst_size: int) -> Tensor:
@@ -72,8 +73,8 @@ def _resize_matrix(src: Tensor, dst: Tensor, src_size: int, dst_size: int) -> Te
     Triangle filter, widened when shrinking: what ``interpolate(mode='bilinear', antialias=True)`` computes, but for
     a box of its own in every image. Rows outside ``dst`` are meaningless (finite).
     """
-    y = torch.arange(dst_size, device=src.device)
-    s = torch.arange(src_size, device=src.device)
+    y = torch.arange(dst_size, dtype=torch.float32, device=src.device)
+    s = torch.arange(src_size, dtype=torch.float32, device=src.device)
     scale = (src[:, 1] - src[:, 0]).float() / (dst[:, 1] - dst[:, 0]).clamp_min(1).float()
     center = (y - dst[:, :1] + 0.5) * scale[:, None] + src[:, :1]
     distance = (s + 0.5 - center[:, :, None]).abs() / scale.clamp_min(1)[:, None, None]

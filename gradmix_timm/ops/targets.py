@@ -88,7 +88,7 @@ def soft_targets(
     off = smoothing / (2 if multi_label else num_classes)
     if targets.dim() == 2:
         return targets.float() * (1 - smoothing) + off
-    rows = torch.full((targets.shape[0], num_classes), off, device=targets.device)
+    rows = torch.full((targets.shape[0], num_classes), off, dtype=torch.float32, device=targets.device)
     return rows.scatter_(1, targets[:, None], 1 - smoothing + off)
 
 

@@ -37,8 +37,8 @@ def warp(images: Tensor, matrix: Tensor, mode: str = 'bilinear') -> Tensor:
         [B, C, H, W], the images' dtype.
     """
     height, width = images.shape[2:]
-    y = torch.arange(height, device=images.device) + 0.5
-    x = torch.arange(width, device=images.device) + 0.5
+    y = torch.arange(height, dtype=torch.float32, device=images.device) + 0.5
+    x = torch.arange(width, dtype=torch.float32, device=images.device) + 0.5
     places = torch.stack([x.expand(height, width), y[:, None].expand(height, width), torch.ones_like(x).expand(
         height, width)], -1)
     with torch.autocast(images.device.type, enabled=False):

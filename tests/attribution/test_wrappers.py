@@ -9,6 +9,7 @@ import timm
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from gradmix_timm import attribute, create_mixer
 
@@ -50,6 +51,60 @@ def test_compiled_models_are_attributed_on_the_module_inside(how, tiny_cnn, batc
     assert torch.equal(attribute(compiled, *batch).map, plain)
     compiled(batch[0])
     assert torch._dynamo.utils.counters['stats']['unique_graphs'] == frames, 'nothing is compiled again'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['wrapped', 'in place'])
+def test_a_model_of_compiled_parts_has_the_same_maps_and_is_not_compiled_for_them(how, tiny_vit, batch):
+    plain = attribute(tiny_vit, *batch).map
+    torch._dynamo.reset()
+    for place, block in enumerate(tiny_vit.blocks):
+        if how == 'wrapped':
+            tiny_vit.blocks[place] = torch.compile(block, backend='eager')
+        else:
+            block.compile(backend='eager')
+    torch._dynamo.utils.counters.clear()
+    assert torch.equal(attribute(tiny_vit, *batch).map, plain)
+    assert not torch._dynamo.utils.counters['stats']['unique_graphs'], 'the training would run out of recompilations'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['gradmix', 'gradmix+cutmix'])
+def test_a_step_compiled_as_a_whole_leaves_the_draw_out(name, batch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 10))
+    mixer = create_mixer(name, num_classes=10)
+
+    def step(images, labels):
+        mixed, rows = mixer(images, labels, model)
+        return loss_of(model, mixed, rows)
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    torch.compile(step, backend='eager')(*batch).backward()
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] < 5, 'a whole attribution pass was traced'
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('method', ['layercam', 'input-gradient'])
+def test_backward_hooks_see_the_training_alone(method, tiny_cnn, batch):
+    plain, seen = attribute(tiny_cnn, *batch, method=method).map, []
+    for place in ('layer4', 'fc'):
+        tiny_cnn.get_submodule(place).register_full_backward_pre_hook(lambda *args: seen.append('before'))
+        tiny_cnn.get_submodule(place).register_full_backward_hook(lambda *args: seen.append('after'))
+    assert torch.equal(attribute(tiny_cnn, *batch, method=method).map, plain)
+    assert seen == []
+    loss_of(tiny_cnn, *create_mixer('gradmix', num_classes=10)(*batch, tiny_cnn)).backward()
+    assert sorted(seen) == ['after', 'after', 'before', 'before']
+
+
+def test_cached_weights_of_parametrizations_are_those_of_the_training(tiny_cnn, batch):
+    parametrizations.weight_norm(tiny_cnn.fc)
+    mixer = create_mixer('gradmix', num_classes=10)
+    mixer(*batch, tiny_cnn)  # finds the layers, with gradients
+    with parametrize.cached():
+        loss_of(tiny_cnn, *mixer(*batch, tiny_cnn)).backward()
+        assert [n for n, p in tiny_cnn.named_parameters() if p.grad is None] == []
+        assert tiny_cnn.fc.weight is tiny_cnn.fc.weight, 'cached again'
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
-"""No mixer and no attribution makes a float64 tensor: devices such as Apple's (mps) have none."""
+"""Dtype and device of new tensors: float64 none, as Apple's devices (mps) have none; PyTorch's defaults never."""
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from gradmix_timm import attribute, create_mixer, list_mixers
 from gradmix_timm.attribution import METHODS, TARGET_SCORES
+from gradmix_timm.attribution.deletion import Place, deletion_drops
 from gradmix_timm.mixers import TIMM_MODES
 
 K = 5
@@ -74,3 +77,43 @@ def test_no_attribution_makes_a_float64_tensor(method, score, batch):
     with WithoutFloat64():
         found = attribute(net(), batch[0], np.eye(K)[batch[1]], method=method, score=score)
     assert found.map.dtype == torch.float32
+
+
+@pytest.fixture
+def restored():
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize('change', [
+    partial(torch.set_default_dtype, torch.float64), partial(torch.set_default_dtype, torch.bfloat16),
+    partial(torch.set_default_device, 'meta')], ids=['float64', 'bfloat16', 'another device'])
+@pytest.mark.parametrize(('name', 'options'), [*((name, {}) for name in OURS), *OPTIONS], ids=str)
+def test_torchs_defaults_for_new_tensors_change_no_mix(name, options, change, batch, restored):
+    if 'torchvision' in name and change.args != ('meta',):
+        pytest.skip('torchvision draws lam in the default dtype')
+    mixes = []
+    for changed in (False, True):
+        mixer, model = create_mixer(name, num_classes=K, label_smoothing=0.1, prob_elem=0.7, **options), net(name)
+        if changed:
+            change()
+        mixes.append(mixer(*batch, model))
+    for plain, other in zip(*mixes, strict=True):
+        assert (other.dtype, other.device) == (plain.dtype, plain.device)
+        assert torch.equal(other, plain)
+
+
+@pytest.mark.parametrize('change', [partial(torch.set_default_dtype, torch.bfloat16),
+                                    partial(torch.set_default_device, 'meta')], ids=['bfloat16', 'another device'])
+def test_torchs_defaults_for_new_tensors_change_no_map(change, batch, restored):
+    places = [Place('random'), Place('layercam')]
+    found, drops = [], []
+    for changed in (False, True):
+        model = net()
+        if changed:
+            change()
+        found.append(attribute(model, *batch).map)
+        drops.append(deletion_drops(model, *batch, places, 6))
+    assert torch.equal(*found)
+    assert torch.equal(*drops)
