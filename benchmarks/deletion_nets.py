@@ -47,7 +47,7 @@ def train(name: str, data: Path, folder: Path) -> Path:
 
 def delete(name: str, checkpoint: Path, data: Path) -> None:
     """The deletion test at the layers of the net's rows in the table, on images as they are and moved."""
-    layers = list(dict.fromkeys(place.split()[2] for place in {file: places for file, places in NETS.values()}[name]))
+    layers = list(dict.fromkeys(place.split()[2] for place in dict(NETS.values())[name]))
     for ending, shift in (('', '0'), ('-shifted', '8')):
         target = DOCS / f'{name}{ending}.json'
         if not target.is_file() or target.stat().st_mtime < checkpoint.stat().st_mtime:
