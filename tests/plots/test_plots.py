@@ -172,11 +172,10 @@ def test_long_names_of_classes_leave_room_for_the_cells(evaluation):
 
 
 def test_long_names_of_scores_fit_below_the_figure(evaluation):
-    long = 'mahalanobis:shrinkage=1e-06'
-    scores = evaluation.results['scores']
-    results = {**evaluation.results, 'scores': {**scores, long: scores['msp']}}
-    arrays = {**evaluation.arrays, **{f'{part}/{long}': evaluation.arrays[f'{part}/msp']
-                                      for part in ('known', 'unknown', 'correct')}}
+    names = [f'mahalanobis:shrinkage=1e-0{place}' for place in range(4)]
+    results = {**evaluation.results, 'scores': dict.fromkeys(names, evaluation.results['scores']['msp'])}
+    arrays = {f'{part}/{name}': evaluation.arrays[f'{part}/msp']
+              for part in ('known', 'unknown', 'correct') for name in names}
     for draw in (plot_roc, plot_oscr):
         figure = draw(results, arrays)
         figure.canvas.draw()
@@ -186,7 +185,7 @@ def test_long_names_of_scores_fit_below_the_figure(evaluation):
 
 
 def test_labels_of_a_narrow_histogram_stand_apart(evaluation):
-    arrays = {**evaluation.arrays, **{f'{side}/msp': 0.055 + 0.018 * np.linspace(0, 1, 200)
+    arrays = {**evaluation.arrays, **{f'{side}/msp': np.linspace(-0.0742, -0.0548, 200)
                                       for side in ('known', 'unknown')}}
     figure = plot_scores(evaluation.results, arrays, 'msp')
     figure.canvas.draw()
