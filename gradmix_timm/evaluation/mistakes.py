@@ -23,7 +23,7 @@ _SHOWN, _SIDE = 12, 160
 def find_mistakes(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]],
                   probability: Mapping[str, NDArray[np.float64]], images: EvaluationImages,
                   ) -> Mistakes:
-    """Unknown images that were accepted, known ones that were rejected, and known ones taken for another class.
+    """Unknown images that were accepted, known ones that were rejected, and known ones accepted as another class.
 
     Args:
         results: Of results.json.
@@ -38,7 +38,7 @@ def find_mistakes(results: JudgedFigures, arrays: Mapping[str, NDArray[Any]],
     name, threshold = results['threshold']['score'], results['threshold']['value']
     assert threshold is not None
     known, unknown = arrays[f'known/{name}'], arrays[f'unknown/{name}']
-    wrong = np.flatnonzero(~arrays['known_correct'])
+    wrong = np.flatnonzero(~arrays['known_correct'] & (known >= threshold))
 
     def shown(side: str, row: int) -> Mistake:
         cut: Any = images.known if side == 'known' else images.unknown

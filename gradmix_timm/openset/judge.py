@@ -124,8 +124,7 @@ def judge(sets: EmbeddedSets, names: Sequence[str] | None = None, draws: int = 1
     Args:
         sets: Embeddings of known and unknown images.
         names: Scores; None: all that are registered, those that the model cannot serve, or that take passes over it,
-            left out with their reason.
-            Without training embeddings, scores that are fitted are left out too, named or not.
+            left out with their reason. Without training embeddings, scores that are fitted are left out, named or not.
         draws: Resamples for the intervals.
         seed: Of the resamples.
         on_score: Called with the name of each score as its turn comes.
@@ -226,7 +225,8 @@ def _score(sets: EmbeddedSets, arrays: dict[str, Array], names: Sequence[str] | 
 def _reason(name: str, error: ValueError, classes: Sequence[str]) -> str:
     """Why a score is not served, without its name, which the list of reasons has already."""
     text = error.message(classes) if isinstance(error, FewSamples) else ' '.join(str(error).split())
-    return text.removeprefix(name).lstrip(': ') if text.startswith((f'{name}: ', f'{name} ')) else text
+    title = name if text.startswith(name) else parse_score(name)[0]  # most messages do not say options
+    return text.removeprefix(title).lstrip(': ') if text.startswith((f'{title}: ', f'{title} ')) else text
 
 
 def fitted_on(sets: EmbeddedSets, name: str, preset: Preset | None) -> Embeddings | None:

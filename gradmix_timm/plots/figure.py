@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 __all__ = ['COLOURS', 'DASHES', 'DPI', 'KNOWN', 'UNKNOWN', 'WIDTH', 'NotebookFigure', 'drawable', 'finished',
-           'grid_axes', 'plain_percent', 'plain_words', 'png', 'single_axes', 'styled']
+           'grid_axes', 'legend_columns', 'plain_percent', 'plain_words', 'png', 'shortened', 'single_axes', 'styled']
 
 # Okabe and Ito's colours, distinct under every kind of colour vision; yellow is left out, it vanishes on white.
 KNOWN, UNKNOWN = '#0072B2', '#D55E00'
@@ -28,6 +29,8 @@ DASHES = ('-', (0, (5, 2)), (0, (1, 1.5)))
 # A figure is as wide as a phone shows it, 343 CSS pixels or so: 10 points are then 11 pixels.
 WIDTH, DPI = 4.5, 160
 _FONT = {'family': 'DejaVu Sans', 'size': 10.}
+# Letters of a legend's two columns together that fit below a figure of that width.
+_LEGEND_LETTERS = 44
 
 
 class NotebookFigure(Figure):
@@ -117,8 +120,8 @@ def finished(axes: Axes, own: bool, legend: bool = True) -> Figure:
     if legend and not own:
         axes.legend(*handles, fontsize=8.5, frameon=False, handlelength=2.2)
     elif legend:
-        below = figure.legend(*handles, loc='outside lower center', ncols=2, frameon=False, fontsize=9.5,
-                              handlelength=2.2, columnspacing=1.4)
+        below = figure.legend(*handles, loc='outside lower center', ncols=legend_columns(handles[1]), frameon=False,
+                              fontsize=9.5, handlelength=2.2, columnspacing=1.4)
         for handle in below.legend_handles:
             if isinstance(handle, PathCollection):  # a cloud's points are too small and pale for a legend
                 handle.set(sizes=[40], alpha=1)
@@ -127,6 +130,30 @@ def finished(axes: Axes, own: bool, legend: bool = True) -> Figure:
             text.set(**_FONT)
     plain_words(figure if own else axes)
     return figure
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend below a figure of :data:`WIDTH`: two where the longest labels of both fit, else one.
+
+    Example:
+        >>> legend_columns(['mls 90.1%', 'chance 50.0%']), legend_columns(['mahalanobis:shrinkage=1e-06 80.3%'] * 2)
+        (2, 1)
+    """
+    half = -(-len(labels) // 2)  # matplotlib fills a column first
+    longest = (max(map(len, part), default=0) for part in (labels[:half], labels[half:]))
+    return 2 if sum(longest) <= _LEGEND_LETTERS else 1
+
+
+def shortened(name: str, letters: int) -> str:
+    """A name of at most so many letters, with its middle left out: names of classes often differ at their ends.
+
+    Example:
+        >>> shortened('red_winged_blackbird', 12), shortened('cat', 12)
+        ('red_wi…kbird', 'cat')
+    """
+    if len(name) <= letters:
+        return name
+    return f'{name[:letters // 2]}…{name[len(name) - (letters - 1) // 2:]}'
 
 
 def plain_words(artist: Artist) -> None:

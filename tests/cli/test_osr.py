@@ -173,12 +173,15 @@ def test_only_what_lies_beyond_the_threshold_is_a_mistake(done):
     name = results['threshold']['score']
     results['threshold']['value'] = np.sort(arrays[f'unknown/{name}'])[-3]
     arrays[f'known/{name}'][4:] = results['threshold']['value']
+    arrays['known_correct'][:] = np.arange(len(arrays['known_correct'])) >= 6
+    arrays[f'known/{name}'][:4] = results['threshold']['value'] - 1
     test = open_dataset('sklearn/digits', split='test')
     images = SimpleNamespace(known=select_classes(test, SPLIT.known), unknown=select_classes(test, SPLIT.unknown))
     probability = {side: np.full(len(arrays[f'{side}_pred']), 0.5) for side in ('known', 'unknown')}
     mistakes = find_mistakes(results, arrays, probability, images)
     assert len(mistakes['accepted']) == 3
-    assert len(mistakes['rejected']) == (arrays[f'known/{name}'][:4] < results['threshold']['value']).sum()
+    assert len(mistakes['rejected']) == 4
+    assert len(mistakes['confused']) == 2, 'of the six known images with a wrong class, four are rejected'
 
 
 def test_figures_are_those_of_the_model_on_plain_images(done):

@@ -102,7 +102,7 @@ def test_a_presets_own_scores_with_rows_by_group_and_their_means():
     judged = judge(sets_of('test_resnet', {'first': ('x',), 'second': ('y',)}), draws=0, preset=PRESETS['openood'])
     results = judged.results
     assert {*results['scores'], *results['not_served']} == set(PRESETS['openood'].labels)
-    assert 'dim' in results['not_served']['residual:dim=512']
+    assert results['not_served']['residual:dim=512'].startswith('dim is ')  # and not 'residual: dim is'
     assert list(results['preset']['scores']['mls']) == ['all', 'first', 'second']
     results['means'] = {'near': {'data_sets': ['first', 'second'], 'n_unknown': 250, 'scores': {}}}
     rows = [row for row in csv.DictReader(io.StringIO(preset_csv(results))) if row['score'] == 'mls']

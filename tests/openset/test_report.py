@@ -16,6 +16,7 @@ from PIL import Image
 from gradmix_timm.choices import EMBEDDING_SCORES
 from gradmix_timm.cli.openset.table import print_results
 from gradmix_timm.openset.judge import EmbeddedSets, judge
+from gradmix_timm.openset.reports.corruption_report import corruption_line
 from gradmix_timm.openset.reports.feature_map import project_features
 from gradmix_timm.openset.reports.figures import figure_name
 from gradmix_timm.openset.reports.latex import escape_latex, latex_table, results_latex
@@ -505,3 +506,23 @@ def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
     assert 'features.png' not in draw_figures(results, arrays)
     (folder / 'figures' / 'features.png').write_bytes(drawn['features.png'])
     assert 'The features in the plane' in ' '.join(Page(render_report(folder)).text)
+
+
+def test_an_image_that_was_not_mixed_has_no_partner_and_no_box(folder):
+    facts = json.loads((folder / 'mixes.json').read_text())
+    facts['images'].append({
+        'class': 'bee', 'partner_class': 'bee', 'lam': 1., 'weight': [1., 0.], 'box': [16, 16, 9, 9]})
+    (folder / 'mixes.json').write_text(json.dumps(facts))
+    html = render_report(folder)
+    assert html.count('not mixed') == 1
+    assert '16&thinsp;' not in html
+    assert '4&thinsp;' in html
+
+
+@pytest.mark.parametrize(('severities', 'words'), [
+    ([3], 'severity 3'), ([1, 5], 'severities 1 and 5'), ([1, 3, 5], 'severities 1, 3 and 5'),
+    ([1, 2], 'severities 1 and 2'), ([1, 2, 3], 'severities 1 to 3')])
+def test_severities_are_counted_in_words(severities, words):
+    part = {'by_corruption': {'fog': {}}, 'severities': severities, 'clean_error': 0.1, 'mean_error': 0.2,
+            'mean_error_ci': [0.1, 0.3], 'source': 'generated images', 'complete': False}
+    assert f'under 1 corruption at {words} 20.00%' in corruption_line({'corruption': part})

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 
 import matplotlib.pyplot as plt
@@ -17,7 +18,7 @@ from PIL import Image
 import gradmix_timm
 from gradmix_timm import attribute, create_mixer, evaluate, plot_attribution, plot_mixes
 from gradmix_timm.mixers.callables import CallableMixer
-from gradmix_timm.openset.reports.figures import plot_confusions, plot_oscr, plot_roc
+from gradmix_timm.openset.reports.figures import plot_confusions, plot_oscr, plot_roc, plot_scores
 from gradmix_timm.openset.reports.report import draw_figures
 from gradmix_timm.plots.figure import _fonts_of, png
 from gradmix_timm.records import MixDraw
@@ -162,6 +163,34 @@ def confusions(evaluation, names):
         warnings.simplefilter('error')
         png(figure)
     return figure.axes[0].get_yticklabels()
+
+
+def test_long_names_of_classes_leave_room_for_the_cells(evaluation):
+    labels = confusions(evaluation, ['red_winged_blackbird' * 6, 'red_winged_blackbird', 'cat'])
+    assert [label.get_text() for label in labels] == [
+        'red_winged…blackbird', 'red_winged_blackbird', 'cat', 'rejected']
+
+
+def test_long_names_of_scores_fit_below_the_figure(evaluation):
+    names = [f'mahalanobis:shrinkage=1e-0{place}' for place in range(4)]
+    results = {**evaluation.results, 'scores': dict.fromkeys(names, evaluation.results['scores']['msp'])}
+    arrays = {f'{part}/{name}': evaluation.arrays[f'{part}/msp']
+              for part in ('known', 'unknown', 'correct') for name in names}
+    for draw in (plot_roc, plot_oscr):
+        figure = draw(results, arrays)
+        figure.canvas.draw()
+        ends = figure.legends[0].get_window_extent()
+        assert ends.x0 >= 0
+        assert ends.x1 <= figure.bbox.width
+
+
+def test_labels_of_a_narrow_histogram_stand_apart(evaluation):
+    arrays = {**evaluation.arrays, **{f'{side}/msp': np.linspace(-0.0742, -0.0548, 200)
+                                      for side in ('known', 'unknown')}}
+    figure = plot_scores(evaluation.results, arrays, 'msp')
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels() if label.get_text()]
+    assert all(left.x1 + 4 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_letters_without_a_font_are_escapes(evaluation, dejavu_alone):

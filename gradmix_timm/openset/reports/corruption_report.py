@@ -130,12 +130,15 @@ def _title(results: CorruptionResults) -> str:
 
 
 def _counted(part: Corruption) -> str:
-    return f'{len(part["by_corruption"])} corruptions at severity {_range(part["severities"])}'
+    many, severities = len(part['by_corruption']), part['severities']
+    return (f'{many} corruption{"s" if many > 1 else ""} at {"severities" if len(severities) > 1 else "severity"} '
+            f'{_range(severities)}')
 
 
 def _range(severities: Sequence[int]) -> str:
     whole = list(severities) == list(range(severities[0], severities[-1] + 1))
-    return f'{severities[0]} to {severities[-1]}' if whole and len(severities) > 1 else ', '.join(map(str, severities))
+    return f'{severities[0]} to {severities[-1]}' if whole and len(severities) > 2 else ' and '.join(
+        ', '.join(map(str, part)) for part in (severities[:-1], severities[-1:]) if part)
 
 
 def _mce(part: Corruption) -> str:

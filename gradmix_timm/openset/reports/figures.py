@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from gradmix_timm.openset.metrics.curves import oscr_curve, roc_curve
@@ -26,7 +26,9 @@ from gradmix_timm.plots.figure import (
     NotebookFigure,
     drawable,
     finished,
+    legend_columns,
     plain_percent,
+    shortened,
     single_axes,
     styled,
 )
@@ -37,6 +39,8 @@ __all__ = ['figure_name', 'plot_confusions', 'plot_differences', 'plot_features'
 
 # With more curves than colours, only the best are coloured and the others are grey.
 _DISTINCT = len(COLOURS)
+# Of a class in the table of confusions, whose cells need room beside it.
+_LETTERS = 20
 
 Floats = NDArray[np.float64]
 Results = Mapping[str, Any]
@@ -141,6 +145,7 @@ def plot_scores(results: Results, arrays: Arrays, score: str | None = None, ax: 
     if score == threshold['score'] and value is not None and low <= value <= high:
         axes.axvline(value, color='black', linewidth=1.2, linestyle=':', label='threshold')
     axes.set_xlim(low, high)
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # values of a narrow range have many digits
     axes.set_xlabel(f'{score}: knownness')
     axes.set_ylabel('share of images')
     axes.yaxis.set_major_formatter(plain_percent())
@@ -159,7 +164,8 @@ def plot_confusions(results: Results, arrays: Arrays, ax: Axes | None = None) ->
     """
     counts = arrays['confusion']
     share = counts / np.maximum(counts.sum(0), 1)
-    known, unknown = (list(map(drawable, results[f'{side}_classes'])) for side in ('known', 'unknown'))
+    known, unknown = ([shortened(drawable(name), _LETTERS) for name in results[f'{side}_classes']]
+                      for side in ('known', 'unknown'))
     few = share.shape[1] <= 24
     if not few:  # one row in hundreds could not be seen
         share = np.concatenate([share, np.repeat(share[-1:], len(known) // 12, axis=0)])
@@ -301,8 +307,9 @@ def plot_panels(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, f
 
 
 def _rows(strokes: Mapping[str, Mapping[str, Any]]) -> int:
-    """Rows of a legend in two columns, chance among them."""
-    return (sum(stroke['label'] is not None for stroke in strokes.values()) + 2) // 2
+    """Rows of the legend, a straight line among them."""
+    labels = [stroke['label'] for stroke in strokes.values() if stroke['label'] is not None] + ['closed set 50.0%']
+    return -(-len(labels) // legend_columns(labels))
 
 
 def _chosen(results: Results, scores: Sequence[str] | None, default: str | None = None) -> list[str]:

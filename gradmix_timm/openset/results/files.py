@@ -264,7 +264,7 @@ class Mistakes(TypedDict, total=False):
     """The file mistakes.json.
 
     Attributes:
-        confused: Known images taken for another known class, the most probable first.
+        confused: Known images accepted as another known class, the most probable first.
         accepted: Unknown images accepted with the highest knownness.
         rejected: Known images rejected with the lowest knownness.
         closest: Unknown images nearest to known ones.
