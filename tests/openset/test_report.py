@@ -509,12 +509,14 @@ def test_a_map_of_the_features_is_shown_where_there_is_one(folder, evaluation):
 
 
 def test_an_image_that_was_not_mixed_has_no_partner_and_no_box(folder):
+    assert 'Not mixed' not in render_report(folder)
     facts = json.loads((folder / 'mixes.json').read_text())
     facts['images'].append({
         'class': 'bee', 'partner_class': 'bee', 'lam': 1., 'weight': [1., 0.], 'box': [16, 16, 9, 9]})
     (folder / 'mixes.json').write_text(json.dumps(facts))
     html = render_report(folder)
     assert html.count('not mixed') == 1
+    assert 'Not mixed' in html  # and why
     assert '16&thinsp;' not in html
     assert '4&thinsp;' in html
 
