@@ -6,7 +6,7 @@ Of a tree of CIFAR-10's class folders, train and test; about an hour of one CPU 
     python benchmarks/deletion_nets.py data/cifar10-2000    # runs/deletion/NET, docs/results/deletion-*.json
     python benchmarks/attribution_tables.py                 # the table from these files
 
-A net whose two files are newer than its checkpoint is skipped, and a training that was interrupted goes on.
+Type it again after an interruption: trainings continue, and files newer than their checkpoint are kept.
 """
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_a_misspelt_keyword_names_the_method_and_the_nearest(checkpoint):
     with pytest.raises(TypeError, match=r"from_checkpoint has no keyword 'known_aceptance': .*known_acceptance"):
         OpenSetClassifier.from_checkpoint(checkpoint, known_aceptance=0.9)
     for size in (0, 40., '40'):
-        with pytest.raises(ValueError, match=f'img_size={size!r}: expected a side in pixels'):
+        with pytest.raises(ValueError, match=f'img_size={size!r}: expected the side in pixels'):
             OpenSetClassifier.from_checkpoint(checkpoint, img_size=size)
 
 
@@ -718,7 +718,7 @@ def test_what_does_not_fit_a_live_module_is_said(live, changes, words):
 
 def test_names_that_are_no_texts_are_said(live):
     net, preprocessing, parts = live
-    with pytest.raises(TypeError, match=r"expected texts, known_classes=\['0', '1'\]"):
+    with pytest.raises(TypeError, match=r"expected strings, known_classes=\['0', '1'\]"):
         OpenSetClassifier.from_model(net, [0, 1], validation=parts.held, preprocessing=preprocessing)
 
 

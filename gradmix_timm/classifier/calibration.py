@@ -183,7 +183,7 @@ def _check(plan: Plan) -> None:
     if plan.threshold is not None and plan.validation is not None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
     if plan.img_size is not None and not (isinstance(plan.img_size, int | np.integer) and plan.img_size >= 1):
-        raise ValueError(f'img_size={plan.img_size!r}: expected a side in pixels, a whole number of 1 or more')
+        raise ValueError(f'img_size={plan.img_size!r}: expected the side in pixels, an integer of 1 or more')
     if plan.threshold is not None and not (isinstance(plan.threshold, SupportsFloat) and math.isfinite(plan.threshold)):
         raise ValueError(f'threshold={plan.threshold!r}; give a finite number')
 

@@ -33,7 +33,7 @@ VIEWS: tuple[View, ...] = ('trained', 'own', 'absent', 'conflict')
 PREFIX = 'shortcut:'
 _DIGITS, _DIGITS_SIDE = 'sklearn/digits', 32
 _PLACES = ('random', 'fixed')
-# From this height on, letters of 1000 classes are told apart by their pixels.
+# From this height on, the letters of 1000 classes differ in their pixels.
 _READABLE = 6
 
 Pixels: TypeAlias = NDArray[np.uint8]

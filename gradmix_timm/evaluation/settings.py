@@ -141,7 +141,7 @@ def listed(known_classes: Sequence[str] | None) -> tuple[str, ...] | None:
 
     Raises:
         ValueError: A text, which would be a class a letter.
-        TypeError: Something that holds no names, or other than texts.
+        TypeError: Not an iterable of strings.
     """
     if known_classes is not None and not isinstance(known_classes, Iterable):
         raise TypeError(f'known_classes={known_classes!r}: expected a list of names in head order')
@@ -150,5 +150,6 @@ def listed(known_classes: Sequence[str] | None) -> tuple[str, ...] | None:
                          f'known_classes={known_classes.split(",")}')
     names = None if known_classes is None else tuple(known_classes)
     if not all(isinstance(name, str) for name in names or ()):
-        raise TypeError(f'known_classes={known_classes!r}: expected texts, known_classes={list(map(str, names or ()))}')
+        raise TypeError(f'known_classes={known_classes!r}: expected strings, '
+                        f'known_classes={list(map(str, names or ()))}')
     return names

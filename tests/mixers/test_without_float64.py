@@ -91,8 +91,6 @@ def restored():
     partial(torch.set_default_device, 'meta')], ids=['float64', 'bfloat16', 'another device'])
 @pytest.mark.parametrize(('name', 'options'), [*((name, {}) for name in OURS), *OPTIONS], ids=str)
 def test_torchs_defaults_for_new_tensors_change_no_mix(name, options, change, batch, restored):
-    if 'torchvision' in name and change.args != ('meta',):
-        pytest.skip('torchvision draws lam in the default dtype')
     mixes = []
     for changed in (False, True):
         mixer, model = create_mixer(name, num_classes=K, label_smoothing=0.1, prob_elem=0.7, **options), net(name)

@@ -61,13 +61,13 @@ def _figures(results: OpenSetResults) -> list[tuple[str, str, str, str, bool]]:
               'images is gathered in the end bars.')
     return [
         ('roc.png', 'Known against unknown',
-         f'Each curve is a score ({name} thick), beside its name the AUROC; the nearer to the upper left corner, the '
-         'better. Where curves cross, the better score depends on how many knowns must be kept.',
+         f'Each curve is a score ({name} thick), and the figure beside its name is its AUROC; the nearer to the upper '
+         'left corner, the better. Where curves cross, the better score depends on how many knowns must be kept.',
          f'ROC curves; AUROC {_listed({key: entry["auroc"] for key, entry in scores.items()})}', True),
         ('oscr.png', 'Accepted and correct',
-         "Beside a name the area below its curve, OSCR. A curve ends at the accuracy of the classes that its score "
-         "predicts: the classifier's, or its own where it goes by neighbours. Look at the left: how many knowns are "
-         'still classified correctly when one unknown in a hundred may pass.',
+         'The figure beside a name is the area below its curve, its OSCR. A curve ends at the accuracy of the classes '
+         "that its score predicts: the classifier's, or its own where it goes by neighbours. Look at the left: how "
+         'many knowns are still classified correctly when one unknown in a hundred may pass.',
          f'OSCR curves; area {_listed({key: entry["oscr"] for key, entry in scores.items()})}', True),
         (figure_name(f'histogram-{name}'), f'Distribution of {name}', spread,
          f'Histograms of {results["n_known"]:,} known and {results["n_unknown"]:,} unknown images; {accepted}', True),
