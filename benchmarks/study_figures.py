@@ -429,22 +429,27 @@ def interval(by_split: dict[str, list[float]], level: float) -> str:
 def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), levels: Mapping[str, str] | None = None) -> str:
     """Differences of pairs of methods, with intervals that hold for all of the table at 95% (Bonferroni).
 
-    A class split counts once, with the mean over its seeds. Pairs without a common class split are left out.
+    A class split counts once, with the mean over its seeds. Pairs without a common class split are left out. Where a
+    split has several seeds, a column says in how many pairs of runs the first is ahead, figure by figure.
     """
     figures = {f'{figure}, {shown}': (view, score) for view, shown in (('conflict', 'conflict'), ('absent', 'none'))
                for figure, score in (('accuracy', ''), ('AUROC', 'mls'))}
     if not study.startswith('shortcut'):
         figures = {'accuracy': ('', '')} | {f'AUROC, {score}': ('', score) for score in ('msp', 'mls', 'knn')}
-    lines = [f'| points above | {" | ".join(figures)} | n |', f'|{"---|" * (2 + len(figures))}']
+    lines, seeds = [], False
     view, score = next(iter(figures.values()))
     pairs = tuple(pair for pair in pairs or PAIRS[study] if gaps(study, *pair, view, score, levels))
     for first, second in pairs:
         row = [gaps(study, first, second, view, score, levels) for view, score in figures.values()]
         cells = [interval(found, 1 - 0.05 / (len(figures) * max(len(pairs), LOOKED_AT.get(study, 0)))) for found in row]
         runs = sum(map(len, row[0].values()))
+        seeds |= runs > len(row[0])
         count = f'{len(row[0])} ({runs} runs)' if runs > len(row[0]) else len(row[0])
-        lines.append(f'| {first} above {second} | {" | ".join(cells)} | {count} |')
-    return '\n'.join(lines)
+        ahead = ', '.join(str(sum(gap > 0 for split in found.values() for gap in split)) for found in row)
+        lines.append((f'| {first} above {second} | {" | ".join(cells)} | {count} |', f' {ahead} |'))
+    head = (f'| points above | {" | ".join(figures)} | n |', ' runs ahead, by figure |')
+    rule = (f'|{"---|" * (2 + len(figures))}', '---|')
+    return '\n'.join(row + more * seeds for row, more in (head, rule, *lines))
 
 
 def plain(study: str, metric: str = 'auroc') -> str:
