@@ -131,7 +131,8 @@ def quickstart() -> str:
     """README's figures of ``make quickstart``."""
     runs = [results for _, results in finished('quickstart')]
     aurocs = ', '.join(f'{name} {percent([run["scores"][name]["auroc"] for run in runs])}' for name in QUICK_SCORES)
-    return (f'Closed-set accuracy {percent([run["closed_set"]["top1"] for run in runs])}, AUROC {aurocs}: percent, '
+    accuracies = [run['closed_set']['top1'] for run in runs]
+    return (f'Closed-set accuracy {percent(accuracies)} (lowest {percent([min(accuracies)])}), AUROC {aurocs}: percent, '
             f'mean ± standard deviation over {len(runs)} seeds\n({runs[0]["n_known"]} known and '
             f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`).')
 

@@ -701,6 +701,7 @@ def test_a_loader_of_tensors_sets_the_threshold_of_a_module_of_ones_own(live, fi
     ({'score': 'knn'}, r"score 'knn' is fitted; pass un-augmented training images, train=IMAGES"),
     ({'score': 'odin'}, r"score 'odin' takes passes over the model"),
     ({'known_classes': ('cat', 'ant', 'bee')}, r'test_resnet gives 2 logits and 3 known classes are named'),
+    ({'known_classes': ('cat', 'cat')}, r"known_classes=\[\.\.\.\] has 'cat' more than once"),
     ({'preprocessing': None}, r'Sequential does not say how a picture becomes its input, which predictions need'),
     ({'score': 'knn:k=3', 'train': 'held'}, r'40 of the 40 held-out images are training.*as validation=, or take'),
     ({'validation': torch.utils.data.TensorDataset(torch.rand(40, 3, 48, 48), torch.arange(40) % 2)},
@@ -716,7 +717,7 @@ def test_what_does_not_fit_a_live_module_is_said(live, changes, words):
         OpenSetClassifier.from_model(net, **given)
 
 
-def test_names_that_are_no_texts_are_said(live):
+def test_names_that_are_not_strings_are_refused(live):
     net, preprocessing, parts = live
     with pytest.raises(TypeError, match=r"expected strings, known_classes=\['0', '1'\]"):
         OpenSetClassifier.from_model(net, [0, 1], validation=parts.held, preprocessing=preprocessing)

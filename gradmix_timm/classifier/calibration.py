@@ -180,6 +180,10 @@ def _check(plan: Plan) -> None:
     if not (isinstance(plan.known_acceptance, SupportsFloat) and 0 < plan.known_acceptance < 1):
         raise ValueError('known_acceptance is a share of the known images between 0 and 1, got '
                          f'{plan.known_acceptance!r}')
+    names = listed(plan.known_classes) or ()
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f'known_classes=[...] has {", ".join(map(repr, repeated))} more than once; predictions go by '
+                         'the name, so each class needs its own')
     if plan.threshold is not None and plan.validation is not None:
         raise ValueError('validation images and a threshold were given; the first would set the second, give one')
     if plan.img_size is not None and not (isinstance(plan.img_size, int | np.integer) and plan.img_size >= 1):

@@ -125,8 +125,10 @@ def check_specs(specs: Sequence[UnknownSpec]) -> None:
         if names.count(spec.name) > 1 or spec.name in ('all', 'near', 'far'):
             raise ValueError(f'unknown={spec.text}: the name {spec.name!r} is taken; give the set another, '
                              'folder:NAME=DIR')
-        if spec.place and spec.kind == 'folder' and not Path(spec.place).exists():
-            raise ValueError(f'unknown={spec.text}: no folder or tar at {spec.place}')
+        place = Path(spec.place)
+        if spec.kind == 'folder' and not (place.is_dir() or (place.is_file() and place.suffix == '.tar')):
+            found = f'{place} is a file of another kind' if place.is_file() else f'there is nothing at {place}'
+            raise ValueError(f'unknown={spec.text}: {found}; expected a folder of images or a .tar of one')
 
 
 def open_outside(spec: UnknownSpec, known: Sequence[str], *, root: str | os.PathLike[str] | None = None,

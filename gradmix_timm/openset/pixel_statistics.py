@@ -136,11 +136,11 @@ def warnings_of(compared: Statistics, whose: str = 'the unknown images') -> list
         One sentence with every such statistic, the largest first; empty if there are none.
     """
     by_size = sorted(compared['statistics'].items(), key=lambda item: -item[1]['auroc'])
-    found = [f'{name.replace("_", " ")} {values["auroc"]:.2f} ({values["higher"]} higher)'
+    found = [f'{name.replace("_", " ")} {values["auroc"]:.0%} ({values["higher"]} higher)'
              for name, values in by_size if _alarming(values)]
     combined = compared['combined']
     if not found and combined is not None and _alarming(combined):
-        found.append(f'all statistics together {combined["auroc"]:.2f}')
+        found.append(f'all statistics together {combined["auroc"]:.0%}')
     if not found:
         return []
     return [f'pixels alone separate {whose} from the known images, without a model; AUROC by {", ".join(found)}']

@@ -97,7 +97,7 @@ def test_the_quickstart_prints_the_evaluation_alone(monkeypatch, capsys):
     monkeypatch.setattr(quickstart.train, 'main', lambda flags: sys.stdout.write('--result\n[{"epoch": 9}]\n'))
     monkeypatch.setattr(quickstart.openset, 'main', lambda flags: sys.stdout.write(' '.join(flags)) and 0)
     assert quickstart.main(['--output', 'runs']) == 0
-    assert capsys.readouterr().out == 'osr --checkpoint runs/quickstart/model_best.pth.tar'
+    assert capsys.readouterr().out == 'osr --checkpoint runs/quickstart/last.pth.tar'
 
 
 def cpu_seconds(entry, argv):

@@ -95,8 +95,14 @@ def test_two_sets_of_one_name(tmp_path):
     folder(tmp_path / 'a', ['x'])
     with pytest.raises(ValueError, match=r"^unknown=noise:uniform: the name 'uniform' is taken"):
         check_specs([parse_unknown('noise:uniform'), parse_unknown('made:uniform')])
-    with pytest.raises(ValueError, match=r'^unknown=folder:a=.*gone: no folder or tar at'):
+
+
+def test_a_place_that_is_no_folder_of_images(tmp_path):
+    with pytest.raises(ValueError, match=r'^unknown=folder:a=.*gone: there is nothing at .*gone; expected a folder'):
         check_specs([parse_unknown(f'folder:a={tmp_path / "gone"}')])
+    (tmp_path / 'list.txt').write_text('a.png\n')
+    with pytest.raises(ValueError, match=r'list\.txt is a file of another kind; expected a folder'):
+        check_specs([parse_unknown(f'folder:a={tmp_path / "list.txt"}')])
 
 
 def test_folders_with_and_without_classes_and_split_folders(tmp_path):
