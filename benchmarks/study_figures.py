@@ -91,6 +91,9 @@ LOOKED_AT = {'shortcut-ablation': 7}
 # Of other ways to mix where there is no cue.
 OTHERS = tuple((method, 'none') for method in (
     'regmixup', 'gradmix+regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
+# Of trainings of 200 epochs.
+LONG = (*((method, 'none') for method in ('confident-90-keep', 'cutmix', 'random-small')), *OTHERS,
+        *(('confident-90-keep', other) for other in ('cutmix', 'random-small')))
 # Columns of shortcut-kinds, and of its table by side and share.
 KINDS = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
 GRID = ('none', 'mixup', 'cutmix', 'resizemix', 'saliencymix', 'random-small', 'center-small', 'gradmix-small',
@@ -131,8 +134,8 @@ def quickstart() -> str:
     """README's figures of ``make quickstart``."""
     runs = [results for _, results in finished('quickstart')]
     aurocs = ', '.join(f'{name} {percent([run["scores"][name]["auroc"] for run in runs])}' for name in QUICK_SCORES)
-    accuracies = [run['closed_set']['top1'] for run in runs]
-    return (f'Closed-set accuracy {percent(accuracies)} (lowest {percent([min(accuracies)])}), AUROC {aurocs}: percent, '
+    accuracy = [run['closed_set']['top1'] for run in runs]
+    return (f'Closed-set accuracy {percent(accuracy)} (lowest {percent([min(accuracy)])}), AUROC {aurocs}: percent, '
             f'mean ± standard deviation over {len(runs)} seeds\n({runs[0]["n_known"]} known and '
             f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`).')
 
@@ -287,18 +290,27 @@ def evidence(study: str) -> str:
     return '\n'.join(lines)
 
 
-def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]]) -> str:
-    """One row a method, and a level of each further axis that has several: percent of what is read from its results."""
-    done = list(with_seeds(study, command))
+def grouped(study: str, command: str, figures: dict[str, Callable[[dict], float]],
+            levels: Mapping[str, str] | None = None) -> str:
+    """One row a method, and a level of each further axis that has several: percent of what is read from its results.
+
+    Args:
+        study: Its name.
+        command: Of the evaluation; '' is the first.
+        figures: Column to what reads its figure from a run's results.
+        levels: Axis to the only level that is shown.
+    """
+    done = [(cell, results) for cell, results in with_seeds(study, command)
+            if (levels or {}).items() <= cell.levels.items()]
     axes = [axis for axis in done[0][0].levels
             if axis not in ('method', 'trial', 'seed') and len({cell.levels[axis] for cell, _ in done}) > 1]
     rows: dict[tuple[str, ...], list[tuple[Cell, dict]]] = {}
     for cell, results in done:
         rows.setdefault((*(cell.levels[axis] for axis in axes), cell.levels['method']), []).append((cell, results))
     lines = [f'| {" | ".join([*axes, "training", *figures])} | n |', f'|{"---|" * (len(axes) + 2 + len(figures))}']
-    for levels in sorted(rows, key=lambda levels: levels[:-1]):
-        found = [over_splits(rows[levels], read) for read in figures.values()]
-        lines.append(f'| {" | ".join([*levels, *map(percent, found)])} | {len(found[0])} |')
+    for row in sorted(rows, key=lambda row: row[:-1]):
+        found = [over_splits(rows[row], read) for read in figures.values()]
+        lines.append(f'| {" | ".join([*row, *map(percent, found)])} | {len(found[0])} |')
     return '\n'.join(lines)
 
 
@@ -453,16 +465,17 @@ def gains(study: str, pairs: tuple[tuple[str, str], ...] = (), levels: Mapping[s
     return '\n'.join(row + more * seeds for row, more in (head, rule, *lines))
 
 
-def plain(study: str, metric: str = 'auroc') -> str:
-    """A metric of each score of a study without shortcut; accuracy beside AUROC."""
-    def of(score: str) -> Callable[[dict], float]:
+def plain(study: str, *metrics: str, levels: Mapping[str, str] | None = None) -> str:
+    """Metrics of each score of a study without shortcut; accuracy beside AUROC."""
+    def of(score: str, metric: str) -> Callable[[dict], float]:
         return lambda results: results['scores'][score][metric]
 
     runs = [results for _, results in finished(study)]
     scores = [score for score in PLAIN_SCORES if all(score in run['scores'] for run in runs)]
     accuracy = {'accuracy': lambda results: results['closed_set']['top1']}
-    return grouped(study, '', {**(accuracy if metric == 'auroc' else {}),
-                               **{f'{metric.upper()}, {score}': of(score) for score in scores}})
+    return grouped(study, '', {**(accuracy if 'auroc' in metrics else {}),
+                               **{f'{metric.upper()}, {score}': of(score, metric)
+                                  for metric in metrics for score in scores}}, levels)
 
 
 # A name in a marker alone.
@@ -473,7 +486,8 @@ WHOLE = {'quickstart': quickstart, 'headline': headline, 'without-cue': without_
 TABLES = {'gains': gains, 'confident': lambda study: gains(study, CONFIDENT),
           'others': lambda study: gains(study, OTHERS),
           '60 epochs': lambda study: gains(study, levels={'budget': '50x60'}),
-          '200 epochs': lambda study: gains(study, (('confident-90-keep', 'none'), *OTHERS), {'budget': 'e200'}),
+          '200 epochs': lambda study: gains(study, LONG, {'budget': 'e200'}),
+          '200 epochs scores': lambda study: plain(study, 'auroc', 'oscr', levels={'budget': 'e200'}),
           'oscr': lambda study: plain(study, 'oscr'),
           'evidence': evidence, 'grid': grid, 'sets': other_sets, 'corruptions': corrupted, 'probes': probed}
 
@@ -487,7 +501,7 @@ def table(name: str) -> str:
         return TABLES[which](study)
     if study in ('shortcut-kinds', 'curve-cifar10'):
         return kinds(study) if study == 'shortcut-kinds' else curve(study)
-    return shortcut(study) if study.startswith('shortcut') else plain(study)
+    return shortcut(study) if study.startswith('shortcut') else plain(study, 'auroc')
 
 
 def filled(text: str) -> str:

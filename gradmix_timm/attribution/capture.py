@@ -147,9 +147,10 @@ def _own_copy(model: nn.Module, images: Tensor) -> Tensor:
 
     A training step's forward may run under autocast or on images cast later; this pass meets the images as they come.
     """
-    dtypes = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    first = next(dtypes, images.dtype)
-    return images.clone() if images.dtype == first or images.dtype in dtypes else images.to(first)
+    weights = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    # Norms may be kept in float32 in a model of half precision; their weights have one dimension.
+    dtypes = [weight.dtype for weight in weights if weight.dim() > 1] or [weight.dtype for weight in weights]
+    return images.clone() if not dtypes or images.dtype in dtypes else images.to(dtypes[0])
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -331,6 +331,18 @@ def test_float16_keeps_its_maps(tiny_vit):
     assert found.map.dtype == torch.float32
 
 
+@pytest.mark.parametrize('name', ['tiny_cnn', 'tiny_vit'])
+def test_a_model_of_half_precision_may_keep_its_norms_in_float32(name, request):
+    model = request.getfixturevalue(name).bfloat16()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
+            module.float()
+    images, labels = torch.randn(4, 3, 64, 64), torch.arange(4)
+    one, other = attribute(model, images, labels), attribute(model, images.bfloat16(), labels)
+    assert not one.degenerate.any()
+    assert torch.equal(one.map, other.map)
+
+
 def test_a_broken_image_breaks_its_own_row_only(tiny_cnn, batch):
     images, labels = batch
     images = images.clone()
