@@ -1,14 +1,16 @@
-"""GradMix in torchvision's reference script (references/classification): the two lines that change.
+"""GradMix in torchvision's reference script (references/classification): the lines that change.
 
 The script mixes in the data loader's collate function, where no model exists. A mixer that reads the model runs in the
 step instead. In ``train.py`` of the reference, leave ``--mixup-alpha`` and ``--cutmix-alpha`` at 0 and
 
-1. make the mixer in ``main``, behind the model:
+1. make the mixer in ``main``, behind the model. It smooths the labels, so the loss must not do so a second time:
 
        mixer = create_mixer('gradmix', num_classes=num_classes, confidence=0.9, label_smoothing=args.label_smoothing,
                             rank=args.rank if args.distributed else 0)
+       criterion = nn.CrossEntropyLoss()
 
-2. call it in ``train_one_epoch``, behind ``image.to(device)``; ``nn.CrossEntropyLoss`` takes soft targets:
+2. hand it to ``train_one_epoch`` as one more argument, and call it there behind ``image.to(device)``;
+   ``nn.CrossEntropyLoss`` takes soft targets:
 
        mixer.set_step(epoch, i)
        image, target = mixer(image, target, model)

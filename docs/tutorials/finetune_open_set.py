@@ -98,11 +98,12 @@ status = train.main([
 # %% [markdown]
 # ## Evaluate
 #
-# The checkpoint records classes, data and preprocessing, so no flag repeats them. `class-knn`, the score of the GradMix
-# paper, is the similarity of an image's features to the nearest training images of a class; `msp` and `energy` are made
-# of logits and need no training images. Choose the score before you look at the table, or on images apart from the
-# test: `class-knn` is the best of all scores on these shapes, so its figures here are optimistic. Read the warnings
-# below: here they say that file sizes alone separate the drawn unknown shapes to some degree.
+# The checkpoint records classes, data and preprocessing, so no flag repeats them. `class-knn`, close to the score of
+# the GradMix paper (`class-knn-share`), is the similarity of an image's features to the nearest training images of a
+# class; `msp` and `energy` are made of logits and need no training images. Choose the score before you look at the
+# table, or on images apart from the test: `class-knn` is the best of all scores on these shapes, so its figures here
+# are optimistic. Read the warnings below: here they say that file sizes alone separate the drawn unknown shapes to some
+# degree.
 
 # %%
 from gradmix_timm.openset.__main__ import main as openset
@@ -118,8 +119,9 @@ Evaluation.load(data / 'osr').plot_confusions()
 # %% [markdown]
 # ## Use
 #
-# The threshold is set on the held-out images so that 90% of new known images are accepted on average. It promises
-# nothing about unknown images: how many of those are rejected depends on how different they are.
+# The threshold is set on the held-out images so that 90% of new known images are accepted on average; it may be fewer
+# here, since the same images have picked the checkpoint. It promises nothing about unknown images: how many of those
+# are rejected depends on how different they are.
 
 # %%
 from gradmix_timm import OpenSetClassifier
