@@ -123,8 +123,8 @@ def _of_cuda(date: str) -> list[str]:
             'costs most.\n']
     if date < _LIGHTER:
         said += ['Since then the attribution pass borrows the model in a third of the time (a ResNet-18 0.6 for 1.6 ms '
-                 'of a processor, an EfficientNet-B0 1.8 for 5.6): where launches decide, read the rows of `gradmix` '
-                 'as bounds from above.\n']
+                 'of a processor, an EfficientNet-B0 1.8 for 5.6): where launches decide, the rows of `gradmix` are '
+                 'upper bounds.\n']
     return said
 
 
@@ -166,10 +166,10 @@ def main() -> None:
     if path.exists():
         parts += ['## Boxes, pastes and targets alone\n',
                   "Time relative to torchvision's CutMix, which cuts one box for the whole batch and holds a second "
-                  'copy of it. The larger ratios hang on whether fresh memory has to be touched, which makes copies '
-                  'decide. On small batches the draw of a box, a size and a partner for each image shows. A select by '
-                  'exclusive or, `lerp` with the mask and a loop over slices were tried and left: no faster over the '
-                  'three sizes, or not bit-exact.\n',
+                  'copy of it. On large batches the ratios depend on whether new memory has to be touched, as '
+                  'copying then takes most of the time; on small ones the draw of a box, a size and a partner for each image shows. '
+                  'A select by exclusive or, `lerp` with the mask and a loop over slices were tried and dropped: no '
+                  'faster over the three sizes, or not bit-exact.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'start.json'
     if path.exists():

@@ -102,7 +102,7 @@ def faiss_text(page: dict[str, Any]) -> str:
     cases = '; '.join(f'{found["queries"]:,} queries of {case} features{part(found)} '
                       f'{found["torch_seconds"]:,.1f} s and with faiss {found["faiss_seconds"]:,.1f} s'
                       for case, found in page['figures'].items())
-    return (f"With `pip install gradmix-timm[faiss]` the kNN scores of a CPU search large training sets by faiss's "
+    return (f"With `pip install 'gradmix-timm[faiss]'` the kNN scores of a CPU search large training sets by faiss's "
             f'exact index and give the same figures (processor seconds on one thread, k = {page["k"]}; '
             f'`python benchmarks/neighbour_search.py`): {cases}.\n')
 

@@ -353,7 +353,7 @@ class OpenSetClassifier:
         Raises:
             ValueError: A score that is no :class:`~gradmix_timm.openset.scores.logit.LogitScore`; for 'image' a
                 preprocessing that ONNX has no operators for.
-            ImportError: Without the packages of ``pip install gradmix-timm[onnx]``.
+            ImportError: Without the packages of ``pip install 'gradmix-timm[onnx]'``.
         """
         onnx_export.export(path, self.model, self.score, self.manifest, input)
 

@@ -91,7 +91,7 @@ def export(path: str | os.PathLike[str], model: nn.Module, score: Score, manifes
         check_exportable(preprocessing)
     missing = [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]
     if missing:
-        raise ImportError(f'{" and ".join(missing)} not installed; pip install gradmix-timm[onnx]')
+        raise ImportError(f"{' and '.join(missing)} not installed: pip install 'gradmix-timm[onnx]'")
     if manifest.amp_dtype:
         warnings.warn(f'the graph computes in float32 and its threshold was set in {manifest.amp_dtype}: an image '
                       'close to it may fall on the other side; export a classifier that was made with amp_dtype=None',
