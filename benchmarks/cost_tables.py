@@ -167,9 +167,9 @@ def main() -> None:
         parts += ['## Boxes, pastes and targets alone\n',
                   "Time relative to torchvision's CutMix, which cuts one box for the whole batch and holds a second "
                   'copy of it. On large batches the ratios depend on whether new memory has to be touched, as '
-                  'copying then takes most of the time; on small ones the draw of a box, a size and a partner for each image shows. '
-                  'A select by exclusive or, `lerp` with the mask and a loop over slices were tried and dropped: no '
-                  'faster over the three sizes, or not bit-exact.\n',
+                  'copying then takes most of the time; on small ones the draw of a box, a size and a partner for '
+                  'each image shows. A select by exclusive or, `lerp` with the mask and a loop over slices were tried '
+                  'and dropped: no faster over the three sizes, or not bit-exact.\n',
                   mixing_table(json.loads(path.read_text())['figures']) + '\n']
     path = HERE / 'results' / 'start.json'
     if path.exists():
