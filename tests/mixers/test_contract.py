@@ -388,6 +388,16 @@ def test_a_part_of_a_switch_may_have_its_own_rate():
     assert (again.options, again.second.options) == (mixer.options, mixer.second.options)
 
 
+@pytest.mark.parametrize(('option', 'value', 'name'), [
+    ('num_classes', K + 1, 'num_classes'), ('multi_label_mix', 'union', 'multi_label'),
+    ('unknown_output', True, 'unknown_output')])
+def test_the_parts_of_a_switch_give_targets_of_one_kind(option, value, name):
+    with pytest.raises(ValueError, match=f"targets of one kind, got {name}=.* for 'mixup' and .* for 'cutmix'"):
+        create_mixer('mixup+cutmix', num_classes=K, parts={'cutmix': {option: value}})
+    create_mixer('mixup+cutmix', num_classes=K, multi_label_mix='weight',
+                 parts={'cutmix': {'multi_label_mix': 'union'}})
+
+
 def test_two_names_of_one_class_alternate_as_two_mixers():
     for name, fill in (('test-noise', 'noise'), ('test-donor', 'donor')):
         if name not in list_mixers():
