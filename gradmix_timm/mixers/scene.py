@@ -71,12 +71,12 @@ def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Te
     layers: tuple[str, ...] = ()
     if not isinstance(mixer, BatchMixer):
         with seeded_streams(0, images.device):  # such as timm's, which draw from NumPy's stream
-            mixed, targets = mixer(images.clone(), labels, model)
+            # Mixers that train on the clean batch too return it first.
+            mixed, targets = (rows[-len(images):] for rows in mixer(images.clone(), labels, model))
         return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), None, (), labels.cpu(), ())
     generator = torch.Generator().manual_seed(0)
     draw = mixer.draw(images, labels, model, generator)
-    # Mixers that train on the clean batch too return it first.
-    mixed, targets = (rows[-len(images):] for rows in mixer.apply(images, labels, draw))
+    mixed, targets = mixer.apply(images, labels, draw)  # without the clean batch
     guided = next((part for part in mixer.parts
                    if isinstance(part, GradMix) and part.requires_model and part.name == draw.name), None)
     if guided is not None and model is not None:
