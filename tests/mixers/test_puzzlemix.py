@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradmix_timm import create_mixer
 from gradmix_timm.mixers.puzzlemix import Energy, PuzzleMix, move_blocks, transport
@@ -46,6 +47,26 @@ def test_two_by_two_is_solved_exactly(seed):
     best = torch.stack([energy(torch.tensor(levels).view(1, 2, 2).expand(4, 2, 2))
                         for levels in product(LEVELS, repeat=4)]).amin(0)
     assert torch.allclose(energy(energy.solve()), best)
+
+
+class Count(TorchDispatchMode):
+    """Counts operations, each of which a GPU has to be asked for."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_all_masks_of_two_by_two_are_compared_at_once():
+    counts = []
+    for grid in (2, 4):
+        energy = random_energy(grid)
+        with Count() as count:
+            energy.solve()
+        counts.append(count.number)
+    assert counts[0] < counts[1], 'no loop over masks'
 
 
 @pytest.mark.parametrize('grid', [4, 8, 16])
