@@ -135,12 +135,13 @@ def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int]
     height, width = image_size
     area = rng.uniform(scale[0], scale[1], (_ATTEMPTS, batch)) * (height * width)
     aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), (_ATTEMPTS, batch)))
-    sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(np.int64)
+    # Of a few pixels timm's crop may be empty, which has no resized image.
+    sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(np.int64).clip(1)
     fits = (sides[0] <= height) & (sides[1] <= width)
     chosen = sides[:, fits.argmax(0), np.arange(batch)].T
     # If no attempt fits: the center, as far as the aspect allows.
     middle = [min(height, round(width / min(ratio))), min(width, round(height * max(ratio)))]
-    chosen = np.where(fits.any(0)[:, None], chosen, middle)
+    chosen = np.where(fits.any(0)[:, None], chosen, middle).clip(1)
     room = np.array([height, width]) - chosen
     corner = np.where(fits.any(0)[:, None], rng.integers(0, room + 1), room // 2)
     return np.concatenate([corner, chosen], 1)
