@@ -126,9 +126,9 @@ class PuzzleMix(AlphaMixer):
     Then each image's salient blocks move to where it is shown (:func:`transport`). Labels go by the mean of z.
 
     Approximate: they cut a graph for every image on the host; here the mask descends from the best cells by themselves,
-    one colour of a chessboard after the other, on the device; at g = 2 it is the exact minimum. Colour jumps are those
-    of one pixel on either side (theirs: of the means of up to 4 x 4), in images taken to be normalised by 0.25. Blocks
-    stay where a side is no multiple of g. One forward and one whole backward.
+    one colour of a chessboard after the other, on the device; at g = 2 it is the exact minimum, at g = 4 nearly.
+    Colour jumps are those of one pixel on either side (theirs: of the means of up to 4 x 4), in images taken to be
+    normalised by 0.25. Blocks stay where a side is no multiple of g. One forward and one whole backward.
 
     Args:
         num_classes: K.
