@@ -131,6 +131,18 @@ def test_pictures_claim_no_partner_and_no_share_that_the_draw_does_not_hold(batc
     assert 'kept ' in caption
 
 
+def test_what_a_picture_of_a_mix_takes(batch):
+    images, labels, mixer = batch[0][:4], batch[1][:4], create_mixer('cutmix', num_classes=10)
+    captions = [plot_mixes(mixer, images, given, rows=1).axes[-1].get_xlabel()
+                for given in (labels, labels.tolist(), labels.numpy())]
+    assert captions == captions[:1] * 3
+    for few, given in ((images, torch.eye(10)[labels]), (images[:0], labels[:0])):
+        with pytest.raises(ValueError, match='one image or more and a class index for each'):
+            plot_mixes(mixer, few, given)
+    with pytest.raises(ValueError, match='rows is the number of images'):
+        plot_mixes(mixer, images, labels, rows=0)
+
+
 def test_the_mix_of_a_users_own_mixer_is_shown_and_not_the_clean_batch_before_it(batch):
     class Both:
         rows_per_image = 2
