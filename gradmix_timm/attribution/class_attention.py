@@ -45,7 +45,9 @@ class ClassAttention:
             got = 'was not computed' if weights is None else f'has the shape {list(weights.shape)}'
             raise ValueError(f'the attention of {self.layer} {got}, expected one weight for each patch of '
                              f'{image_size[0]}x{image_size[1]} pixels')
-        return (tokens / tokens.sum(1, keepdim=True)).unflatten(1, reading.grid)
+        total = tokens.sum(1, keepdim=True)
+        # In half precision a class token that looks at itself alone leaves nothing for the patches: they share evenly.
+        return torch.where(total == 0, 1 / tokens.shape[1], tokens / total).unflatten(1, reading.grid)
 
 
 def _last_attention(model: nn.Module) -> tuple[str, Any]:

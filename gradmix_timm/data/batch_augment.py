@@ -108,9 +108,14 @@ class BatchAugment:
         if self.color_jitter > 0:
             pixels = _jittered(pixels, draw)
         if self.grayscale_prob > 0 and pixels.shape[1] == 3:
-            grey = torch.from_numpy(draw.grey).to(pixels.device)[:, None, None, None]
+            grey = _copied(draw.grey, pixels.device)[:, None, None, None]
             pixels = torch.where(grey, _grey(pixels), pixels)
         return pixels
+
+
+def _copied(values: np.ndarray, device: torch.device) -> Tensor:
+    """A small array on the device; a plain copy would wait until a GPU has done all that it was given before."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int], scale: Sequence[float],
@@ -130,12 +135,13 @@ def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int]
     height, width = image_size
     area = rng.uniform(scale[0], scale[1], (_ATTEMPTS, batch)) * (height * width)
     aspect = np.exp(rng.uniform(np.log(ratio[0]), np.log(ratio[1]), (_ATTEMPTS, batch)))
-    sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(np.int64)
+    # Of a few pixels timm's crop may be empty, which has no resized image.
+    sides = np.rint(np.sqrt([area / aspect, area * aspect])).astype(np.int64).clip(1)
     fits = (sides[0] <= height) & (sides[1] <= width)
     chosen = sides[:, fits.argmax(0), np.arange(batch)].T
     # If no attempt fits: the center, as far as the aspect allows.
     middle = [min(height, round(width / min(ratio))), min(width, round(height * max(ratio)))]
-    chosen = np.where(fits.any(0)[:, None], chosen, middle)
+    chosen = np.where(fits.any(0)[:, None], chosen, middle).clip(1)
     room = np.array([height, width]) - chosen
     corner = np.where(fits.any(0)[:, None], rng.integers(0, room + 1), room // 2)
     return np.concatenate([corner, chosen], 1)
@@ -168,11 +174,11 @@ def _side_weights(start: np.ndarray, length: np.ndarray, inside: int, outside: i
     """Weights along one side for each image, float32 [B, outside, inside]; looked up where all of them fit a table."""
     count = inside * (inside + 1) // 2
     if 4 * count * outside * inside * 4 > _TABLE_BYTES:
-        given = (torch.from_numpy(np.ascontiguousarray(values)).to(device) for values in (start, length, cubic, flip))
+        given = (_copied(values, device) for values in (start, length, cubic, flip))
         return _weights(inside, outside, *given)
     shorter = inside - length  # starts of the longer lengths come first: 1 + 2 + ... of them
     place = (shorter * (shorter + 1) // 2 + start) * 4 + 2 * cubic + flip
-    return _table(inside, outside, device).index_select(0, torch.from_numpy(place).to(device))
+    return _table(inside, outside, device).index_select(0, _copied(place, device))
 
 
 @lru_cache(maxsize=4)
@@ -207,15 +213,16 @@ def _cubic(x: Tensor) -> Tensor:
 def _shifted(images: Tensor, draw: AugmentDraw, size: tuple[int, int], padding: int, fill: tuple[float, ...]) -> Tensor:
     """A crop of each image with a border, flipped; no resampling."""
     channels = images.shape[1]
-    colour = torch.tensor(fill, device=images.device).round().to(torch.uint8).view(1, -1, 1, 1)
+    values = np.rint(np.array(fill, np.float32)).astype(np.uint8)
     padded = F.pad(images, (padding,) * 4)
-    if bool(colour.any()):
+    if values.any():
+        colour = _copied(values, images.device).view(1, -1, 1, 1)
         padded = padded + colour * (1 - F.pad(torch.ones_like(images[:1]), (padding,) * 4))
     places = []
     for side, (start, turned) in enumerate(zip(draw.box[:, :2].T, draw.flip.T, strict=True)):
         run = np.arange(size[side])
         place = start[:, None] + np.where(turned[:, None], run[::-1], run)
-        places.append(torch.from_numpy(place).to(images.device))
+        places.append(_copied(place, images.device))
     rows = places[0][:, None, :, None].expand(-1, channels, -1, padded.shape[3])
     columns = places[1][:, None, None, :].expand(-1, channels, size[0], -1)
     return padded.gather(2, rows).gather(3, columns).to(torch.float32)
@@ -231,8 +238,8 @@ def _grey(pixels: Tensor) -> Tensor:
 
 def _jittered(pixels: Tensor, draw: AugmentDraw) -> Tensor:
     """Brightness, contrast and saturation in each image's own order: each a blend with black, mean grey or grey."""
-    factor = torch.from_numpy(np.take_along_axis(draw.factor, draw.order, 1)).to(pixels.device)
-    order = torch.from_numpy(draw.order).to(pixels.device)
+    factor = _copied(np.take_along_axis(draw.factor, draw.order, 1), pixels.device)
+    order = _copied(draw.order, pixels.device)
     colour = pixels.shape[1] == 3
     for place in range(3):
         share = factor[:, place, None, None, None]

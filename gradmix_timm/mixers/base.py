@@ -208,11 +208,7 @@ class BatchMixer:
             targets = self._check_batch(images, targets)
             rows = self._rows(targets, images.device)
             return Mixed(images, rows, None)
-        draw = self.draw(images, targets, model)
-        own = None
-        if self.labels_after_forward:
-            own = self._rows(targets, images.device)
-        return Mixed(*self.batch_of(images, targets, draw), draw, own)
+        return self._mixed(images, targets, self.draw(images, targets, model))
 
     @contextmanager
     def watch(self, model: nn.Module, mixed: Mixed) -> Iterator[Callable[[object], Tensor]]:
@@ -313,6 +309,10 @@ class BatchMixer:
         return checked
 
     # ---- internal
+
+    def _mixed(self, images: Tensor, targets: Tensor, draw: MixDraw) -> Mixed:
+        own = self._rows(targets, images.device) if self.labels_after_forward else None
+        return Mixed(*self.batch_of(images, targets, draw), draw, own)
 
     def _rows(self, targets: Any, device: torch.device) -> Tensor:
         """The smoothed rows of labels, float32 [B, K]."""

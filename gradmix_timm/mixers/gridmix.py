@@ -23,8 +23,8 @@ class GridMix(AlphaMixer):
     Baek, Bang & Shim, "GridMix: Strong regularization through local context mapping", Pattern Recognition 109 (2021),
     the mixing alone: their second head, which predicts a label for every cell, is beyond a batch mixer. The
     nearest whole number of cells to lam * n * n, lam ~ Beta(alpha, alpha), is the image's own, drawn without
-    replacement. (What OpenMixup and the package GridMixup call GridMix is another method: a lattice of holes.)
-    Labels go by the mask's share of own pixels.
+    replacement; how they draw cells was not compared with code of theirs. (What OpenMixup and the package GridMixup
+    call GridMix is another method: a lattice of holes.) Labels go by the mask's share of own pixels.
 
     Args:
         num_classes: K.

@@ -47,8 +47,8 @@ class GuidedMix(BatchMixer):
     Kang & Kim, "GuidedMixup: An Efficient Mixup Strategy Guided by Saliency Maps", AAAI 2023, arXiv:2306.16612,
     Guided-SR, equations 2-5 and algorithm 1: s is the amplitude of the spectral residual, blurred and divided by its
     sum. Partners follow each other in a greedy cycle, each the image farthest (L2 between saliency maps) of those that
-    are left. Departures: their code blurs twice with seven taps of sigma 3, here one blur is as wide (2.6 pixels); it
-    works on 128 pixels and blurs the second time at full size, here on 64
+    are left. They mix half of the batches: ``prob=0.5``. Departures: their code blurs twice with seven taps of sigma 3,
+    here one blur is as wide (2.6 pixels); it works on 128 pixels and blurs the second time at full size, here on 64
     (:func:`gradmix_timm.ops.spectral_residual`); their cycle begins with the pair farthest apart, which is
     deterministic, here with a random image. The distances are read on the host, which synchronises with the device.
 

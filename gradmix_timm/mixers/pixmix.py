@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,9 @@ class PixMix(BatchMixer):
     algorithm 1, as in their code: the image, augmented half of the time; then each of U{0, ..., k} rounds takes
     an augmented copy of the image or its picture, half each, and a x + b p on [-1, 1] or x^a p^b on [0, 2], half each,
     with (a, b) = (Beta(beta, 1), Beta(1, beta)) or (1 + Beta(1, beta), -Beta(1, beta)), half each; clipped. Nine
-    operations at ``severity`` 3. Their pictures are 14,230 fractals and feature visualisations from the web; ours are
-    32 iterated function systems made from a seed (:func:`gradmix_timm.mixers.fractals`), for each image a crop of one.
+    operations at ``severity`` 3; on ImageNet their severity is 1 and their beta 4. Their pictures are 14,230 fractals
+    and feature visualisations from the web; ours are 32 iterated function systems made from a seed
+    (:func:`gradmix_timm.mixers.fractals`), for each image a crop of one.
 
     Pixels have to lie in [0, 1] for that. ``mean`` and ``std`` undo the normalisation; without them the smallest and
     the largest value of each channel in the batch count as 0 and 1.
@@ -143,9 +145,9 @@ class PixMix(BatchMixer):
     def _fractals(self, plan: PixPlan, plain: Tensor) -> Tensor:
         """The picture of each image, [B, C, H, W]."""
         device = plain.device
-        bank = fractals(_BANK, _SIDE)[plan.picture].to(device)
-        bank = bank[:, torch.arange(plain.shape[1], device=device) % 3]
-        return cropped(bank, to_device(plan.crop.astype(np.float32), device), image_size(plain))
+        pictures = _bank(device).index_select(0, to_device(plan.picture, device))
+        pictures = pictures[:, torch.arange(plain.shape[1], device=device) % 3]
+        return cropped(pictures, to_device(plan.crop.astype(np.float32), device), image_size(plain))
 
     def _round(self, mixed: Tensor, plain: Tensor, fractal: Tensor, plan: PixPlan, number: int) -> Tensor:
         device = plain.device
@@ -157,12 +159,18 @@ class PixMix(BatchMixer):
     def _range(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The value that counts as 0, and its distance to that of 1: float32 [1, C, 1, 1]."""
         if self.mean is not None and self.std is not None:
-            mean, std = (torch.tensor(value, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+            mean, std = (to_device(np.array(value, np.float32), images.device).view(1, -1, 1, 1)
                          for value in (self.mean, self.std))
             return -mean / std, 1 / std
         sound = images.float().nan_to_num(0.0, 0.0, 0.0)
         low, high = sound.amin((0, 2, 3), keepdim=True), sound.amax((0, 2, 3), keepdim=True)
         return low, torch.where(high > low, high - low, torch.ones_like(low))
+
+
+@lru_cache(maxsize=4)
+def _bank(device: torch.device) -> Tensor:
+    """All pictures, copied once to each device: those of a batch, copied in every step, would wait for it."""
+    return fractals(_BANK, _SIDE).to(device)
 
 
 def combine(mixed: Tensor, picture: Tensor, share: Tensor, multiplied: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from gradmix_timm.attribution import layer_maps, to_pixels
+from gradmix_timm.ops import as_targets
 from gradmix_timm.plots.pictures import MixScene, plot_scene
 from gradmix_timm.records import MixDraw
 
@@ -28,7 +29,7 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
     Args:
         mixer: Any of :func:`gradmix_timm.create_mixer`.
         images: Normalised, [B, C, H, W].
-        labels: int64 [B].
+        labels: Class indices [B], in a tensor, an array or a list.
         model: Read by mixers that need one; left as it was, and so are the random streams.
         class_names: In label order.
         mean: Of the normalisation, to undo it. None: images outside [0, 1] are stretched between their least and
@@ -41,7 +42,8 @@ def plot_mixes(mixer: Mixer, images: Tensor, labels: Tensor, model: nn.Module | 
         The figure; the last line of a notebook's cell shows it, ``figure.savefig('mixes.png')`` writes it.
 
     Raises:
-        ValueError: The mixer cannot serve the model or the images, or ``ax`` is no subplot.
+        ValueError: The mixer cannot serve the model or the images; no images, or labels that are rows of weights;
+            ``rows`` below 1; ``ax`` is no subplot.
 
     Example:
         >>> from gradmix_timm import create_mixer
@@ -59,24 +61,28 @@ def make_scene(mixer: Mixer, model: nn.Module | None, images: Tensor, labels: Te
         mixer: Any of :func:`gradmix_timm.create_mixer`.
         model: Read by mixers that need one.
         images: Normalised, [B, C, H, W].
-        labels: int64 [B].
+        labels: Class indices [B].
 
     Returns:
         For :func:`~gradmix_timm.plots.pictures.plot_scene`, on the CPU.
 
     Raises:
-        ValueError: The mixer cannot serve the model or the images.
+        ValueError: The mixer cannot serve the model or the images; no images, or labels that are rows of weights.
     """
+    labels = as_targets(labels)
+    if not len(images) or labels.dim() != 1:
+        raise ValueError(f'a picture of a mix takes one image or more and a class index for each, got '
+                         f'{len(images)} images and labels {list(labels.shape)}')
     maps: list[tuple[str, Tensor]] = []
     layers: tuple[str, ...] = ()
     if not isinstance(mixer, BatchMixer):
         with seeded_streams(0, images.device):  # such as timm's, which draw from NumPy's stream
-            mixed, targets = mixer(images.clone(), labels, model)
+            # Mixers that train on the clean batch too return it first.
+            mixed, targets = (rows[-len(images):] for rows in mixer(images.clone(), labels, model))
         return MixScene(mixer.name, images.cpu(), mixed.cpu(), targets.cpu(), None, (), labels.cpu(), ())
     generator = torch.Generator().manual_seed(0)
     draw = mixer.draw(images, labels, model, generator)
-    # Mixers that train on the clean batch too return it first.
-    mixed, targets = (rows[-len(images):] for rows in mixer.apply(images, labels, draw))
+    mixed, targets = mixer.apply(images, labels, draw)  # without the clean batch
     guided = next((part for part in mixer.parts
                    if isinstance(part, GradMix) and part.requires_model and part.name == draw.name), None)
     if guided is not None and model is not None:

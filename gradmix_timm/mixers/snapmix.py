@@ -25,11 +25,13 @@ class SnapMix(AlphaMixer):
     equations 2-6: with the CAM of each image's label, its minimum taken off and its sum made 1, the own label weighs
     a = 1 - sum of CAM_i in box 1 and the partner's b = sum of CAM_partner in box 2. **a + b is not 1**, so that the
     loss has to be linear in the target (cross-entropy, not BCE). Both boxes have the sides (H, W) * sqrt(1 - lam) of
-    draws of their own from Beta(alpha, alpha), and clipped uniform centres as CutMix's.
+    draws of their own from Beta(alpha, alpha), and clipped uniform centres as CutMix's. They mix every batch where
+    weights are pretrained, and half of them where not: ``prob=0.5``.
 
     The CAM is Grad-CAM of the logit at one layer: behind global average pooling and a linear head the two are the same
     map. A pair of one class weighs a + b once; their code counts it in both places. The model is read in evaluation
-    mode, where their forward moves BatchNorm's statistics once more. A flat map weighs by area.
+    mode, where their forward moves BatchNorm's statistics once more. Their resize is bilinear with aligned corners,
+    here it is antialiased. A flat map weighs by area.
 
     Args:
         num_classes: K.

@@ -24,6 +24,9 @@ class SwitchMixer(BatchMixer):
         first: Mixes with probability 1 - ``switch_prob``.
         second: Mixes with probability ``switch_prob``.
         switch_prob: In [0, 1].
+
+    Raises:
+        ValueError: ``switch_prob`` is no probability; the mixers have one name, or targets of two kinds.
     """
 
     def __init__(self, first: BatchMixer, second: BatchMixer, switch_prob: float = 0.5) -> None:
@@ -32,6 +35,11 @@ class SwitchMixer(BatchMixer):
         if first.name == second.name:
             raise ValueError(f'two mixers that alternate have different names, by which their draws are known; got '
                              f'{first.name!r} twice')
+        for option in ('num_classes', 'multi_label', 'unknown_output'):
+            given = getattr(first, option), getattr(second, option)
+            if given[0] != given[1]:
+                raise ValueError(f'two mixers that alternate give targets of one kind, got {option}={given[0]} for '
+                                 f'{first.name!r} and {given[1]} for {second.name!r}')
         super().__init__(first.num_classes, first.label_smoothing, seed=first.seed, rank=first.rank,
                          multi_label_mix=first.multi_label_mix, unknown_output=first.unknown_output)
         self.first, self.second, self.switch_prob = first, second, float(switch_prob)
@@ -86,6 +94,10 @@ class SwitchMixer(BatchMixer):
     @override
     def apply(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:
         return self._drawer(draw).apply(images, targets, draw)
+
+    @override
+    def _mixed(self, images: Tensor, targets: Tensor, draw: MixDraw) -> Mixed:
+        return self._drawer(draw)._mixed(images, targets, draw)
 
     @override
     def batch_of(self, images: Tensor, targets: Tensor, draw: MixDraw) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,9 @@ class TokenMix(SnapMix):
     a share 1 - lam of them is the partner's; with C the content map of an image's label, sum 1, the own label weighs
     sum of C_i (1 - M) and the partner's sum of C_partner M. **They do not add up to 1**: a pair that hides both objects
     is less of either. In a pair of one class their sum may go beyond 1, so that ``train.py`` refuses binary
-    cross-entropy, which their recipe uses. ``share`` is 0.5, as in their code, which overwrites the drawn lam and adds
-    one row of tokens.
+    cross-entropy, which their recipe uses. ``share`` is 0.5: their code overwrites the drawn lam with that
+    and adds a row of 14 tokens, 0.57 in all. It takes half of the label smoothing off either weight; here the weights
+    are of smoothed labels.
 
     Their content maps come from a pretrained NFNet, stored beside the data. Here they are Grad-CAM of the label in the
     model that is given: the live one, or a frozen one, ``mixer(images, labels, teacher)``, of any kind that has layers.

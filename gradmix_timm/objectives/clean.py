@@ -70,7 +70,7 @@ class KeepCleanTask(ClassificationTask):
             'loss' (mean of both), 'output' (clean logits), 'loss_clean', 'loss_mixed', 'draw'.
         """
         mixer = self.mixer
-        rows = soft_targets(target, mixer.num_classes, mixer.label_smoothing, input.device)
+        rows = soft_targets(target, mixer.num_classes, mixer.label_smoothing, input.device, mixer.multi_label)
         if not mixer.mixup_enabled:
             output = self.trainable_module(input)
             loss = self.criterion(output, rows)

@@ -162,8 +162,8 @@ def supcon_loss(
     """Supervised contrastive loss (SupCon, arXiv:2004.11362, L_out): every other slot of the class is a positive.
 
     The formula of :func:`ssl_loss` with P(i) the class of i without slot i. An anchor without a positive (one view, a
-    class with one image) is left out of the mean, where the usual code divides zero by zero; if no anchor has one, the
-    loss is 0.
+    class with one image) is left out of the mean, where the usual code (SupContrast) counts it as 0 and, in older
+    versions, divides zero by zero; if no anchor has one, the loss is 0.
 
     Args:
         clean: Unit features, float [B, V, D], V >= 1.

@@ -18,7 +18,8 @@ class LossTemperature:
     """A temperature for every epoch: the negative cosine schedule, constant where ``low`` equals ``high``.
 
     Kundu, Patil, JaJa, "Boosting open set recognition performance through modulated representation learning" (ICLR
-    2026; their code: amit31416/NegCosSch), with P the period, E the epochs of the run and t the epoch from 0::
+    2026; their code: amit31416/NegCosSch), with P the period, E the epochs of the run and t the epoch, from 0 (in their
+    code from 1)::
 
         tau(t) = low + (high - low) (1 + cos(2 pi (t - P / 2) / P)) / 2    for t < E - P / 2
         tau(t) = high                                                      from there on

@@ -111,8 +111,10 @@ def plot_scene(scene: MixScene, class_names: Sequence[str] = (), mean: Sequence[
         ax: A subplot within whose bounds the table is drawn; None: a new figure.
 
     Raises:
-        ValueError: ``ax`` is no subplot.
+        ValueError: ``rows`` is below 1, or ``ax`` is no subplot.
     """
+    if rows < 1:
+        raise ValueError(f'rows is the number of images that are shown, 1 or more; got {rows}')
     rows = min(rows, len(scene.images))
     both = _shown(torch.cat([scene.images.float(), scene.mixed.float()]), mean, std)
     original, mixed = both[:len(scene.images)], both[len(scene.images):]

@@ -38,7 +38,7 @@ def fingerprint(model: nn.Module) -> dict:
         'autocast': (torch.is_autocast_enabled('cpu'), torch.get_autocast_dtype('cpu')),
         'autocast_cache': torch.is_autocast_cache_enabled(),
         'rng': torch.get_rng_state(),
-        'numpy': np.random.get_state()[1].copy(),  # noqa: NPY002
+        'numpy': np.hstack(np.random.get_state()[1:3]),  # noqa: NPY002
     }
 
 

@@ -55,6 +55,18 @@ class Rows(Dataset):
 # ---- each step against PIL
 
 @pytest.mark.parametrize('table', [True, False])
+@pytest.mark.parametrize('ratio', [(0.5, 2.0), (40.0, 50.0)])
+def test_a_crop_has_a_pixel_at_least(ratio, table, monkeypatch):
+    if not table:
+        monkeypatch.setattr(batch_augment, '_TABLE_BYTES', 0)
+    images = photos(64, (8, 8)).clamp(1)
+    augment = BatchAugment((6, 6), scale=(1e-3, 2e-3), ratio=ratio, color_jitter=0.0, interpolation='bilinear')
+    draw = augment.draw(np.random.default_rng(0), 64, (8, 8))
+    assert draw.box[:, 2:].min() == 1
+    assert augment.apply(images, draw).min() >= 1, 'no NaN either'
+
+
+@pytest.mark.parametrize('table', [True, False])
 @pytest.mark.parametrize('cubic', [False, True])
 @pytest.mark.parametrize('size', [(24, 32), (40, 20), (9, 50)])
 def test_a_resized_crop_is_pils(cubic, size, table, monkeypatch):

@@ -134,11 +134,36 @@ def test_a_switch_finishes_the_labels_of_the_one_that_drew():
     assert torch.equal(finish(output), torch.eye(K)[labels])
 
 
+def test_labels_of_a_switch_are_smoothed_as_the_one_that_drew_smooths_them():
+    model = make('test_vit').eval()
+    side = side_of(model)
+    mixer = create_mixer('mixup+transmix', num_classes=K, switch_prob=1.0, parts={'transmix': {'label_smoothing': 0.2}})
+    mixed = mixer.mix(*batch(4, side), model)
+    with mixer.watch(model, mixed) as finish:
+        found = finish(model(mixed.input))
+    assert found.min().item() == pytest.approx(0.2 / K)
+    assert torch.allclose(found.sum(1), torch.ones(4), atol=1e-5)
+
+
 def test_a_pass_that_never_happened_is_named():
     with watch_class_attention(make('test_vit')) as seen:
         pass
     with pytest.raises(ValueError, match=r'the attention of blocks\.\d+\.attn was not computed'):
         seen.maps((64, 64))
+
+
+def test_a_class_token_that_looks_at_itself_alone_gives_labels_by_area():
+    model = make('test_vit').eval()
+    side = side_of(model)
+    images, labels = batch(4, side)
+    mixer = create_mixer('transmix', num_classes=K)
+    mixed = mixer.mix(images, labels, model)
+    model.blocks[-1].attn.attn_drop.register_forward_pre_hook(
+        lambda module, inputs: (torch.nn.functional.one_hot(torch.zeros_like(inputs[0][..., 0]).long(),
+                                                            inputs[0].shape[-1]).to(inputs[0]),))
+    with mixer.watch(model, mixed) as finish:
+        output = model(mixed.input)
+    assert torch.allclose(finish(output), mixed.target, atol=1e-6)
 
 
 def test_the_task_takes_its_loss_on_the_finished_labels():

@@ -19,7 +19,7 @@ KINDS = {'torchvision-mixup': v2.MixUp, 'torchvision-cutmix': v2.CutMix}
 
 
 def states():
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    return random.getstate(), np.hstack(np.random.get_state()[1:3]).tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
 
 
 def noisy(images, labels, scale=1.0):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
 from pathlib import Path
 
@@ -294,10 +295,11 @@ def test_grad_modes_are_worked_under_and_restored(name, mode, toy):
 
 @pytest.mark.parametrize('name', PAIRED)
 def test_no_random_stream_of_the_training_moves(name, toy):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    states = random.getstate(), torch.get_rng_state(), np.hstack(np.random.get_state()[1:3])  # noqa: NPY002
     create_mixer(name, num_classes=K)(torch.ones(4, 3, 16, 16), torch.arange(4), toy)
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+    assert np.array_equal(np.hstack(np.random.get_state()[1:3]), states[2])  # noqa: NPY002
 
 
 @pytest.mark.parametrize('name', [n for n in PAIRED if n != 'none'])
@@ -388,6 +390,16 @@ def test_a_part_of_a_switch_may_have_its_own_rate():
     assert (again.options, again.second.options) == (mixer.options, mixer.second.options)
 
 
+@pytest.mark.parametrize(('option', 'value', 'name'), [
+    ('num_classes', K + 1, 'num_classes'), ('multi_label_mix', 'union', 'multi_label'),
+    ('unknown_output', True, 'unknown_output')])
+def test_the_parts_of_a_switch_give_targets_of_one_kind(option, value, name):
+    with pytest.raises(ValueError, match=f"targets of one kind, got {name}=.* for 'mixup' and .* for 'cutmix'"):
+        create_mixer('mixup+cutmix', num_classes=K, parts={'cutmix': {option: value}})
+    create_mixer('mixup+cutmix', num_classes=K, multi_label_mix='weight',
+                 parts={'cutmix': {'multi_label_mix': 'union'}})
+
+
 def test_two_names_of_one_class_alternate_as_two_mixers():
     for name, fill in (('test-noise', 'noise'), ('test-donor', 'donor')):
         if name not in list_mixers():
@@ -425,14 +437,14 @@ def test_timms_names_give_bit_for_bit_what_timm_gives(mode, options, toy):
     for _ in range(4):
         np.random.seed(7)  # noqa: NPY002
         want, rows = theirs(images.clone(), labels)
-        end = np.random.get_state()[1].copy()  # noqa: NPY002
+        end = np.hstack(np.random.get_state()[1:3])  # noqa: NPY002
         np.random.seed(7)  # noqa: NPY002
         given = images.clone()
         got, targets = ours(given, labels, toy)
         assert torch.equal(got, want)
         assert torch.equal(targets, rows)
         assert got.data_ptr() == given.data_ptr(), 'in place, as timm'
-        assert np.array_equal(np.random.get_state()[1], end)  # noqa: NPY002
+        assert np.array_equal(np.hstack(np.random.get_state()[1:3]), end)  # noqa: NPY002
 
 
 def test_timms_names_refuse_what_timm_takes_wrongly():
@@ -451,12 +463,12 @@ def test_timm_disabled_draws_nothing():
     mixer = create_mixer('elem', num_classes=K, label_smoothing=0.1, mixup_alpha=1.0)
     mixer.mixup_enabled = False
     np.random.seed(0)  # noqa: NPY002
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    state = np.hstack(np.random.get_state()[1:3])  # noqa: NPY002
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     mixed, targets = mixer(images, labels)
     assert torch.equal(mixed, images)
     assert torch.allclose(targets, soft(labels))
-    assert np.array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert np.array_equal(np.hstack(np.random.get_state()[1:3]), state)  # noqa: NPY002
 
 
 # ---- errors

@@ -91,6 +91,18 @@ def test_of_multi_hot_labels_the_logits_are_differentiated(batch, monkeypatch):
     assert torch.allclose(captured.gradient, want.gradient, atol=1e-6)
 
 
+def test_clean_multi_hot_rows_are_smoothed_as_the_mixed_ones(batch, tiny_cnn):
+    images, labels = batch
+    rows, seen = torch.eye(10)[labels] + torch.eye(10)[(labels + 1) % 10], []
+    mixer = create_mixer('gradmix', num_classes=10, keep_clean=True, multi_label_mix='weight', label_smoothing=0.2)
+    task = KeepCleanTask(tiny_cnn, mixer, lambda output, target: seen.append(target) or output.sum(), verbose=False)
+    task(images, rows)
+    mixer.mixup_enabled = False
+    task(images, rows)
+    for clean in (seen[0], seen[2]):
+        assert torch.allclose(clean, rows * 0.8 + 0.1)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_takes_the_same_step(batch):
     images, labels = batch

@@ -18,6 +18,7 @@ from PIL import Image
 import gradmix_timm
 from gradmix_timm import attribute, create_mixer, evaluate, plot_attribution, plot_mixes
 from gradmix_timm.mixers.callables import CallableMixer
+from gradmix_timm.mixers.contract import adopt
 from gradmix_timm.openset.reports.figures import plot_confusions, plot_oscr, plot_roc, plot_scores
 from gradmix_timm.openset.reports.report import draw_figures
 from gradmix_timm.plots.figure import _fonts_of, png
@@ -128,6 +129,32 @@ def test_pictures_claim_no_partner_and_no_share_that_the_draw_does_not_hold(batc
     titles, caption = words(create_mixer('cutmix', num_classes=10))
     assert titles == ['original', 'partner', 'mixed']
     assert 'kept ' in caption
+
+
+def test_what_a_picture_of_a_mix_takes(batch):
+    images, labels, mixer = batch[0][:4], batch[1][:4], create_mixer('cutmix', num_classes=10)
+    captions = [plot_mixes(mixer, images, given, rows=1).axes[-1].get_xlabel()
+                for given in (labels, labels.tolist(), labels.numpy())]
+    assert captions == captions[:1] * 3
+    for few, given in ((images, torch.eye(10)[labels]), (images[:0], labels[:0])):
+        with pytest.raises(ValueError, match='one image or more and a class index for each'):
+            plot_mixes(mixer, few, given)
+    with pytest.raises(ValueError, match='rows is the number of images'):
+        plot_mixes(mixer, images, labels, rows=0)
+
+
+def test_the_mix_of_a_users_own_mixer_is_shown_and_not_the_clean_batch_before_it(batch):
+    class Both:
+        rows_per_image = 2
+
+        def __call__(self, images, labels, model=None):
+            return torch.cat([images, images.flip(0)]), torch.eye(10)[torch.cat([labels, labels.flip(0)])]
+
+    images, labels = batch[0][:4], batch[1][:4]
+    figure = plot_mixes(adopt('both', Both(), 10), images, labels, rows=1)
+    first, last = (axis.images[-1].get_array() for axis in figure.axes)
+    assert not np.array_equal(first, last)
+    assert figure.axes[-1].get_xlabel() == f'{int(labels[3])} 1.00'
 
 
 def test_maps_are_plotted_over_their_images(tiny_cnn, batch, axes):
