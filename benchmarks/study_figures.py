@@ -92,8 +92,9 @@ LOOKED_AT = {'shortcut-ablation': 7}
 OTHERS = tuple((method, 'none') for method in (
     'regmixup', 'gradmix+regmixup', 'gradmix-clean', 'openmix', 'gradmix-keep'))
 # Of trainings of 200 epochs.
-LONG = (*((method, 'none') for method in ('confident-90-keep', 'cutmix', 'random-small')), *OTHERS,
-        *(('confident-90-keep', other) for other in ('cutmix', 'random-small')), ('regmixup', 'cutmix'))
+LONG = (*((method, 'none') for method in ('confident-90-keep', 'gradmix-small', 'cutmix', 'random-small')), *OTHERS,
+        *(('confident-90-keep', other) for other in ('cutmix', 'random-small')), ('gradmix-small', 'random-small'),
+        ('regmixup', 'cutmix'))
 # Columns of shortcut-kinds, and of its table by side and share.
 KINDS = ('none', 'cutmix', 'random-small', 'gradmix-small', 'confident-90-keep')
 GRID = ('none', 'mixup', 'cutmix', 'resizemix', 'saliencymix', 'random-small', 'center-small', 'gradmix-small',
