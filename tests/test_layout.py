@@ -23,7 +23,7 @@ ROOMS = {
     'attribution': {'records', 'registry', 'schema', 'ops', 'timm'},
     'mixers': {'choices', 'options', 'records', 'registry', 'schema', 'ops', 'attribution', 'plots', 'timm'},
     'objectives': {'records', 'registry', 'schema', 'ops', 'attribution', 'mixers', 'checkpoint', 'timm'},
-    'data': {'choices', 'records', 'registry', 'schema', 'timm'},
+    'data': {'choices', 'records', 'registry', 'schema', 'ops', 'timm'},
     'openset': {'records', 'registry', 'schema', 'ops', 'plots', 'timm'},
     'checkpoint': {'records', 'registry', 'schema', 'models', 'timm'},
     'evaluation': {'choices', 'records', 'registry', 'schema', 'attribution', 'data', 'openset', 'checkpoint', 'timm'},

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmix_timm.ops import to_device
+
 __all__ = ['AugmentDraw', 'BatchAugment', 'draw_crops', 'resample']
 
 # Attempts of timm's random crop before it falls back to the center.
@@ -108,14 +110,9 @@ class BatchAugment:
         if self.color_jitter > 0:
             pixels = _jittered(pixels, draw)
         if self.grayscale_prob > 0 and pixels.shape[1] == 3:
-            grey = _copied(draw.grey, pixels.device)[:, None, None, None]
+            grey = to_device(draw.grey, pixels.device)[:, None, None, None]
             pixels = torch.where(grey, _grey(pixels), pixels)
         return pixels
-
-
-def _copied(values: np.ndarray, device: torch.device) -> Tensor:
-    """A small array on the device; a plain copy would wait until a GPU has done all that it was given before."""
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def draw_crops(rng: np.random.Generator, batch: int, image_size: tuple[int, int], scale: Sequence[float],
@@ -174,11 +171,11 @@ def _side_weights(start: np.ndarray, length: np.ndarray, inside: int, outside: i
     """Weights along one side for each image, float32 [B, outside, inside]; looked up where all of them fit a table."""
     count = inside * (inside + 1) // 2
     if 4 * count * outside * inside * 4 > _TABLE_BYTES:
-        given = (_copied(values, device) for values in (start, length, cubic, flip))
+        given = (to_device(values, device) for values in (start, length, cubic, flip))
         return _weights(inside, outside, *given)
     shorter = inside - length  # starts of the longer lengths come first: 1 + 2 + ... of them
     place = (shorter * (shorter + 1) // 2 + start) * 4 + 2 * cubic + flip
-    return _table(inside, outside, device).index_select(0, _copied(place, device))
+    return _table(inside, outside, device).index_select(0, to_device(place, device))
 
 
 @lru_cache(maxsize=4)
@@ -216,13 +213,13 @@ def _shifted(images: Tensor, draw: AugmentDraw, size: tuple[int, int], padding: 
     values = np.rint(np.array(fill, np.float32)).astype(np.uint8)
     padded = F.pad(images, (padding,) * 4)
     if values.any():
-        colour = _copied(values, images.device).view(1, -1, 1, 1)
+        colour = to_device(values, images.device).view(1, -1, 1, 1)
         padded = padded + colour * (1 - F.pad(torch.ones_like(images[:1]), (padding,) * 4))
     places = []
     for side, (start, turned) in enumerate(zip(draw.box[:, :2].T, draw.flip.T, strict=True)):
         run = np.arange(size[side])
         place = start[:, None] + np.where(turned[:, None], run[::-1], run)
-        places.append(_copied(place, images.device))
+        places.append(to_device(place, images.device))
     rows = places[0][:, None, :, None].expand(-1, channels, -1, padded.shape[3])
     columns = places[1][:, None, None, :].expand(-1, channels, size[0], -1)
     return padded.gather(2, rows).gather(3, columns).to(torch.float32)
@@ -238,8 +235,8 @@ def _grey(pixels: Tensor) -> Tensor:
 
 def _jittered(pixels: Tensor, draw: AugmentDraw) -> Tensor:
     """Brightness, contrast and saturation in each image's own order: each a blend with black, mean grey or grey."""
-    factor = _copied(np.take_along_axis(draw.factor, draw.order, 1), pixels.device)
-    order = _copied(draw.order, pixels.device)
+    factor = to_device(np.take_along_axis(draw.factor, draw.order, 1), pixels.device)
+    order = to_device(draw.order, pixels.device)
     colour = pixels.shape[1] == 3
     for place in range(3):
         share = factor[:, place, None, None, None]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradmix_timm.attribution import activations, resolve_layers
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import image_size, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer
 from .fmix import top_mask
 
 __all__ = ['AttentiveMix']

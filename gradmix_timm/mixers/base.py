@@ -13,19 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import get_worker_info
 
 from gradmix_timm.attribution import score_function
-from gradmix_timm.ops import as_targets, like, mix_targets, paste_donors, soft_targets
+from gradmix_timm.ops import as_targets, like, mix_targets, paste_donors, soft_targets, to_device
 from gradmix_timm.ops.boxes import SHARE_UNIT
 from gradmix_timm.records import Captured, MixDraw, Mixed
 
 from .contract import BoundMixer, check_images
 from .serving import ADVICE, serving
 
-__all__ = ['BatchMixer', 'kept_draw', 'kept_weight', 'partners', 'to_device', 'uniform']
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a small host array, not of float64 (which not every device has), to the device without synchronising."""
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+__all__ = ['BatchMixer', 'kept_draw', 'kept_weight', 'partners', 'uniform']
 
 
 def uniform(rng: np.random.Generator, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from gradmix_timm.ops import as_targets, box_lam, image_size
+from gradmix_timm.ops import as_targets, box_lam, image_size, to_device
 from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer
 
 __all__ = ['CallableMixer', 'TorchvisionMixer', 'seeded_streams']
 

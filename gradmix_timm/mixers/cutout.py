@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import box_lam, boxes_at, image_size, paste
+from gradmix_timm.ops import box_lam, boxes_at, image_size, paste, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, kept_weight, to_device
+from .base import BatchMixer, kept_weight
 
 __all__ = ['Cutout']
 

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import image_size, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import to_device
 from .plain import AlphaMixer, draw_lam
 
 __all__ = ['FMix', 'grey_noise', 'top_mask']

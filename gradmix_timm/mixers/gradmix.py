@@ -34,6 +34,7 @@ from gradmix_timm.ops import (
     paste_resized,
     sample_center,
     share_of,
+    to_device,
     whole_boxes,
     window_boxes,
 )
@@ -42,7 +43,7 @@ from gradmix_timm.options import OPTIONS, RECIPES, GradMixOptions
 from gradmix_timm.records import AttributionMap, Captured, MixDraw
 from gradmix_timm.registry import nearest
 
-from .base import BatchMixer, to_device, uniform
+from .base import BatchMixer, uniform
 from .plain import box_sides, draw_lam
 
 __all__ = ['GradMix']

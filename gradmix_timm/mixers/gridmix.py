@@ -7,10 +7,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import image_size, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import to_device, uniform
+from .base import uniform
 from .fmix import top_mask
 from .plain import AlphaMixer, draw_lam
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, image_size, spectral_residual
+from gradmix_timm.ops import blend, image_size, spectral_residual, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer
 
 __all__ = ['GuidedMix', 'greedy_cycle']
 

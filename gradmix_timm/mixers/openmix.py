@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, image_size, rotation, spectral_residual, warp
+from gradmix_timm.ops import blend, image_size, rotation, spectral_residual, to_device, warp
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer
 from .fmix import top_mask
 
 __all__ = ['OpenMix', 'kaleidoscope', 'moved_shapes']

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
-from gradmix_timm.ops import image_size, like, rotation, warp
+from gradmix_timm.ops import image_size, like, rotation, to_device, warp
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, kept_weight, to_device
+from .base import BatchMixer, kept_weight
 from .fractals import fractals
 
 __all__ = ['PixMix', 'PixPlan', 'augmented', 'combine']

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from gradmix_timm.ops import blend, box_lam, boxes_at, image_size
+from gradmix_timm.ops import blend, box_lam, boxes_at, image_size, to_device
 from gradmix_timm.options import check_alpha
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, kept_draw, to_device
+from .base import BatchMixer, kept_draw
 
 __all__ = ['AlphaMixer', 'CutMix', 'Mixup', 'NoMix', 'box_sides', 'draw_lam']
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmix_timm.attribution import capture_for, check_input_gradient
-from gradmix_timm.ops import image_size, like, soft_targets
+from gradmix_timm.ops import image_size, like, soft_targets, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import kept_draw, to_device
+from .base import kept_draw
 from .plain import AlphaMixer, draw_lam
 
 __all__ = ['Energy', 'PuzzleMix', 'move_blocks', 'transport']

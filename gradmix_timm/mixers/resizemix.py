@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from gradmix_timm.ops import box_lam, boxes_inside, image_size, paste_resized, whole_boxes
+from gradmix_timm.ops import box_lam, boxes_inside, image_size, paste_resized, to_device, whole_boxes
 from gradmix_timm.options import is_pair
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device, uniform
+from .base import BatchMixer, uniform
 
 __all__ = ['ResizeMix']
 

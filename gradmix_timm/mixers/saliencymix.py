@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradmix_timm.ops import argmax_center, box_lam, boxes_at, image_size, spectral_residual
+from gradmix_timm.ops import argmax_center, box_lam, boxes_at, image_size, spectral_residual, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import to_device
 from .plain import AlphaMixer, box_sides, draw_lam
 
 __all__ = ['SaliencyMix']

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from gradmix_timm.attribution import capture_for, resolve_layers, to_pixels
-from gradmix_timm.ops import box_lam, box_mass, boxes_at, image_size, paste_resized
+from gradmix_timm.ops import box_lam, box_mass, boxes_at, image_size, paste_resized, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import to_device
 from .plain import AlphaMixer, box_sides, draw_lam
 
 __all__ = ['SnapMix']

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmix_timm.ops import image_size
+from gradmix_timm.ops import image_size, to_device
 from gradmix_timm.records import MixDraw
 
-from .base import BatchMixer, to_device
+from .base import BatchMixer
 from .snapmix import SnapMix
 
 __all__ = ['TokenMix', 'block_mask']

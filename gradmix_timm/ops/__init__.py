@@ -15,6 +15,7 @@ from .boxes import (
 from .paste import blend, like, noise_fill, paste, paste_donors, paste_resized
 from .saliency import spectral_residual
 from .targets import as_targets, check_rows, logits_of, mix_targets, soft_targets
+from .transfer import to_device
 from .warp import rotation, warp
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     'share_of',
     'soft_targets',
     'spectral_residual',
+    'to_device',
     'warp',
     'whole_boxes',
     'window_boxes',
