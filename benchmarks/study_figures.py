@@ -136,9 +136,12 @@ def quickstart() -> str:
     runs = [results for _, results in finished('quickstart')]
     aurocs = ', '.join(f'{name} {percent([run["scores"][name]["auroc"] for run in runs])}' for name in QUICK_SCORES)
     accuracy = [run['closed_set']['top1'] for run in runs]
+    chosen = [results['closed_set']['top1'] for _, results in finished('quickstart-best')]
     return (f'Closed-set accuracy {percent(accuracy)} (lowest {percent([min(accuracy)])}), AUROC {aurocs}: percent, '
             f'mean ± standard deviation over {len(runs)} seeds\n({runs[0]["n_known"]} known and '
-            f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`).')
+            f'{runs[0]["n_unknown"]} unknown test images; `gradmix-study benchmarks/studies/quickstart.yaml`). The '
+            f'last checkpoint; `model_best.pth.tar` has {percent(chosen)} (lowest {percent([min(chosen)])}, '
+            f'{len(chosen)} seeds; `quickstart-best.yaml`).')
 
 
 def over_splits(runs: list[tuple[Cell, dict]], read: Callable[[dict], float]) -> list[float]:

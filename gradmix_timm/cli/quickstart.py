@@ -38,6 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags += [] if args.mixup_mode is None else ['--mixup-mode', args.mixup_mode]
     with redirect_stdout(io.StringIO()):  # the metrics as JSON, which programs read; the log is on stderr
         train.main(flags)
-    # Of 86 held-out images several epochs get the same number right, and model_best is the first of them: in one run
-    # it had 96.3% of the test images, and the last checkpoint 98.6%.
+    # Of 86 held-out images several epochs get the same number right, and model_best is the first of them.
     return openset.main(['osr', '--checkpoint', str(Path(args.output) / _NAME / 'last.pth.tar')])
